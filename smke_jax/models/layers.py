@@ -1,0 +1,151 @@
+"""Transformer parts shared by every encoder: attention, MLP, block, LayerScale.
+
+LayerNorm epsilon, GELU form, norm order and which of q, k, v carry a bias are explicit fields: BERT, Data2Vec2 and
+BEiT differ in each of them, and Flax's defaults are none of theirs.
+"""
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
+def kernel_init(std: float | None):
+    """Normal(0, std) as fairseq's `init_bert_params`; None scales by fan-in, for towers trained from scratch."""
+    return nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm with fp32 statistics, returned in the compute dtype.  (…, D) -> (…, D)."""
+
+    eps: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        norm = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32, use_fast_variance=False, name="norm")
+        # One module deep would add a level to every path for nothing, so share this scope.
+        nn.share_scope(self, norm)
+        return norm(x).astype(self.dtype)
+
+
+class LayerScale(nn.Module):
+    """x * gamma, gamma (D,) learned from `init`."""
+
+    init: float
+
+    @nn.compact
+    def __call__(self, x):
+        gamma = self.param("gamma", nn.initializers.constant(self.init), (x.shape[-1],))
+        return x * gamma.astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; logits and softmax in fp32.
+
+    `biases` names which of q, k, v have one: "qkv" (BERT, Data2Vec2) or "qv" (BEiT: a key bias would cancel in the
+    softmax anyway).  x (B, L, D), mask (B, L) with 1 = token, bias broadcastable to (B, H, L, L) -> (B, L, D).
+    """
+
+    num_heads: int
+    biases: str = "qkv"
+    init_std: float | None = 0.02
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, mask=None, bias=None):
+        width = x.shape[-1]
+        if width % self.num_heads:
+            raise ValueError(f"width {width} does not divide into {self.num_heads} heads")
+        head_dim = width // self.num_heads
+
+        def project(name):
+            y = nn.Dense(
+                width,
+                use_bias=name[0] in self.biases,
+                kernel_init=kernel_init(self.init_std),
+                dtype=self.dtype,
+                name=name,
+            )(x)
+            return y.reshape(*y.shape[:-1], self.num_heads, head_dim)
+
+        q, k, v = project("query"), project("key"), project("value")  # (B, L, H, d)
+        logits = jnp.einsum("bqhd,bkhd->bhqk", q * head_dim**-0.5, k, preferred_element_type=jnp.float32)
+        if bias is not None:
+            logits += bias.astype(jnp.float32)
+        if mask is not None:
+            # A finite minimum instead of -inf: a row that is all padding then stays finite.
+            logits = jnp.where(mask[:, None, None, :].astype(bool), logits, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(logits).astype(self.dtype)
+        out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+        return nn.Dense(width, kernel_init=kernel_init(self.init_std), dtype=self.dtype, name="out")(out)
+
+
+class Mlp(nn.Module):
+    """fc1 -> activation -> fc2.  (…, D) -> (fc1 before the activation (…, mlp_dim), output (…, D))."""
+
+    mlp_dim: int
+    activation: str = "gelu"
+    init_std: float | None = 0.02
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        init = kernel_init(self.init_std)
+        hidden = nn.Dense(self.mlp_dim, kernel_init=init, dtype=self.dtype, name="fc1")(x)
+        out = ACTIVATIONS[self.activation](hidden)
+        return hidden, nn.Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="fc2")(out)
+
+
+class BlockOutput(NamedTuple):
+    out: jax.Array  # (B, L, D) after the last residual (and, post-norm, its LayerNorm)
+    fc1: jax.Array  # (B, L, mlp_dim) first MLP layer before the activation: the intermediate ITC level
+    mlp: jax.Array  # (B, L, D) MLP output before residual and norm: what Data2Vec2 regresses
+
+
+class Block(nn.Module):
+    """One Transformer layer, pre-norm (BEiT, the shared block) or post-norm (BERT, Data2Vec2); spec 0.2.
+
+    pre:  h = x + ls1·Attn(LN1 x);  out = h + ls2·MLP(LN2 h)
+    post: h = LN1(x + Attn(x));     out = LN2(h + MLP(h))
+    `layer_scale` is the initial gamma of ls1 and ls2, None leaves both out.
+    """
+
+    num_heads: int
+    mlp_dim: int
+    norm_order: str = "post"
+    norm_eps: float = 1e-6
+    activation: str = "gelu"
+    attention_biases: str = "qkv"
+    layer_scale: float | None = None
+    dropout: float = 0.0
+    init_std: float | None = 0.02
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x, mask=None, bias=None, *, deterministic: bool = True) -> BlockOutput:
+        if self.norm_order not in ("pre", "post"):
+            raise ValueError(f"norm_order {self.norm_order!r} is neither 'pre' nor 'post'")
+        pre = self.norm_order == "pre"
+        norm1 = LayerNorm(self.norm_eps, self.dtype, name="norm1")
+        norm2 = LayerNorm(self.norm_eps, self.dtype, name="norm2")
+        attention = Attention(self.num_heads, self.attention_biases, self.init_std, self.dtype, name="attention")
+        mlp = Mlp(self.mlp_dim, self.activation, self.init_std, self.dtype, name="mlp")
+        drop = nn.Dropout(self.dropout, deterministic=deterministic)
+
+        def scale(name, y):
+            return y if self.layer_scale is None else LayerScale(self.layer_scale, name=name)(y)
+
+        h = x + scale("ls1", drop(attention(norm1(x) if pre else x, mask, bias)))
+        if not pre:
+            h = norm1(h)
+        fc1, y = mlp(norm2(h) if pre else h)
+        out = h + scale("ls2", drop(y))
+        return BlockOutput(out if pre else norm2(out), fc1, y)

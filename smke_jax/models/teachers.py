@@ -1,0 +1,105 @@
+"""Frozen image teachers.  Every one maps normalised images (B, S, S, 3) to a [CLS] feature (B, D)."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from smke_jax.models.layers import Block, LayerNorm, kernel_init
+from smke_jax.models.vision import ImageEncoder, PatchEmbed
+
+
+def relative_position_index(grid: int) -> np.ndarray:
+    """BEiT's index of the bias table -> (1+N, 1+N) int32, N = grid² (spec 26.1).
+
+    Patch pair: (dy + g-1)·(2g-1) + (dx + g-1) with d = query - key; then, in this order, [CLS]→patch (row 0),
+    patch→[CLS] (column 0) and [CLS]→[CLS].
+    """
+    y, x = np.divmod(np.arange(grid * grid), grid)
+    span = 2 * grid - 1
+    index = np.full((1 + grid * grid, 1 + grid * grid), span * span + 2, np.int32)
+    index[1:, 1:] = (y[:, None] - y + grid - 1) * span + (x[:, None] - x + grid - 1)
+    index[0, 1:] = span * span
+    index[1:, 0] = span * span + 1
+    return index
+
+
+class RelativePositionBias(nn.Module):
+    """BEiT's learned bias -> (1, H, 1+N, 1+N)."""
+
+    grid: int
+    num_heads: int
+
+    @nn.compact
+    def __call__(self):
+        rows = (2 * self.grid - 1) ** 2 + 3
+        table = self.param("table", kernel_init(0.02), (rows, self.num_heads))
+        return table[relative_position_index(self.grid)].transpose(2, 0, 1)[None]
+
+
+class Beit(nn.Module):
+    """BEiT / BEiT v2 (spec 0.2, 26.1): pre-norm, LayerScale, q and v biases, relative position bias, no positions.
+
+    `shared_bias` uses one table for all blocks (pretraining checkpoints) or one each (fine-tuned, timm, HF).
+    `final_norm` False returns the last block's output as it is, as the memory bank run of the thesis does (spec 15).
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    norm_eps: float = 1e-6
+    activation: str = "gelu"
+    layer_scale: float = 0.1
+    shared_bias: bool = True
+    final_norm: bool = True
+    init_std: float | None = 0.02
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images):
+        """Normalised images (B, S, S, 3) -> [CLS] feature (B, D), fp32."""
+        patches = PatchEmbed(self.patch_size, self.width, dtype=self.dtype, name="patch_embed")(images.astype(self.dtype))
+        cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
+        x = jnp.concatenate([jnp.broadcast_to(cls, (len(patches), 1, self.width)), patches], axis=1)
+        grid = self.image_size // self.patch_size
+        shared = RelativePositionBias(grid, self.num_heads, name="relative_bias")() if self.shared_bias else None
+        for i in range(self.depth):
+            own = None if self.shared_bias else RelativePositionBias(grid, self.num_heads, name=f"relative_bias_{i}")()
+            x = Block(
+                self.num_heads,
+                self.mlp_dim,
+                norm_order="pre",
+                norm_eps=self.norm_eps,
+                activation=self.activation,
+                attention_biases="qv",
+                layer_scale=self.layer_scale,
+                init_std=self.init_std,
+                dtype=self.dtype,
+                name=f"block_{i}",
+            )(x, bias=shared if self.shared_bias else own).out
+        cls = x[:, 0].astype(jnp.float32)
+        # The norm is made either way, so that one file of weights fits both settings.
+        normed = LayerNorm(self.norm_eps, name="norm")(cls)
+        return normed if self.final_norm else cls
+
+
+class Data2Vec2(ImageEncoder):
+    """A Data2Vec2 encoder as a teacher: its last [CLS], un-normalised."""
+
+    @nn.compact
+    def __call__(self, images, *, deterministic: bool = True):
+        """Normalised images (B, S, S, 3) -> [CLS] feature (B, D), fp32."""
+        return super().__call__(images, deterministic=deterministic)[:, 0].astype(jnp.float32)
+
+
+TEACHERS = {"beit": Beit, "data2vec2": Data2Vec2}
+
+
+def build_teacher(config) -> nn.Module:
+    """The image encoder that `config` (with a `type` of TEACHERS and that module's fields) describes."""
+    module = TEACHERS[config["type"]]
+    names = module.__dataclass_fields__
+    fields = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in config.items() if k in names}
+    return module(**fields | {"dtype": jnp.dtype(config.get("dtype", "float32"))})

@@ -1,0 +1,55 @@
+"""The student's text encoder: BERT (spec 0.2) without pooler."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from smke_jax.models.layers import Block, LayerNorm, kernel_init
+
+
+class TextEncoder(nn.Module):
+    """BERT encoder.  ids (B, L) int, mask (B, L) with 1 = token -> (B, L, D), [CLS] first.
+
+    Outputs at tokens do not depend on how much padding follows them.  Token-type id is 0 throughout.
+    """
+
+    vocab_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    max_positions: int = 512
+    type_vocab_size: int = 2
+    norm_order: str = "post"
+    norm_eps: float = 1e-12
+    activation: str = "gelu"
+    dropout: float = 0.0
+    init_std: float | None = 0.02
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, ids, mask, *, deterministic: bool = True):
+        length = ids.shape[1]
+        if length > self.max_positions:
+            raise ValueError(f"captions are {length} tokens long, this encoder has {self.max_positions} positions")
+
+        def table(name, rows):
+            return self.param(name, kernel_init(0.02), (rows, self.width)).astype(self.dtype)
+
+        x = table("word_embedding", self.vocab_size)[ids]
+        x += table("position_embedding", self.max_positions)[:length]
+        x += table("type_embedding", self.type_vocab_size)[0]
+        x = LayerNorm(self.norm_eps, self.dtype, name="embedding_norm")(x)
+        x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
+        for i in range(self.depth):
+            x = Block(
+                self.num_heads,
+                self.mlp_dim,
+                norm_order=self.norm_order,
+                norm_eps=self.norm_eps,
+                activation=self.activation,
+                dropout=self.dropout,
+                init_std=self.init_std,
+                dtype=self.dtype,
+                name=f"block_{i}",
+            )(x, mask, deterministic=deterministic).out
+        return LayerNorm(self.norm_eps, self.dtype, name="norm")(x) if self.norm_order == "pre" else x

@@ -1,0 +1,45 @@
+"""Two views of each image through one encoder and a projector: self-supervised training of a teacher."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from smke_jax.passes.base import Pass, to_network
+
+
+class ProjectedEncoder(nn.Module):
+    """Encoder and projector MLP.  Images (B, S, S, 3) -> ([CLS] (B, D), projection (B, projector[-1]))."""
+
+    encoder: nn.Module
+    projector: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, images):
+        cls = self.encoder(images)
+        x = nn.LayerNorm(name="projector_norm")(cls)
+        for i, width in enumerate(self.projector):
+            x = nn.Dense(width, name=f"projector_{i}")(jax.nn.relu(x) if i else x)
+        return cls, x
+
+
+def views_pass(model: ProjectedEncoder) -> Pass:
+    """'view{1,2}/cls' and 'view{1,2}/projection' of batch['view1'] and batch['view2']."""
+
+    def init(key, batch):
+        return model.init(key, to_network(batch["view1"]))["params"]
+
+    def run(params, batch, key, train):
+        views = [name for name in ("view1", "view2") if name in batch]
+        # One forward over both views keeps the matrices large.
+        both = to_network(jnp.concatenate([batch[name] for name in views]))
+        cls, projection = model.apply({"params": params}, both)
+        count = len(batch[views[0]])
+        reps = {}
+        for i, name in enumerate(views):
+            rows = slice(i * count, (i + 1) * count)
+            reps |= {f"{name}/cls": cls[rows], f"{name}/projection": projection[rows]}
+        return reps
+
+    return Pass(
+        "views", tuple(f"view{i}/{what}" for i in (1, 2) for what in ("cls", "projection")), True, init, run
+    )
