@@ -1,0 +1,1 @@
+"""One evaluator per file: retrieval (with ranking and median_rank), zero-shot, classification, GLUE."""
