@@ -1,0 +1,100 @@
+"""`smke prepare`: make a dataset, or a tokenizer, ready for training."""
+
+import argparse
+import time
+from pathlib import Path
+
+from smke_jax.data.prepare import PREPARERS
+from smke_jax.data.prepare.build import build, check_free
+from smke_jax.data.prepare.items import Options, Skips
+from smke_jax.data.sources import open_prepared
+from smke_jax.data.tokenizer import train_wordpiece
+from smke_jax.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Parses the command line and runs it; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    return arguments.run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("smke prepare", description=__doc__, allow_abbrev=False)
+    commands = parser.add_subparsers(metavar="DATASET", required=True)
+    for name, reader in PREPARERS.items():
+        command = commands.add_parser(name, help=reader.__doc__.splitlines()[0], allow_abbrev=False)
+        command.add_argument("--source", type=Path, required=True, help="folder with the unpacked dataset")
+        command.add_argument("--out", type=Path, required=True, help="folder to write")
+        command.add_argument(
+            "--max_side", type=_positive, metavar="N",
+            help="store JPEGs whose shorter side is at most N pixels (default: the original files)",
+        )  # fmt: skip
+        command.add_argument("--splits", type=_names, metavar="A,B", help="only these splits (default: all)")
+        command.add_argument("--split", default="train", help="name of the split of data that has none")
+        command.add_argument("--holdout", type=_positive, metavar="N", default=0, help="put N images in dev")
+        command.set_defaults(run=_prepare, dataset=name)
+    command = commands.add_parser("tokenizer", help="train a WordPiece vocabulary", allow_abbrev=False)
+    command.add_argument("--data", type=Path, required=True, help="folder written by `smke prepare`")
+    command.add_argument("--out", type=Path, required=True, help="folder to write")
+    command.add_argument("--vocab_size", type=_positive, default=8000, metavar="N")
+    command.add_argument("--splits", type=_names, default=["train"], metavar="A,B", help="default: train")
+    command.set_defaults(run=_tokenizer)
+    return parser
+
+
+def _prepare(arguments: argparse.Namespace) -> int:
+    if not arguments.source.is_dir():
+        raise UserError(f"--source={arguments.source} is not a folder")
+    check_free(arguments.out)
+    skips = Skips()
+    options = Options(split=arguments.split, holdout=arguments.holdout)
+    splits = PREPARERS[arguments.dataset](arguments.source, options, skips)
+    unknown = [name for name in arguments.splits or [] if name not in splits]
+    if unknown:
+        raise UserError(f"{arguments.source} has no split {unknown[0]!r}: it has {', '.join(splits)}")
+    manifest = build(
+        {name: items for name, items in splits.items() if name in (arguments.splits or splits)},
+        arguments.out,
+        dataset=arguments.dataset,
+        skips=skips,
+        created_by={"program": "smke prepare", **options._asdict(), "splits": arguments.splits},
+        max_side=arguments.max_side,
+    )
+    _print_table(manifest, arguments.out)
+    return 0
+
+
+def _print_table(manifest: dict, out: Path) -> None:
+    print(f"{'split':<8}{'images':>10}{'captions':>10}{'skipped':>10}")
+    for split, report in manifest["splits"].items():
+        print(f"{split:<8}{report['n_images']:>10}{report['n_captions']:>10}{report['n_skipped']:>10}")
+    for reason, count in list(manifest["skip_reasons"].items())[:5]:
+        print(f"skipped {count}x: {reason}")
+    print(f"wrote {out}")
+
+
+def _tokenizer(arguments: argparse.Namespace) -> int:
+    if (arguments.out / "tokenizer.json").exists():
+        raise UserError(f"{arguments.out} already holds a tokenizer: remove it or choose another --out")
+    start = time.monotonic()
+    sources = [open_prepared(arguments.data, split) for split in arguments.splits]
+    captions = [text for source in sources for example in source for text in example.captions]
+    tokenizer = train_wordpiece(captions, arguments.vocab_size)
+    tokenizer.save(arguments.out)
+    origin = f"{len(captions)} captions of {', '.join(arguments.splits)}"
+    print(f"{tokenizer.vocab_size} tokens from {origin}, {time.monotonic() - start:.1f} s")
+    if tokenizer.vocab_size < arguments.vocab_size:
+        print(f"(fewer than the {arguments.vocab_size} asked for: the captions hold no more)")
+    print(f"wrote {arguments.out}")
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
