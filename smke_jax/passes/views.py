@@ -30,13 +30,12 @@ def views_pass(model: ProjectedEncoder) -> Pass:
 
     def run(params, batch, key, train):
         views = [name for name in ("view1", "view2") if name in batch]
-        # One forward over both views keeps the matrices large.
-        both = to_network(jnp.concatenate([batch[name] for name in views]))
-        cls, projection = model.apply({"params": params}, both)
-        count = len(batch[views[0]])
+        # One forward over all views keeps the matrices large; interleaving them keeps every example on its device.
+        both = jnp.stack([batch[name] for name in views], axis=1)  # (B, V, S, S, 3)
+        cls, projection = model.apply({"params": params}, to_network(both.reshape(-1, *both.shape[2:])))
         reps = {}
         for i, name in enumerate(views):
-            rows = slice(i * count, (i + 1) * count)
+            rows = slice(i, None, len(views))
             reps |= {f"{name}/cls": cls[rows], f"{name}/projection": projection[rows]}
         return reps
 

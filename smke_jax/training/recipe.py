@@ -1,0 +1,113 @@
+"""From a config to what a step computes: passes and weighted terms, checked before anything is compiled."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from smke_jax.errors import UserError
+from smke_jax.models.student import build_student
+from smke_jax.models.teachers import build_teacher
+from smke_jax.objectives import TERMS
+from smke_jax.objectives.base import Term
+from smke_jax.passes.base import Pass
+from smke_jax.passes.frozen import teacher_pass
+from smke_jax.passes.student import student_pass
+from smke_jax.passes.views import ProjectedEncoder, views_pass
+
+
+class Recipe(NamedTuple):
+    """What is trained on what.
+
+    passes:  in order; the trained ones own params[pass.name], the frozen ones frozen[pass.name]
+    terms:   {name: Term}, owning params['terms'][name] and slots[name]
+    weights: {name: schedule of training progress in [0, 1] -> weight}
+    """
+
+    passes: tuple[Pass, ...]
+    terms: dict[str, Term]
+    weights: dict[str, Callable[[jax.Array], jax.Array]]
+
+
+def build_recipe(config, *, vocab_size: int | None) -> Recipe:
+    """The recipe of `config.passes` and `config.terms`; `vocab_size` None where no text is read.
+
+    Raises UserError for unknown names and arguments, and for a representation that a term needs and no pass makes.
+    """
+    passes = tuple(_lookup(PASSES, name, "pass")(config, vocab_size) for name in config.passes)
+    if not any(p.grad for p in passes):
+        raise UserError(f"config.passes {tuple(config.passes)} trains nothing: add one of {sorted(TRAINED)}")
+    terms, weights = {}, {}
+    for name, options in config.terms.items():
+        options = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in options.items()}
+        weight, final = options.pop("weight", 1.0), options.pop("final_weight", None)
+        if weight == 0 and not final:
+            continue
+        make = _lookup(TERMS, options.pop("type", name), "term")
+        try:
+            terms[name] = make(**options)
+        except TypeError as error:
+            raise UserError(f"config.terms.{name}: {error}") from None
+        weights[name] = _ramp(weight, weight if final is None else final)
+    if not terms:
+        raise UserError("config.terms is empty or all its weights are 0: nothing would be learned")
+    _check_needs(passes, terms)
+    return Recipe(passes, terms, weights)
+
+
+def _check_needs(passes, terms):
+    provided = {"id"}.union(*(p.provides for p in passes))
+    for name, term in terms.items():
+        missing = sorted(set(term.needs) - provided)
+        if missing:
+            raise UserError(
+                f"config.terms.{name} needs {', '.join(missing)}, which none of the passes "
+                f"({', '.join(p.name for p in passes)}) provides; they provide {', '.join(sorted(provided))}"
+            )
+
+
+def _ramp(start: float, end: float):
+    return lambda progress: start + (end - start) * progress
+
+
+def _lookup(table, name, kind):
+    if name not in table:
+        raise UserError(f"unknown {kind} {name!r}: known are {', '.join(sorted(table))}")
+    return table[name]
+
+
+def _student(config, vocab_size):
+    target_dim = config.teacher.width if config.teacher.type else config.student.image.width
+    return student_pass(build_student(config.student, vocab_size=vocab_size, target_dim=target_dim))
+
+
+def _teacher(config, vocab_size):
+    return teacher_pass(build_teacher(config.teacher))
+
+
+def _views(config, vocab_size):
+    return views_pass(ProjectedEncoder(build_teacher(config.teacher), tuple(config.projector)))
+
+
+PASSES = {"student": _student, "teacher": _teacher, "views": _views}
+TRAINED = ("student", "views")
+
+
+def init_params(recipe: Recipe, key: jax.Array, batch: dict[str, Any]) -> tuple[Any, Any]:
+    """Random (params, slots) of everything trained, for a global `batch` of arrays or shapes; call it under jit."""
+    shapes = {name: jax.ShapeDtypeStruct(np.shape(x), x.dtype) for name, x in batch.items()}
+    params: dict[str, Any] = {"terms": {}}
+    slots = {}
+    # Two rows are enough to find every shape, and cost nothing at a batch of thousands.
+    rows = {name: jax.numpy.zeros((2, *x.shape[1:]), x.dtype) for name, x in shapes.items()}
+    for i, p in enumerate(recipe.passes):
+        if p.grad:
+            params[p.name] = p.init(jax.random.fold_in(key, i), rows)
+    reps = {"id": shapes["id"]}
+    for p in recipe.passes:
+        reps |= jax.eval_shape(lambda b, p=p: p.run(p.init(key, b), b, key, False), shapes)
+    for i, (name, term) in enumerate(recipe.terms.items()):
+        own = {need: reps[need] for need in term.needs}
+        params["terms"][name], slots[name] = term.init(jax.random.fold_in(key, 1000 + i), own)
+    return params, slots

@@ -1,0 +1,29 @@
+"""The state of a run: everything that a step changes, and nothing else."""
+
+from typing import Any
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class TrainState:
+    """One pytree, donated to each step.
+
+    step:      () int32, updates done
+    params:    {pass name: params, 'terms': {term name: params}}
+    opt_state: optax state
+    slots:     {term name: slots}, such as memory banks
+    rng:       constant key; every step folds its number in
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+    slots: Any
+    rng: jax.Array
+
+
+def count_parameters(params: Any) -> int:
+    """Number of trainable scalars."""
+    return sum(x.size for x in jax.tree.leaves(params))
