@@ -15,7 +15,7 @@ from smke_jax.data.scenes.drawing import draw
 from smke_jax.data.scenes.meaning import TEMPLATES, Meanings, choose_meanings
 from smke_jax.data.scenes.oracle import ceiling, truth
 from smke_jax.data.scenes.probe import attribute_probe
-from smke_jax.data.scenes.world import Layout, attribute_labels, sample_layouts
+from smke_jax.data.scenes.world import Layout, attribute_labels, canonical_keys, sample_layouts
 
 __all__ = ["TEMPLATES", "VOCABULARY", "Scenes", "Split", "attribute_probe", "ceiling", "make_scenes", "truth"]
 
@@ -50,14 +50,19 @@ class Scenes:
 def make_scenes(num_train: int = 20_000, num_gallery: int = 500, seed: int = 0) -> Scenes:
     """Scenes with captions, no description occurring twice within or across the two splits.
 
-    The same arguments give the same scenes. The gallery depends on both numbers: compare runs on equal ones.
+    The same arguments give the same scenes, and the gallery depends on `num_gallery` and `seed` alone, so
+    that runs on training sets of different sizes can be compared on it.
     """
-    world_rng, claim_rng, draw_rng, word_rng = np.random.default_rng(seed).spawn(4)
-    layout = sample_layouts(num_train + num_gallery, world_rng)
-    splits = []
-    for rows in (slice(num_gallery, None), slice(0, num_gallery)):
-        part = layout[rows]
-        meanings = choose_meanings(part, claim_rng)
-        captions = write_captions(meanings, int(word_rng.integers(2**63)))
-        splits.append(Split(draw(part, draw_rng), captions, meanings, part, attribute_labels(part)))
-    return Scenes(*splits)
+    gallery_rng, train_rng = np.random.default_rng(seed).spawn(2)
+    layout_rng, *others = gallery_rng.spawn(4)
+    gallery = _tell(sample_layouts(num_gallery, layout_rng), *others)
+    layout_rng, *others = train_rng.spawn(4)
+    train = sample_layouts(num_train, layout_rng, avoid=canonical_keys(gallery.layout))
+    return Scenes(_tell(train, *others), gallery)
+
+
+def _tell(layout: Layout, claim_rng, word_rng, draw_rng) -> Split:
+    """Captions and images of given scenes."""
+    meanings = choose_meanings(layout, claim_rng)
+    captions = write_captions(meanings, int(word_rng.integers(2**63)))
+    return Split(draw(layout, draw_rng), captions, meanings, layout, attribute_labels(layout))

@@ -15,10 +15,11 @@ SIDE = 32
 CELL_SIDE = SIDE // GRID
 JITTER = 0.03 * SIDE  # pixels, each way
 RADIUS = np.array([4.2, 6.7], np.float32)  # pixels: small, large; large + jitter still fits the cell
-WALL = np.array([1.35, 1.9], np.float32)  # pixels: thickness of a hollow object
+WALL = np.array([1.6, 2.0], np.float32)  # pixels: thickness of a hollow object
 PERIOD = np.array([3.0, 4.0], np.float32)  # pixels: one bar and one gap of a striped object
 GAP_COVER = 0.35  # a gap keeps a tint of the colour, or a small striped square would be two loose bars
 TRIANGLE_DROP = 0.25  # the gauge's middle of a triangle lies this far (in radii) below the middle of its box
+NOISE = 5.0  # grey levels, standard deviation per channel of each pixel
 CHUNK = 1024  # scenes drawn at once: bounds the memory and keeps the arrays in cache
 
 COLOUR_RGB = np.array([  # order of world.COLOURS
@@ -55,7 +56,7 @@ def _draw_chunk(layout: Layout, rng: np.random.Generator) -> np.ndarray:
         paint = COLOUR_RGB[layout.colour[who, slot]][:, None, None, :]
         canvas[who, cell] = under + alpha * (paint - under)
     canvas *= rng.uniform(0.85, 1.1, (number, 1, 1, 1, 1)).astype(np.float32)
-    canvas += 5.0 * rng.standard_normal(canvas.shape, np.float32)
+    canvas += NOISE * rng.standard_normal(canvas.shape, np.float32)
     image = canvas.reshape(number, GRID, GRID, CELL_SIDE, CELL_SIDE, 3).swapaxes(2, 3)
     return np.clip(image.reshape(number, SIDE, SIDE, 3), 0, 255).astype(np.uint8)
 
@@ -94,7 +95,7 @@ def _circle(y, x):
 
 
 def _square(y, x):
-    return np.maximum(np.abs(y), np.abs(x)) / 0.86
+    return np.maximum(np.abs(y), np.abs(x)) / 0.9
 
 
 def _triangle(y, x):

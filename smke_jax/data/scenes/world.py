@@ -77,16 +77,19 @@ def canonical_keys(layout: Layout) -> np.ndarray:
     return key
 
 
-def sample_layouts(number: int, rng: np.random.Generator) -> Layout:
-    """`number` scenes, no two with the same canonical key; deterministic in the state of `rng`."""
-    kept, keys = None, np.zeros(0, np.int64)
-    while kept is None or len(kept) < number:
+def sample_layouts(number: int, rng: np.random.Generator, *, avoid: np.ndarray | None = None) -> Layout:
+    """`number` scenes, no two with the same canonical key and none with a key in `avoid`.
+
+    Deterministic in the state of `rng` and the other arguments.
+    """
+    kept = _draw(0, rng)
+    while len(kept) < number:
         fresh = _draw(int(1.15 * number) + 64, rng)
         fresh = fresh[_legible(fresh)]
-        kept = fresh if kept is None else _concatenate(kept, fresh)
-        keys = np.concatenate([keys, canonical_keys(fresh)])
-        first = np.sort(np.unique(keys, return_index=True)[1])
-        kept, keys = kept[first], keys[first]
+        if avoid is not None:
+            fresh = fresh[~np.isin(canonical_keys(fresh), avoid)]
+        kept = _concatenate(kept, fresh)
+        kept = kept[np.sort(np.unique(canonical_keys(kept), return_index=True)[1])]
     return kept[:number]
 
 
