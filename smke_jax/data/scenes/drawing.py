@@ -24,7 +24,7 @@ CHUNK = 1024  # scenes drawn at once: bounds the memory and keeps the arrays in 
 
 COLOUR_RGB = np.array([  # order of world.COLOURS
     (225, 30, 35), (255, 140, 0), (250, 230, 40), (30, 160, 50),
-    (40, 215, 225), (40, 70, 235), (140, 45, 180), (255, 130, 195)], np.float32)
+    (40, 215, 225), (40, 70, 235), (160, 55, 205), (255, 130, 195)], np.float32)
 BACKGROUND_RGB = np.array([  # order of world.BACKGROUNDS
     (12, 12, 14), (240, 240, 240), (128, 128, 128), (84, 54, 34)], np.float32)
 

@@ -22,6 +22,7 @@ def truth(meanings: Meanings, layout: Layout) -> np.ndarray:
 
     A caption is true if its objects can be matched with different objects of the scene so that descriptions
     and relation hold, and the count and background it states are right.
+    Needs about 65 N S bytes.
     """
     shape = meanings.mentioned.shape
     features = meanings.features.reshape(-1, SLOTS, len(FEATURES))
