@@ -4,7 +4,7 @@ import io
 import warnings
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageFile, ImageOps
 
 # Larger pictures are refused below with a reason; PIL's own warning would only say it twice.
 MAX_PIXELS = 89_478_485
@@ -52,14 +52,17 @@ def decode_image(data: bytes, *, min_side: int | None = None) -> np.ndarray:
 
 
 def _load(data: bytes, min_side: int | None) -> Image.Image:
+    ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have switched half-grey pictures on
     image = Image.open(io.BytesIO(data))
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(f"more than {MAX_PIXELS} pixels")
     if min_side is not None and image.format == "JPEG":
         scale = min(1.0, min_side / min(image.size))
         image.draft(None, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
-    if image.format in ("JPEG", "MPO") and b"\xff\xd9" not in data[-65536:]:
-        raise BadImage("image file is truncated")  # PIL forgives a JPEG that lacks only its last bytes
+    if image.format == "JPEG" and data.endswith(bytes(16)) and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
+        raise BadImage("image file is truncated")  # an unfinished download, filled up with zeros
+    if image.format == "PNG":
+        Image.open(io.BytesIO(data)).verify()  # load() does not look at the checksums of the pixels
     image.load()
     try:
         ImageOps.exif_transpose(image, in_place=True)

@@ -114,21 +114,49 @@ def train_wordpiece(captions: Iterable[str], vocab_size: int) -> Tokenizer:
 
     Normalisation and word splitting are BERT-uncased's; the special tokens take ids 0 to 4, [PAD] first.
     """
-    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    captions = list(captions)
+    trained = _uncased(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    # The trainer numbers "##x" pieces in the order of a randomly seeded hash map and breaks ties by number:
+    # naming them among the special tokens fixes their order and so the vocabulary.
+    pieces = _continuations(trained, captions)
+    trainer = tokenizers.trainers.WordPieceTrainer(
+        vocab_size=max(vocab_size, len(SPECIAL_TOKENS)),
+        special_tokens=[*SPECIAL_TOKENS, *pieces],
+        show_progress=False,
+    )
+    trained.train_from_iterator(captions, trainer)
+    vocab = trained.get_vocab()
+    if len(vocab) <= len(SPECIAL_TOKENS):
+        raise UserError("no words to train a tokenizer on: the captions are empty")
+    if len(vocab) > vocab_size:
+        raise UserError(f"vocab_size={vocab_size} is too small: the letters alone take {len(vocab)} tokens")
+
+    backend = _uncased(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
+    backend.add_special_tokens(list(SPECIAL_TOKENS))
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")],
+    )
+    return Tokenizer(backend, lowercase=True)
+
+
+def _uncased(model: tokenizers.models.Model) -> tokenizers.Tokenizer:
+    backend = tokenizers.Tokenizer(model)
     backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
     backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     backend.decoder = tokenizers.decoders.WordPiece()
-    trainer = tokenizers.trainers.WordPieceTrainer(
-        vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), show_progress=False
-    )
-    backend.train_from_iterator(captions, trainer)
-    vocab = backend.get_vocab()
-    if len(vocab) <= len(SPECIAL_TOKENS):
-        raise UserError("no words to train a tokenizer on: the captions are empty")
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")]
-    )
-    return Tokenizer(backend, lowercase=True)
+    return backend
+
+
+def _continuations(backend: tokenizers.Tokenizer, captions: list[str]) -> list[str]:
+    """"##x" for every character x that continues a word, in order."""
+    characters = set()
+    for caption in captions:
+        text = backend.normalizer.normalize_str(caption)
+        for word, _ in backend.pre_tokenizer.pre_tokenize_str(text):
+            characters.update(word[1:])
+    return [f"##{character}" for character in sorted(characters)]
 
 
 def _plain(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:

@@ -11,6 +11,10 @@ from smke_jax.data.sources import open_prepared
 from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.errors import UserError
 
+# Flags that only some readers know, so that no other takes one and ignores it.
+SPLIT_READERS = ("flickr30k", "cc", "jsonl", "folder")
+HOLDOUT_READERS = ("folder",)
+
 
 def main(argv: list[str]) -> int:
     """Parses the command line and runs it; returns the exit status."""
@@ -30,8 +34,10 @@ def _parser() -> argparse.ArgumentParser:
             help="store JPEGs whose shorter side is at most N pixels (default: the original files)",
         )  # fmt: skip
         command.add_argument("--splits", type=_names, metavar="A,B", help="only these splits (default: all)")
-        command.add_argument("--split", default="train", help="name of the split of data that has none")
-        command.add_argument("--holdout", type=_positive, metavar="N", default=0, help="put N images in dev")
+        if name in SPLIT_READERS:
+            command.add_argument("--split", default="train", help="name the split of data that has none")
+        if name in HOLDOUT_READERS:
+            command.add_argument("--holdout", type=_positive, default=0, metavar="N", help="N images for dev")
         command.set_defaults(run=_prepare, dataset=name)
     command = commands.add_parser("tokenizer", help="train a WordPiece vocabulary", allow_abbrev=False)
     command.add_argument("--data", type=Path, required=True, help="folder written by `smke prepare`")
@@ -47,7 +53,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         raise UserError(f"--source={arguments.source} is not a folder")
     check_free(arguments.out)
     skips = Skips()
-    options = Options(split=arguments.split, holdout=arguments.holdout)
+    options = Options(**{key: value for key, value in vars(arguments).items() if key in Options._fields})
     splits = PREPARERS[arguments.dataset](arguments.source, options, skips)
     unknown = [name for name in arguments.splits or [] if name not in splits]
     if unknown:
@@ -57,7 +63,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         arguments.out,
         dataset=arguments.dataset,
         skips=skips,
-        created_by={"program": "smke prepare", **options._asdict(), "splits": arguments.splits},
+        created_by={key: _plain(value) for key, value in vars(arguments).items() if key != "run"},
         max_side=arguments.max_side,
     )
     _print_table(manifest, arguments.out)
@@ -87,6 +93,10 @@ def _tokenizer(arguments: argparse.Namespace) -> int:
         print(f"(fewer than the {arguments.vocab_size} asked for: the captions hold no more)")
     print(f"wrote {arguments.out}")
     return 0
+
+
+def _plain(value):
+    return str(value) if isinstance(value, Path) else value
 
 
 def _positive(text: str) -> int:

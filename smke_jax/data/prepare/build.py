@@ -7,6 +7,7 @@ import hashlib
 import io
 import itertools
 import json
+import operator
 import os
 import shutil
 from collections.abc import Iterable, Iterator
@@ -93,7 +94,7 @@ def _write_split(
 ) -> tuple[dict, object]:
     """Writes one split; returns its part of the manifest and its tfds SplitInfo (None when empty)."""
     writer = SplitWriter(directory, split)
-    progress = Progress(split, len(items) if hasattr(items, "__len__") else None)
+    progress = Progress(split, operator.length_hint(items))
     digest = hashlib.sha256()
     counts: list[int] = []
     dropped = seen = 0

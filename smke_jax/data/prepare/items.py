@@ -24,10 +24,10 @@ class Item(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a person may ask of a reader."""
+    """What a person may ask of a reader; each reader knows some of them."""
 
-    split: str = "train"  # for datasets that come without splits
-    holdout: int = 0  # images held out as `dev` (folder only)
+    split: str = "train"  # name of the split of data that comes without splits
+    holdout: int = 0  # images to move from `train` to `dev`
 
 
 class Skips:

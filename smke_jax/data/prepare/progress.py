@@ -5,9 +5,12 @@ import time
 
 
 class Progress:
-    """Prints `label: done/total, rate, time left` to stderr at most every `every` seconds."""
+    """Prints `label: done/total, rate, time left` to stderr at most every `every` seconds.
 
-    def __init__(self, label: str, total: int | None, *, every: float = 3.0):
+    `total` 0 means unknown.
+    """
+
+    def __init__(self, label: str, total: int, *, every: float = 3.0):
         self.label, self.total, self.every = label, total, every
         self.start = self.shown = time.monotonic()
 

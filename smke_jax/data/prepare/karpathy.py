@@ -1,0 +1,37 @@
+"""Reads the Karpathy and Fei-Fei caption files (dataset_coco.json, dataset_flickr30k.json).
+
+A. Karpathy, L. Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image Descriptions", CVPR 2015.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from smke_jax.data.prepare.items import Item, Skips
+from smke_jax.errors import UserError
+
+# `restval` is the part of COCO's validation images that the split gives to training.
+SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
+
+
+def karpathy_items(path: Path, image_path: Callable[[dict], Path], skips: Skips) -> dict[str, list[Item]]:
+    """Items per split, in file order; `image_path` finds the file of one entry of "images".
+
+    Captions are the raw sentences, not the file's own tokens.
+    """
+    try:
+        images = json.loads(path.read_bytes())["images"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not a whole Karpathy caption file: fetch it again") from None
+    splits: dict[str, list[Item]] = {}
+    for number, image in enumerate(images):
+        where = f"{path.name}: images[{number}]"
+        try:
+            split = SPLITS[image["split"]]
+            captions = [sentence["raw"] for sentence in image["sentences"]]
+            item = Item(image["filename"], captions, image_path(image), where)
+        except (KeyError, TypeError):
+            skips.add(where, "entry lacks a known split, filename or sentences[].raw")
+            continue
+        splits.setdefault(split, []).append(item)
+    return splits

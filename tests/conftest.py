@@ -1,0 +1,29 @@
+"""Set before JAX is first imported: eight CPU devices, no network, a compile cache."""
+
+import os
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+xla_flags = os.environ.get("XLA_FLAGS", "")
+if "xla_force_host_platform_device_count" not in xla_flags:
+    os.environ["XLA_FLAGS"] = f"{xla_flags} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import pytest  # noqa: E402
+from absl import flags  # noqa: E402
+
+flags.FLAGS.mark_as_parsed()  # libraries that read absl flags would otherwise refuse outside app.run
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real photos and sentences; tests that ask for it are skipped where it is absent."""
+    path = Path(os.environ.get("SMKE_TEST_DATA", ROOT / "../shared/data")).resolve()
+    if not path.is_dir():
+        pytest.skip(f"no real data at {path}: set SMKE_TEST_DATA")
+    return path

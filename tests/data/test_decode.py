@@ -1,0 +1,192 @@
+"""Every kind of picture comes out right, and every kind of damage with a reason."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile
+
+from smke_jax.data import decode
+from smke_jax.data.decode import BadImage, decode_image
+
+
+def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def photo(height: int = 48, width: int = 64) -> Image.Image:
+    rows, columns = np.mgrid[:height, :width]
+    rgb = np.stack([rows * 255 // height, columns * 255 // width, (rows + columns) % 256], axis=-1)
+    return Image.fromarray(rgb.astype(np.uint8))
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "PPM", "WEBP"])
+def test_lossless_formats_come_out_exactly(kind):
+    options = {"lossless": True} if kind == "WEBP" else {}
+    pixels = decode_image(encode(photo(), kind, **options))
+    assert pixels.dtype == np.uint8
+    np.testing.assert_array_equal(pixels, np.array(photo()))
+
+
+def test_result_is_a_writable_array_of_its_own():
+    pixels = decode_image(encode(photo()))
+    pixels[:] = 0
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB"])
+@pytest.mark.parametrize("kind", ["PNG", "GIF"])
+def test_plain_modes_match_pillow(mode, kind):
+    image = photo().convert(mode)
+    data = encode(image, kind)
+    np.testing.assert_array_equal(decode_image(data), np.array(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_alpha_is_composited_over_white(mode):
+    image = Image.new(mode, (3, 1), 0)
+    black_with = [(*[0] * (len(mode) - 1), alpha) for alpha in (0, 128, 255)]
+    image.putdata(black_with)
+    np.testing.assert_array_equal(decode_image(encode(image))[0, :, 0], [255, 127, 0])
+
+
+def test_palette_with_transparency_is_composited_over_white():
+    image = Image.new("P", (2, 1))
+    image.putpalette([10, 20, 30, 200, 100, 50])
+    image.putdata([0, 1])
+    pixels = decode_image(encode(image, transparency=0))
+    np.testing.assert_array_equal(pixels[0], [[255, 255, 255], [200, 100, 50]])
+
+
+def test_transparent_colour_of_an_rgb_png_is_white():
+    image = Image.new("RGB", (2, 1), (1, 2, 3))
+    image.putpixel((1, 0), (4, 5, 6))
+    np.testing.assert_array_equal(
+        decode_image(encode(image, transparency=(1, 2, 3)))[0], [[255, 255, 255], [4, 5, 6]]
+    )
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
+def test_sixteen_bit_grey_is_scaled_not_clipped(kind):
+    image = Image.fromarray(np.array([[0, 255, 256, 32768, 65535]], np.uint16))
+    np.testing.assert_array_equal(decode_image(encode(image, kind))[0, :, 0], [0, 0, 1, 128, 255])
+
+
+def test_float_tiff():
+    unit = Image.fromarray(np.array([[0, 0.5, 1]], np.float32))
+    np.testing.assert_array_equal(decode_image(encode(unit, "TIFF"))[0, :, 2], [0, 128, 255])
+    wide = Image.fromarray(np.array([[-3, 100, 300]], np.float32))
+    np.testing.assert_array_equal(decode_image(encode(wide, "TIFF"))[0, :, 2], [0, 100, 255])
+    with pytest.raises(BadImage, match="NaN"):
+        decode_image(encode(Image.fromarray(np.full((2, 2), np.nan, np.float32)), "TIFF"))
+
+
+def test_lab_tiff():
+    white = Image.new("LAB", (2, 2), (255, 128, 128))
+    assert decode_image(encode(white, "TIFF")).min() >= 250
+
+
+def test_cmyk_jpeg_with_inverted_inks():
+    cmyk = Image.new("CMYK", (16, 16), (0, 255, 255, 0))  # red
+    data = encode(cmyk, "JPEG", quality=95)
+    assert b"Adobe" in data  # the marker that says the inks are stored inverted, as Photoshop stores them
+    np.testing.assert_allclose(decode_image(data)[8, 8], [255, 0, 0], atol=3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    upright = np.zeros((32, 64, 3), np.uint8)
+    upright[:16, :32] = 255  # white top left corner
+    undo = {
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.swapaxes(0, 1),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+        8: lambda a: np.rot90(a, -1),
+    }
+    stored = undo.get(orientation, lambda a: a)(upright)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encode(Image.fromarray(np.ascontiguousarray(stored)), "JPEG", exif=exif, quality=95)
+    np.testing.assert_allclose(decode_image(data).astype(int), upright, atol=8)
+
+
+def test_unreadable_exif_does_not_lose_the_picture():
+    data = encode(photo(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert decode_image(data).shape == (48, 64, 3)
+
+
+def test_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (8, 8), colour) for colour in ("red", "blue")]
+    pixels = decode_image(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    np.testing.assert_array_equal(pixels[0, 0], [255, 0, 0])
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP"])
+@pytest.mark.parametrize("kept", [0.02, 0.3, 0.6, 0.95])
+def test_truncated_files_never_give_a_picture(kind, kept):
+    data = encode(photo(96, 128), kind)
+    with pytest.raises(BadImage) as caught:
+        decode_image(data[: int(len(data) * kept)])
+    assert caught.value.reason and "\n" not in caught.value.reason
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_truncated_jpeg_even_where_another_library_allowed_it(progressive, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    data = encode(photo(96, 128), "JPEG", progressive=progressive)
+    with pytest.raises(BadImage, match="truncated"):
+        decode_image(data[: len(data) // 2])
+
+
+def test_download_filled_up_with_zeros():
+    data = encode(photo(96, 128), "JPEG")
+    with pytest.raises(BadImage, match="truncated"):
+        decode_image(data[: len(data) // 2].ljust(len(data), b"\0"))
+    assert decode_image(data.ljust(len(data) + 512, b"\0")).shape == (96, 128, 3)  # whole, then padded
+
+
+@pytest.mark.parametrize(
+    "data, reason",
+    [(b"", "empty file"), (b"<html>404</html>", "not an image"), (bytes(1000), "not an image")],
+)
+def test_no_picture_at_all(data, reason):
+    with pytest.raises(BadImage, match=reason):
+        decode_image(data)
+
+
+def test_flipped_bytes_in_a_png_are_found():
+    data = bytearray(encode(photo()))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(BadImage):
+        decode_image(bytes(data))
+
+
+def test_decompression_bomb_is_refused(monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
+    with pytest.raises(BadImage, match="more than 1000 pixels"):
+        decode_image(encode(photo(), "TIFF"))
+
+
+def test_decompression_bomb_without_the_memory():
+    png = bytearray(encode(Image.new("1", (8, 8))))
+    png[16:24] = struct.pack(">II", 60_000, 60_000)
+    png[29:33] = struct.pack(">I", zlib.crc32(png[12:29]))
+    with pytest.raises(BadImage, match="pixels"):
+        decode_image(bytes(png))
+
+
+def test_min_side_decodes_large_jpegs_smaller():
+    data = encode(photo(400, 800), "JPEG")
+    small = decode_image(data, min_side=90)
+    assert small.shape == (100, 200, 3)
+    assert decode_image(data, min_side=401).shape == (400, 800, 3)
+    exact = np.array(photo(400, 800).resize((200, 100), Image.Resampling.BOX)).astype(int)
+    assert np.abs(small[2:-2, 2:-2] - exact[2:-2, 2:-2]).mean() < 6
+    with pytest.raises(BadImage, match="truncated"):
+        decode_image(data[: len(data) // 2], min_side=90)
