@@ -1,0 +1,1 @@
+"""Curves, picture grids and the one-file HTML report, from plain data."""

@@ -1,0 +1,152 @@
+"""Pieces of a self-contained HTML page: everything is escaped, every picture is embedded."""
+
+import base64
+import html
+import io
+
+import numpy as np
+from PIL import Image
+
+from smke_jax.errors import UserError
+
+# The policy is a second lock behind the escaping: no script runs and nothing is fetched, whatever a caption
+# holds.
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy"
+ content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{title}</title>
+<style>{style}</style>
+</head>
+<body>
+<main>
+{body}
+</main>
+</body>
+</html>
+"""
+
+STYLE = """
+:root { color-scheme: light; --line: #dfe3e8; --soft: #5c6670; --right: #1a8a3c; --wrong: #c62828; }
+* { box-sizing: border-box; }
+body { margin: 0; background: #f4f6f8; color: #1c2126; font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 24px 16px 64px; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 8px; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 0 0 8px; }
+h3 { font-size: 1rem; margin: 16px 0 4px; }
+p { margin: 4px 0; overflow-wrap: anywhere; }
+section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 16px;
+  margin: 16px 0; }
+.soft, figcaption { color: var(--soft); font-size: .85rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px;
+  margin: 16px 0; }
+.tiles div { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
+.tiles b { display: block; font-size: 1.5rem; line-height: 1.3; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
+th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { font-weight: 600; font-size: .85rem; color: var(--soft); }
+thead tr:first-child th { text-align: center; border-bottom: 0; padding-bottom: 0; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 130px; }
+td:last-child { text-align: left; white-space: normal; min-width: 160px; color: var(--soft);
+  font-size: .85rem; }
+td small { display: block; color: var(--soft); font-size: .72rem; }
+tr.own td { background: #eef5fb; font-weight: 600; }
+tr.own small, tr.own td:last-child { font-weight: 400; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px; }
+figure { margin: 0; }
+.plots img { width: 100%; max-width: 640px; height: auto; display: block; }
+.hits { display: grid; grid-template-columns: repeat(5, minmax(0, 160px)); gap: 10px; }
+.row { padding: 12px 0; border-top: 1px solid var(--line); }
+.row > p { margin-bottom: 8px; font-weight: 500; }
+.pair { display: grid; grid-template-columns: 160px 1fr; gap: 16px; align-items: start; }
+.hit img { width: 100%; aspect-ratio: 1; object-fit: cover; display: block; border-radius: 6px;
+  border: 4px solid var(--line); }
+.hit.right img { border-color: var(--right); } .hit.wrong img { border-color: var(--wrong); }
+.mark { font-weight: 700; }
+.right .mark { color: var(--right); } .wrong .mark { color: var(--wrong); }
+ol { margin: 0; padding-left: 24px; } li { overflow-wrap: anywhere; margin-bottom: 2px; }
+dl { display: grid; grid-template-columns: 200px 1fr; gap: 4px 16px; margin: 0; }
+dt { color: var(--soft); overflow-wrap: anywhere; } dd { margin: 0; overflow-wrap: anywhere; }
+pre { background: #f4f6f8; border-radius: 6px; padding: 10px; font-size: .85rem; margin: 8px 0 0;
+  white-space: pre-wrap; overflow-wrap: anywhere; }
+summary { cursor: pointer; }
+@media (max-width: 600px) {
+  .hits { grid-template-columns: repeat(3, 1fr); } .pair { grid-template-columns: 92px 1fr; }
+  dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 8px; }
+  th, td { padding: 6px; } th:first-child, td:first-child { min-width: 76px; }
+  td small { white-space: normal; }
+}
+@media print { body { background: #fff; } section { break-inside: avoid; } }
+"""
+
+
+def escape(value) -> str:
+    """`value` as text that is safe between tags and inside quoted attributes."""
+    # A file name may carry lone surrogates, which UTF-8 cannot hold.
+    return html.escape(str(value).encode("utf-8", "replace").decode("utf-8"), quote=True)
+
+
+def page(title: str, body: str) -> str:
+    """A whole document; `title` is text, `body` is HTML."""
+    return PAGE.format(title=escape(title), style=STYLE, body=body)
+
+
+def section(heading: str, *parts: str, note: str = "") -> str:
+    """A titled box around HTML parts, with a line of plain text under the heading."""
+    head = f"<h2>{escape(heading)}</h2>\n{paragraph(note, 'soft')}"
+    return "\n".join(["<section>", head, *parts, "</section>"])
+
+
+def paragraph(text: str, style: str = "") -> str:
+    """A paragraph of plain text; nothing for no text."""
+    return f'<p class="{style}">{escape(text)}</p>\n' if text else ""
+
+
+def plot(png: bytes, caption: str) -> str:
+    """A PNG embedded as a figure."""
+    return (f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{_base64(png)}">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>")
+
+
+def hit(image, is_right: bool | None, note: str = "", alt: str = "") -> str:
+    """A photo framed green (right), red (wrong) or grey (unknown), with tick or cross and a note below it."""
+    return (f'<figure class="hit {_verdict(is_right)}"><img alt="{escape(alt)}" src="{photo(image)}">'
+            f"<figcaption>{_mark(is_right)} {escape(note)}</figcaption></figure>")
+
+
+def caption_item(caption: str, is_right: bool | None) -> str:
+    """A list item: a caption with its tick or cross."""
+    return f'<li class="{_verdict(is_right)}">{_mark(is_right)} {escape(caption)}</li>'
+
+
+def photo(image, side: int = 256) -> str:
+    """A uint8 image (H, W, 3) or (H, W) as an embedded JPEG of at most `side` pixels; UserError otherwise."""
+    pixels = np.asarray(image)
+    has_pixels = pixels.ndim in (2, 3) and pixels.size and pixels.shape[2:] in ((), (3,))
+    if pixels.dtype != np.uint8 or not has_pixels:
+        raise UserError(f"an image of the report is {pixels.dtype}{list(pixels.shape)}: give uint8 (H, W, 3) "
+                        "from before normalisation")
+    thumbnail = Image.fromarray(pixels)
+    thumbnail.thumbnail((side, side))
+    buffer = io.BytesIO()
+    thumbnail.save(buffer, format="JPEG", quality=85)
+    return f"data:image/jpeg;base64,{_base64(buffer.getvalue())}"
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
+
+
+def _verdict(is_right):
+    return "" if is_right is None else "right" if is_right else "wrong"
+
+
+def _mark(is_right):
+    # Said in words too: a screen reader reads no colours.
+    if is_right is None:
+        return ""
+    return f'<span class="mark" title="{_verdict(is_right)}">{"✓" if is_right else "✗"}</span>'

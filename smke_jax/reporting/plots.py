@@ -1,0 +1,186 @@
+"""The curves of a run as figures, and the retrieval picture grid as one PNG.
+
+Every `*_figure` takes the rows of `metrics.jsonl` and returns a Figure, or None when the rows lack its keys.
+Figures are made without pyplot: no global state, no display, nothing to close.
+"""
+
+import io
+import textwrap
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
+
+from smke_jax import atomic
+from smke_jax.errors import UserError
+from smke_jax.reporting.metrics_log import keys_of, series
+
+# Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+RIGHT, WRONG, UNKNOWN = ("✓", "#1a8a3c"), ("✗", "#c62828"), ("", "#9aa4af")
+
+
+def loss_figure(rows) -> Figure | None:
+    """The total loss (black) and each of its parts against the step; logarithmic when they differ widely."""
+    keys = keys_of(rows, lambda key: key == "loss" or key.endswith("/loss"))
+    if not keys:
+        return None
+    figure, axes = _curves("loss")
+    for number, key in enumerate(sorted(set(keys) - {"loss"})):
+        _draw(axes, rows, key, COLOURS[number % len(COLOURS)])
+    if "loss" in keys:
+        _draw(axes, rows, "loss", "black", label="total")
+    values = np.concatenate([series(rows, key)[1] for key in keys])
+    if values.min() > 0 and values.max() > 50 * values.min():
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("")
+    return _with_legend(figure, axes)
+
+
+def logit_scale_figure(rows) -> Figure | None:
+    """Each learned logit scale against the step; 100 is marked once a scale comes near it."""
+    keys = keys_of(rows, lambda key: "logit_scale" in key)
+    if not keys:
+        return None
+    figure, axes = _curves("logit scale")
+    for number, key in enumerate(keys):
+        _draw(axes, rows, key, COLOURS[number % len(COLOURS)])
+    if max(max(series(rows, key)[1]) for key in keys) > 50:
+        axes.axhline(100, color="#888888", linewidth=1, linestyle="--", label="100, the usual ceiling")
+    return _with_legend(figure, axes)
+
+
+def recall_figure(rows, direction: str) -> Figure | None:
+    """Recall at 1, 5 and 10 of one direction (`image_to_text` or `text_to_image`) against the step."""
+    keys = [key for k in (1, 5, 10) for key in keys_of(rows, f"eval/{direction}/r{k}".__eq__)]
+    if not keys:
+        return None
+    figure, axes = _curves("recall, %")
+    for key, colour in zip(keys, COLOURS):
+        _draw(axes, rows, key, colour, label="R@" + key.rsplit("/r", 1)[1])
+    axes.set_ylim(0, 100)
+    return _with_legend(figure, axes)
+
+
+def throughput_figure(rows) -> Figure | None:
+    """Examples per second, and under it the wait for data, in the unit it was logged in."""
+    panels = keys_of(rows, lambda key: key == "examples_per_second")
+    panels += keys_of(rows, lambda key: key.startswith("data_wait"))
+    if not panels:
+        return None
+    figure = Figure(figsize=(6.4, 1.2 + 1.6 * len(panels)), layout="constrained")
+    for number, key in enumerate(panels):
+        axes = figure.add_subplot(len(panels), 1, number + 1)
+        _style(axes, key.replace("_", " "))
+        _draw(axes, rows, key, COLOURS[number % len(COLOURS)])
+        axes.set_ylim(bottom=0)
+    axes.set_xlabel("step")
+    return figure
+
+
+def png_bytes(figure: Figure, dpi: int = 130) -> bytes:
+    """`figure` as a PNG file; the same figure gives the same bytes."""
+    FigureCanvasAgg(figure)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def retrieval_grid(path, *, text_to_image=(), image_to_text=(), title: str = "", dpi: int = 130):
+    """Write one PNG: each caption with its top images, each image with its top captions; returns the path.
+
+    text_to_image: [(caption, [(image, is_right), …]), …]; image_to_text: [(image, [(caption, is_right), …]),
+    …]; images are uint8 (H, W, 3), shown cropped to their central square. Right ones are green
+    with a tick, wrong ones red with a cross. Raises UserError when both are empty.
+    """
+    rows = len(text_to_image) + len(image_to_text)
+    if not rows:
+        raise UserError("retrieval_grid: nothing to draw; give text_to_image or image_to_text")
+    columns = 1 + max([len(found) for _, found in text_to_image], default=5)
+    figure = Figure(figsize=(1.5 * (columns + 0.6), 1.5 * rows + (0.5 if title else 0)), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
+    # The first column holds captions, hence wider than a picture.
+    grid = figure.add_gridspec(rows, columns, width_ratios=[1.6] + [1] * (columns - 1))
+    if title:
+        figure.suptitle(title, parse_math=False)
+    for row, (caption, found) in enumerate(text_to_image):
+        _text(figure.add_subplot(grid[row, 0]), [(caption, None)], width=32)
+        for column, (image, is_right) in enumerate(found):
+            _picture(figure.add_subplot(grid[row, column + 1]), image, is_right)
+    for row, (image, found) in enumerate(image_to_text, start=len(text_to_image)):
+        _picture(figure.add_subplot(grid[row, 0]), image, None)
+        _text(figure.add_subplot(grid[row, 1:]), found, width=18 * (columns - 1))
+    return atomic.write_bytes(path, png_bytes(figure, dpi))
+
+
+def _curves(ylabel):
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    axes = figure.add_subplot()
+    _style(axes, ylabel)
+    axes.set_xlabel("step")
+    return figure, axes
+
+
+def _style(axes, ylabel):
+    axes.set_ylabel(ylabel)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _draw(axes, rows, key, colour, label=None):
+    """One curve: few points with markers, many as a faint line under their running mean."""
+    steps, values = series(rows, key)
+    window = len(values) // 50
+    if window > 1:
+        axes.plot(steps, values, color=colour, linewidth=0.8, alpha=0.3)
+        # Windows shrink at both ends, so that the curve starts and ends where the data do.
+        sums = np.concatenate([[0.0], np.cumsum(values)])
+        low = np.maximum(np.arange(len(values)) - window, 0)
+        high = np.minimum(np.arange(len(values)) + window + 1, len(values))
+        values = (sums[high] - sums[low]) / (high - low)
+    marker = "o" if len(values) <= 30 else None
+    axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=4, label=label or key)
+
+
+def _with_legend(figure, axes):
+    handles, labels = axes.get_legend_handles_labels()
+    legend = figure.legend(handles, labels, loc="outside upper center", ncols=min(len(handles), 3),
+                           frameon=False)
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+    return figure
+
+
+def _picture(axes, image, is_right):
+    image = np.asarray(image)
+    side = min(image.shape[:2])
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    axes.imshow(image[top:top + side, left:left + side], cmap="gray")
+    axes.set_anchor("W")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    mark, colour = _verdict(is_right)
+    for spine in axes.spines.values():
+        spine.set(color=colour, linewidth=4 if mark else 1)
+    if mark:
+        axes.text(0.05, 0.94, mark, color="white", va="top", fontsize=9, transform=axes.transAxes,
+                  bbox={"facecolor": colour, "edgecolor": "none", "pad": 2})
+
+
+def _text(axes, lines, width):
+    """Lines from top to bottom, each with its tick or cross; captions are data, so `$` starts no formula."""
+    axes.set_axis_off()
+    for number, (line, is_right) in enumerate(lines):
+        mark, colour = _verdict(is_right)
+        limit = 5 if len(lines) == 1 else 1
+        wrapped = "\n".join(textwrap.wrap(f"{mark} {line}".strip(), width, max_lines=limit, placeholder=" …"))
+        axes.text(0, 1 - (number + 0.5) / len(lines), wrapped, color=colour if mark else "black", va="center",
+                  fontsize=9, parse_math=False, transform=axes.transAxes)
+
+
+def _verdict(is_right):
+    """Mark and colour: colour alone would leave out colour-blind readers."""
+    return UNKNOWN if is_right is None else RIGHT if is_right else WRONG
