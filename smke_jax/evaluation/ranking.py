@@ -36,7 +36,7 @@ def match_ranks(queries, gallery, query_image, gallery_image, *, chunk_size: int
         best = np.where(own, scores, -np.inf).max(axis=1, keepdims=True)
         tied = scores == best
         first_own = np.argmax(own & tied, axis=1)[:, None]
-        ahead = (scores > best) | (tied & ~own & (index < first_own))
+        ahead = (scores > best) | (tied & (index < first_own))
         ranks[rows] = 1 + ahead.sum(axis=1)
     return ranks
 

@@ -47,7 +47,8 @@ section { background: #fff; border: 1px solid var(--line); border-radius: 10px; 
 .tiles b { display: block; font-size: 1.5rem; line-height: 1.3; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap; vertical-align: top; }
 th { font-weight: 600; font-size: .85rem; color: var(--soft); }
 thead tr:first-child th { text-align: center; border-bottom: 0; padding-bottom: 0; }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 130px; }

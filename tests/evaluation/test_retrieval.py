@@ -75,6 +75,8 @@ def test_ties_follow_the_index():
     assert match_ranks(query, gallery, [1], own(3)) == [4]
     assert match_ranks(query, gallery, [1], own(2, 4)) == [3]
     assert match_ranks(query, gallery, [1], own(0, 4)) == [1]
+    low_own_first = np.array([[0], [1], [1]], np.float32)
+    assert match_ranks(query, low_own_first, [1], [1, 0, 1]) == [2]
 
 
 def test_collapsed_model_is_at_chance():
@@ -198,6 +200,13 @@ def test_bootstrap_resamples_images_not_captions():
     hits = np.arange(100) % 2 == 0
     low, high = from_scores(*hits_problem(hits), bootstrap=2000)["ci95"]["text_to_image"]["r1"]
     assert high - low == pytest.approx(2 * 1.96 * 100 * np.sqrt(0.25 / 100), rel=0.12)
+
+
+def test_bootstrap_divides_by_the_captions_drawn():
+    """All captions found: 100 % in every resample, also where images differ in their number of captions."""
+    caption_image = np.repeat(np.arange(20), np.arange(20) % 5 + 1)
+    metrics = from_scores(np.arange(20)[:, None] == caption_image, caption_image, bootstrap=50)
+    assert metrics["ci95"]["text_to_image"] == {"r1": [100, 100], "r5": [100, 100], "r10": [100, 100]}
 
 
 def test_bootstrap_is_seeded():

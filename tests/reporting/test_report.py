@@ -197,8 +197,8 @@ def test_figures_are_absent_without_their_keys():
 def test_grid_frames_right_and_wrong(tmp_path, path_part):
     """A caption that would be a broken formula is drawn, and green and red frames are there."""
     hits = [(image(255), True), (image(255), False), (image(255, (40, 20, 3)), False)]
-    path = plots.retrieval_grid(tmp_path / path_part, text_to_image=[("costs $\\frac{", hits)],
-                                image_to_text=[(image(255), [("$x_{", None)])], title="$^{")
+    path = plots.retrieval_grid(tmp_path / path_part, text_to_image=[("costs $\\frac{$", hits)],
+                                image_to_text=[(image(255), [("$x_{$", None)])], title="$^{$")
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3).tolist()
     green, red = [26, 138, 60], [198, 40, 40]
     assert pixels.count(red) > 1.5 * pixels.count(green) > 1000
