@@ -24,6 +24,7 @@ from jax.experimental import multihost_utils
 from smke_jax.errors import UserError
 from smke_jax.training import checkpoint_record as records
 from smke_jax.training.checkpoint_record import Damaged
+from smke_jax.training.retention import NewestAndBest
 
 log = logging.getLogger("smke_jax")
 
@@ -64,7 +65,7 @@ class Checkpointer:
                 raise UserError(f"cannot write checkpoints in {self.directory}: {error.strerror}") from error
         self._manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(
             save_interval_steps=0, create=False, read_only=read_only,
-            preservation_policy=_NewestAndBest(keep, self.best_step)))
+            preservation_policy=NewestAndBest(keep, self.best_step)))
         self._reload()
 
     def steps(self) -> list[int]:
@@ -287,18 +288,3 @@ class Checkpointer:
             newest = f"step {self.steps()[-1]}" if self.steps() else "none"
             raise UserError(f"{problem} while saving step {step} in {self.directory}: {text}; "
                             f"the newest sound checkpoint is {newest}") from error
-
-
-class _NewestAndBest:
-    """orbax preservation policy: the newest `keep` steps and the best one.
-
-    orbax's own BestN needs metrics in a separate item that it reads unchecked; ours are in the record.
-    """
-
-    def __init__(self, keep: int, best_step: Any):
-        self._keep, self._best_step = keep, best_step
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        newest = sorted(info.step for info in checkpoints)[-self._keep:]
-        best = self._best_step()
-        return [info.step in newest or info.step == best for info in checkpoints]

@@ -22,6 +22,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from smke_jax.errors import UserError
 from smke_jax.training.checkpoint import Checkpointer
 
+# tensorstore's threads complain about closed event loops after the failures provoked here.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 OPTIMIZER = optax.adamw(1e-3)
 
 
