@@ -48,7 +48,7 @@ def decode_image(data: bytes, *, min_side: int | None = None) -> np.ndarray:
         raise BadImage("not an image file" if data else "empty file") from None
     except Exception as error:  # PIL's readers raise nearly every built-in exception on damaged files
         reason = str(error).split("(")[0].strip() or type(error).__name__
-        raise BadImage(reason) from error
+        raise BadImage("image file is truncated" if "truncated" in reason.lower() else reason) from error
 
 
 def _load(data: bytes, min_side: int | None) -> Image.Image:

@@ -96,8 +96,9 @@ def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> Toke
         raise UserError(f"the tokenizer at {directory} cannot be read: {error}") from error
     backend = tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     vocab = backend.get_vocab()
-    missing = [token for token in SPECIAL_TOKENS if token not in vocab]
-    # transformers adds the special tokens behind a vocabulary that lacks them, or falls back to them alone.
+    # transformers adds special tokens to a vocabulary that lacks them, and falls back to them alone.
+    own = backend.get_vocab(with_added_tokens=False)
+    missing = [token for token in SPECIAL_TOKENS if token not in own]
     if missing or len(vocab) <= len(SPECIAL_TOKENS):
         what = f"missing {', '.join(missing)}" if missing else f"only {len(vocab)} tokens"
         raise UserError(f"{directory} holds no BERT vocabulary ({what}): name a folder with a whole one")

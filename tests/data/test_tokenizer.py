@@ -1,0 +1,138 @@
+"""The tokenizer agrees with transformers, and refuses a vocabulary that is none."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from transformers import BertTokenizerFast
+
+from smke_jax.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_wordpiece
+from smke_jax.errors import UserError
+
+CAPTIONS = [
+    "A brown dog runs over the green grass .",
+    "Two dogs are playing with a red ball in the snow .",
+    "A girl in a pink dress climbs the stairs of a wooden playhouse .",
+    "Überraschung: a café's naïve façade!",
+    "",
+]
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train_wordpiece(CAPTIONS * 3, 150)
+
+
+@pytest.fixture(scope="module")
+def directory(trained, tmp_path_factory):
+    path = tmp_path_factory.mktemp("tokenizer")
+    trained.save(path)
+    return path
+
+
+def test_special_tokens_come_first(directory):
+    assert (directory / "vocab.txt").read_text().splitlines()[:5] == list(SPECIAL_TOKENS)
+
+
+def test_encode_is_cls_tokens_sep_padding(trained):
+    ids, mask = trained.encode(CAPTIONS, 40)
+    assert ids.shape == mask.shape == (5, 40) and ids.dtype == mask.dtype == np.int32
+    assert trained.pad_id == 0
+    for row, row_mask in zip(ids, mask):
+        n = row_mask.sum()
+        assert (row_mask[:n] == 1).all() and (row_mask[n:] == 0).all() and (row[n:] == 0).all()
+        assert row[0] == 2 and row[n - 1] == 3
+    assert mask[-1].sum() == 2  # an empty caption is [CLS] [SEP]
+
+
+def test_truncation_keeps_both_ends(trained):
+    whole, _ = trained.encode(CAPTIONS[:1], 40)
+    ids, mask = trained.encode(CAPTIONS[:1], 6)
+    assert mask.all()
+    np.testing.assert_array_equal(ids[0, :5], whole[0, :5])
+    assert ids[0, 5] == 3
+
+
+@pytest.mark.parametrize("max_length", [5, 12, 64])
+def test_same_ids_as_transformers(trained, directory, max_length):
+    theirs = BertTokenizerFast.from_pretrained(directory, local_files_only=True)(
+        CAPTIONS, max_length=max_length, truncation=True, padding="max_length", return_tensors="np"
+    )
+    for tokenizer in (trained, load_tokenizer(directory)):
+        ids, mask = tokenizer.encode(CAPTIONS, max_length)
+        np.testing.assert_array_equal(ids, theirs["input_ids"])
+        np.testing.assert_array_equal(mask, theirs["attention_mask"])
+
+
+def test_load_needs_only_one_of_the_files(trained, directory, tmp_path):
+    for name in ("vocab.txt", "tokenizer.json"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / name).write_bytes((directory / name).read_bytes())
+        loaded = load_tokenizer(tmp_path / name, vocab_size=trained.vocab_size)
+        assert loaded.digest == trained.digest
+        np.testing.assert_array_equal(loaded.encode(CAPTIONS, 30)[0], trained.encode(CAPTIONS, 30)[0])
+
+
+def test_saved_padding_and_truncation_are_ignored(trained, directory, tmp_path):
+    saved = json.loads((directory / "tokenizer.json").read_text())
+    saved["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    saved["padding"] = {
+        "strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": None,
+        "pad_id": 0, "pad_type_id": 0, "pad_token": "[PAD]",
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+    ids, mask = load_tokenizer(tmp_path).encode(CAPTIONS, 30)
+    np.testing.assert_array_equal(ids, trained.encode(CAPTIONS, 30)[0])
+    np.testing.assert_array_equal(mask, trained.encode(CAPTIONS, 30)[1])
+
+
+def test_digest_tells_case_and_vocabulary_apart(trained, directory, tmp_path):
+    assert train_wordpiece(CAPTIONS * 3, 140).digest != trained.digest
+    (tmp_path / "vocab.txt").write_bytes((directory / "vocab.txt").read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
+    assert load_tokenizer(tmp_path).digest != trained.digest
+
+
+def test_training_is_the_same_in_every_process(trained):
+    program = (
+        "from smke_jax.data.tokenizer import train_wordpiece; import sys, json;"
+        "print(train_wordpiece(json.loads(sys.argv[1]), 150).digest)"
+    )
+    for threads in "13":
+        result = subprocess.run(
+            [sys.executable, "-c", program, json.dumps(CAPTIONS * 3)],
+            env={**os.environ, "RAYON_NUM_THREADS": threads}, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        assert result.stdout.strip() == trained.digest
+
+
+def test_mistakes_are_named(directory, tmp_path):
+    with pytest.raises(UserError, match="vocab.txt or tokenizer.json"):
+        load_tokenizer(tmp_path)
+    with pytest.raises(UserError, match=r"has \d+ tokens, the model expects 30522"):
+        load_tokenizer(directory, vocab_size=30522)
+    (tmp_path / "vocab.txt").write_text("a\nb\nc\nd\ne\nf\ng\n")
+    with pytest.raises(UserError, match=r"missing \[PAD\], \[UNK\]"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in SPECIAL_TOKENS))
+    with pytest.raises(UserError, match="only 5 tokens"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_tokenizer(tmp_path)
+
+
+def test_training_needs_words_and_room():
+    with pytest.raises(UserError, match="no words"):
+        train_wordpiece(["", "  "], 100)
+    with pytest.raises(UserError, match="vocab_size=8 is too small"):
+        train_wordpiece(CAPTIONS, 8)
+
+
+def test_words_that_look_special_do_not_break_training():
+    tokenizer = train_wordpiece(["a [SEP] dog ##ing [MASK]"] * 3, 60)
+    ids, _ = tokenizer.encode(["dog"], 8)
+    assert 1 not in ids
