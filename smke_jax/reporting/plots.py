@@ -5,6 +5,7 @@ Figures are made without pyplot: no global state, no display, nothing to close.
 """
 
 import io
+import re
 import textwrap
 
 import numpy as np
@@ -22,8 +23,11 @@ RIGHT, WRONG, UNKNOWN = ("✓", "#1a8a3c"), ("✗", "#c62828"), ("", "#9aa4af")
 
 
 def loss_figure(rows) -> Figure | None:
-    """The total loss (black) and each of its parts against the step; logarithmic when they differ widely."""
-    keys = keys_of(rows, lambda key: key == "loss" or key.endswith("/loss"))
+    """The total loss (black) and each of its parts against the step; logarithmic when they differ widely.
+
+    Parts are `term/loss` and, where a term logs its levels, `term/loss_out` and the like.
+    """
+    keys = keys_of(rows, re.compile(r"(.+/)?loss|.+/loss_\w+").fullmatch)
     if not keys:
         return None
     figure, axes = _curves("loss")
@@ -66,15 +70,18 @@ def recall_figure(rows, direction: str) -> Figure | None:
 
 
 def throughput_figure(rows) -> Figure | None:
-    """Examples per second, and under it the wait for data, in the unit it was logged in."""
-    panels = keys_of(rows, lambda key: key == "examples_per_second")
-    panels += keys_of(rows, lambda key: key.startswith("data_wait"))
+    """Examples per second, and under it the share of the time spent waiting for data, in percent."""
+    steps, shares = series(rows, "data_wait")
+    percent = [{"step": step, "data_wait": 100 * share} for step, share in zip(steps, shares)]
+    rows = [*({**row, "data_wait": None} for row in rows), *percent]
+    labels = {"examples_per_second": "examples per second", "data_wait": "data wait, %"}
+    panels = [key for key in labels if series(rows, key)[0]]
     if not panels:
         return None
     figure = Figure(figsize=(6.4, 1.2 + 1.6 * len(panels)), layout="constrained")
     for number, key in enumerate(panels):
         axes = figure.add_subplot(len(panels), 1, number + 1)
-        _style(axes, key.replace("_", " "))
+        _style(axes, labels[key])
         _draw(axes, rows, key, COLOURS[number % len(COLOURS)])
         axes.set_ylim(bottom=0)
     axes.set_xlabel("step")

@@ -128,7 +128,7 @@ def _curves(rows):
         (plots.logit_scale_figure(rows), "Learned logit scales (inverse temperatures)"),
         *((plots.recall_figure(rows, direction), f"Recall during training, {name}")
           for direction, name in DIRECTIONS.items()),
-        (plots.throughput_figure(rows), "Speed, and how long the device waited for data"),
+        (plots.throughput_figure(rows), "Speed, and the share of the time spent waiting for data"),
     ]
     figures = [html.plot(plots.png_bytes(figure), caption) for figure, caption in drawn if figure]
     if not figures:

@@ -191,6 +191,12 @@ def test_figures_are_absent_without_their_keys():
     assert plots.recall_figure(rows, "image_to_text") is None
     labels = [line.get_label() for line in plots.loss_figure(metrics_rows()).axes[0].lines]
     assert {"itc/loss", "total"} <= set(labels)
+    levels = [{"step": 1, "itc/loss_out": 1.0, "itc/loss_interm": 2.0, "lossy": 3.0, "eval/r1": 4.0}]
+    assert [line.get_label() for line in plots.loss_figure(levels).axes[0].lines] == [
+        "itc/loss_interm", "itc/loss_out"]
+    speed, wait = plots.throughput_figure(metrics_rows()).axes
+    assert speed.lines[0].get_ydata()[0] == 100
+    np.testing.assert_allclose(wait.lines[0].get_ydata(), 10)  # 0.1 of the time, in percent
 
 
 @pytest.mark.parametrize("path_part", ["grid.png", "new/folder/grid.png"])
