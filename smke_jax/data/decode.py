@@ -56,7 +56,7 @@ def _load(data: bytes, min_side: int | None) -> Image.Image:
     image = Image.open(io.BytesIO(data))
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(f"more than {MAX_PIXELS} pixels")
-    if min_side is not None and image.format == "JPEG":
+    if min_side is not None and image.format in ("JPEG", "MPO"):
         scale = min(1.0, min_side / min(image.size))
         image.draft(None, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     if image.format == "JPEG" and data.endswith(bytes(16)) and not data.rstrip(b"\0").endswith(b"\xff\xd9"):

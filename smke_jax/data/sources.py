@@ -10,6 +10,9 @@ import numpy as np
 from smke_jax.errors import UserError
 
 
+FORMAT_VERSION = 1  # of the prepared folder; raised when older folders can no longer be read
+
+
 class Example(NamedTuple):
     """One image with its captions."""
 
@@ -39,6 +42,9 @@ class PreparedSource:
         self.digest: str = report["digest"]
         self.num_captions: np.ndarray = np.load(self.directory / f"{split}.num_captions.npy")
         builder = tfds.builder_from_directory(self.directory)
+        for path in builder.info.splits[split].filepaths:
+            if not path.exists():
+                raise UserError(f"{path} is missing: run `smke prepare` again")
         self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         if not len(self._records) == len(self.num_captions) == report["n_images"]:
             raise UserError(f"{directory} does not hold what its manifest says: run `smke prepare` again")
@@ -105,9 +111,13 @@ def _read_manifest(directory: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{directory} has no manifest.json: it was not made by `smke prepare`")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        version = manifest["format_version"]
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged: run `smke prepare` again") from None
+    if version != FORMAT_VERSION:
+        raise UserError(f"{directory} has format {version}, not {FORMAT_VERSION}: run `smke prepare` again")
+    return manifest
 
 
 def _split_report(directory: Path, manifest: dict, split: str) -> dict:

@@ -116,6 +116,7 @@ def test_exif_orientation_is_applied(orientation):
     np.testing.assert_allclose(decode_image(data).astype(int), upright, atol=8)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_unreadable_exif_does_not_lose_the_picture():
     data = encode(photo(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert decode_image(data).shape == (48, 64, 3)

@@ -104,6 +104,12 @@ def test_damaged_folders_are_named(directory, tmp_path):
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="does not hold what its manifest says"):
         open_prepared(copy, "train")
+    next(copy.glob("*-dev.*")).unlink()
+    with pytest.raises(UserError, match="-dev.array_record-00000-of-00001 is missing"):
+        open_prepared(copy, "dev")
+    (copy / "manifest.json").write_text(json.dumps({**manifest, "format_version": 99}))
+    with pytest.raises(UserError, match="has format 99"):
+        open_prepared(copy, "train")
     (copy / "manifest.json").write_text("{")
     with pytest.raises(UserError, match="manifest.json is damaged"):
         open_prepared(copy, "train")

@@ -20,9 +20,9 @@ from smke_jax.data.decode import BadImage, decode_image
 from smke_jax.data.prepare.items import Item, Skips, clean_caption
 from smke_jax.data.prepare.progress import Progress
 from smke_jax.data.prepare.shards import SplitWriter, write_metadata
+from smke_jax.data.sources import FORMAT_VERSION
 from smke_jax.errors import UserError
 
-FORMAT_VERSION = 1
 CHUNK = 256  # images decoded in parallel before they are written in order
 
 
