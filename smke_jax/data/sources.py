@@ -9,7 +9,6 @@ import numpy as np
 
 from smke_jax.errors import UserError
 
-
 FORMAT_VERSION = 1  # of the prepared folder; raised when older folders can no longer be read
 
 

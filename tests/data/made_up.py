@@ -1,0 +1,44 @@
+"""Makes small datasets on disk, prepares them, and reads back what came of it."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from smke_jax.data.prepare.items import Item
+from smke_jax.data.sources import open_prepared
+from smke_jax.programs.prepare import main
+
+
+def jpeg(seed: int = 0, size: tuple[int, int] = (40, 30), kind: str = "JPEG") -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (4, 4, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def write(root: Path, files: dict[str, bytes | str]) -> Path:
+    for name, content in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return root
+
+
+def prepare(dataset: str, source: Path, out: Path, *options: str) -> dict:
+    assert main([dataset, f"--source={source}", f"--out={out}", *options]) == 0
+    return json.loads((out / "manifest.json").read_text())
+
+
+def skipped(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
+
+
+def contents(out: Path, split: str) -> list[tuple[str, tuple[str, ...]]]:
+    return [(example.name, example.captions) for example in open_prepared(out, split)]
+
+
+def tiny_items(n: int = 3) -> list[Item]:
+    return [Item(f"{i}.jpg", [f"picture {i}"] * (i + 1), jpeg(i), f"row {i}") for i in range(n)]

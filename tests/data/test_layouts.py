@@ -1,0 +1,251 @@
+"""Every public layout, with its known bad rows, becomes a dataset that says what it left out."""
+
+import io
+import json
+import tarfile
+
+import pytest
+from made_up import contents, jpeg, prepare, skipped, write
+
+from smke_jax.data.prepare.jsonl import join_wordpieces
+from smke_jax.data.sources import open_prepared
+from smke_jax.errors import UserError
+from smke_jax.programs.prepare import main
+
+
+def test_flickr8k(flickr8k, tmp_path, capsys):
+    out = tmp_path / "out"
+    manifest = prepare("flickr8k", flickr8k, out)
+    assert contents(out, "train") == [
+        ("c.jpg", ("A dog c 0 .", "A dog c 1 .")),
+        ("a.jpg", ("A dog a 0 .", "A dog a 1 .")),
+    ]
+    assert [name for name, _ in contents(out, "dev")] == ["b.jpg"]
+    train = manifest["splits"]["train"]
+    assert (train["n_images"], train["n_captions"], train["n_skipped"]) == (2, 4, 3)
+    assert train["n_captions_dropped"] == 1
+    assert manifest["n_skipped"] == 6 and "test" not in manifest["splits"]
+    by_where = {entry["where"]: entry["reason"] for entry in skipped(out)}
+    assert by_where == {
+        "Flickr8k.token.txt:11": "line is not of the form name.jpg#k<TAB>caption",
+        "Flickr8k.token.txt:12": "line is not of the form name.jpg#k<TAB>caption",
+        "Flickr8k.token.txt:15": "line is not UTF-8",
+        "Flickr_8k.trainImages.txt:4": "image file is truncated",
+        "Flickr_8k.trainImages.txt:5": "image file is missing",
+        "Flickr_8k.trainImages.txt:6": "image file is missing",
+    }
+    printed = capsys.readouterr().out
+    assert str(out) in printed and "skipped 2x: image file is missing" in printed
+    assert "Downloading" not in printed
+
+
+def test_original_bytes_are_kept(flickr8k, tmp_path):
+    prepare("flickr8k", flickr8k, tmp_path / "out")
+    assert open_prepared(tmp_path / "out", "dev")[0].image == jpeg(ord("b"))
+
+
+@pytest.mark.parametrize("nesting", ["", "archive/"])
+def test_flickr8k_at_the_root_or_nested(nesting, tmp_path):
+    files = {
+        "Flicker8k_Dataset/a.jpg": jpeg(),
+        "Flickr8k.token.txt": "a.jpg#0\tA dog .\n",
+        "Flickr_8k.testImages.txt": "a.jpg\n",
+    }
+    write(tmp_path / "source", {nesting + name: content for name, content in files.items()})
+    assert list(prepare("flickr8k", tmp_path / "source", tmp_path / "out")["splits"]) == ["test"]
+
+
+def karpathy(*rows: tuple[str, str]) -> dict:
+    images = [
+        {"filename": name, "filepath": "val2014", "split": split, "sentences": [{"raw": f"On {name} ."}]}
+        for name, split in rows
+    ]
+    return {"images": images, "dataset": "made up"}
+
+
+RESULTS_CSV = """image_name| comment_number| comment
+a.jpg| 0| A dog | and a bar .
+a.jpg| 1| Another .
+b.jpg| 4   A line without its second bar .
+b.jpg| 0| A cat .
+"""
+
+
+@pytest.mark.parametrize("photos", ["flickr30k-images", "flickr30k_images", "images"])
+def test_flickr30k_csv(photos, tmp_path):
+    source = write(
+        tmp_path / "source",
+        {f"{photos}/a.jpg": jpeg(1), f"{photos}/b.jpg": jpeg(2), "results.csv": RESULTS_CSV},
+    )
+    prepare("flickr30k", source, tmp_path / "out")
+    assert contents(tmp_path / "out", "train") == [
+        ("a.jpg", ("A dog | and a bar .", "Another .")),
+        ("b.jpg", ("A cat .",)),
+    ]
+    assert [entry["where"] for entry in skipped(tmp_path / "out")] == ["results.csv:4"]
+
+
+def test_flickr30k_karpathy_wins_over_csv(tmp_path):
+    captions = karpathy(("a.jpg", "train"), ("b.jpg", "val"), ("c.jpg", "test"))
+    captions["images"].append({"filename": "d.jpg", "split": "train"})
+    files = {f"flickr30k-images/{name}.jpg": jpeg() for name in "abc"}
+    source = write(
+        tmp_path / "source",
+        {**files, "results.csv": RESULTS_CSV, "dataset_flickr30k.json": json.dumps(captions)},
+    )
+    manifest = prepare("flickr30k", source, tmp_path / "out")
+    assert {split: report["n_images"] for split, report in manifest["splits"].items()} == {
+        "train": 1, "dev": 1, "test": 1,
+    }  # fmt: skip
+    assert contents(tmp_path / "out", "dev") == [("b.jpg", ("On b.jpg .",))]
+    assert skipped(tmp_path / "out")[0]["where"] == "dataset_flickr30k.json: images[3]"
+
+
+def test_coco(tmp_path):
+    names = [f"COCO_val2014_{number:012d}.jpg" for number in (391895, 2, 3, 4)]
+    captions = karpathy(*zip(names, ("train", "restval", "val", "test")))
+    source = write(
+        tmp_path / "source",
+        {**{f"val2014/{name}": jpeg() for name in names}, "dataset_coco.json": json.dumps(captions)},
+    )
+    prepare("coco", source, tmp_path / "out", "--splits=train,dev")
+    assert [name for name, _ in contents(tmp_path / "out", "train")] == names[:2]
+    assert contents(tmp_path / "out", "dev") == [(names[2], (f"On {names[2]} .",))]
+    with pytest.raises(UserError, match="no split 'test': it has train, dev"):
+        open_prepared(tmp_path / "out", "test")
+
+
+def test_damaged_karpathy_file(tmp_path):
+    source = write(tmp_path, {"images/a.jpg": jpeg(), "dataset_flickr30k.json": '{"images": [{'})
+    with pytest.raises(UserError, match="dataset_flickr30k.json is not a whole"):
+        main(["flickr30k", f"--source={source}", f"--out={tmp_path / 'out'}"])
+
+
+def tar_bytes(members: dict[str, bytes | str]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for name, content in members.items():
+            content = content.encode() if isinstance(content, str) else content
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def test_cc(tmp_path):
+    first = {
+        "000000.jpg": jpeg(0), "000000.txt": "A dog .", "000000.json": '{"status": "success"}',
+        "000001.json": '{"status": "failed_to_download"}', "000001.txt": "Gone .",
+        "000002.txt": "No picture .",
+        "000003.jpg": jpeg(3), "000003.json": '{"status": "success", "caption": "From json ."}',
+        "000004.jpg": jpeg(4),
+        "000005.jpg": jpeg(5), "000005.txt": b"Caf\xe9 .", "000005.json": "{",
+    }  # fmt: skip
+    second = tar_bytes({"000100.jpg": jpeg(6), "000100.txt": "A cat .", "000101.jpg": jpeg(7, (400, 300))})
+    source = write(
+        tmp_path / "source",
+        {
+            "00000.tar": tar_bytes(first),
+            "00001.tar": second[: second.index(b"000101.jpg") + 2000],
+            "00002.tar": b"",
+            "00000_stats.json": '{"successes": 4}',
+        },
+    )
+    manifest = prepare("cc", source, tmp_path / "out")
+    assert contents(tmp_path / "out", "train") == [
+        ("000000.jpg", ("A dog .",)),
+        ("000003.jpg", ("From json .",)),
+        ("000005.jpg", ("Caf\ufffd .",)),
+        ("000100.jpg", ("A cat .",)),
+    ]
+    assert manifest["skip_reasons"] == {
+        "tar file is cut short or damaged": 2,
+        "image has no caption": 1,
+        "download status: failed_to_download": 1,
+        "sample has no image": 1,
+    }
+    assert list(prepare("cc", source, tmp_path / "other", "--split=test")["splits"]) == ["test"]
+
+
+def test_jsonl_as_the_thesis_writes_it(tmp_path):
+    rows = [
+        {"image_path": "images/a.jpg", "text": ["a", "play", "##ing", "dog"], "id": 1},
+        {"image_path": "images/b.png", "text": "A raw string .", "id": 2},
+        {"image_path": "images/a.jpg", "text": ["[CLS]", "again", "[SEP]"], "id": 1},
+        {"image_path": str(tmp_path / "elsewhere.jpg"), "captions": ["One .", " ", "Two ."], "id": 3},
+    ]
+    bad = ["{", "[]", '{"text": "no path"}', '{"image_path": "x", "text": [101, 102]}', '{"image_path": "x"}']
+    lines = [*map(json.dumps, rows), "", *bad]
+    source = write(
+        tmp_path / "source",
+        {
+            "coco.train.jsonl": "\n".join(lines),
+            "coco.val.jsonl": json.dumps(rows[1]),
+            "images/a.jpg": jpeg(1),
+            "images/b.png": jpeg(2, kind="PNG"),
+            "../elsewhere.jpg": jpeg(3),
+        },
+    )
+    manifest = prepare("jsonl", source, tmp_path / "out")
+    assert contents(tmp_path / "out", "train") == [
+        ("images/a.jpg", ("a playing dog", "again")),
+        ("images/b.png", ("A raw string .",)),
+        (str(tmp_path / "elsewhere.jpg"), ("One .", "Two .")),
+    ]
+    assert manifest["splits"]["dev"]["n_images"] == 1
+    assert [entry["where"] for entry in skipped(tmp_path / "out")] == [
+        f"coco.train.jsonl:{number}" for number in range(6, 11)
+    ]
+
+
+def test_one_jsonl_without_splits(tmp_path):
+    source = write(tmp_path / "s", {"cc3m.jsonl": '{"image_path": "a.jpg", "text": "A ."}', "a.jpg": jpeg()})
+    assert list(prepare("jsonl", source, tmp_path / "out")["splits"]) == ["train"]
+
+
+def test_join_wordpieces():
+    assert join_wordpieces("the un ##believ ##able dog".split()) == "the unbelievable dog"
+    assert join_wordpieces([]) == ""
+
+
+def test_folder_with_split_folders(tmp_path):
+    source = write(
+        tmp_path / "s",
+        {
+            "train/deep/a.JPG": jpeg(1), "train/deep/a.txt": "\ufeffOne .\r\n\r\nTwo .\r\n",
+            "val/b.png": jpeg(2, kind="PNG"), "val/b.txt": "Three .",
+            "train/silent.jpg": jpeg(3), "train/alone.txt": "No picture .",
+            "stray.jpg": jpeg(4), "train/._a.jpg": b"finder droppings",
+        },
+    )  # fmt: skip
+    prepare("folder", source, tmp_path / "out")
+    assert contents(tmp_path / "out", "train") == [("train/deep/a.JPG", ("One .", "Two ."))]
+    assert contents(tmp_path / "out", "dev") == [("val/b.png", ("Three .",))]
+    assert {entry["where"]: entry["reason"] for entry in skipped(tmp_path / "out")} == {
+        "train/alone.txt": "caption file without a photo",
+        "stray.jpg": "photo lies outside the folders train, dev and test",
+        "train/silent.jpg": "image has no caption",
+    }
+
+
+def test_folder_holdout_is_deterministic(tmp_path):
+    photos = {f"{i}.png": jpeg(i, kind="PNG") for i in range(10)}
+    source = write(tmp_path / "s", photos | {f"{i}.txt": f"Photo {i} ." for i in range(10)})
+    manifest = prepare("folder", source, tmp_path / "a", "--holdout=3")
+    assert manifest["splits"] == prepare("folder", source, tmp_path / "b", "--holdout=3")["splits"]
+    train, dev = (set(contents(tmp_path / "a", split)) for split in ("train", "dev"))
+    assert (len(train), len(dev), len(train | dev)) == (7, 3, 10)
+    with pytest.raises(UserError, match="leaves nothing of the 10"):
+        prepare("folder", source, tmp_path / "c", "--holdout=10")
+
+
+def test_missing_layout_names_what_is_missing(tmp_path):
+    expected = {
+        "flickr8k": "Flicker8k_Dataset", "flickr30k": "flickr30k-images", "coco": "val2014",
+        "cc": "no .tar", "jsonl": "no .jsonl", "folder": "no photos",
+    }  # fmt: skip
+    for dataset, words in expected.items():
+        with pytest.raises(UserError, match=words):
+            main([dataset, f"--source={tmp_path}", f"--out={tmp_path / 'out'}"])
+    with pytest.raises(UserError, match="is not a folder"):
+        main(["cc", f"--source={tmp_path / 'gone'}", f"--out={tmp_path / 'out'}"])
