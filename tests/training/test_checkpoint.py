@@ -86,9 +86,9 @@ def biggest_file(folder: Path) -> Path:
     return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
 
 
-def flip_byte(path: Path, offset: int | None = None):
+def flip_byte(path: Path):
     content = bytearray(path.read_bytes())
-    content[len(content) // 2 if offset is None else offset] ^= 1
+    content[len(content) // 2] ^= 1
     path.write_bytes(content)
 
 
@@ -107,7 +107,8 @@ DAMAGE = {
     "delete the iterator state": lambda d: (d / "3/data/metadata").unlink(),
     "change the iterator state": lambda d: (d / "3/data/metadata").write_text('{"next_index": 13}'),
     "truncate the record": lambda d: os.truncate(d / "3/meta/metadata", 100),
-    "flip a byte of the record": lambda d: flip_byte(d / "3/meta/metadata", offset=25),
+    "change the record": lambda d: (d / "3/meta/metadata").write_text(
+        (d / "3/meta/metadata").read_text().replace('"tiny"', '"huge"')),
     "delete the params item": lambda d: delete_tree(d / "3/params"),
     "delete the meta item": lambda d: delete_tree(d / "3/meta"),
 }
