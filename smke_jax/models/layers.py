@@ -17,9 +17,9 @@ ACTIVATIONS = {
 }
 
 
-def kernel_init(std: float | None):
-    """Normal(0, std) as fairseq's `init_bert_params`; None scales by fan-in, for towers trained from scratch."""
-    return nn.initializers.lecun_normal() if std is None else nn.initializers.normal(std)
+def kernel_init(std: float):
+    """Normal(0, std), 0.02 being fairseq's `init_bert_params`; 0 scales by fan-in, for towers trained from scratch."""
+    return nn.initializers.normal(std) if std else nn.initializers.lecun_normal()
 
 
 class LayerNorm(nn.Module):
@@ -56,7 +56,7 @@ class Attention(nn.Module):
 
     num_heads: int
     biases: str = "qkv"
-    init_std: float | None = 0.02
+    init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -93,7 +93,7 @@ class Mlp(nn.Module):
 
     mlp_dim: int
     activation: str = "gelu"
-    init_std: float | None = 0.02
+    init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -126,7 +126,7 @@ class Block(nn.Module):
     attention_biases: str = "qkv"
     layer_scale: float | None = None
     dropout: float = 0.0
-    init_std: float | None = 0.02
+    init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -26,7 +26,7 @@ class Student(nn.Module):
     target_dim: int
     token_types: bool = True
     norm_eps: float = 1e-6
-    init_std: float | None = 0.02
+    init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):

@@ -54,7 +54,7 @@ class Beit(nn.Module):
     layer_scale: float = 0.1
     shared_bias: bool = True
     final_norm: bool = True
-    init_std: float | None = 0.02
+    init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -23,7 +23,7 @@ class TextEncoder(nn.Module):
     norm_eps: float = 1e-12
     activation: str = "gelu"
     dropout: float = 0.0
-    init_std: float | None = 0.02
+    init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -35,14 +35,14 @@ class PatchEmbed(nn.Module):
     stem_widths: tuple[int, ...] = ()
     activation: str = "gelu"
     norm_eps: float = 1e-6
-    init_std: float | None = 0.02
+    init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         patch = self.patch_size
         for i, channels in enumerate(self.stem_widths):
-            x = nn.Conv(channels, (3, 3), (2, 2), kernel_init=kernel_init(None), dtype=self.dtype, name=f"stem{i}")(x)
+            x = nn.Conv(channels, (3, 3), (2, 2), kernel_init=kernel_init(0), dtype=self.dtype, name=f"stem{i}")(x)
             x = ACTIVATIONS[self.activation](LayerNorm(self.norm_eps, self.dtype, name=f"stem_norm{i}")(x))
             patch //= 2
         if patch < 1:
@@ -77,7 +77,7 @@ class ImageEncoder(nn.Module):
     activation: str = "gelu"
     stem_widths: tuple[int, ...] = ()
     dropout: float = 0.0
-    init_std: float | None = 0.02
+    init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

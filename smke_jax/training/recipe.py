@@ -104,10 +104,17 @@ def init_params(recipe: Recipe, key: jax.Array, batch: dict[str, Any]) -> tuple[
     for i, p in enumerate(recipe.passes):
         if p.grad:
             params[p.name] = p.init(jax.random.fold_in(key, i), rows)
-    reps = {"id": shapes["id"]}
-    for p in recipe.passes:
-        reps |= jax.eval_shape(lambda b, p=p: p.run(p.init(key, b), b, key, False), shapes)
+    reps = representation_shapes(recipe, shapes)
     for i, (name, term) in enumerate(recipe.terms.items()):
         own = {need: reps[need] for need in term.needs}
         params["terms"][name], slots[name] = term.init(jax.random.fold_in(key, 1000 + i), own)
     return params, slots
+
+
+def representation_shapes(recipe: Recipe, batch: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
+    """{name: shape and type} of everything the passes make of a batch (arrays or shapes), and its ids."""
+    key = jax.random.key(0)
+    reps = {"id": batch["id"]}
+    for p in recipe.passes:
+        reps |= jax.eval_shape(lambda b, p=p: p.run(p.init(key, b), b, key, False), dict(batch))
+    return reps

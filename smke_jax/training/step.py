@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from smke_jax.losses.collective import mean
 from smke_jax.objectives.base import Scope
 from smke_jax.parallel.mesh import DATA_AXIS, replicated, sharded
-from smke_jax.training.recipe import Recipe, init_params
+from smke_jax.training.recipe import Recipe, init_params, representation_shapes
 from smke_jax.training.state import TrainState
 
 
@@ -101,15 +101,15 @@ def make_train_step(recipe: Recipe, tx: optax.GradientTransformation, mesh, *, t
     )
 
 
-def bad_names(recipe: Recipe, state: TrainState, batch: dict[str, Any]) -> list[str]:
-    """Names of the tensors that 'first_bad' counts: parameters, representations, losses, gradients, in this order."""
-    key = state.rng
-    reps = {"id": batch["id"]}
-    for p in recipe.passes:
-        reps |= jax.eval_shape(lambda b, p=p: p.run(p.init(key, b), b, key, False), dict(batch))
+def bad_names(recipe: Recipe, batch: dict[str, Any], params: Any) -> list[str]:
+    """Names of the tensors that 'first_bad' counts: parameters, representations, losses, gradients, in this order.
+
+    Arrays or shapes will do for `batch` and `params`.
+    """
     losses = {name: jnp.zeros(()) for name in recipe.terms}
-    watched = _watched(state.params, reps, losses, state.params)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(watched)]
+    watched = _watched(params, representation_shapes(recipe, batch), losses, params)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(watched)]
+    return [name.partition("/")[2] for name in names]  # without the position in the list
 
 
 def _watched(params, reps, losses, grads) -> tuple:

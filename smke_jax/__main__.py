@@ -1,0 +1,47 @@
+"""`smke <program> …`: a dispatcher, nothing else."""
+
+import importlib
+import logging
+import sys
+
+from smke_jax.errors import UserError
+
+PROGRAMS = {
+    "demo": "train a small model on procedurally drawn scenes and show it retrieving (minutes, no data needed)",
+    "prepare": "make a dataset or a tokenizer ready for training",
+    "train": "train a config: --config=configs/x.py --workdir=DIR [--config.a.b=value …]",
+    "evaluate": "retrieval figures of a run: --workdir=DIR [--data=DIR] [--split=dev]",
+    "export": "write a run's trained encoder as safetensors: --workdir=DIR --out=FILE",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one program and returns its exit status; a UserError becomes one line and status 2."""
+    arguments = sys.argv[1:] if argv is None else argv
+    if not arguments or arguments[0] not in PROGRAMS:
+        asked_for_help = arguments[:1] in (["--help"], ["-h"], ["help"])
+        if arguments and not asked_for_help:
+            print(f"error: smke has no program {arguments[0]!r}", file=sys.stderr)
+        width = max(map(len, PROGRAMS))
+        print("usage: smke PROGRAM …\n" + "\n".join(f"  {name:{width}}  {what}" for name, what in PROGRAMS.items()))
+        return 0 if asked_for_help else 2
+    program = importlib.import_module(f"smke_jax.programs.{arguments[0]}")
+    return run_program(program.main, arguments[1:])
+
+
+def run_program(program_main, argv: list[str]) -> int:
+    """`program_main(argv)` with logging to stderr and user errors as one line."""
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("smke_jax").setLevel(logging.INFO)
+    try:
+        return program_main(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""Every field of every config, with its default and meaning.  Other configs start from `base()` and change a few.
+
+    smke train --config=configs/flickr8k.py --workdir=runs/flickr8k [--config.batch_size=512 …]
+
+A `ConfigDict` rejects keys that do not stand here.
+"""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    c = ConfigDict()
+    c.seed = 42
+    c.batch_size = 256  # global: over all devices of all hosts
+    c.total_steps = 0  # give either this
+    c.epochs = 0.0  # or this
+    c.num_devices = 0  # of this host; 0 takes all
+
+    # What is computed: passes make representations, terms are losses on them (smke_jax/passes, smke_jax/objectives).
+    c.passes = ("teacher", "student")
+    # {name: its arguments}; besides them `weight` (1.0), `final_weight` (reached linearly at the end of training)
+    # and `type` (when the name is not the type).
+    c.terms = ConfigDict()
+
+    c.data = ConfigDict()
+    c.data.source = "prepared"  # of smke_jax.data.sources.SOURCES: prepared | scenes
+    c.data.dir = ""  # folder written by `smke prepare`
+    c.data.split = "train"
+    c.data.unit = "pairs"  # pairs: every caption is a row; images: one caption drawn per image and epoch
+    c.data.in_memory = False  # decode every image once and keep it: for small sets
+    c.data.tokenizer = ""  # folder with vocab.txt or tokenizer.json; '' trains a WordPiece on the training captions
+    c.data.vocab_size = 30522  # most tokens of a vocabulary trained here
+    c.data.max_length = 64  # tokens per caption, [CLS] and [SEP] included
+    c.data.views = "student_teacher"  # of smke_jax.data.transforms.VIEWS
+    c.data.crop_scale = (0.9, 1.0)  # area of the random crop
+    c.data.crop_ratio = (3 / 4, 4 / 3)  # its aspect ratio
+    c.data.flip = 0.5  # probability of mirroring
+    c.data.jitter = 0.0  # strength of brightness, contrast and saturation jitter on the student's view
+    c.data.grayscale = 0.0  # probability of dropping colour
+    c.data.independent_teacher_view = False  # a crop of its own, with jitter 0.4, for the teacher: the thesis' code
+    c.data.threads = 2  # reading, decoding, cropping
+
+    c.student = ConfigDict()
+    c.student.dtype = "float32"  # of activations; bfloat16 on accelerators. Parameters and losses stay fp32
+    c.student.token_types = True
+    c.student.image = ConfigDict()
+    c.student.image.init = "random"  # or a safetensors file of a Data2Vec2 image encoder
+    c.student.image.image_size = 224
+    c.student.image.patch_size = 16
+    c.student.image.width = 768
+    c.student.image.depth = 6
+    c.student.image.num_heads = 12
+    c.student.image.mlp_dim = 3072
+    c.student.image.norm_order = "post"
+    c.student.image.norm_eps = 1e-6
+    c.student.image.activation = "gelu"
+    c.student.image.stem_widths = ()  # channels of stride-2 convolutions before the patches: for training from scratch
+    c.student.image.dropout = 0.0
+    c.student.image.init_std = 0.02  # 0 scales by fan-in: for training from scratch
+    c.student.text = ConfigDict()
+    c.student.text.init = "random"  # or a safetensors file of a BERT encoder
+    c.student.text.width = 768
+    c.student.text.depth = 6
+    c.student.text.num_heads = 12
+    c.student.text.mlp_dim = 3072
+    c.student.text.max_positions = 512
+    c.student.text.norm_order = "post"
+    c.student.text.norm_eps = 1e-12
+    c.student.text.activation = "gelu"
+    c.student.text.dropout = 0.0
+    c.student.text.init_std = 0.02
+    c.student.shared = ConfigDict()
+    c.student.shared.num_heads = 12
+    c.student.shared.mlp_dim = 3072
+    c.student.shared.norm_eps = 1e-6
+    c.student.shared.activation = "gelu"
+    c.student.shared.layer_scale = 0.2
+    c.student.shared.dropout = 0.0
+    c.student.shared.init_std = 0.02
+
+    c.teacher = ConfigDict()
+    # A safetensors file whose metadata describes the model (the fields below then come from it), or 'random' for a
+    # teacher of random weights, to try code without a file; '' where no pass uses a teacher.
+    c.teacher.checkpoint = ""
+    c.teacher.type = "beit"  # of smke_jax.models.teachers.TEACHERS
+    c.teacher.final_norm = True  # beit: False takes the last block's output un-normalised
+    c.teacher.image_size = 224
+    c.teacher.patch_size = 16
+    c.teacher.width = 768
+    c.teacher.depth = 12
+    c.teacher.num_heads = 12
+    c.teacher.mlp_dim = 3072
+    c.teacher.norm_eps = 1e-6
+    c.teacher.activation = "gelu"
+    c.teacher.dtype = "float32"
+    c.teacher.layer_scale = 0.1  # beit
+    c.teacher.shared_bias = True  # beit: one relative position table for all blocks
+    c.teacher.norm_order = "post"  # data2vec2
+    c.teacher.stem_widths = ()  # data2vec2
+    c.teacher.init_std = 0.02
+    c.projector = ()  # widths of the projector that self-supervised training puts on the encoder
+
+    c.optimizer = ConfigDict()
+    c.optimizer.name = "adamw"  # of smke_jax.training.optimizer.DIRECTIONS: adamw | muon
+    c.optimizer.learning_rate = 1e-4  # at a global batch of 256; the peak is this · batch_size / 256
+    c.optimizer.warmup_fraction = 0.1
+    c.optimizer.weight_decay = 0.01
+    c.optimizer.betas = (0.9, 0.98)
+    c.optimizer.eps = 1e-6
+    c.optimizer.clip_norm = 0.0  # 0 clips nothing
+    c.optimizer.lr_rules = ()  # ((regex on the parameter's path, factor), …), first match wins; factor 0 freezes
+
+    c.eval = ConfigDict()
+    c.eval.every = 0  # steps; 0 evaluates only after the last step
+    c.eval.split = "dev"
+    c.eval.level = "out"  # representation used for retrieval: fc1 | out | head
+    c.eval.batch_size = 256
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 1000  # steps; the last step is always saved
+    c.checkpoint.keep = 2  # newest ones kept, besides the best
+
+    c.log = ConfigDict()
+    c.log.every = 50  # steps
+    c.log.tensorboard = False
+    return c
+
+
+def towers(c: ConfigDict, **fields) -> None:
+    """Sets fields of both towers and the shared block at once, where they have them."""
+    for part in (c.student.image, c.student.text, c.student.shared):
+        part.update({k: v for k, v in fields.items() if k in part})
+
+
+def smoke(c: ConfigDict) -> ConfigDict:
+    """The same recipe on the built-in scenes, small enough for two steps in a test."""
+    c.batch_size, c.total_steps, c.epochs = 16, 2, 0.0
+    c.data.update(source="scenes", dir="", split="train", tokenizer="", vocab_size=300, max_length=12, in_memory=False)
+    towers(c, init="random", image_size=32, patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=48)
+    c.student.image.stem_widths = c.student.image.stem_widths[:1]
+    c.teacher.update(image_size=32, patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=48, stem_widths=())
+    c.teacher.checkpoint = "random" if "teacher" in c.passes else ""
+    c.projector = c.projector and (24, 24)
+    for term in c.terms.values():
+        if "bank_size" in term:
+            term.bank_size = 40
+    c.eval.split, c.eval.batch_size = "gallery", 64
+    c.log.every = 1
+    return c

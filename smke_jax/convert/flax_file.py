@@ -1,0 +1,75 @@
+"""Parameters as one safetensors file: 'a/b/c' paths as keys, the model's description in the metadata."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from smke_jax.errors import UserError
+
+
+def save_params(path: str | Path, params: Any, description: dict) -> None:
+    """Writes `params` (nested dict of arrays) and `description` (JSON-able) beside, then renames."""
+    path = Path(path)
+    flat = {key: np.ascontiguousarray(value) for key, value in flatten_dict(params, sep="/").items()}
+    partial = path.with_name(path.name + ".partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    safetensors.numpy.save_file(flat, partial, metadata={"smke_jax": json.dumps(description)})
+    partial.rename(path)
+
+
+def read_description(path: str | Path) -> dict:
+    """The description in a file that `save_params` wrote."""
+    with _open(path) as file:
+        metadata = file.metadata() or {}
+    if "smke_jax" not in metadata:
+        raise UserError(f"{path} does not say what model it holds: it was not written by smke_jax")
+    return json.loads(metadata["smke_jax"])
+
+
+def load_params(path: str | Path) -> Any:
+    """Nested dict of fp32 arrays."""
+    with _open(path) as file:
+        flat = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}
+    return unflatten_dict(flat, sep="/")
+
+
+def file_digest(path: str | Path) -> str:
+    """Hex sha256 of a file."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open(path):
+    if not Path(path).is_file():
+        raise UserError(f"no weights at {path}: give a safetensors file that exists, or 'random' to go without")
+    try:
+        return safetensors.safe_open(path, framework="numpy")
+    except safetensors.SafetensorError as error:
+        raise UserError(f"{path} is no sound safetensors file ({error}): fetch or convert it again") from None
+
+
+def fit(target: Any, loaded: Any, *, source: str) -> Any:
+    """`loaded` cut to the parameters of `target` (arrays or shapes), strict but for surplus blocks.
+
+    A file may hold more `block_<i>` than the target: the first ones are kept (the thesis' truncated towers).
+    Raises UserError listing every missing, unexpected and mis-shaped key.
+    """
+    want, have = flatten_dict(target, sep="/"), flatten_dict(loaded, sep="/")
+    surplus = {key for key in have if key not in want and key.split("/")[0].startswith("block_")}
+    problems = [f"missing {key}" for key in sorted(set(want) - set(have))]
+    problems += [f"unexpected {key}" for key in sorted(set(have) - set(want) - surplus)]
+    problems += [
+        f"{key} is {have[key].shape} in the file and {want[key].shape} in the model"
+        for key in sorted(set(want) & set(have))
+        if have[key].shape != want[key].shape
+    ]
+    if problems:
+        shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
+        raise UserError(f"{source} does not fit the model: {shown}")
+    return unflatten_dict({key: have[key] for key in want}, sep="/")

@@ -1,0 +1,144 @@
+"""Views of an image (spec 0.5): random crop, flip and colour jitter on uint8 pixels, with the caller's random numbers."""
+
+import dataclasses
+import math
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+BICUBIC = Image.Resampling.BICUBIC
+
+
+@dataclasses.dataclass(frozen=True)
+class Crop:
+    """Where and how an image is looked at: a box in pixels, mirrored or not."""
+
+    box: tuple[float, float, float, float]  # left, top, right, bottom
+    flip: bool
+
+
+def random_crop(
+    shape: tuple[int, int], rng: np.random.Generator, *, scale: tuple[float, float], ratio: tuple[float, float], flip: float
+) -> Crop:
+    """A RandomResizedCrop box covering `scale` of the area at an aspect `ratio`, mirrored with probability `flip`.
+
+    Ten tries, then the largest centred box within `ratio`, as torchvision documents it.  shape: (height, width).
+    """
+    height, width = shape
+    mirrored = bool(rng.random() < flip)
+    for _ in range(10):
+        area = rng.uniform(*scale) * height * width
+        aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+        w, h = math.sqrt(area * aspect), math.sqrt(area / aspect)
+        if w <= width and h <= height:
+            left, top = rng.uniform(0, width - w), rng.uniform(0, height - h)
+            return Crop((left, top, left + w, top + h), mirrored)
+    aspect = min(max(width / height, ratio[0]), ratio[1])
+    w, h = min(width, height * aspect), min(height, width / aspect)
+    left, top = (width - w) / 2, (height - h) / 2
+    return Crop((left, top, left + w, top + h), mirrored)
+
+
+def render(image: np.ndarray, crop: Crop, size: int) -> Image.Image:
+    """What `crop` sees of uint8 (H, W, 3), bicubic, size × size."""
+    view = Image.fromarray(image).resize((size, size), BICUBIC, box=crop.box)
+    return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else view
+
+
+def color_jitter(image: Image.Image, rng: np.random.Generator, strength: float) -> Image.Image:
+    """Brightness, contrast and saturation, in random order, each by a factor in 1 ± strength."""
+    changes = [ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color]
+    for i in rng.permutation(len(changes)):
+        image = changes[i](image).enhance(rng.uniform(1 - strength, 1 + strength))
+    return image
+
+
+def squash(image: np.ndarray, size: int) -> np.ndarray:
+    """The evaluation view: the whole image at size × size, aspect ratio given up (spec 0.5).  -> uint8 (S, S, 3)."""
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(Image.fromarray(image).resize((size, size), BICUBIC))
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """A random view's settings; `jitter` and `grayscale` (a probability) are off by default."""
+
+    size: int
+    crop_scale: tuple[float, float] = (0.9, 1.0)
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.0
+    grayscale: float = 0.0
+
+    def crop(self, image: np.ndarray, rng: np.random.Generator) -> Crop:
+        return random_crop(image.shape[:2], rng, scale=self.crop_scale, ratio=self.crop_ratio, flip=self.flip)
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator, crop: Crop | None = None) -> np.ndarray:
+        """uint8 (H, W, 3) -> uint8 (size, size, 3), through `crop` where one is given."""
+        view = render(image, crop or self.crop(image, rng), self.size)
+        if self.jitter:
+            view = color_jitter(view, rng, self.jitter)
+        if self.grayscale and rng.random() < self.grayscale:
+            view = view.convert("L").convert("RGB")
+        return np.asarray(view)
+
+
+@dataclasses.dataclass(frozen=True)
+class StudentTeacherViews:
+    """'image', and 'teacher_image' where the teacher sees something else.
+
+    With `independent` the teacher's crop is its own (the thesis' code, register 6); otherwise both see one crop, and
+    a second array is made only when the teacher's resolution differs.
+    """
+
+    student: View
+    teacher: View
+    independent: bool = False
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        crop = self.student.crop(image, rng)
+        views = {"image": self.student(image, rng, crop)}
+        if self.independent:
+            views["teacher_image"] = self.teacher(image, rng)
+        elif self.teacher.size != self.student.size:
+            views["teacher_image"] = np.asarray(render(image, crop, self.teacher.size))
+        return views
+
+
+@dataclasses.dataclass(frozen=True)
+class TwoViews:
+    """'view1' and 'view2': independent views for self-supervised training."""
+
+    view: View
+
+    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        return {"view1": self.view(image, rng), "view2": self.view(image, rng)}
+
+
+def _student_teacher(data, image_size: int, teacher_size: int) -> StudentTeacherViews:
+    common = {
+        "crop_scale": tuple(data.crop_scale),
+        "crop_ratio": tuple(data.crop_ratio),
+        "flip": data.flip,
+        "grayscale": data.grayscale,
+    }
+    return StudentTeacherViews(
+        View(image_size, jitter=data.jitter, **common),
+        View(teacher_size, jitter=0.4, **common),
+        independent=data.independent_teacher_view,
+    )
+
+
+def _two_views(data, image_size: int, teacher_size: int) -> TwoViews:
+    return TwoViews(
+        View(teacher_size, tuple(data.crop_scale), tuple(data.crop_ratio), data.flip, data.jitter, data.grayscale)
+    )
+
+
+VIEWS = {"student_teacher": _student_teacher, "two_views": _two_views}
+
+
+def build_views(data, *, image_size: int, teacher_size: int):
+    """The function (image, rng) -> {name: uint8 view} that `data` (config.data) describes."""
+    return VIEWS[data.views](data, image_size, teacher_size)

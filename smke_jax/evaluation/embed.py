@@ -1,0 +1,74 @@
+"""Embeddings of a whole split: padded, fixed-size batches on all devices, trimmed to the exact count."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import grain
+import jax
+import numpy as np
+
+from smke_jax.data.pipeline import pixels
+from smke_jax.data.tokenizer import Tokenizer
+from smke_jax.data.transforms import squash
+from smke_jax.parallel.mesh import put_batch, replicated
+
+
+def make_encoder(run: Callable, mesh) -> Callable:
+    """`Pass.run` -> jitted (params, batch) -> representations, whole on every device."""
+    return jax.jit(lambda params, batch: run(params, batch, None, False), out_shardings=replicated(mesh))
+
+
+def embed_images(
+    encode: Callable, params, source, *, name: str, image_size: int, batch_size: int, mesh, threads: int = 2
+) -> np.ndarray:
+    """Representation `name`, such as 'image/out', of every image in order -> (N, D) fp32."""
+    dataset = grain.MapDataset.range(len(source)).map(lambda i: squash(pixels(source[i]), image_size))
+    images = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=batch_size)))
+    batches = ({"image": np.stack(rows)} for rows in _chunks(images, batch_size))
+    return _embed(encode, params, batches, name, len(source), batch_size, mesh)
+
+
+def embed_texts(
+    encode: Callable,
+    params,
+    captions: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    name: str,
+    max_length: int,
+    batch_size: int,
+    mesh,
+) -> np.ndarray:
+    """Representation `name`, such as 'text/out', of every caption in order -> (M, D) fp32."""
+
+    def batches():
+        for rows in _chunks(iter(captions), batch_size):
+            ids, mask = tokenizer.encode(rows, max_length)
+            yield {"text": ids, "text_mask": mask}
+
+    return _embed(encode, params, batches(), name, len(captions), batch_size, mesh)
+
+
+def _chunks(items: Iterator, size: int) -> Iterator[list]:
+    chunk = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _embed(encode, params, batches, name, count, batch_size, mesh) -> np.ndarray:
+    """Pads the last batch by repeating its last row: one compiled shape, and no row that could make a NaN."""
+    first, share = jax.process_index(), jax.process_count()
+    rows = []
+    for batch in batches:
+        length = len(next(iter(batch.values())))
+        padded = {k: np.concatenate([x, np.repeat(x[-1:], batch_size - length, axis=0)]) for k, x in batch.items()}
+        local = batch_size // share
+        mine = {k: x[first * local : (first + 1) * local] for k, x in padded.items()}
+        rows.append(np.asarray(encode(params, put_batch(mine, mesh))[name])[:length])
+    embeddings = np.concatenate(rows)
+    assert len(embeddings) == count, f"embedded {len(embeddings)} of {count} examples"
+    return embeddings

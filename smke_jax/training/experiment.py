@@ -1,0 +1,126 @@
+"""Everything that a config names, opened and checked: tokenizer, recipe, teacher, initial weights, mesh."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from smke_jax.convert.flax_file import file_digest, fit, load_params, read_description
+from smke_jax.data.datasets import open_source
+from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
+from smke_jax.data.transforms import build_views
+from smke_jax.errors import UserError
+from smke_jax.parallel.mesh import make_mesh, replicated
+from smke_jax.training.recipe import Recipe, build_recipe
+
+
+class Experiment(NamedTuple):
+    """What training and evaluation share."""
+
+    config: ConfigDict  # resolved: teacher fields and total_steps filled in
+    mesh: jax.sharding.Mesh
+    tokenizer: Tokenizer | None  # None for a recipe that reads no text
+    recipe: Recipe
+
+    def student(self):
+        """The pass that makes the representations retrieval is done with."""
+        for p in self.recipe.passes:
+            if p.name == "student":
+                return p
+        raise UserError(f"this run has no student (its passes: {', '.join(p.name for p in self.recipe.passes)})")
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A copy of `config` whose teacher fields are those of its checkpoint file."""
+    config = config.copy_and_resolve_references()
+    uses_teacher = "teacher" in config.passes
+    if uses_teacher and not config.teacher.checkpoint:
+        raise UserError("config.teacher.checkpoint is empty: give a safetensors file, or 'random' to try without one")
+    if uses_teacher and config.teacher.checkpoint != "random":
+        for key, value in read_description(config.teacher.checkpoint)["model"].items():
+            if key not in ("final_norm", "dtype"):  # how the features are used is the recipe's choice
+                config.teacher[key] = tuple(value) if isinstance(value, list) else value
+    return config
+
+
+def build_experiment(config: ConfigDict, workdir: Path, source=None) -> Experiment:
+    """Opens what `config` (resolved) names; the tokenizer lives in `workdir` from its first use on.
+
+    `source`, the training split, is only needed where the tokenizer is still to be trained on its captions.
+    """
+    tokenizer = _tokenizer(config, workdir / "tokenizer", source) if "student" in config.passes else None
+    recipe = build_recipe(config, vocab_size=tokenizer and tokenizer.vocab_size)
+    return Experiment(config, make_mesh(config.num_devices or None), tokenizer, recipe)
+
+
+def _tokenizer(config, directory: Path, source) -> Tokenizer:
+    if directory.is_dir():
+        return load_tokenizer(directory)
+    if config.data.tokenizer:
+        tokenizer = load_tokenizer(config.data.tokenizer)
+    elif source is None:
+        raise UserError(f"no tokenizer at {directory}: this run did not get as far as writing one")
+    else:
+        captions = (caption for i in range(len(source)) for caption in source[i].captions)
+        tokenizer = train_wordpiece(captions, config.data.vocab_size)
+    if jax.process_index() == 0:
+        tokenizer.save(directory)
+    return tokenizer
+
+
+def open_training_data(config: ConfigDict):
+    """(source of the training split, the function that makes its views)."""
+    views = build_views(config.data, image_size=config.student.image.image_size, teacher_size=_teacher_size(config))
+    return open_source(config.data, config.data.split), views
+
+
+def _teacher_size(config) -> int:
+    uses_teacher = "teacher" in config.passes or "views" in config.passes
+    return config.teacher.image_size if uses_teacher else config.student.image.image_size
+
+
+def batch_shapes(config: ConfigDict, views) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of one global batch, from one blank image."""
+    rng = np.random.default_rng(0)
+    arrays = views(np.zeros((64, 64, 3), np.uint8), rng)
+    shapes = {k: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype) for k, x in arrays.items()}
+    shapes["id"] = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
+    if "student" in config.passes:
+        for name in ("text", "text_mask"):
+            shapes[name] = jax.ShapeDtypeStruct((config.batch_size, config.data.max_length), jnp.int32)
+    return shapes
+
+
+def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Parameters of the frozen passes, on the mesh, and the digest of the file each came from."""
+    frozen, digests = {}, {}
+    for p in experiment.recipe.passes:
+        if p.grad:
+            continue
+        path, rows = experiment.config.teacher.checkpoint, {k: jnp.zeros((1, *x.shape[1:]), x.dtype)
+                                                            for k, x in shapes.items()}
+        init = jax.jit(lambda p=p, rows=rows: p.init(jax.random.key(experiment.config.seed + 1), rows))
+        if path == "random":
+            params, digests[p.name] = init(), "random"
+        else:
+            params = fit(jax.eval_shape(init), load_params(path), source=path)
+            digests[p.name] = file_digest(path)
+        frozen[p.name] = jax.device_put(params, replicated(experiment.mesh))
+    return frozen, digests
+
+
+def load_towers(params: Any, config: ConfigDict) -> Any:
+    """`params` with the student's towers replaced by the files that config.student.*.init name."""
+    if "student" not in params:
+        return params
+    student = dict(params["student"])
+    for tower in ("image", "text"):
+        path = config.student[tower].init
+        if path != "random":
+            name = f"{tower}_encoder"
+            loaded = fit(student[name], load_params(path), source=path)
+            student[name] = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), student[name], loaded)
+    return {**params, "student": student}

@@ -1,0 +1,230 @@
+"""The training loop: evaluate → save → next batch → step.  No maths."""
+
+import contextlib
+import json
+import logging
+import signal
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from smke_jax import atomic
+from smke_jax.data.datasets import open_source
+from smke_jax.data.pipeline import make_rows, train_batches
+from smke_jax.errors import UserError
+from smke_jax.evaluation.embed import make_encoder
+from smke_jax.evaluation.evaluate import evaluate_retrieval
+from smke_jax.evaluation.retrieval import format_table, write_json
+from smke_jax.parallel.mesh import check_batch_size, put_batch, replicated
+from smke_jax.training import record
+from smke_jax.training.checkpoint import Checkpointer
+from smke_jax.training.experiment import (
+    Experiment,
+    batch_shapes,
+    build_experiment,
+    load_frozen,
+    load_towers,
+    open_training_data,
+    resolve,
+)
+from smke_jax.training.optimizer import build_optimizer
+from smke_jax.training.state import TrainState, count_parameters
+from smke_jax.training.step import bad_names, init_state, make_train_step
+from smke_jax.training.writers import MetricWriter, Progress
+
+log = logging.getLogger("smke_jax")
+
+
+class Outcome(NamedTuple):
+    """How a run ended."""
+
+    step: int
+    params: Any
+    metrics: dict | None  # of the last evaluation, where there was one
+
+
+def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
+    """Trains `config` in `workdir`, continuing what is there; returns early, saved, after a SIGTERM.
+
+    Raises UserError for everything that the user can mend, before compilation where it can be seen by then.
+    """
+    workdir = Path(workdir)
+    config = resolve(config)
+    source, views = open_training_data(config)
+    config.total_steps = _total_steps(config, source)
+    config.epochs = 0.0
+    workdir.mkdir(parents=True, exist_ok=True)
+    experiment = build_experiment(config, workdir, source)
+    local_batch = check_batch_size(config.batch_size, experiment.mesh)
+    shapes = batch_shapes(config, views)
+    frozen, teacher_digests = load_frozen(experiment, shapes)
+    identity = {"data": source.digest, **{f"{k} weights": v for k, v in teacher_digests.items()}}
+    if experiment.tokenizer is not None:
+        identity["tokenizer"] = experiment.tokenizer.digest
+    record.check_or_write(workdir, config, identity)
+
+    batches = train_batches(
+        source, views, batch_size=config.batch_size, seed=config.seed, unit=config.data.unit,
+        tokenizer=experiment.tokenizer, max_length=config.data.max_length,
+        process=(jax.process_index(), jax.process_count()), threads=config.data.threads,
+    )  # fmt: skip
+    assert local_batch * jax.process_count() == config.batch_size
+    with contextlib.closing(batches), Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
+        return _Loop(experiment, workdir, frozen, shapes, checkpoints, identity).run(batches)
+
+
+def _total_steps(config, source) -> int:
+    if bool(config.total_steps) == bool(config.epochs):
+        raise UserError(
+            f"give either config.total_steps or config.epochs (they are {config.total_steps} and {config.epochs})"
+        )
+    rows = len(make_rows(source.num_captions, config.data.unit))
+    return config.total_steps or max(1, int(config.epochs * (rows // config.batch_size)))
+
+
+class _Loop:
+    """One run's compiled step, state and files; `run` goes from the last checkpoint to the end."""
+
+    def __init__(self, experiment: Experiment, workdir: Path, frozen, shapes, checkpoints: Checkpointer, identity):
+        self.experiment, self.config = experiment, experiment.config
+        self.workdir, self.frozen, self.shapes = workdir, frozen, shapes
+        self.checkpoints, self.identity = checkpoints, identity
+        config, mesh = self.config, experiment.mesh
+        self.tx, self.schedule = build_optimizer(
+            config.optimizer, batch_size=config.batch_size, total_steps=config.total_steps
+        )
+        self.step_fn = make_train_step(experiment.recipe, self.tx, mesh, total_steps=config.total_steps)
+        self._evaluate_with = None
+
+    def run(self, batches) -> Outcome:
+        config = self.config
+        state, start = self._initial_state(batches)
+        step, metrics, pending = start, None, None
+        progress = Progress(config.total_steps, config.batch_size, start)
+        with MetricWriter(self.workdir, tensorboard=config.log.tensorboard) as writer, _sigterm() as stopping:
+            writer.truncate_after(start)
+            while True:
+                last = step >= config.total_steps or stopping.is_set
+                if step > start:
+                    evaluated = None
+                    with progress.pause():
+                        if last or _due(step, config.checkpoint.every) or _due(step, config.eval.every):
+                            pending = self._check(pending)
+                        if _due(step, config.eval.every) or (step >= config.total_steps and config.eval.split):
+                            evaluated = metrics = self._evaluate(state, step, writer)
+                        if last or evaluated or _due(step, config.checkpoint.every):
+                            self._save(state, step, batches, evaluated)
+                if last:
+                    break
+                with progress.data_wait():
+                    batch = next(batches)
+                state, values = self.step_fn(state, self.frozen, put_batch(batch, self.experiment.mesh))
+                step += 1
+                self._check(pending)  # one step late, so that the device never waits for the host
+                pending = (step, values, batch["id"])
+                if _due(step, config.log.every) or step == config.total_steps:
+                    self._log(writer, progress, step, values)
+        if step < config.total_steps:
+            log.warning("stopped by SIGTERM at step %d of %d, saved; the same command continues", step, config.total_steps)
+        return Outcome(step, state.params, metrics)
+
+    def _initial_state(self, batches) -> tuple[TrainState, int]:
+        """From the newest sound checkpoint, or fresh with the towers that the config names."""
+        everywhere = replicated(self.experiment.mesh)
+        make = lambda: init_state(  # noqa: E731
+            self.experiment.recipe, self.tx, self.experiment.mesh, self.shapes, seed=self.config.seed
+        )
+        abstract = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(make)
+        )
+        found = self.checkpoints.restore_latest(abstract.params, _without_params(abstract))
+        if found is None:
+            state = make()
+            state = state.replace(params=load_towers(state.params, self.config))
+            log.info("%s parameters are trained", f"{count_parameters(state.params):,}")
+            return state, 0
+        batches.set_state(found.data)
+        log.info("continuing from step %d of %s", found.step, self.workdir)
+        return TrainState(params=found.params, **found.train), found.step
+
+    def _log(self, writer, progress, step, values):
+        scalars = {k: float(v) for k, v in jax.device_get(values).items() if k != "first_bad"}
+        scalars["learning_rate"] = float(self.schedule(step - 1))
+        writer.write(step, {**scalars, **progress.log(step, scalars["loss"])})
+
+    def _check(self, pending) -> None:
+        """Stops at the first non-finite tensor of an earlier step, keeping the ids of its batch."""
+        if pending is None or int(pending[1]["first_bad"]) < 0:
+            return None
+        step, values, ids = pending
+        name = bad_names(self.experiment.recipe, self.shapes, self._abstract_params())[int(values["first_bad"])]
+        path = self.workdir / f"non-finite-step-{step}.json"
+        atomic.write_text(path, json.dumps({"step": step, "tensor": name, "ids": ids.tolist()}) + "\n")
+        raise UserError(
+            f"step {step}: {name} is not finite (loss {float(values['loss'])}); its batch's ids are in {path}; "
+            "lower the learning rate, or look at those images, and run again from the last checkpoint"
+        )
+
+    def _abstract_params(self):
+        return jax.eval_shape(
+            lambda: init_state(self.experiment.recipe, self.tx, self.experiment.mesh, self.shapes, seed=0)
+        ).params
+
+    def _evaluate(self, state, step, writer) -> dict | None:
+        config = self.config
+        if not any(p.name == "student" for p in self.experiment.recipe.passes):
+            return None
+        if self._evaluate_with is None:
+            encode = make_encoder(self.experiment.student().run, self.experiment.mesh)
+            self._evaluate_with = encode, open_source(config.data, config.eval.split)
+        encode, source = self._evaluate_with
+        result = evaluate_retrieval(
+            encode, state.params["student"], source, self.experiment.tokenizer, config, self.experiment.mesh,
+            dataset=f"{config.data.source} {config.eval.split}",
+        )  # fmt: skip
+        metrics = result.metrics
+        if jax.process_index() == 0:
+            write_json(self.workdir / "evals" / str(step) / "retrieval.json", metrics)
+            log.info("step %d\n%s", step, format_table(metrics))
+        directions = ("image_to_text", "text_to_image")
+        writer.write(step, {f"eval/{d}/{k}": v for d in directions for k, v in metrics[d].items()})
+        return metrics
+
+    def _save(self, state, step, batches, evaluated):
+        self.checkpoints.save(
+            step, state.params, _without_params(state), batches.get_state(), {"identity": self.identity},
+            metric=evaluated["recall_sum"] if evaluated else None,
+        )  # fmt: skip
+
+
+def _without_params(state: TrainState) -> dict:
+    return {"step": state.step, "opt_state": state.opt_state, "slots": state.slots, "rng": state.rng}
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
+
+
+class _Flag:
+    is_set = False
+
+
+@contextlib.contextmanager
+def _sigterm():
+    """A flag that SIGTERM sets, so that the loop ends at a whole step and saves (preemption)."""
+    flag = _Flag()
+
+    def handler(number, frame):
+        flag.is_set = True
+
+    try:
+        previous = signal.signal(signal.SIGTERM, handler)
+    except ValueError:  # not in the main thread, as in notebooks: nothing to hook
+        yield flag
+        return
+    try:
+        yield flag
+    finally:
+        signal.signal(signal.SIGTERM, previous)

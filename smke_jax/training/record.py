@@ -1,0 +1,83 @@
+"""What a run directory says of its run: config, data, teacher, versions; and whether a command continues it."""
+
+import datetime
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from smke_jax import atomic
+from smke_jax.errors import UserError
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "smke_jax")
+
+
+def flatten(config: Any, prefix: str = "config") -> dict[str, Any]:
+    """{'config.a.b': value} of nested dicts; tuples become lists, as they do in JSON."""
+    flat = {}
+    for key, value in config.items():
+        path = f"{prefix}.{key}"
+        if isinstance(value, (dict, ConfigDict)):
+            flat |= flatten(value, path)
+        else:
+            flat[path] = json.loads(json.dumps(value))
+    return flat
+
+
+def check_or_write(workdir: Path, config: ConfigDict, identity: dict[str, str]) -> None:
+    """Writes run.json and config.json into a new run; refuses to continue a run that was started otherwise.
+
+    `identity` holds digests of what a config only names: data, tokenizer, teacher.
+    """
+    path = workdir / "run.json"
+    if path.exists():
+        recorded = _read(path)
+        _refuse_difference(workdir, {**recorded["config"], **recorded["identity"]}, {**flatten(config), **identity})
+        return
+    if jax.process_index():
+        return
+    record = {
+        "config": flatten(config),
+        "identity": identity,
+        "command": sys.argv,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "devices": [str(device.device_kind) for device in jax.devices()],
+        "host": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+    atomic.write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
+    atomic.write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config that a run was started with."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        raise UserError(f"no run at {workdir}: it has no config.json; give the --workdir of `smke train`")
+    return ConfigDict(_tuples(_read(path)))
+
+
+def _tuples(value):
+    # JSON has no tuples; configs hold no lists.
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _read(path):
+    try:
+        return json.loads(path.read_text())
+    except ValueError:
+        raise UserError(f"{path} is damaged: restore it, or start a new --workdir") from None
+
+
+def _refuse_difference(workdir, old, new):
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    if keys:
+        lines = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys)
+        raise UserError(f"{workdir} holds a run of another config ({lines}): give those values, or another --workdir")
