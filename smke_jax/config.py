@@ -54,8 +54,8 @@ def base() -> ConfigDict:
     c.student.image.norm_order = "post"
     c.student.image.norm_eps = 1e-6
     c.student.image.activation = "gelu"
-    c.student.image.stem_widths = ()  # channels of stride-2 convolutions before the patches: for training from scratch
     c.student.image.dropout = 0.0
+    c.student.image.token_drop = 0.0  # share of patches left out in training (FLIP)
     c.student.image.init_std = 0.02  # 0 scales by fan-in: for training from scratch
     c.student.text = ConfigDict()
     c.student.text.init = "random"  # or a safetensors file of a BERT encoder
@@ -96,7 +96,6 @@ def base() -> ConfigDict:
     c.teacher.layer_scale = 0.1  # beit
     c.teacher.shared_bias = True  # beit: one relative position table for all blocks
     c.teacher.norm_order = "post"  # data2vec2
-    c.teacher.stem_widths = ()  # data2vec2
     c.teacher.init_std = 0.02
     c.projector = ()  # widths of the projector that self-supervised training puts on the encoder
 
@@ -137,8 +136,7 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.batch_size, c.total_steps, c.epochs = 16, 2, 0.0
     c.data.update(source="scenes", dir="", split="train", tokenizer="", vocab_size=300, max_length=12, in_memory=False)
     towers(c, init="random", image_size=32, patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=48)
-    c.student.image.stem_widths = c.student.image.stem_widths[:1]
-    c.teacher.update(image_size=32, patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=48, stem_widths=())
+    c.teacher.update(image_size=32, patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=48)
     c.teacher.checkpoint = "random" if "teacher" in c.passes else ""
     c.projector = c.projector and (24, 24)
     for term in c.terms.values():

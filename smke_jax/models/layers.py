@@ -74,17 +74,18 @@ class Attention(nn.Module):
                 dtype=self.dtype,
                 name=name,
             )(x)
-            return y.reshape(*y.shape[:-1], self.num_heads, head_dim)
+            # Heads before positions: the batched products below then need no hidden copies, which cost a CPU dear.
+            return y.reshape(*y.shape[:-1], self.num_heads, head_dim).transpose(0, 2, 1, 3)
 
-        q, k, v = project("query"), project("key"), project("value")  # (B, L, H, d)
-        logits = jnp.einsum("bqhd,bkhd->bhqk", q * head_dim**-0.5, k, preferred_element_type=jnp.float32)
+        q, k, v = project("query"), project("key"), project("value")  # (B, H, L, d)
+        logits = jnp.einsum("bhqd,bhkd->bhqk", q * head_dim**-0.5, k, preferred_element_type=jnp.float32)
         if bias is not None:
             logits += bias.astype(jnp.float32)
         if mask is not None:
             # A finite minimum instead of -inf: a row that is all padding then stays finite.
             logits = jnp.where(mask[:, None, None, :].astype(bool), logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits).astype(self.dtype)
-        out = jnp.einsum("bhqk,bkhd->bqhd", weights, v).reshape(x.shape)
+        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v).transpose(0, 2, 1, 3).reshape(x.shape)
         return nn.Dense(width, kernel_init=kernel_init(self.init_std), dtype=self.dtype, name="out")(out)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smke_jax.models.layers import Block, LayerNorm, kernel_init
-from smke_jax.models.vision import ImageEncoder, PatchEmbed
+from smke_jax.models.vision import ImageEncoder, PatchEmbed, patchify
 
 
 def relative_position_index(grid: int) -> np.ndarray:
@@ -60,7 +60,8 @@ class Beit(nn.Module):
     @nn.compact
     def __call__(self, images):
         """Normalised images (B, S, S, 3) -> [CLS] feature (B, D), fp32."""
-        patches = PatchEmbed(self.patch_size, self.width, dtype=self.dtype, name="patch_embed")(images.astype(self.dtype))
+        embed = PatchEmbed(self.patch_size, self.width, self.init_std, self.dtype, name="patch_embed")
+        patches = embed(patchify(images, self.patch_size))
         cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (len(patches), 1, self.width)), patches], axis=1)
         grid = self.image_size // self.patch_size

@@ -1,10 +1,11 @@
-"""The student's image encoder: a Data2Vec2 ViT (spec 0.2), with an optional convolutional stem for small data."""
+"""The student's image encoder: a Data2Vec2 ViT (spec 0.2)."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smke_jax.models.layers import ACTIVATIONS, Block, LayerNorm, kernel_init
+from smke_jax.models.layers import Block, LayerNorm, kernel_init
 
 
 def sincos_positions(grid: int, width: int) -> np.ndarray:
@@ -23,47 +24,42 @@ def sincos_positions(grid: int, width: int) -> np.ndarray:
     return np.concatenate([x, y], axis=1).astype(np.float32)
 
 
-class PatchEmbed(nn.Module):
-    """Image (B, S, S, 3) -> patch embeddings (B, (S/patch)², D), row-major.
+def patchify(images: jax.Array, patch_size: int) -> jax.Array:
+    """Square patches, row-major, pixels of a patch flattened as (row, column, channel).  (B, S, S, C) -> (B, N, p·p·C)."""
+    batch, size, _, channels = images.shape
+    if size % patch_size:
+        raise ValueError(f"image size {size} is no multiple of the patch size {patch_size}")
+    grid = size // patch_size
+    x = images.reshape(batch, grid, patch_size, grid, patch_size, channels)
+    return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, grid * grid, patch_size * patch_size * channels)
 
-    `stem_widths` puts that many 3×3 stride-2 convolutions in front (Xiao et al. 2021, "Early Convolutions Help
-    Transformers See Better"): () is the plain ViT projection that every pretrained tower has.
+
+class PatchEmbed(nn.Module):
+    """Linear projection of patches, (B, N, p·p·3) -> (B, N, D).
+
+    The kernel is kept as the convolution it is in every checkpoint, (p, p, 3, D), but applied as one matrix product:
+    XLA's strided convolutions cost a CPU several times as much.
     """
 
     patch_size: int
     width: int
-    stem_widths: tuple[int, ...] = ()
-    activation: str = "gelu"
-    norm_eps: float = 1e-6
     init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x):
-        patch = self.patch_size
-        for i, channels in enumerate(self.stem_widths):
-            x = nn.Conv(channels, (3, 3), (2, 2), kernel_init=kernel_init(0), dtype=self.dtype, name=f"stem{i}")(x)
-            x = ACTIVATIONS[self.activation](LayerNorm(self.norm_eps, self.dtype, name=f"stem_norm{i}")(x))
-            patch //= 2
-        if patch < 1:
-            raise ValueError(f"{len(self.stem_widths)} stem layers halve more often than patch {self.patch_size} allows")
-        x = nn.Conv(
-            self.width,
-            (patch, patch),
-            (patch, patch),
-            padding="VALID",
-            kernel_init=kernel_init(self.init_std),
-            dtype=self.dtype,
-            name="proj",
-        )(x)
-        return x.reshape(x.shape[0], -1, self.width)
+    def __call__(self, patches):
+        shape = (self.patch_size, self.patch_size, 3, self.width)
+        kernel = self.param("kernel", kernel_init(self.init_std), shape)
+        bias = self.param("bias", nn.initializers.zeros, (self.width,))
+        return patches.astype(self.dtype) @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
 
 
 class ImageEncoder(nn.Module):
     """Data2Vec2 image encoder.  (B, image_size, image_size, 3) normalised -> (B, 1 + N, D), [CLS] first.
 
     Patches get fixed positions, [CLS] gets none; post-norm puts a LayerNorm before the first block and none after
-    the last (layer_norm_first=False), pre-norm the other way round.
+    the last (layer_norm_first=False), pre-norm the other way round.  In training a random share `token_drop` of the
+    patches is left out (FLIP, Li et al. 2023): faster, and it keeps a small set of photos from being memorised.
     """
 
     image_size: int
@@ -75,8 +71,8 @@ class ImageEncoder(nn.Module):
     norm_order: str = "post"
     norm_eps: float = 1e-6
     activation: str = "gelu"
-    stem_widths: tuple[int, ...] = ()
     dropout: float = 0.0
+    token_drop: float = 0.0
     init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
 
@@ -85,19 +81,13 @@ class ImageEncoder(nn.Module):
         size = self.image_size
         if images.shape[1:] != (size, size, 3):
             raise ValueError(f"images are {images.shape[1:]}, this encoder takes ({size}, {size}, 3)")
-        if size % self.patch_size:
-            raise ValueError(f"image_size {size} is no multiple of patch_size {self.patch_size}")
-        x = PatchEmbed(
-            self.patch_size,
-            self.width,
-            self.stem_widths,
-            self.activation,
-            self.norm_eps,
-            self.init_std,
-            self.dtype,
-            name="patch_embed",
-        )(images.astype(self.dtype))
-        x += sincos_positions(size // self.patch_size, self.width).astype(self.dtype)
+        x = patchify(images, self.patch_size)
+        positions = jnp.asarray(sincos_positions(size // self.patch_size, self.width))
+        if self.token_drop and not deterministic:
+            kept = _random_subset(self.make_rng("dropout"), *x.shape[:2], round(x.shape[1] * (1 - self.token_drop)))
+            x, positions = jnp.take_along_axis(x, kept[:, :, None], axis=1), positions[kept]
+        x = PatchEmbed(self.patch_size, self.width, self.init_std, self.dtype, name="patch_embed")(x)
+        x += positions.astype(self.dtype)
         cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
         x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1)
 
@@ -118,3 +108,8 @@ class ImageEncoder(nn.Module):
                 name=f"block_{i}",
             )(x, deterministic=deterministic).out
         return LayerNorm(self.norm_eps, self.dtype, name="norm")(x) if pre else x
+
+
+def _random_subset(key: jax.Array, rows: int, total: int, count: int) -> jax.Array:
+    """`count` of `total` positions for each row, drawn without replacement -> (rows, count) int."""
+    return jnp.argsort(jax.random.uniform(key, (rows, total)), axis=1)[:, :count]
