@@ -36,7 +36,7 @@ def evaluate_retrieval(encode, params, source, tokenizer, config, mesh, *, datas
         **common,
     )  # fmt: skip
     protocol = (
-        f"{dataset}, {len(source)} images, {len(captions)} captions, any-of-n, cosine of '{config.eval.level}', "
+        f"{dataset}, any-of-n, cosine of '{config.eval.level}', "
         f"{config.student.image.image_size} px squashed, {config.data.max_length} tokens"
     )
     images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))

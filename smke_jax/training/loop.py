@@ -107,28 +107,30 @@ class _Loop:
             writer.truncate_after(start)
             while True:
                 last = step >= config.total_steps or stopping.is_set
-                if step > start:
-                    evaluated = None
+                if step > start and (last or self._due(step)):
+                    pending = self._check(pending)  # waits for the step, so that the pause holds nothing of it
                     with progress.pause():
-                        if last or _due(step, config.checkpoint.every) or _due(step, config.eval.every):
-                            pending = self._check(pending)
-                        if _due(step, config.eval.every) or (step >= config.total_steps and config.eval.split):
+                        evaluated = None
+                        if step >= config.total_steps or _multiple(step, config.eval.every):
                             evaluated = metrics = self._evaluate(state, step, writer)
-                        if last or evaluated or _due(step, config.checkpoint.every):
-                            self._save(state, step, batches, evaluated)
+                        self._save(state, step, batches, evaluated)
                 if last:
                     break
                 with progress.data_wait():
                     batch = next(batches)
                 state, values = self.step_fn(state, self.frozen, put_batch(batch, self.experiment.mesh))
                 step += 1
+                progress.step_done(values)
                 self._check(pending)  # one step late, so that the device never waits for the host
                 pending = (step, values, batch["id"])
-                if _due(step, config.log.every) or step == config.total_steps:
+                if _multiple(step, config.log.every) or step == config.total_steps:
                     self._log(writer, progress, step, values)
         if step < config.total_steps:
             log.warning("stopped by SIGTERM at step %d of %d, saved; the same command continues", step, config.total_steps)
         return Outcome(step, state.params, metrics)
+
+    def _due(self, step: int) -> bool:
+        return _multiple(step, self.config.eval.every) or _multiple(step, self.config.checkpoint.every)
 
     def _initial_state(self, batches) -> tuple[TrainState, int]:
         """From the newest sound checkpoint, or fresh with the towers that the config names."""
@@ -203,7 +205,7 @@ def _without_params(state: TrainState) -> dict:
     return {"step": state.step, "opt_state": state.opt_state, "slots": state.slots, "rng": state.rng}
 
 
-def _due(step: int, every: int) -> bool:
+def _multiple(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
 
 

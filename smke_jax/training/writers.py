@@ -80,19 +80,6 @@ class MetricWriter:
         self.close()
 
 
-def read_metrics(path: str | Path) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, a broken last line left out.
-
-    Raises:
-      UserError: no such file.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    return [json.loads(line) for line in lines if _step_of(line) is not None]
-
-
 class Progress:
     """Speed, share of time spent waiting for data, and time left, over the steps since the last log.
 
