@@ -37,13 +37,13 @@ class LayerNorm(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """x * gamma, gamma (D,) learned from `init`."""
+    """x * gamma, gamma (D,) learned from `initial`."""
 
-    init: float
+    initial: float
 
     @nn.compact
     def __call__(self, x):
-        gamma = self.param("gamma", nn.initializers.constant(self.init), (x.shape[-1],))
+        gamma = self.param("gamma", nn.initializers.constant(self.initial), (x.shape[-1],))
         return x * gamma.astype(x.dtype)
 
 
