@@ -1,7 +1,7 @@
 """Everything that a config names, opened and checked: tokenizer, recipe, teacher, initial weights, mesh."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,9 @@ from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
 from smke_jax.data.transforms import build_views
 from smke_jax.errors import UserError
 from smke_jax.parallel.mesh import make_mesh, replicated
-from smke_jax.training.recipe import Recipe, build_recipe
+from smke_jax.training import record
+from smke_jax.training.checkpoint import Checkpointer
+from smke_jax.training.recipe import Recipe, build_recipe, init_params
 
 
 class Experiment(NamedTuple):
@@ -73,13 +75,13 @@ def _tokenizer(config, directory: Path, source) -> Tokenizer:
 
 def open_training_data(config: ConfigDict):
     """(source of the training split, the function that makes its views)."""
-    views = build_views(config.data, image_size=config.student.image.image_size, teacher_size=_teacher_size(config))
-    return open_source(config.data, config.data.split), views
+    return open_source(config.data, config.data.split), _views(config)
 
 
-def _teacher_size(config) -> int:
+def _views(config):
+    size = config.student.image.image_size
     uses_teacher = "teacher" in config.passes or "views" in config.passes
-    return config.teacher.image_size if uses_teacher else config.student.image.image_size
+    return build_views(config.data, image_size=size, teacher_size=config.teacher.image_size if uses_teacher else size)
 
 
 def batch_shapes(config: ConfigDict, views) -> dict[str, jax.ShapeDtypeStruct]:
@@ -124,3 +126,34 @@ def load_towers(params: Any, config: ConfigDict) -> Any:
             loaded = fit(student[name], load_params(path), source=path)
             student[name] = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), student[name], loaded)
     return {**params, "student": student}
+
+
+class TrainedRun(NamedTuple):
+    """What a run directory holds after training: enough to evaluate and export, and no teacher, data or optimiser."""
+
+    experiment: Experiment
+    step: int
+    params: Any
+    record: dict  # run.json
+
+
+def restore_run(workdir: Path, step: int | Literal["best"] | None = None) -> TrainedRun:
+    """The newest sound, the best or a given checkpoint of the run in `workdir`, on all devices of this machine."""
+    config = record.read_config(workdir)
+    config.num_devices = 0  # however many it was trained on
+    experiment = build_experiment(config, workdir)
+    run = record.read_run(workdir)
+    if experiment.tokenizer is not None and experiment.tokenizer.digest != run["identity"].get("tokenizer"):
+        raise UserError(
+            f"{workdir / 'tokenizer'} is not the vocabulary that this run was trained with "
+            f"(it has {experiment.tokenizer.vocab_size} tokens): put the original back"
+        )
+    shapes = batch_shapes(config, _views(config))
+    everywhere = replicated(experiment.mesh)
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
+        jax.eval_shape(lambda key: init_params(experiment.recipe, key, shapes)[0], jax.random.key(0)),
+    )
+    with Checkpointer(workdir / "checkpoints", read_only=True) as checkpoints:
+        step, params, _ = checkpoints.restore_params(abstract, step)
+    return TrainedRun(experiment, step, params, run)

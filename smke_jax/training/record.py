@@ -62,6 +62,14 @@ def read_config(workdir: Path) -> ConfigDict:
     return ConfigDict(_tuples(_read(path)))
 
 
+def read_run(workdir: Path) -> dict:
+    """What run.json says: the flattened config, the digests in 'identity', command, versions."""
+    path = workdir / "run.json"
+    if not path.is_file():
+        raise UserError(f"no run at {workdir}: it has no run.json; give the --workdir of `smke train`")
+    return _read(path)
+
+
 def _tuples(value):
     # JSON has no tuples; configs hold no lists.
     if isinstance(value, dict):

@@ -1,0 +1,77 @@
+"""`smke evaluate`: retrieval figures of a run; its teacher and its training data are not needed."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from smke_jax.__main__ import run_program
+from smke_jax.data.datasets import open_source
+from smke_jax.errors import UserError
+from smke_jax.evaluation.embed import make_encoder
+from smke_jax.evaluation.evaluate import evaluate_retrieval
+from smke_jax.evaluation.retrieval import format_table, write_json
+from smke_jax.passes.student import LEVELS
+from smke_jax.training.experiment import restore_run
+
+
+def main(argv: list[str]) -> int:
+    """Parses the command line, evaluates and writes; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    run = restore_run(arguments.workdir, step=None if arguments.step == "latest" else arguments.step)
+    student, config = run.experiment.student(), run.experiment.config
+    trained_with = config.copy_and_resolve_references()
+    if arguments.data:
+        config.data.update(source="prepared", dir=str(arguments.data))
+    config.eval.update(split=arguments.split or config.eval.split, level=arguments.level or config.eval.level)
+
+    source = open_source(config.data, config.eval.split)
+    metrics = evaluate_retrieval(
+        make_encoder(student.run, run.experiment.mesh), run.params["student"], source, run.experiment.tokenizer,
+        config, run.experiment.mesh, dataset=f"{config.data.source} {config.eval.split}",
+    ).metrics  # fmt: skip
+    print(f"step {run.step}\n{format_table(metrics)}")
+    for path in (arguments.workdir / "evals" / str(run.step) / _file_name(trained_with, config), arguments.out):
+        if path is not None:
+            _write(path, metrics)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("smke evaluate", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--workdir", type=Path, required=True, help="run directory of `smke train`")
+    parser.add_argument("--data", type=Path, help="folder written by `smke prepare` (default: the run's own)")
+    parser.add_argument("--split", help="default: the run's config.eval.split")
+    parser.add_argument("--step", type=step_argument, default="latest", metavar="N|best|latest", help="default: latest")
+    parser.add_argument("--level", choices=LEVELS, help="representation to compare (default: the run's)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures there too, as JSON")
+    return parser
+
+
+def step_argument(text: str) -> int | str:
+    """For --step: a number, 'best', or 'latest'."""
+    if text in ("best", "latest"):
+        return text
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a step number nor best or latest")
+    return int(text)
+
+
+def _file_name(trained_with, config) -> str:
+    """retrieval.json for the run's own evaluation; every departure from it stands in the name."""
+    parts = ["retrieval"]
+    if (config.data.source, config.data.dir) != (trained_with.data.source, trained_with.data.dir):
+        parts.append(Path(config.data.dir).name)
+    parts += [config.eval[key] for key in ("split", "level") if config.eval[key] != trained_with.eval[key]]
+    return "-".join(parts) + ".json"
+
+
+def _write(path: Path, metrics: dict) -> None:
+    try:
+        write_json(path, metrics)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; the figures stand above") from None
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv[1:]))
