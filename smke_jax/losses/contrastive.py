@@ -32,15 +32,15 @@ def info_nce(
     """
     all_keys = gather(keys, axis)
     rows = global_rows(len(queries), axis)
-    logits = jnp.matmul(queries, all_keys.T, preferred_element_type=jnp.float32)
+    # Scaled before masking: the gradient of scale would otherwise be 0 * -inf.
+    logits = scale * jnp.matmul(queries, all_keys.T, preferred_element_type=jnp.float32)
     if ids is not None:
         same = ids[:, None] == gather(ids, axis)
         own = rows[:, None] == jnp.arange(len(all_keys))
         logits = jnp.where(same & ~own, -jnp.inf, logits)
     if extra is not None:
-        more = jnp.matmul(queries, extra.T, preferred_element_type=jnp.float32)
+        more = scale * jnp.matmul(queries, extra.T, preferred_element_type=jnp.float32)
         logits = jnp.concatenate([logits, jnp.where(extra_valid, more, -jnp.inf)], axis=1)
-    logits = logits * scale
     own_logit = jnp.take_along_axis(logits, rows[:, None], axis=1)[:, 0]
     loss = jnp.mean(jax.nn.logsumexp(logits, axis=1) - own_logit)
     accuracy = jnp.mean((jnp.argmax(logits, axis=1) == rows).astype(jnp.float32))
