@@ -105,9 +105,9 @@ def train_batches(
         .seed(seed)
         .shuffle()
         .slice(slice(0, batches * batch_size))
-        .slice(slice(index, None, count))
         .repeat()
         .random_map(load)
+        .slice(slice(index, None, count))  # after the random numbers, which then do not depend on `process` either
         .batch(batch_size // count, drop_remainder=True, batch_fn=collate)
     )
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH_BATCHES * max(threads, 1))

@@ -1,0 +1,204 @@
+"""Batches: what an epoch holds, which process loads what, and a position that can be saved."""
+
+import json
+
+import numpy as np
+import pytest
+from made_up import prepare
+from PIL import Image
+
+from smke_jax.data.pipeline import InMemorySource, make_rows, train_batches
+from smke_jax.data.sources import ArraySource, open_prepared
+from smke_jax.data.tokenizer import train_wordpiece
+from smke_jax.errors import UserError
+
+CAPTIONS = [[f"picture {i} caption {k}" for k in range(1 + i % 3)] for i in range(11)]  # 11 images, 21 captions
+
+
+def array_source() -> ArraySource:
+    images = np.broadcast_to(np.arange(11, dtype=np.uint8)[:, None, None, None], (11, 6, 8, 3))
+    return ArraySource(images, CAPTIONS)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_wordpiece([text for texts in CAPTIONS for text in texts], 60)
+
+
+def views(image, rng):
+    return {"image": image, "draw": np.float64(rng.random())}
+
+
+def batches(tokenizer=None, source=None, **changes):
+    options = {"batch_size": 4, "seed": 0, "unit": "pairs", "max_length": 8, "threads": 1, **changes}
+    return train_batches(source or array_source(), views, tokenizer=tokenizer, **options)
+
+
+def take(iterator, count: int) -> list[dict]:
+    return [next(iterator) for _ in range(count)]
+
+
+def same(a: list[dict], b: list[dict]) -> bool:
+    return all(x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x) for x, y in zip(a, b, strict=True))
+
+
+def ids(batches: list[dict]) -> list[int]:
+    return np.concatenate([b["id"] for b in batches]).tolist()
+
+
+def test_the_seed_decides_everything(tokenizer):
+    first = take(batches(tokenizer), 7)
+    assert same(first, take(batches(tokenizer), 7))
+    other = take(batches(tokenizer, seed=1), 7)
+    assert ids(first) != ids(other)
+    assert not np.intersect1d([b["draw"] for b in first], [b["draw"] for b in other]).size
+
+
+def test_an_example_keeps_its_picture_and_its_caption(tokenizer):
+    for batch in take(batches(tokenizer), 5):
+        assert batch["image"].shape == (4, 6, 8, 3) and batch["image"].dtype == np.uint8
+        assert batch["id"].dtype == batch["text"].dtype == batch["text_mask"].dtype == np.int32
+        np.testing.assert_array_equal(batch["image"][:, 0, 0, 0], batch["id"])
+        for row, image in zip(batch["text"], batch["id"]):
+            assert tokenizer.decode(row) in CAPTIONS[image]
+
+
+def test_masks_cover_the_tokens_and_nothing_else(tokenizer):
+    for batch in take(batches(tokenizer, max_length=9), 5):
+        assert batch["text"].shape == batch["text_mask"].shape == (4, 9)
+        np.testing.assert_array_equal(batch["text_mask"] == 0, batch["text"] == tokenizer.pad_id)
+        lengths = batch["text_mask"].sum(axis=1)
+        np.testing.assert_array_equal(batch["text_mask"], np.arange(9) < lengths[:, None])
+        assert lengths.min() >= 6 and lengths.max() < 9  # [CLS] picture i caption k [SEP], and padding is left
+
+
+def test_without_a_tokenizer_there_is_no_text():
+    assert set(next(batches())) == {"id", "image", "draw"}
+
+
+def test_pairs_see_every_caption_once_an_epoch(tokenizer):
+    everything = sorted(text for texts in CAPTIONS for text in texts)
+    iterator = batches(tokenizer, batch_size=7)  # 21 captions in 3 batches
+    for _ in range(3):
+        seen = [tokenizer.decode(row) for batch in take(iterator, 3) for row in batch["text"]]
+        assert sorted(seen) == everything
+
+
+def test_images_come_once_an_epoch_with_one_of_their_captions(tokenizer):
+    iterator = batches(tokenizer, unit="images", batch_size=11)
+    captions = {}
+    for batch in take(iterator, 12):
+        assert sorted(batch["id"]) == list(range(11))
+        for image, row in zip(batch["id"], batch["text"]):
+            captions.setdefault(int(image), set()).add(tokenizer.decode(row))
+    assert all(captions[i] <= set(CAPTIONS[i]) for i in range(11))
+    assert all(len(captions[i]) == len(CAPTIONS[i]) for i in range(11))  # drawn anew each epoch
+
+
+def test_the_incomplete_last_batch_is_dropped_and_another_one_each_epoch():
+    iterator = batches(unit="images")  # 11 images: 2 batches of 4, 3 images left out
+    left_out = []
+    for _ in range(6):
+        seen = ids(take(iterator, 2))
+        assert len(set(seen)) == 8
+        left_out.append(frozenset(range(11)) - set(seen))
+    assert len(set(left_out)) > 1
+
+
+def test_epochs_are_shuffled_anew():
+    iterator = batches(unit="images", batch_size=11)
+    orders = [tuple(ids(take(iterator, 1))) for _ in range(4)]
+    assert len(set(orders)) == 4 and tuple(range(11)) not in orders
+
+
+def test_random_numbers_are_fresh_in_every_epoch():
+    draws = np.concatenate([b["draw"] for b in take(batches(), 20)])
+    assert len(np.unique(draws)) == len(draws)
+
+
+@pytest.mark.parametrize("unit", ["pairs", "images"])
+@pytest.mark.parametrize("count", [2, 4])
+def test_processes_load_disjoint_slices_of_one_order(tokenizer, unit, count):
+    alone = take(batches(tokenizer, unit=unit), 9)
+    shares = [take(batches(tokenizer, unit=unit, process=(i, count)), 9) for i in range(count)]
+    for step, whole in enumerate(alone):
+        together = {k: np.concatenate([share[step][k] for share in shares]) for k in whole}
+        assert all(len(share[step]["id"]) == 4 // count for share in shares)
+        order, other = np.argsort(whole["draw"]), np.argsort(together["draw"])
+        for name in whole:  # the same examples with the same random numbers, whatever the number of processes
+            np.testing.assert_array_equal(whole[name][order], together[name][other], err_msg=name)
+
+
+@pytest.mark.parametrize("done", [1, 3, 4, 5, 8])
+@pytest.mark.parametrize("unit", ["pairs", "images"])
+def test_a_saved_position_continues_with_the_same_batches(tokenizer, done, unit):
+    iterator = batches(tokenizer, unit=unit)  # epochs of 5 and 2 batches
+    take(iterator, done)
+    state = json.loads(json.dumps(iterator.get_state()))
+    rest = take(iterator, 7)
+    resumed = batches(tokenizer, unit=unit, threads=2)
+    resumed.set_state(state)
+    assert same(rest, take(resumed, 7))
+    assert not same(rest, take(batches(tokenizer, unit=unit), 7))
+
+
+@pytest.mark.parametrize("threads", [0, 2, 5])
+def test_threads_change_nothing(tokenizer, threads):
+    assert same(take(batches(tokenizer), 12), take(batches(tokenizer, threads=threads), 12))
+
+
+def test_fewer_rows_than_a_batch_are_refused():
+    assert len(ids(take(batches(batch_size=21), 1))) == 21
+    with pytest.raises(UserError, match=r"has 21 pairs, fewer than one batch of 22: lower batch_size"):
+        batches(batch_size=22)
+    with pytest.raises(UserError, match=r"has 11 images, fewer than one batch of 12"):
+        batches(batch_size=12, unit="images")
+
+
+def test_an_unknown_unit_is_refused():
+    with pytest.raises(UserError, match="config.data.unit 'captions' is neither 'pairs' nor 'images'"):
+        make_rows(np.array([1, 2]), "captions")
+
+
+@pytest.fixture
+def prepared(flickr8k, tmp_path):
+    prepare("flickr8k", flickr8k, tmp_path / "out")
+    return tmp_path / "out"
+
+
+class Damaged:
+    """A source whose second image has lost its second half since preparation."""
+
+    def __init__(self, source):
+        self.source, self.num_captions, self.digest = source, source.num_captions, source.digest
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, index):
+        example = self.source[index]
+        return example._replace(image=example.image[: len(example.image) // 2]) if index == 1 else example
+
+
+@pytest.mark.parametrize("threads", [0, 1, 2])
+def test_an_image_damaged_after_preparation_is_named(prepared, threads):
+    source = open_prepared(prepared, "train")
+    name = source[1].name
+    take(batches(source=source, batch_size=1, threads=threads), 2)
+    with pytest.raises(UserError, match=rf"'{name}' cannot be decoded \(.*truncated.*run `smke prepare` again"):
+        take(batches(source=Damaged(source), batch_size=1, threads=threads), 2 * len(source.num_captions) + 2)
+
+
+def test_an_image_damaged_after_preparation_is_named_when_it_is_kept_in_memory(prepared):
+    source = open_prepared(prepared, "train")
+    with pytest.raises(UserError, match=rf"'{source[1].name}' cannot be decoded"):
+        InMemorySource(Damaged(source))
+
+
+def test_memory_holds_what_the_disk_holds(prepared, tokenizer):
+    source = open_prepared(prepared, "train")
+    kept = InMemorySource(source)
+    assert len(kept) == len(source) and kept.digest == source.digest and repr(kept) == repr(source)
+    a = take(batches(tokenizer, source=source, batch_size=2), 4)
+    assert same(a, take(batches(tokenizer, source=kept, batch_size=2), 4))
+    assert Image.fromarray(kept[0].image).size == (40, 30)

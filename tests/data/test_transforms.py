@@ -1,0 +1,150 @@
+"""Views: crops in range, one crop shared with the teacher, jitter, the squashed evaluation view, determinism."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from smke_jax.config import base
+from smke_jax.data.transforms import Crop, StudentTeacherViews, View, build_views, random_crop, render, squash
+
+THESIS = {"scale": (0.9, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5}
+
+
+def smooth(height=90, width=120) -> np.ndarray:
+    """A picture without fine detail, different in every place and channel."""
+    y, x = np.mgrid[:height, :width] / [[[height]], [[width]]]
+    return np.stack([255 * x, 255 * y, 255 * (x + y) / 2], axis=-1).astype(np.uint8)
+
+
+def rng(seed=0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize("shape", [(100, 100), (75, 120), (333, 500), (1, 1), (64, 640)])
+@pytest.mark.parametrize("scale", [(0.9, 1.0), (0.08, 1.0), (0.5, 0.5)])
+def test_crops_lie_in_the_image_within_area_and_aspect(shape, scale):
+    height, width = shape
+    ratio = (3 / 4, 4 / 3)
+    largest = min(width, height * ratio[1]) * min(height, width / ratio[0])
+    areas = []
+    for seed in range(200):
+        left, top, right, bottom = random_crop(shape, rng(seed), scale=scale, ratio=ratio, flip=0.5).box
+        assert -1e-9 <= left < right <= width + 1e-9 and -1e-9 <= top < bottom <= height + 1e-9
+        assert ratio[0] - 1e-9 <= (right - left) / (bottom - top) <= ratio[1] + 1e-9
+        areas.append((right - left) * (bottom - top) / (height * width))
+    areas = np.array(areas)
+    fallback = np.isclose(areas, largest / (height * width))
+    assert np.all(fallback | ((scale[0] - 1e-9 <= areas) & (areas <= scale[1] + 1e-9)))
+    if shape == (100, 100):
+        assert fallback.mean() < 0.2
+        if scale[0] < scale[1]:
+            assert areas.max() - areas.min() > 0.7 * (scale[1] - scale[0])
+
+
+@pytest.mark.parametrize("shape,box", [((10, 100), (50 - 20 / 3, 0, 50 + 20 / 3, 10)), ((100, 9), (0, 44, 9, 56))])
+def test_what_no_crop_fits_gets_the_largest_centred_box(shape, box):
+    np.testing.assert_allclose(random_crop(shape, rng(), **THESIS).box, box)
+
+
+@pytest.mark.parametrize("probability,low,high", [(0.0, 0, 0), (0.5, 430, 570), (1.0, 1000, 1000)])
+def test_flip_rate(probability, low, high):
+    generator = rng()
+    options = {**THESIS, "flip": probability}
+    assert low <= sum(random_crop((50, 60), generator, **options).flip for _ in range(1000)) <= high
+
+
+def test_a_crop_shows_its_box_and_its_mirror_image():
+    image = smooth()
+    plain = np.asarray(render(image, Crop((20, 10, 60, 50), False), 40))
+    np.testing.assert_array_equal(plain, image[10:50, 20:60])
+    mirrored = np.asarray(render(image, Crop((20, 10, 60, 50), True), 40))
+    np.testing.assert_array_equal(mirrored, plain[:, ::-1])
+
+
+def data(**changes):
+    config = base().data
+    config.update(crop_scale=(0.3, 0.6), **changes)
+    return config
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_student_and_teacher_share_crop_and_flip_at_two_resolutions(seed):
+    views = build_views(data(), image_size=32, teacher_size=64)(smooth(), rng(seed))
+    assert views["image"].shape == (32, 32, 3) and views["teacher_image"].shape == (64, 64, 3)
+    halved = np.asarray(Image.fromarray(views["teacher_image"]).resize((32, 32), Image.Resampling.BOX))
+    assert np.abs(halved.astype(int) - views["image"]).max() <= 3
+    other = build_views(data(), image_size=32, teacher_size=64)(smooth(), rng(seed + 100))
+    assert np.abs(other["image"].astype(int) - views["image"]).max() > 10  # the comparison above can tell crops apart
+
+
+def test_one_array_serves_both_at_one_resolution():
+    assert set(build_views(data(), image_size=32, teacher_size=32)(smooth(), rng())) == {"image"}
+
+
+def test_the_shared_teacher_view_is_not_jittered_when_the_students_is():
+    grey = np.full((50, 50, 3), (40, 120, 200), np.uint8)
+    views = build_views(data(jitter=0.4), image_size=16, teacher_size=32)(grey, rng())
+    assert np.all(views["teacher_image"] == grey[0, 0])
+    assert np.any(views["image"] != grey[0, 0])
+
+
+def test_an_independent_teacher_view_has_its_own_crop_and_jitter():
+    views = build_views(data(independent_teacher_view=True), image_size=32, teacher_size=32)
+    crops = [Image.fromarray(views(smooth(), rng(seed))["teacher_image"]) for seed in range(8)]
+    plain = [Image.fromarray(views(smooth(), rng(seed))["image"]) for seed in range(8)]
+    assert all(np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(crops, plain))
+    flat = np.full((50, 50, 3), (40, 120, 200), np.uint8)
+    out = views(flat, rng())
+    assert np.all(out["image"] == flat[0, 0])  # the student's is not jittered
+    assert np.any(out["teacher_image"] != flat[0, 0])
+    # Without jitter the crop alone still differs.
+    bare = StudentTeacherViews(View(32, crop_scale=(0.3, 0.6)), View(32, crop_scale=(0.3, 0.6)), independent=True)
+    once = bare(smooth(), rng(1))
+    assert np.any(once["image"] != once["teacher_image"])
+
+
+def test_two_views_differ_and_have_the_teachers_size():
+    views = build_views(data(views="two_views"), image_size=16, teacher_size=24)(smooth(), rng())
+    assert set(views) == {"view1", "view2"}
+    assert views["view1"].shape == views["view2"].shape == (24, 24, 3)
+    assert np.any(views["view1"] != views["view2"])
+
+
+def test_grayscale_rate():
+    view = View(8, grayscale=0.3)
+    generator, grey = rng(), 0
+    for _ in range(300):
+        channels = view(smooth(20, 20), generator)
+        grey += bool(np.all(channels == channels[..., :1]))
+    assert 60 <= grey <= 120
+
+
+def test_jitter_changes_brightness_contrast_and_colour_within_its_strength():
+    flat = np.full((30, 30, 3), 100, np.uint8)
+    means = [View(8, jitter=0.2)(flat, rng(seed)).mean() for seed in range(100)]
+    assert 79 <= min(means) < 88 and 112 < max(means) <= 121  # brightness alone acts on a grey picture
+
+
+@pytest.mark.parametrize("shape", [(20, 80), (80, 20), (64, 64)])
+def test_squash_keeps_the_whole_image_and_gives_up_its_aspect_ratio(shape):
+    image = np.zeros((*shape, 3), np.uint8)
+    image[: shape[0] // 2, : shape[1] // 2] = 255  # the top left quarter, whatever the shape
+    small = squash(image, 32)
+    assert small.shape == (32, 32, 3) and small.dtype == np.uint8
+    assert small[2:12, 2:12].min() > 250 and small[20:].max() < 5 and small[:, 20:].max() < 5
+
+
+def test_squash_leaves_an_image_of_the_right_size_alone():
+    image = smooth(32, 32)
+    np.testing.assert_array_equal(squash(image, 32), image)
+
+
+@pytest.mark.parametrize("kind", ["student_teacher", "two_views"])
+def test_views_depend_on_the_generator_only(kind):
+    views = build_views(
+        data(views=kind, jitter=0.3, grayscale=0.3, independent_teacher_view=True), image_size=16, teacher_size=24
+    )
+    first, again, other = views(smooth(), rng(3)), views(smooth(), rng(3)), views(smooth(), rng(4))
+    for name in first:
+        np.testing.assert_array_equal(first[name], again[name])
+        assert np.any(first[name] != other[name])
