@@ -1,0 +1,170 @@
+"""Imports point one way, and a few names stay in their rooms: read from the source of every module."""
+
+import ast
+import functools
+from pathlib import Path
+
+import pytest
+
+import smke_jax
+
+ROOT = Path(smke_jax.__file__).resolve().parent
+
+# From the bottom up: a module may import from its own row and from the rows above it in this table.
+LAYERS = (
+    ("errors", "atomic", "config"),
+    ("losses", "models.layers", "parallel", "data.decode", "data.scenes"),
+    ("models", "objectives", "data"),
+    ("convert", "passes"),
+    ("training.recipe", "training.optimizer", "training.state"),
+    ("training.step", "evaluation", "training", "search", "reporting"),
+    ("training.experiment", "training.loop"),
+    ("programs", "__main__"),
+)
+# Not importable by anything in a room of the same row but themselves.
+SEPARATE = {
+    "losses": ("models", "objectives", "data", "parallel"),
+    "objectives": ("models", "data", "convert", "passes"),
+    "models": ("objectives", "data", "convert", "passes"),
+    "data": ("models", "objectives", "losses", "parallel", "passes", "training", "convert"),
+    "passes": ("objectives", "data", "losses"),
+    "evaluation": ("training", "objectives", "losses"),
+    "reporting": ("models", "objectives", "losses"),
+}
+COLLECTIVES = {
+    "all_gather", "all_to_all", "axis_index", "axis_size", "pbroadcast", "pmax", "pmean", "pmin", "ppermute",
+    "pshuffle", "psum", "psum_scatter", "ragged_all_to_all",
+}  # fmt: skip
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
+BELOW_PROGRAMS = [m for m in MODULES if m and not m.startswith(("programs", "__main__"))]
+
+
+@functools.cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imports(module: str) -> frozenset[str]:
+    """Dotted names of everything a module imports, at any depth of the code."""
+    found = set()
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} uses a relative import"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return frozenset(found)
+
+
+def own_imports(module: str) -> set[str]:
+    """Modules of this package among `imports`, without the package's name."""
+    names = {name.removeprefix("smke_jax.") for name in imports(module) if name.startswith("smke_jax.")}
+    return {name for name in names if name in MODULES}
+
+
+def is_in(module: str, room: str) -> bool:
+    return module == room or module.startswith(room + ".")
+
+
+def layer(module: str) -> int:
+    """Row of the most specific entry that holds the module."""
+    rooms = [(len(room), row) for row, rooms in enumerate(LAYERS) for room in rooms if is_in(module, room)]
+    assert rooms, f"{module} stands in no layer: put it into LAYERS, where architecture.md says"
+    return max(rooms)[1]
+
+
+def names(module: str) -> set[str]:
+    """Every identifier and attribute in the code, and the names imported."""
+    found = {name.rpartition(".")[2] for name in imports(module)}
+    for node in ast.walk(tree(module)):
+        if isinstance(node, ast.Name):
+            found.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            found.add(node.attr)
+    return found
+
+
+def test_the_reader_sees_imports():
+    assert len(MODULES) > 40
+    assert {"training.checkpoint", "parallel.mesh", "errors"} <= own_imports("training.loop")
+    assert "tensorflow_datasets" in imports("data.sources")  # inside a function
+    assert layer("models.layers") < layer("models.student") and layer("training.recipe") < layer("training.step")
+    assert "all_gather" in names("losses.collective") and "shard_map" in names("training.step")
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if m])
+def test_imports_point_downwards(module):
+    wrong = [name for name in own_imports(module) if name and layer(name) > layer(module)]
+    assert not wrong, f"{module} imports {wrong} from above"
+
+
+@pytest.mark.parametrize("room", SEPARATE)
+def test_rooms_beside_each_other_stay_apart(room):
+    wrong = [
+        f"{module} imports {name}"
+        for module in MODULES if is_in(module, room)
+        for name in own_imports(module)
+        for other in SEPARATE[room] if is_in(name, other) and not is_in(name, room)
+    ]  # fmt: skip
+    assert not wrong
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if is_in(m, "data")])
+def test_data_never_touches_a_device(module):
+    assert not [name for name in imports(module) if name.split(".")[0] in ("jax", "flax", "optax", "jaxlib")]
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if is_in(m, "losses")])
+def test_losses_know_arrays_only(module):
+    assert not [name for name in imports(module) if name.split(".")[0] in ("flax", "ml_collections", "optax")]
+
+
+def test_only_programs_read_flags():
+    wrong = [m for m in BELOW_PROGRAMS for name in imports(m) if name.split(".")[0] in ("absl", "argparse")]
+    assert not wrong
+
+
+def test_collectives_are_called_in_one_file():
+    allowed = {"losses.collective"}
+    assert {m for m in MODULES if names(m) & COLLECTIVES and is_jax(m)} <= allowed
+
+
+def is_jax(module: str) -> bool:
+    return any(name.split(".")[0] == "jax" for name in imports(module))
+
+
+def test_only_the_step_maps_over_devices():
+    assert {m for m in MODULES if "shard_map" in names(m)} == {"training.step"}
+    assert not [m for m in MODULES if names(m) & {"pmap", "xmap"}]
+
+
+def test_axis_names_are_known_to_parallel_and_the_step():
+    knows = {m for m in MODULES if names(m) & {"DATA_AXIS", "PartitionSpec", "NamedSharding", "make_mesh", "Mesh"}}
+    axis = {m for m in MODULES if names(m) & {"DATA_AXIS", "PartitionSpec"}}
+    assert axis <= {"parallel.mesh", "training.step"}
+    assert {m for m in knows if not is_in(m, "parallel")} <= {"training.step", "training.experiment"}
+
+
+@pytest.mark.parametrize("package", ["torch", "tensorflow", "torchvision", "timm"])
+def test_training_frameworks_of_others_are_not_needed(package):
+    assert not [m for m in MODULES for name in imports(m) if name.split(".")[0] == package]
+
+
+@pytest.mark.parametrize("module", list(MODULES))
+def test_a_file_is_read_in_one_sitting(module):
+    assert len(MODULES[module].read_text(encoding="utf-8").splitlines()) <= 300
+    assert module.rpartition(".")[2] not in ("utils", "util", "helpers", "misc", "common")
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if MODULES[m].stat().st_size])
+def test_every_module_says_what_it_is(module):
+    doc = ast.get_docstring(tree(module))
+    assert doc and doc.splitlines()[0].strip(), f"{module} has no docstring"
