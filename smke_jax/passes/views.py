@@ -23,7 +23,7 @@ class ProjectedEncoder(nn.Module):
 
 
 def views_pass(model: ProjectedEncoder) -> Pass:
-    """'view{1,2}/cls' and 'view{1,2}/projection' of batch['view1'] and batch['view2']."""
+    """'view{1,2}/{cls,projection,pixels}' of batch['view1'] and batch['view2']."""
 
     def init(key, batch):
         return model.init(key, to_network(batch["view1"]))["params"]
@@ -32,13 +32,14 @@ def views_pass(model: ProjectedEncoder) -> Pass:
         views = [name for name in ("view1", "view2") if name in batch]
         # One forward over all views keeps the matrices large; interleaving them keeps every example on its device.
         both = jnp.stack([batch[name] for name in views], axis=1)  # (B, V, S, S, 3)
-        cls, projection = model.apply({"params": params}, to_network(both.reshape(-1, *both.shape[2:])))
+        pixels = to_network(both.reshape(-1, *both.shape[2:]))
+        cls, projection = model.apply({"params": params}, pixels)
         reps = {}
         for i, name in enumerate(views):
             rows = slice(i, None, len(views))
-            reps |= {f"{name}/cls": cls[rows], f"{name}/projection": projection[rows]}
+            reps |= {f"{name}/cls": cls[rows], f"{name}/projection": projection[rows], f"{name}/pixels": pixels[rows]}
         return reps
 
     return Pass(
-        "views", tuple(f"view{i}/{what}" for i in (1, 2) for what in ("cls", "projection")), True, init, run
+        "views", tuple(f"view{i}/{what}" for i in (1, 2) for what in ("cls", "projection", "pixels")), True, init, run
     )

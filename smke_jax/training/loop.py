@@ -111,7 +111,7 @@ class _Loop:
                     pending = self._check(pending)  # waits for the step, so that the pause holds nothing of it
                     with progress.pause():
                         evaluated = None
-                        if step >= config.total_steps or _multiple(step, config.eval.every):
+                        if config.eval.split and (step >= config.total_steps or _multiple(step, config.eval.every)):
                             evaluated = metrics = self._evaluate(state, step, writer)
                         self._save(state, step, batches, evaluated)
                 if last:

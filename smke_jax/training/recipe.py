@@ -78,7 +78,7 @@ def _lookup(table, name, kind):
 
 
 def _student(config, vocab_size):
-    target_dim = config.teacher.width if config.teacher.type else config.student.image.width
+    target_dim = config.teacher.width if "teacher" in config.passes else config.student.image.width
     return student_pass(build_student(config.student, vocab_size=vocab_size, target_dim=target_dim))
 
 

@@ -1,0 +1,28 @@
+"""S-SMKE on procedurally drawn scenes, small enough for two CPU cores: what `smke demo` runs.
+
+    smke train --config=configs/scenes.py --workdir=runs/scenes
+"""
+
+from smke_jax.config import base, smoke, towers
+
+
+def get_config(variant: str = ""):
+    c = base()
+    c.batch_size = 128
+    c.total_steps = 2000
+    c.data.source = "scenes"
+    c.data.unit = "images"
+    c.data.vocab_size = 300
+    c.data.max_length = 20
+    c.data.crop_scale = (0.85, 1.0)
+    c.data.flip = 0.0  # captions say left and right
+    towers(c, width=64, num_heads=2, mlp_dim=128, activation="relu", norm_order="pre", init_std=0.0)
+    c.student.image.update(image_size=32, patch_size=8, depth=3)
+    c.student.text.update(depth=3, max_positions=32)
+    c.student.token_types = False
+    c.passes = ("student",)
+    c.terms.itc = {"levels": ("fc1", "out")}
+    c.optimizer.update(name="muon", learning_rate=6e-3, weight_decay=0.0, clip_norm=1.0)
+    c.eval.split = "gallery"
+    c.log.every = 100
+    return smoke(c) if variant == "smoke" else c

@@ -1,0 +1,34 @@
+"""The image from its [CLS] feature alone: a bottleneck that makes [CLS] carry what the whole picture shows."""
+
+import jax
+import jax.numpy as jnp
+
+from smke_jax.losses.distillation import mean_squared_error
+from smke_jax.objectives.base import Term
+
+
+def reconstruct(hidden: int = 512) -> Term:
+    """MSE between each view's pixels and a two-layer MLP of its [CLS]; needs 'view{1,2}/cls' and 'view{1,2}/pixels'.
+
+    In the spirit of BEiT v2's [CLS] pretraining (Peng et al. 2022, section 3.3), which has masked patches predicted
+    through [CLS] so that it aggregates the image; here nothing but [CLS] reaches the decoder.
+    """
+
+    def init(key, shapes):
+        width, pixels = shapes["view1/cls"].shape[-1], shapes["view1/pixels"].shape[1:]
+        keys = jax.random.split(key)
+        dense = jax.nn.initializers.lecun_normal()
+        return {
+            "fc1": {"kernel": dense(keys[0], (width, hidden)), "bias": jnp.zeros(hidden)},
+            "fc2": {"kernel": dense(keys[1], (hidden, pixels[0] * pixels[1] * pixels[2])), "bias": jnp.zeros(pixels)},
+        }, ()
+
+    def value(params, slots, reps, scope):
+        losses = []
+        for view in ("view1", "view2"):
+            x = jax.nn.relu(reps[f"{view}/cls"] @ params["fc1"]["kernel"] + params["fc1"]["bias"])
+            x = (x @ params["fc2"]["kernel"]).reshape(reps[f"{view}/pixels"].shape) + params["fc2"]["bias"]
+            losses.append(mean_squared_error(x, reps[f"{view}/pixels"]))
+        return sum(losses) / 2, {}
+
+    return Term(("view1/cls", "view2/cls", "view1/pixels", "view2/pixels"), init, value)
