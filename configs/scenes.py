@@ -1,9 +1,17 @@
 """S-SMKE on procedurally drawn scenes, small enough for two CPU cores: what `smke demo` runs.
 
     smke train --config=configs/scenes.py --workdir=runs/scenes
+
+`configs/scenes.py:itc` is the same student by ITC alone, from random weights, in the same time; `:itc_init` is that
+with the image tower started from the teacher.
 """
 
+from pathlib import Path
+
+import smke_jax
 from smke_jax.config import base, smoke, towers
+
+TEACHER = str(Path(smke_jax.__file__).parent / "assets" / "teacher_scenes.safetensors")
 
 
 def get_config(variant: str = ""):
@@ -20,8 +28,14 @@ def get_config(variant: str = ""):
     c.student.image.update(image_size=32, patch_size=8, depth=3)
     c.student.text.update(depth=3, max_positions=32)
     c.student.token_types = False
-    c.passes = ("student",)
     c.terms.itc = {"levels": ("fc1", "out")}
+    if variant != "itc":
+        c.student.image.init = TEACHER
+    if not variant.startswith("itc"):
+        c.teacher.checkpoint = TEACHER
+        c.terms.target_itc = {"bank_size": 2048, "weight": 0.5, "final_weight": 0.0}
+    else:
+        c.passes = ("student",)
     c.optimizer.update(name="muon", learning_rate=6e-3, weight_decay=0.0, clip_norm=1.0)
     c.eval.split = "gallery"
     c.log.every = 100

@@ -1,4 +1,4 @@
-"""A self-supervised image teacher from images alone: VICReg between two views.
+"""A self-supervised image teacher from images alone: VICReg between two views, and each view from its [CLS].
 
     smke train --config=configs/teacher_scenes.py --workdir=runs/teacher_scenes
 """
@@ -9,7 +9,7 @@ from smke_jax.config import base, smoke
 def get_config(variant: str = ""):
     c = base()
     c.batch_size = 256
-    c.total_steps = 1000
+    c.total_steps = 3000
     c.passes = ("views",)
     c.data.source = "scenes"
     c.data.unit = "images"
@@ -21,7 +21,7 @@ def get_config(variant: str = ""):
     c.teacher.update(norm_order="pre", activation="relu", init_std=0.0)
     c.projector = (256, 256)
     c.terms.vicreg = {"weight": 1.0}
-    c.terms.reconstruct = {"weight": 0.0}
+    c.terms.reconstruct = {"weight": 50.0}
     c.optimizer.update(name="muon", learning_rate=3e-3, weight_decay=0.0, clip_norm=1.0)
     c.eval.split = ""
     c.log.every = 100

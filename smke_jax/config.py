@@ -2,7 +2,7 @@
 
     smke train --config=configs/flickr8k.py --workdir=runs/flickr8k [--config.batch_size=512 …]
 
-A `ConfigDict` rejects keys that do not stand here.
+The `ConfigDict` is locked: a key that does not stand here is an error.
 """
 
 from ml_collections import ConfigDict
@@ -122,6 +122,8 @@ def base() -> ConfigDict:
     c.log = ConfigDict()
     c.log.every = 50  # steps
     c.log.tensorboard = False
+    c.lock()
+    c.terms.unlock()  # terms are added by name; their arguments are checked when the recipe is built
     return c
 
 

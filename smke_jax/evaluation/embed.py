@@ -1,6 +1,6 @@
 """Embeddings of a whole split: padded, fixed-size batches on all devices, trimmed to the exact count."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import grain
 import jax
@@ -24,7 +24,7 @@ def embed_images(
     dataset = grain.MapDataset.range(len(source)).map(lambda i: squash(pixels(source[i]), image_size))
     images = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=batch_size)))
     batches = ({"image": np.stack(rows)} for rows in _chunks(images, batch_size))
-    return _embed(encode, params, batches, name, len(source), batch_size, mesh)
+    return embed_batches(encode, params, batches, name, len(source), batch_size, mesh)
 
 
 def embed_texts(
@@ -45,7 +45,7 @@ def embed_texts(
             ids, mask = tokenizer.encode(rows, max_length)
             yield {"text": ids, "text_mask": mask}
 
-    return _embed(encode, params, batches(), name, len(captions), batch_size, mesh)
+    return embed_batches(encode, params, batches(), name, len(captions), batch_size, mesh)
 
 
 def _chunks(items: Iterator, size: int) -> Iterator[list]:
@@ -59,8 +59,13 @@ def _chunks(items: Iterator, size: int) -> Iterator[list]:
         yield chunk
 
 
-def _embed(encode, params, batches, name, count, batch_size, mesh) -> np.ndarray:
-    """Pads the last batch by repeating its last row: one compiled shape, and no row that could make a NaN."""
+def embed_batches(
+    encode: Callable, params, batches: Iterable[dict], name: str, count: int, batch_size: int, mesh
+) -> np.ndarray:
+    """Representation `name` of all rows of `batches`, `count` in total, none of more than `batch_size`.
+
+    Pads the last batch by repeating its last row: one compiled shape, and no row that could make a NaN.
+    """
     first, share = jax.process_index(), jax.process_count()
     rows = []
     for batch in batches:

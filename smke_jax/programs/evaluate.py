@@ -1,4 +1,7 @@
-"""`smke evaluate`: retrieval figures of a run; its teacher and its training data are not needed."""
+"""`smke evaluate`: retrieval figures of a run, or attribute probes of a self-supervised run on the drawn scenes.
+
+The run's teacher and training data are not needed.
+"""
 
 import argparse
 import sys
@@ -10,14 +13,17 @@ from smke_jax.errors import UserError
 from smke_jax.evaluation.embed import make_encoder
 from smke_jax.evaluation.evaluate import evaluate_retrieval
 from smke_jax.evaluation.retrieval import format_table, write_json
+from smke_jax.evaluation.scene_probe import probe_encoder
 from smke_jax.passes.student import LEVELS
-from smke_jax.training.experiment import restore_run
+from smke_jax.training.experiment import TrainedRun, restore_run
 
 
 def main(argv: list[str]) -> int:
     """Parses the command line, evaluates and writes; returns the exit status."""
     arguments = _parser().parse_args(argv)
     run = restore_run(arguments.workdir, step=None if arguments.step == "latest" else arguments.step)
+    if "views" in run.params:
+        return _probe(run, arguments)
     student, config = run.experiment.student(), run.experiment.config
     trained_with = config.copy_and_resolve_references()
     if arguments.data:
@@ -31,6 +37,24 @@ def main(argv: list[str]) -> int:
     ).metrics  # fmt: skip
     print(f"step {run.step}\n{format_table(metrics)}")
     for path in (arguments.workdir / "evals" / str(run.step) / _file_name(trained_with, config), arguments.out):
+        if path is not None:
+            _write(path, metrics)
+    return 0
+
+
+def _probe(run: TrainedRun, arguments) -> int:
+    """Linear probes of an encoder that was trained on the scenes."""
+    config, mesh = run.experiment.config, run.experiment.mesh
+    if config.data.source != "scenes":
+        raise UserError(f"{arguments.workdir} trained an encoder on photos: probes exist for the drawn scenes only")
+    (views,) = (p for p in run.experiment.recipe.passes if p.name == "views")
+    metrics = probe_encoder(
+        make_encoder(views.run, mesh), run.params["views"], image_size=config.teacher.image_size,
+        batch_size=config.eval.batch_size // mesh.size * mesh.size, mesh=mesh,
+    )  # fmt: skip
+    print(f"step {run.step}\n{metrics['protocol']}; effective rank {metrics['effective_rank']:.1f}")
+    print("\n".join(f"  {name:14}{value:.3f}" for name, value in metrics["auc"].items()))
+    for path in (arguments.workdir / "evals" / str(run.step) / "scene_probe.json", arguments.out):
         if path is not None:
             _write(path, metrics)
     return 0
