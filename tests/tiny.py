@@ -1,0 +1,75 @@
+"""The smallest whole run: 16 pictures with two captions each, random teacher, memory bank, two devices.
+
+python tests/tiny.py train --config=FILE --workdir=DIR      `smke`, knowing the source 'tiny'; TINY_SLEEP delays steps
+"""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+
+from smke_jax.config import base, smoke
+from smke_jax.data.datasets import SOURCES
+from smke_jax.data.sources import ArraySource
+from smke_jax.errors import UserError
+
+SIZES = {"train": 16, "dev": 6}
+WORDS = "red blue green dog cat bird runs sits over under big small".split()
+
+
+class TinySource(ArraySource):
+    """Noise pictures; an epoch of 'train' is 4 batches of 8 pairs."""
+
+    def __init__(self, split: str, digest: str = "tiny"):
+        if split not in SIZES:
+            raise UserError(f"no split {split!r}")
+        rng = np.random.default_rng(list(SIZES).index(split))
+        captions = [[" ".join(rng.choice(WORDS, 4)) for _ in range(2)] for _ in range(SIZES[split])]
+        super().__init__(rng.integers(0, 256, (SIZES[split], 32, 32, 3), dtype=np.uint8), captions)
+        self.digest, self.split = f"{digest}-{split}", split
+
+    def __repr__(self) -> str:
+        return f"TinySource({self.split})"
+
+
+SOURCES["tiny"] = lambda data, split: TinySource(split)
+
+
+def tiny_config():
+    """Six steps across an epoch's end, saved at 2, 4 and 6, evaluated and saved at 3 and 6."""
+    c = base()
+    c.terms.itc = {"levels": ("fc1", "out")}
+    c.terms.target_itc = {"bank_size": 1}
+    c = smoke(c)
+    c.update(batch_size=8, total_steps=6, num_devices=2)
+    c.data.update(source="tiny", vocab_size=60, max_length=8)
+    c.checkpoint.every, c.eval.every = 2, 3
+    c.eval.update(split="dev", batch_size=8)
+    return c
+
+
+CONFIG_FILE = f"""'''The tiny recipe.'''
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from tiny import tiny_config as get_config
+"""
+
+
+def main(argv: list[str]) -> int:
+    from smke_jax.__main__ import main as smke
+    from smke_jax.training import loop
+
+    put = loop.put_batch
+
+    def slow_put(batch, mesh):
+        time.sleep(float(os.environ.get("TINY_SLEEP", "0")))
+        return put(batch, mesh)
+
+    loop.put_batch = slow_put
+    return smke(argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
