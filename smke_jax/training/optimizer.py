@@ -102,15 +102,39 @@ def _muon(config):
         return jax.tree.map(lambda path, x: "muon" if is_muon_matrix(path, x) else "adam", paths(params), params)
 
     muon = optax.chain(
-        optax.contrib.scale_by_muon(
-            # As a callable, because it has to follow the masked tree that `partition` hands over.
-            weight_dimension_numbers=lambda u: jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(), u)
-        ),
+        stacked(optax.contrib.scale_by_muon(weight_dimension_numbers=_matrices_of_stacks)),
         # An orthogonal (m, n) matrix has RMS 1/sqrt(max(m, n)); 0.2 is the RMS of a typical AdamW update, so one
         # learning rate serves both (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4).
         optax.stateless(lambda u, _: jax.tree.map(lambda x: 0.2 * math.sqrt(max(x.shape)) * x, u)),
     )
     return optax.partition({"muon": muon, "adam": _adam(config)}, labels)
+
+
+def _matrices_of_stacks(stacks):
+    return jax.tree.map(lambda _: optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2), stacks)
+
+
+def stacked(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`inner` on one (count, m, n) array per shape of matrix instead of on every matrix by itself.
+
+    A Transformer has dozens of equal matrices; as a few batched products Muon compiles and runs several times faster.
+    """
+
+    def stack(tree):
+        groups: dict[str, list] = {}
+        for leaf in jax.tree.leaves(tree):
+            groups.setdefault("x".join(map(str, leaf.shape)), []).append(leaf)
+        return {shape: jnp.stack(leaves) for shape, leaves in groups.items()}
+
+    def unstack(stacks, like):
+        rows = {shape: iter(stack) for shape, stack in stacks.items()}
+        return jax.tree.map(lambda leaf: next(rows["x".join(map(str, leaf.shape))]), like)
+
+    def update(updates, state, params=None):
+        directions, state = inner.update(stack(updates), state)
+        return unstack(directions, updates), state
+
+    return optax.GradientTransformation(lambda params: inner.init(stack(params)), update)
 
 
 DIRECTIONS = {"adamw": _adam, "muon": _muon}
