@@ -1,11 +1,14 @@
 """`smke train --config=configs/x.py --workdir=DIR [--config.a.b=value …]`"""
 
 import difflib
+import importlib.util
 import re
 import sys
+import traceback
+from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from smke_jax.__main__ import run_program
 from smke_jax.errors import UserError
@@ -17,46 +20,66 @@ from smke_jax.training.record import flatten
 def main(argv: list[str]) -> int:
     """Parses the flags and trains; returns the exit status."""
     values = flags.FlagValues()
-    config = config_flags.DEFINE_config_file("config", None, "config file", lock_config=True, flag_values=values)
+    config_file = flags.DEFINE_string("config", None, "config file", flag_values=values)
     workdir = flags.DEFINE_string("workdir", None, "run directory; an existing one is continued", flag_values=values)
-    parse(values, argv)
-    if config.value is None or workdir.value is None:
+    overrides = [argument for argument in argv if re.match(r"--?(no)?config\.", argument)]
+    _parse(values, [argument for argument in argv if argument not in overrides])
+    if config_file.value is None or workdir.value is None:
         raise UserError("smke train needs --config=FILE and --workdir=DIR")
+    config = override(load_config(config_file.value), overrides)
     start_processes()
-    train_and_evaluate(config.value, workdir.value)
+    train_and_evaluate(config, workdir.value)
     return 0
 
 
-def parse(values: flags.FlagValues, argv: list[str]) -> None:
+def load_config(location: str) -> ConfigDict:
+    """What `get_config` of FILE, or of FILE:VARIANT with the variant, returns; UserError where it does not run."""
+    name, _, variant = location.partition(":")
+    path = Path(name)
+    if not path.is_file():
+        raise UserError(f"no config file {path}: give --config=FILE, such as configs/flickr8k.py")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    if spec is None:
+        raise UserError(f"{path} cannot be read as a config: its name has to end in .py")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        return module.get_config(*[variant] if variant else []).lock()
+    except UserError:
+        raise
+    except Exception as error:  # a config is code, and may fail in any way
+        lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        where = f" (line {lines[-1]})" if lines else ""
+        what = " ".join(str(error).split())[:300]
+        raise UserError(f"{path} cannot be read as a config{where}: {type(error).__name__}: {what}") from None
+
+
+def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
+    """`config` changed by `--config.a.b=value` arguments; UserError for keys and values that do not fit."""
+    known = flatten(config)
+    for argument in arguments:
+        key = re.sub("^--?(no)?", "", argument).partition("=")[0]
+        if key not in known:
+            raise UserError(f"unknown config key {key}{_nearest(key, list(known))}")
+    values = flags.FlagValues()
+    try:
+        holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["smke", *arguments])
+        _parse(values, arguments)
+    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
+        raise UserError(str(error).splitlines()[0]) from None
+    return holder.value
+
+
+def _parse(values: flags.FlagValues, argv: list[str]) -> None:
     """Parses `argv`; raises UserError for anything unknown, with the nearest name that would be right."""
     try:
         rest = values(["smke", *argv])[1:]
-    except FileNotFoundError as error:
-        raise UserError(f"no config file {error.filename}: give --config=FILE, such as configs/flickr8k.py") from None
     except flags.UnrecognizedFlagError as error:
         raise UserError(f"unknown flag --{error.flagname}{_nearest(error.flagname, list(values))}") from None
-    except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-        raise UserError(_explain(values, argv, error)) from None
+    except (TypeError, ValueError, flags.Error) as error:
+        raise UserError(str(error).splitlines()[0]) from None
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags look like --config.batch_size=256")
-
-
-def _explain(values, argv, error) -> str:
-    """One line for what went wrong with --config.…: the unknown key with its nearest neighbour, or the bad value."""
-    path = next((m[1] for a in argv if (m := re.match(r"--?config=([^:]*)", a))), None)
-    if path is not None:
-        fresh = flags.FlagValues()
-        config = config_flags.DEFINE_config_file("config", None, "", flag_values=fresh)
-        try:
-            fresh(["smke", *(a for a in argv if re.match(r"--?config=", a))])
-        except Exception as broken:  # the file itself does not run
-            return f"{path} cannot be read as a config: {broken}"
-        known = flatten(config.value)
-        for argument in argv:
-            key = argument.lstrip("-").partition("=")[0]
-            if key.startswith("config.") and key not in known:
-                return f"unknown config key {key}{_nearest(key, list(known))}"
-    return str(error).splitlines()[0]
 
 
 def _nearest(name: str, known: list[str]) -> str:

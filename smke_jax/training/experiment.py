@@ -1,5 +1,6 @@
 """Everything that a config names, opened and checked: tokenizer, recipe, teacher, initial weights, mesh."""
 
+import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +14,7 @@ from smke_jax.data.datasets import open_source
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
 from smke_jax.data.transforms import build_views
 from smke_jax.errors import UserError
+from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
@@ -42,7 +44,16 @@ def resolve(config: ConfigDict) -> ConfigDict:
     if uses_teacher and not config.teacher.checkpoint:
         raise UserError("config.teacher.checkpoint is empty: give a safetensors file, or 'random' to try without one")
     if uses_teacher and config.teacher.checkpoint != "random":
-        for key, value in read_description(config.teacher.checkpoint)["model"].items():
+        path = config.teacher.checkpoint
+        model = read_description(path).get("model", {})
+        if model.get("type") not in TEACHERS:
+            raise UserError(
+                f"{path} holds a model of type {model.get('type')!r}, which is no teacher: give a file of one of "
+                f"{', '.join(sorted(TEACHERS))}, such as `smke export` writes of a self-supervised run"
+            )
+        for key, value in model.items():
+            if key not in config.teacher:
+                raise UserError(f"{path} describes its model by {key!r}, which no teacher here has: convert it again")
             if key not in ("final_norm", "dtype"):  # how the features are used is the recipe's choice
                 config.teacher[key] = tuple(value) if isinstance(value, list) else value
     return config
@@ -69,7 +80,10 @@ def _tokenizer(config, directory: Path, source) -> Tokenizer:
         captions = (caption for i in range(len(source)) for caption in source[i].captions)
         tokenizer = train_wordpiece(captions, config.data.vocab_size)
     if jax.process_index() == 0:
-        tokenizer.save(directory)
+        partial = directory.with_name(directory.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        tokenizer.save(partial)
+        partial.rename(directory)  # a run killed while saving must find a whole vocabulary, or none
     return tokenizer
 
 
