@@ -4,7 +4,7 @@
     smke train --config=configs/flickr8k.py --workdir=runs/flickr8k --config.data.dir=data/flickr8k
 """
 
-from smke_jax.config import base, smoke, towers
+from smke_jax.config import base, towers, variant_of
 
 
 def get_config(variant: str = ""):
@@ -26,4 +26,4 @@ def get_config(variant: str = ""):
     c.passes = ("student",)
     c.optimizer.update(name="muon", learning_rate=2e-3, weight_decay=0.2, clip_norm=1.0)
     c.eval.every = 250
-    return smoke(c) if variant == "smoke" else c
+    return variant_of(c, variant)

@@ -7,7 +7,7 @@ code.  The thesis trained it in 11.2 h on two RTX 4090 (3,264,868 pairs, 7 epoch
 70.9 / 52.7.  Run here so far: two steps from random weights, see smke_jax/training/README.md.
 """
 
-from smke_jax.config import base, smoke
+from smke_jax.config import base, variant_of
 
 
 def get_config(variant: str = ""):
@@ -27,4 +27,4 @@ def get_config(variant: str = ""):
     if variant == "random":
         c.student.image.init = c.student.text.init = c.teacher.checkpoint = "random"
         c.data.tokenizer = ""
-    return smoke(c) if variant == "smoke" else c
+    return variant_of(c, variant, ("random",))

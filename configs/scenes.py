@@ -9,7 +9,7 @@ with the image tower started from the teacher.
 from pathlib import Path
 
 import smke_jax
-from smke_jax.config import base, smoke, towers
+from smke_jax.config import base, towers, variant_of
 
 TEACHER = str(Path(smke_jax.__file__).parent / "assets" / "teacher_scenes.safetensors")
 
@@ -39,4 +39,4 @@ def get_config(variant: str = ""):
     c.optimizer.update(name="muon", learning_rate=6e-3, weight_decay=0.0, clip_norm=1.0)
     c.eval.split = "gallery"
     c.log.every = 100
-    return smoke(c) if variant == "smoke" else c
+    return variant_of(c, variant, ("itc", "itc_init"))

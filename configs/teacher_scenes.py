@@ -3,7 +3,7 @@
     smke train --config=configs/teacher_scenes.py --workdir=runs/teacher_scenes
 """
 
-from smke_jax.config import base, smoke
+from smke_jax.config import base, variant_of
 
 
 def get_config(variant: str = ""):
@@ -25,4 +25,4 @@ def get_config(variant: str = ""):
     c.optimizer.update(name="muon", learning_rate=3e-3, weight_decay=0.0, clip_norm=1.0)
     c.eval.split = ""
     c.log.every = 100
-    return smoke(c) if variant == "smoke" else c
+    return variant_of(c, variant)

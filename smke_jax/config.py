@@ -7,6 +7,8 @@ The `ConfigDict` is locked: a key that does not stand here is an error.
 
 from ml_collections import ConfigDict
 
+from smke_jax.errors import UserError
+
 
 def base() -> ConfigDict:
     c = ConfigDict()
@@ -131,6 +133,13 @@ def towers(c: ConfigDict, **fields) -> None:
     """Sets fields of both towers and the shared block at once, where they have them."""
     for part in (c.student.image, c.student.text, c.student.shared):
         part.update({k: v for k, v in fields.items() if k in part})
+
+
+def variant_of(c: ConfigDict, variant: str, known: tuple[str, ...] = ()) -> ConfigDict:
+    """`c` as it is, or under its smoke overrides; refuses a variant that is neither '', 'smoke' nor `known`."""
+    if variant not in ("", "smoke", *known):
+        raise UserError(f"unknown variant {variant!r}: there are {', '.join(('smoke', *known))}")
+    return smoke(c) if variant == "smoke" else c
 
 
 def smoke(c: ConfigDict) -> ConfigDict:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 import smke_jax
-from smke_jax import atomic
 from smke_jax.__main__ import run_program
 from smke_jax.data.datasets import open_source, scenes
 from smke_jax.data.scenes import ceiling
@@ -22,11 +21,13 @@ from smke_jax.evaluation.embed import embed_texts, make_encoder
 from smke_jax.evaluation.evaluate import Retrieval, evaluate_retrieval
 from smke_jax.evaluation.retrieval import chance_recall
 from smke_jax.programs import export
+from smke_jax.programs.train import load_config
 from smke_jax.reporting import examples
 from smke_jax.reporting.plots import retrieval_grid
 from smke_jax.reporting.report import Recall, RunReport, read_metrics, write_report
 from smke_jax.training.experiment import TrainedRun, restore_run
 from smke_jax.training.loop import train_and_evaluate
+from smke_jax.training.state import count_parameters
 
 CONFIGS = Path(smke_jax.__file__).parents[1] / "configs"
 TEACHER = Path(smke_jax.__file__).parent / "assets" / "teacher_scenes.safetensors"
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
     """Parses the command line, trains, evaluates and writes the report; returns the exit status."""
     arguments = _parser().parse_args(argv)
     started, workdir = time.perf_counter(), arguments.workdir
-    config = load_config("scenes.py")
+    config = _config("scenes.py")
     if arguments.steps:
         config.total_steps = arguments.steps
     teacher = _train_teacher(workdir / "teacher", arguments.teacher_steps) if arguments.train_teacher else TEACHER
@@ -75,28 +76,19 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def load_config(name: str, variant: str = "") -> ConfigDict:
+def _config(name: str, variant: str = "") -> ConfigDict:
     """One of the configs that stand beside the package in its repository."""
     path = CONFIGS / name
     if not path.is_file():
         raise UserError(f"no {path}: install from a clone of the repository with `pip install -e .`")
-    flag = config_flags.DEFINE_config_file("config", f"{path}:{variant}" if variant else str(path), flag_values=_flags())
-    return flag.value
-
-
-def _flags():
-    from absl import flags
-
-    values = flags.FlagValues()
-    values.mark_as_parsed()
-    return values
+    return load_config(f"{path}:{variant}")
 
 
 def _train_teacher(workdir: Path, steps: int) -> Path:
     """A small teacher from images alone, remade on the spot."""
     path = workdir / "teacher.safetensors"
     if not path.exists():
-        config = load_config("teacher_scenes.py")
+        config = _config("teacher_scenes.py")
         config.total_steps = steps
         train_and_evaluate(config, workdir)
         export.main([f"--workdir={workdir}", f"--out={path}"])
@@ -105,7 +97,7 @@ def _train_teacher(workdir: Path, steps: int) -> Path:
 
 def _compare(workdir: Path, steps: int | None) -> dict:
     """The same student by ITC alone, in the same time: its config has as many more steps as its steps are faster."""
-    config = load_config("scenes.py", "itc")
+    config = _config("scenes.py", "itc")
     if steps:
         config.total_steps = steps
     started = time.perf_counter()
@@ -202,8 +194,6 @@ def _chance(metrics: dict) -> dict:
 
 
 def _size(run: TrainedRun) -> int:
-    from smke_jax.training.state import count_parameters
-
     return count_parameters(run.params)
 
 
@@ -213,11 +203,6 @@ def _table(recalls) -> str:
         cells = (" / ".join(f"{recall.metrics[key][f'r{k}']:.1f}" for k in (1, 5, 10)) for key in DIRECTIONS)
         lines.append(f"{recall.label:34}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)
-
-
-def write_record(path: Path, metrics: dict, note: str) -> None:
-    """Keeps a run's figures as the recorded comparison."""
-    atomic.write_text(path, json.dumps({"note": note, "metrics": metrics}, indent=1) + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
