@@ -20,7 +20,7 @@ def itc(
     left, right = pair
 
     def init(key, shapes):
-        return {"logit_scale": jnp.full(len(levels), INITIAL_LOG_SCALE)}, ()
+        return {"logit_scale": jnp.full(len(levels), INITIAL_LOG_SCALE, jnp.float32)}, ()
 
     def value(params, slots, reps, scope):
         ids = reps["id"]

@@ -22,7 +22,7 @@ def target_itc(
     """
 
     def init(key, shapes):
-        params = {"logit_scale": jnp.full(1, INITIAL_LOG_SCALE)} if learnable_scale else {}
+        params = {"logit_scale": jnp.full(1, INITIAL_LOG_SCALE, jnp.float32)} if learnable_scale else {}
         if not bank_size:
             return params, ()
         batch, width = shapes["target/cls"].shape

@@ -131,6 +131,15 @@ def test_the_same_on_1_2_and_8_devices(case):
 
 
 @every_case
+def test_a_new_state_has_no_weak_types(case):
+    """A weakly typed parameter turns strong in the first update, and the whole step compiles a second time."""
+    term = build(case)
+    shapes = {k: jax.ShapeDtypeStruct((BATCH, *SHAPES[k]), jnp.int32 if k == "id" else jnp.float32) for k in term.needs}
+    state = jax.eval_shape(lambda: term.init(jax.random.key(0), shapes))
+    assert not any(x.weak_type for x in jax.tree.leaves(state))
+
+
+@every_case
 def test_order_of_the_batch_does_not_matter(case):
     term = build(case)
     (params, slots), reps = start(term), made_up(term.needs, 6)
