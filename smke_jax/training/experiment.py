@@ -1,5 +1,6 @@
 """Everything that a config names, opened and checked: tokenizer, recipe, teacher, initial weights, mesh."""
 
+import functools
 import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -12,12 +13,15 @@ from ml_collections import ConfigDict
 from smke_jax.convert.flax_file import file_digest, fit, load_params, read_description
 from smke_jax.data.datasets import open_source
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
-from smke_jax.data.transforms import build_views
+from smke_jax.data.transforms import VIEWS, build_views
 from smke_jax.errors import UserError
+from smke_jax.models.layers import ACTIVATIONS
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
+from smke_jax.passes.student import LEVELS
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
+from smke_jax.training.optimizer import DIRECTIONS
 from smke_jax.training.recipe import Recipe, build_recipe, init_params
 
 
@@ -38,8 +42,9 @@ class Experiment(NamedTuple):
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """A copy of `config` whose teacher fields are those of its checkpoint file."""
+    """A copy of `config` whose teacher fields are those of its checkpoint file; refuses unknown names in it."""
     config = config.copy_and_resolve_references()
+    _check_choices(config)
     uses_teacher = "teacher" in config.passes
     if uses_teacher and not config.teacher.checkpoint:
         raise UserError("config.teacher.checkpoint is empty: give a safetensors file, or 'random' to try without one")
@@ -57,6 +62,22 @@ def resolve(config: ConfigDict) -> ConfigDict:
             if key not in ("final_norm", "dtype"):  # how the features are used is the recipe's choice
                 config.teacher[key] = tuple(value) if isinstance(value, list) else value
     return config
+
+
+def _check_choices(config) -> None:
+    towers = ("student.image", "student.text")
+    choices = {
+        "optimizer.name": DIRECTIONS,
+        "data.views": VIEWS,
+        "eval.level": LEVELS,
+        "teacher.type": TEACHERS,
+        **{f"{part}.activation": ACTIVATIONS for part in (*towers, "student.shared", "teacher")},
+        **{f"{part}.norm_order": ("pre", "post") for part in (*towers, "teacher")},
+    }
+    for key, known in choices.items():
+        value = functools.reduce(lambda part, name: part[name], key.split("."), config)
+        if value not in known:
+            raise UserError(f"config.{key} is {value!r}: known are {', '.join(sorted(known))}")
 
 
 def build_experiment(config: ConfigDict, workdir: Path, source=None) -> Experiment:
@@ -110,6 +131,15 @@ def batch_shapes(config: ConfigDict, views) -> dict[str, jax.ShapeDtypeStruct]:
     return shapes
 
 
+def check_model(experiment: Experiment, shapes: dict[str, Any]) -> None:
+    """Refuses a model that cannot be built or that its towers' files do not fit, before anything is compiled."""
+    try:
+        params = jax.eval_shape(lambda key: init_params(experiment.recipe, key, shapes)[0], jax.random.key(0))
+    except ValueError as error:  # what the modules say of sizes that do not go together
+        raise UserError(f"the model of this config cannot be built: {str(error).splitlines()[0]}") from None
+    _read_towers(params, experiment.config)
+
+
 def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Parameters of the frozen passes, on the mesh, and the digest of the file each came from."""
     frozen, digests = {}, {}
@@ -130,16 +160,20 @@ def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[st
 
 def load_towers(params: Any, config: ConfigDict) -> Any:
     """`params` with the student's towers replaced by the files that config.student.*.init name."""
-    if "student" not in params:
-        return params
-    student = dict(params["student"])
-    for tower in ("image", "text"):
-        path = config.student[tower].init
-        if path != "random":
-            name = f"{tower}_encoder"
-            loaded = fit(student[name], load_params(path), source=path)
-            student[name] = jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), student[name], loaded)
-    return {**params, "student": student}
+    towers = {
+        name: jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), params["student"][name], loaded)
+        for name, loaded in _read_towers(params, config).items()
+    }
+    return {**params, "student": {**params["student"], **towers}} if towers else params
+
+
+def _read_towers(params, config) -> dict[str, Any]:
+    """{'image_encoder': its parameters, …} of the files that config.student.*.init name, cut to fit `params`."""
+    paths = {f"{tower}_encoder": config.student[tower].init for tower in ("image", "text") if "student" in params}
+    return {
+        name: fit(params["student"][name], load_params(path), source=path)
+        for name, path in paths.items() if path != "random"
+    }  # fmt: skip
 
 
 class TrainedRun(NamedTuple):

@@ -24,6 +24,7 @@ from smke_jax.training.experiment import (
     Experiment,
     batch_shapes,
     build_experiment,
+    check_model,
     load_frozen,
     load_towers,
     open_training_data,
@@ -59,6 +60,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     experiment = build_experiment(config, workdir, source)
     local_batch = check_batch_size(config.batch_size, experiment.mesh)
     shapes = batch_shapes(config, views)
+    check_model(experiment, shapes)
+    # Opened now, so that a split that is not there is not found out after hours of training.
+    gallery = open_source(config.data, config.eval.split) if "student" in config.passes and config.eval.split else None
     frozen, teacher_digests = load_frozen(experiment, shapes)
     identity = {"data": source.digest, **{f"{k} weights": v for k, v in teacher_digests.items()}}
     if experiment.tokenizer is not None:
@@ -72,7 +76,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     )  # fmt: skip
     assert local_batch * jax.process_count() == config.batch_size
     with contextlib.closing(batches), Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
-        return _Loop(experiment, workdir, frozen, shapes, checkpoints, identity).run(batches)
+        return _Loop(experiment, workdir, frozen, shapes, checkpoints, identity, gallery).run(batches)
 
 
 def _total_steps(config, source) -> int:
@@ -87,16 +91,18 @@ def _total_steps(config, source) -> int:
 class _Loop:
     """One run's compiled step, state and files; `run` goes from the last checkpoint to the end."""
 
-    def __init__(self, experiment: Experiment, workdir: Path, frozen, shapes, checkpoints: Checkpointer, identity):
+    def __init__(
+        self, experiment: Experiment, workdir: Path, frozen, shapes, checkpoints: Checkpointer, identity, gallery
+    ):
         self.experiment, self.config = experiment, experiment.config
         self.workdir, self.frozen, self.shapes = workdir, frozen, shapes
-        self.checkpoints, self.identity = checkpoints, identity
+        self.checkpoints, self.identity, self.gallery = checkpoints, identity, gallery
         config, mesh = self.config, experiment.mesh
         self.tx, self.schedule = build_optimizer(
             config.optimizer, batch_size=config.batch_size, total_steps=config.total_steps
         )
         self.step_fn = make_train_step(experiment.recipe, self.tx, mesh, total_steps=config.total_steps)
-        self._evaluate_with = None
+        self.encode = None if gallery is None else make_encoder(experiment.student().run, mesh)
 
     def run(self, batches) -> Outcome:
         config = self.config
@@ -111,7 +117,8 @@ class _Loop:
                     pending = self._check(pending)  # waits for the step, so that the pause holds nothing of it
                     with progress.pause():
                         evaluated = None
-                        if config.eval.split and (step >= config.total_steps or _multiple(step, config.eval.every)):
+                        due = step >= config.total_steps or _multiple(step, config.eval.every)
+                        if due and self.gallery is not None:
                             evaluated = metrics = self._evaluate(state, step, writer)
                         self._save(state, step, batches, evaluated)
                 if last:
@@ -126,7 +133,8 @@ class _Loop:
                 if _multiple(step, config.log.every) or step == config.total_steps:
                     self._log(writer, progress, step, values)
         if step < config.total_steps:
-            log.warning("stopped by SIGTERM at step %d of %d, saved; the same command continues", step, config.total_steps)
+            where = f"step {step} of {config.total_steps}"
+            log.warning("stopped by SIGTERM at %s, saved; the same command continues", where)
         return Outcome(step, state.params, metrics)
 
     def _due(self, step: int) -> bool:
@@ -166,7 +174,7 @@ class _Loop:
         atomic.write_text(path, json.dumps({"step": step, "tensor": name, "ids": ids.tolist()}) + "\n")
         raise UserError(
             f"step {step}: {name} is not finite (loss {float(values['loss'])}); its batch's ids are in {path}; "
-            "lower the learning rate, or look at those images, and run again from the last checkpoint"
+            "look at those images, or start another --workdir with a lower learning rate"
         )
 
     def _abstract_params(self):
@@ -174,16 +182,10 @@ class _Loop:
             lambda: init_state(self.experiment.recipe, self.tx, self.experiment.mesh, self.shapes, seed=0)
         ).params
 
-    def _evaluate(self, state, step, writer) -> dict | None:
+    def _evaluate(self, state, step, writer) -> dict:
         config = self.config
-        if not any(p.name == "student" for p in self.experiment.recipe.passes):
-            return None
-        if self._evaluate_with is None:
-            encode = make_encoder(self.experiment.student().run, self.experiment.mesh)
-            self._evaluate_with = encode, open_source(config.data, config.eval.split)
-        encode, source = self._evaluate_with
         result = evaluate_retrieval(
-            encode, state.params["student"], source, self.experiment.tokenizer, config, self.experiment.mesh,
+            self.encode, state.params["student"], self.gallery, self.experiment.tokenizer, config, self.experiment.mesh,
             dataset=f"{config.data.source} {config.eval.split}",
         )  # fmt: skip
         metrics = result.metrics

@@ -1,0 +1,57 @@
+"""`smke demo` from end to end, in few steps."""
+
+import json
+import re
+
+import pytest
+
+from smke_jax.__main__ import main
+from smke_jax.convert.flax_file import load_params, read_description
+from smke_jax.programs import demo
+
+
+@pytest.mark.slow
+def test_demo_remakes_a_teacher_trains_and_reports(tmp_path, capsys):
+    arguments = ["demo", f"--workdir={tmp_path}", "--steps=4", "--train_teacher", "--teacher_steps=2"]
+    assert main(arguments) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"S-SMKE \(this run\) +\d", output)
+    assert "ITC alone" in output and "chance" in output
+    report = (tmp_path / "report.html").read_text()
+    for query, _ in demo.QUERIES:
+        assert query in report
+    for part in ("target_itc", "Logit scale", "ceiling of the captions", "ITC alone", "data:image/png"):
+        assert part.lower() in report.lower(), part
+    assert "http://" not in report and "https://" not in report
+    assert (tmp_path / "retrieval.png").stat().st_size > 10_000
+    metrics = json.loads((tmp_path / "s_smke" / "evals" / "4" / "retrieval.json").read_text())
+    assert (metrics["n_images"], metrics["n_captions"]) == (500, 2500)
+
+    # The same command again finds the finished run and only writes the report anew.
+    assert main(arguments) == 0
+    assert len((tmp_path / "s_smke" / "metrics.jsonl").read_text().splitlines()) <= 3
+
+
+def test_shipped_teacher_is_small_and_knows_its_origin():
+    assert demo.TEACHER.stat().st_size <= 2_000_000
+    description = read_description(demo.TEACHER)
+    assert description["model"]["type"] == "data2vec2"
+    assert description["source"]["config"]["config.passes"] == ["views"], "trained from images alone"
+    assert load_params(demo.TEACHER)["cls_token"].shape == (1, 1, description["model"]["width"])
+
+
+def test_recorded_comparison_names_its_command():
+    record = json.loads(demo.RECORDED.read_text())
+    assert "smke train" in record["note"]
+    assert record["metrics"]["n_images"] == 500
+
+
+@pytest.mark.parametrize(
+    ("own", "alone", "said"), [(80, 60, "helped"), (60, 80, "cost more than it gave"), (70.5, 70, "within the noise")]
+)
+def test_verdict_says_which_way_it_went(own, alone, said):
+    def metrics(r1):
+        directions = ("image_to_text", "text_to_image")
+        return {**{d: {"r1": r1} for d in directions}, "ci95": {d: {"r1": [r1 - 3, r1 + 3]} for d in directions}}
+
+    assert said in demo.verdict(metrics(own), metrics(alone))
