@@ -14,14 +14,14 @@ def get_config(variant: str = ""):
     c.data.source = "scenes"
     c.data.unit = "images"
     c.data.views = "two_views"
-    c.data.crop_scale = (0.75, 1.0)
+    c.data.crop_scale = (0.8, 1.0)
     c.data.flip = 0.0
     c.data.jitter = 0.2
     c.teacher.update(type="data2vec2", image_size=32, patch_size=8, width=64, depth=3, num_heads=2, mlp_dim=128)
     c.teacher.update(norm_order="pre", activation="relu", init_std=0.0)
     c.projector = (256, 256)
     c.terms.vicreg = {"weight": 1.0}
-    c.terms.reconstruct = {"weight": 50.0}
+    c.terms.reconstruct = {"weight": 200.0}
     c.optimizer.update(name="muon", learning_rate=3e-3, weight_decay=0.0, clip_norm=1.0)
     c.eval.split = ""
     c.log.every = 100

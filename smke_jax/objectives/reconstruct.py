@@ -7,7 +7,7 @@ from smke_jax.losses.distillation import mean_squared_error
 from smke_jax.objectives.base import Term
 
 
-def reconstruct(hidden: int = 512) -> Term:
+def reconstruct(hidden: int = 256) -> Term:
     """MSE between each view's pixels and a two-layer MLP of its [CLS]; needs 'view{1,2}/cls' and 'view{1,2}/pixels'.
 
     In the spirit of BEiT v2's [CLS] pretraining (Peng et al. 2022, section 3.3), which has masked patches predicted

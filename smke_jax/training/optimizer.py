@@ -44,8 +44,8 @@ def decays(path: str, leaf: jax.Array) -> bool:
 
 
 def is_muon_matrix(path: str, leaf: jax.Array) -> bool:
-    """Muon orthogonalises hidden matrices; tables, vectors and convolutions go to AdamW."""
-    return leaf.ndim == 2 and path.endswith("kernel")
+    """Muon orthogonalises hidden matrices; tables, vectors, convolutions and the terms' own readouts go to AdamW."""
+    return leaf.ndim == 2 and path.endswith("kernel") and not path.startswith("terms/")
 
 
 def clamp_log_scales() -> optax.GradientTransformation:
