@@ -25,14 +25,14 @@ def main(argv: list[str] | None = None) -> int:
         width = max(map(len, PROGRAMS))
         print("usage: smke PROGRAM …\n" + "\n".join(f"  {name:{width}}  {what}" for name, what in PROGRAMS.items()))
         return 0 if asked_for_help else 2
+    _start_logging()  # before the libraries, one of which would set up logging its own way
     program = importlib.import_module(f"smke_jax.programs.{arguments[0]}")
     return run_program(program.main, arguments[1:])
 
 
 def run_program(program_main, argv: list[str]) -> int:
     """`program_main(argv)` with logging to stderr and user errors as one line."""
-    logging.basicConfig(format="%(message)s", stream=sys.stderr)
-    logging.getLogger("smke_jax").setLevel(logging.INFO)
+    _start_logging()
     try:
         return program_main(argv)
     except UserError as error:
@@ -41,6 +41,11 @@ def run_program(program_main, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _start_logging() -> None:
+    logging.basicConfig(format="%(message)s", stream=sys.stderr)
+    logging.getLogger("smke_jax").setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,8 @@ WORDS = "red blue green dog cat bird runs sits over under big small".split()
 class TinySource(ArraySource):
     """Noise pictures; an epoch of 'train' is 4 batches of 8 pairs."""
 
+    dataset = "tiny"
+
     def __init__(self, split: str, digest: str = "tiny"):
         if split not in SIZES:
             raise UserError(f"no split {split!r}")

@@ -13,6 +13,8 @@ NUM_SCENES, NUM_GALLERY = 20_000, 500
 class SceneSource(ArraySource):
     """One split of the built-in procedural scenes: 'train' or 'gallery'."""
 
+    dataset = "scenes"
+
     def __init__(self, split: str):
         splits = vars(scenes())
         if split not in splits:

@@ -120,6 +120,7 @@ class InMemorySource:
     def __init__(self, source):
         self.examples = [e._replace(image=pixels(e)) for e in (source[i] for i in range(len(source)))]
         self.num_captions, self.digest, self._origin = source.num_captions, source.digest, repr(source)
+        self.dataset = source.dataset
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -27,6 +27,7 @@ class PreparedSource:
 
     Attributes:
       manifest: dict, the folder's manifest.json.
+      dataset: its name, such as 'flickr8k'.
       split: name of the split.
       digest: hex sha256 of the split's names, captions and image bytes, in order.
       num_captions: int32 (N,), captions of each image.
@@ -37,6 +38,7 @@ class PreparedSource:
 
         self.directory, self.split = Path(directory).absolute(), split
         self.manifest = _read_manifest(self.directory)
+        self.dataset: str = self.manifest["dataset"]
         report = _split_report(self.directory, self.manifest, split)
         self.digest: str = report["digest"]
         self.num_captions: np.ndarray = np.load(self.directory / f"{split}.num_captions.npy")
@@ -83,6 +85,8 @@ class ArraySource:
       captions: N sequences of at least one caption.
       names: N names; row numbers when not given.
     """
+
+    dataset = "arrays"
 
     def __init__(
         self, images: np.ndarray, captions: Sequence[Sequence[str]], names: Sequence[str] | None = None

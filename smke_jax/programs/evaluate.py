@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     source = open_source(config.data, config.eval.split)
     metrics = evaluate_retrieval(
         make_encoder(student.run, run.experiment.mesh), run.params["student"], source, run.experiment.tokenizer,
-        config, run.experiment.mesh, dataset=f"{config.data.source} {config.eval.split}",
+        config, run.experiment.mesh, dataset=f"{source.dataset} {config.eval.split}",
     ).metrics  # fmt: skip
     print(f"step {run.step}\n{format_table(metrics)}")
     for path in (arguments.workdir / "evals" / str(run.step) / _file_name(trained_with, config), arguments.out):

@@ -67,13 +67,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     identity = {"data": source.digest, **{f"{k} weights": v for k, v in teacher_digests.items()}}
     if experiment.tokenizer is not None:
         identity["tokenizer"] = experiment.tokenizer.digest
-    record.check_or_write(workdir, config, identity)
-
     batches = train_batches(
         source, views, batch_size=config.batch_size, seed=config.seed, unit=config.data.unit,
         tokenizer=experiment.tokenizer, max_length=config.data.max_length,
         process=(jax.process_index(), jax.process_count()), threads=config.data.threads,
     )  # fmt: skip
+    record.check_or_write(workdir, config, identity)  # last: what was refused above leaves the directory free
     assert local_batch * jax.process_count() == config.batch_size
     with contextlib.closing(batches), Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
         return _Loop(experiment, workdir, frozen, shapes, checkpoints, identity, gallery).run(batches)
@@ -186,7 +185,7 @@ class _Loop:
         config = self.config
         result = evaluate_retrieval(
             self.encode, state.params["student"], self.gallery, self.experiment.tokenizer, config, self.experiment.mesh,
-            dataset=f"{config.data.source} {config.eval.split}",
+            dataset=f"{self.gallery.dataset} {config.eval.split}",
         )  # fmt: skip
         metrics = result.metrics
         if jax.process_index() == 0:

@@ -171,6 +171,7 @@ class Damaged:
 
     def __init__(self, source):
         self.source, self.num_captions, self.digest = source, source.num_captions, source.digest
+        self.dataset = source.dataset
 
     def __len__(self):
         return len(self.source)
@@ -198,6 +199,7 @@ def test_an_image_damaged_after_preparation_is_named_when_it_is_kept_in_memory(p
 def test_memory_holds_what_the_disk_holds(prepared, tokenizer):
     source = open_prepared(prepared, "train")
     kept = InMemorySource(source)
+    assert kept.dataset == source.dataset == "flickr8k"
     assert len(kept) == len(source) and kept.digest == source.digest and repr(kept) == repr(source)
     a = take(batches(tokenizer, source=source, batch_size=2), 4)
     assert same(a, take(batches(tokenizer, source=kept, batch_size=2), 4))

@@ -150,14 +150,16 @@ def test_an_empty_split(train_fails, tmp_path):
     assert "split 'dev'" in message and "is empty" in message and "use train" in message
 
 
-def test_a_batch_that_does_not_divide_over_the_devices(train_fails):
+def test_a_batch_that_does_not_divide_over_the_devices(train_fails, tmp_path):
     message = train_fails("--config.batch_size=12", "--config.num_devices=8")
     assert "batch_size 12 does not divide over 8 devices" in message
     assert int(re.search(r"set it to (\d+)", message)[1]) % 8 == 0
     assert f"{jax.device_count() + 1} devices were asked for" in train_fails(
         f"--config.num_devices={jax.device_count() + 1}"
     )
-    assert "fewer than one batch of 64: lower batch_size" in train_fails("--config.batch_size=64")
+    message = train_fails("--config.batch_size=64", "--config.terms.target_itc.bank_size=0")
+    assert "fewer than one batch of 64: lower batch_size" in message
+    assert not (tmp_path / "run/run.json").exists()
 
 
 def variant(config_file: Path, lines: str) -> Path:
@@ -237,6 +239,7 @@ def test_teachers_that_cannot_be_used(train_fails, teacher, tmp_path):
     assert f"{path} is no sound safetensors file" in train_fails(flag)
 
 
+@pytest.mark.slow
 def test_a_poisoned_teacher_stops_the_run_with_the_tensors_name(train_fails, teacher, tmp_path):
     config, params = teacher
     poisoned = jax.tree.map(np.array, params)
@@ -261,6 +264,10 @@ def test_an_enormous_learning_rate_stops_the_run(train_fails, tmp_path):
         assert int(saved.name) < int(found[1])
 
 
+@pytest.mark.slow
+# tensorstore's threads complain about closed event loops after the failure provoked here.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_while_saving(train_fails, config_file, tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64 * 1024, hard))
@@ -274,6 +281,7 @@ def test_a_full_disk_while_saving(train_fails, config_file, tmp_path):
     assert [line["step"] for line in steps if "loss" in line] == [1, 2, 3, 4, 5, 6]
 
 
+@pytest.mark.slow
 def test_another_vocabulary_than_the_runs(fails, train_fails, config_file, tmp_path):
     run = tmp_path / "run"
     assert main(["train", f"--config={config_file}", f"--workdir={run}"]) == 0
@@ -294,9 +302,9 @@ def test_flickr8k_from_photos_to_figures(real_data, tmp_path, capsys):
     text.mkdir(parents=True)
     (source / "Flicker8k_Dataset").symlink_to(photos / "Flicker8k_Dataset")
     shutil.copy(photos / "Flickr8k_text/Flickr8k.token.txt", text)
-    for split, count in (("train", 300), ("dev", 60), ("test", 20)):
-        names = (photos / f"Flickr8k_text/Flickr_8k.{split}Images.txt").read_text().splitlines()[:count]
-        (text / f"Flickr_8k.{split}Images.txt").write_text("\n".join(names) + "\n")
+    names = {s: (photos / f"Flickr8k_text/Flickr_8k.{s}Images.txt").read_text().split() for s in ("train", "dev")}
+    for split, chosen in (("train", names["train"][:300]), ("dev", names["dev"][:60]), ("test", names["dev"][60:80])):
+        (text / f"Flickr_8k.{split}Images.txt").write_text("\n".join(chosen) + "\n")
     data, run = tmp_path / "data", tmp_path / "run"
     assert main(["prepare", "flickr8k", f"--source={source}", f"--out={data}", "--max_side=96"]) == 0
     assert main([
@@ -322,7 +330,11 @@ def test_flickr8k_from_photos_to_figures(real_data, tmp_path, capsys):
 def assert_figures(figures: dict, images: int) -> None:
     assert {"protocol", "n_images", "n_captions", "image_to_text", "text_to_image"} <= set(figures)
     assert (figures["n_images"], figures["n_captions"]) == (images, 5 * images)
-    assert "any-of-n" in figures["protocol"] and "32 px squashed, 12 tokens" in figures["protocol"]
+    assert (
+        figures["protocol"].startswith("flickr8k ")
+        and "any-of-n" in figures["protocol"]
+        and "32 px squashed, 12 tokens" in figures["protocol"]
+    )
     for direction, rivals in (("image_to_text", 5 * images), ("text_to_image", images)):
         values = figures[direction]
         assert set(values) == {"r1", "r5", "r10", "median_rank"}

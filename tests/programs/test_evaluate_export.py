@@ -1,4 +1,4 @@
-"""A run read back: figures without its teacher, its encoder as another run's teacher and tower, the student as a file."""
+"""A run read back: figures without its teacher; its encoder as another run's teacher and tower; the whole student."""
 
 import json
 import shutil
@@ -16,6 +16,8 @@ from smke_jax.models.teachers import build_teacher
 from smke_jax.training.experiment import restore_run
 from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.record import read_config
+
+pytestmark = pytest.mark.slow  # two runs, compiled once for all of them
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +77,6 @@ def assert_same(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-@pytest.mark.slow
 def test_a_teacher_is_exported_without_its_projector(teacher_run, teacher_file):
     trained = restore_run(teacher_run)
     assert_same(load_params(teacher_file), trained.params["views"]["encoder"])
@@ -89,17 +90,16 @@ def test_a_teacher_is_exported_without_its_projector(teacher_run, teacher_file):
     assert source["steps"] == 2 and source["data"] == "tiny-train" and source["config"]["config.projector"] == [16, 16]
 
 
-@pytest.mark.slow
 def test_an_earlier_step_is_another_file(teacher_run, teacher_file, tmp_path, capsys):
     path = tmp_path / "first.safetensors"
     assert main(["export", f"--workdir={teacher_run}", f"--out={path}", "--step=1"]) == 0
     assert read_description(path)["source"]["steps"] == 1
     a, b = jax.tree.leaves(load_params(path)), jax.tree.leaves(load_params(teacher_file))
     assert any(np.any(x != y) for x, y in zip(a, b, strict=True))
-    assert "no checkpoint of step 7" in error_of(capsys, "export", f"--workdir={teacher_run}", f"--out={tmp_path}/x.safetensors", "--step=7")  # fmt: skip  # noqa: E501
+    message = error_of(capsys, "export", f"--workdir={teacher_run}", f"--out={tmp_path}/x.safetensors", "--step=7")
+    assert "no checkpoint of step 7" in message
 
 
-@pytest.mark.slow
 def test_the_exported_teacher_teaches_and_starts_a_tower(student_run, teacher_file):
     workdir, outcome = student_run
     assert outcome.step == 2
@@ -110,7 +110,6 @@ def test_the_exported_teacher_teaches_and_starts_a_tower(student_run, teacher_fi
     assert_same(tower, {key: exported[key] for key in tower})
 
 
-@pytest.mark.slow
 def test_a_student_is_exported_whole(student_run, run, tmp_path, capsys):
     path = tmp_path / "student.safetensors"
     assert main(["export", f"--workdir={run}", f"--out={path}"]) == 0
@@ -129,7 +128,6 @@ def test_a_student_is_exported_whole(student_run, run, tmp_path, capsys):
     assert "ends in .safetensors" in error_of(capsys, "export", f"--workdir={run}", f"--out={tmp_path}/a.bin")
 
 
-@pytest.mark.slow
 def test_evaluating_needs_neither_teacher_nor_training_data(student_run, run, tmp_path, capsys):
     before = json.loads((run / "evals/2/retrieval.json").read_text())
     out = tmp_path / "figures/out.json"
@@ -143,7 +141,6 @@ def test_evaluating_needs_neither_teacher_nor_training_data(student_run, run, tm
     assert written["text_to_image"] == before["text_to_image"]
 
 
-@pytest.mark.slow
 def test_other_splits_levels_and_steps_get_files_of_their_own(run, capsys):
     own = (run / "evals/2/retrieval.json").read_text()
     assert main(["evaluate", f"--workdir={run}", "--split=train", "--level=fc1"]) == 0
@@ -156,10 +153,9 @@ def test_other_splits_levels_and_steps_get_files_of_their_own(run, capsys):
         assert capsys.readouterr().out.startswith("step 1\n" if step == "1" else "step ")
 
 
-@pytest.mark.slow
 def test_runs_that_cannot_be_evaluated(teacher_run, run, tmp_path, capsys):
     assert f"no run at {tmp_path / 'none'}" in error_of(capsys, "evaluate", f"--workdir={tmp_path / 'none'}")
-    assert "this run has no student (its passes: views)" in error_of(capsys, "evaluate", f"--workdir={teacher_run}")
+    assert "trained an encoder on photos" in error_of(capsys, "evaluate", f"--workdir={teacher_run}")
     assert "no split 'test'" in error_of(capsys, "evaluate", f"--workdir={run}", "--split=test")
     assert "no prepared dataset at /none" in error_of(capsys, "evaluate", f"--workdir={run}", "--data=/none")
     assert "steps there are: 1, 2" in error_of(capsys, "evaluate", f"--workdir={run}", "--step=9")

@@ -25,6 +25,8 @@ from smke_jax.training import loop
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.loop import train_and_evaluate
 
+pytestmark = pytest.mark.slow  # whole runs, compiled once for all of them
+
 TOTAL = 6  # an epoch is 4 batches
 PROGRAM = [sys.executable, tiny.__file__]
 
@@ -232,7 +234,6 @@ def wait_for_steps(workdir: Path, process: subprocess.Popen, steps: int) -> None
         time.sleep(0.01)
 
 
-@pytest.mark.slow
 def test_killed_at_a_random_moment_and_run_again(whole, config_file, tmp_path):
     lines, delay = random.randint(0, 6), random.uniform(0, 1)
     process = start(config_file, tmp_path / "run", sleep=0.1)
@@ -244,7 +245,6 @@ def test_killed_at_a_random_moment_and_run_again(whole, config_file, tmp_path):
     assert_ended_alike(tmp_path / "run", whole.workdir)
 
 
-@pytest.mark.slow
 def test_sigterm_saves_and_exits_0_and_the_same_command_continues(whole, config_file, tmp_path):
     process = start(config_file, tmp_path / "run", sleep=2.0)
     with process:
