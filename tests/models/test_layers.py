@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from torch_parts import assert_near, block, gradients, randomised, to_torch
+from torch_parts import assert_near, block, gradients, quick_jit, randomised, to_torch
 
 from smke_jax.models.layers import ACTIVATIONS, Attention, Block, LayerNorm, LayerScale
 
@@ -44,7 +44,7 @@ def test_block_equals_pytorch(case, masked):
     shapes = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
     params = randomised(shapes, seed=1)
 
-    @jax.jit
+    @quick_jit
     def outputs_and_gradients(params, x):
         out, vjp = jax.vjp(lambda p, x: tuple(model.apply({"params": p}, x, *extra)), params, x)
         return out, vjp(tuple(cotangents))

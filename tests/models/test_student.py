@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from torch_parts import assert_near, block, gradients, layer_norm, linear, randomised, to_torch
+from torch_parts import assert_near, block, gradients, layer_norm, linear, quick_jit, randomised, to_torch
 
 from smke_jax.models.layers import Block
 from smke_jax.models.student import Student, build_student
@@ -127,7 +127,7 @@ def test_student_equals_pytorch(devices, token_types):
     mesh = make_mesh(devices)
     batch = put_batch({"image": IMAGES, "text": IDS, "mask": MASK}, mesh)
 
-    @jax.jit
+    @quick_jit
     def run(params, batch):
         def forward(p):
             image, text = model.apply({"params": p}, batch["image"], batch["text"], batch["mask"])
@@ -179,7 +179,7 @@ def test_token_types_are_row_0_for_text_and_row_1_for_images():
 
 
 def test_token_types_start_as_almost_nothing():
-    gamma = student().init(jax.random.key(0), IMAGES, IDS, MASK)["params"]["type_scale"]["gamma"]
+    gamma = quick_jit(student().init)(jax.random.key(0), IMAGES, IDS, MASK)["params"]["type_scale"]["gamma"]
     np.testing.assert_array_equal(gamma, np.full(WIDTH, 1e-5, np.float32))
 
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from torch_parts import assert_near, block, gradients, layer_norm, norm_of, randomised, to_torch
+from torch_parts import assert_near, block, gradients, layer_norm, norm_of, quick_jit, randomised, to_torch
 from transformers import BeitConfig, BeitModel, BertConfig, BertModel
 
 from smke_jax.models.teachers import Beit, Data2Vec2, relative_position_index
@@ -34,7 +34,7 @@ def random_params(model, *inputs, seed=1):
 def value_and_gradients(model, params, cotangent, *inputs):
     """-> (output, gradient of the parameters)."""
 
-    @jax.jit
+    @quick_jit
     def run(params):
         out, vjp = jax.vjp(lambda p: model.apply({"params": p}, *inputs), params)
         return out, vjp(cotangent)[0]
