@@ -28,7 +28,7 @@ CASES = {
         {"bank_size": 21, "random_bank": True, "learnable_scale": True, "mask_same_image": True},
     ),
     "vicreg": ("vicreg", {"covariance": 30.0}),
-    "reconstruct": ("reconstruct", {"hidden": 7}),
+    "reconstruct": ("reconstruct", {"hidden": 7, "size": 2}),
 }
 
 BATCH, INPUT = 16, 5
