@@ -1,7 +1,7 @@
 """S-SMKE on Flickr8k from scratch: 6,000 photos, no weights from elsewhere.
 
-    smke prepare flickr8k --source=FLICKR8K --out=data/flickr8k
-    smke train --config=configs/flickr8k.py --workdir=runs/flickr8k --config.data.dir=data/flickr8k
+smke prepare flickr8k --source=FLICKR8K --out=data/flickr8k
+smke train --config=configs/flickr8k.py --workdir=runs/flickr8k --config.data.dir=data/flickr8k
 """
 
 from smke_jax.config import base, towers, variant_of

@@ -1,6 +1,6 @@
 """A self-supervised image teacher from images alone: VICReg between two views, and each view from its [CLS].
 
-    smke train --config=configs/teacher_scenes.py --workdir=runs/teacher_scenes
+smke train --config=configs/teacher_scenes.py --workdir=runs/teacher_scenes
 """
 
 from smke_jax.config import base, variant_of

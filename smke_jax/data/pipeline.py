@@ -82,9 +82,7 @@ def train_batches(
     rows = make_rows(source.num_captions, unit)
     batches = len(rows) // batch_size
     if not batches:
-        raise UserError(
-            f"{source!r} has {len(rows)} {unit}, fewer than one batch of {batch_size}: lower batch_size"
-        )
+        raise UserError(f"{source!r} has {len(rows)} {unit}, fewer than one batch of {batch_size}: lower batch_size")
 
     def load(row, rng: np.random.Generator):
         image, caption = row

@@ -88,9 +88,7 @@ class ArraySource:
 
     dataset = "arrays"
 
-    def __init__(
-        self, images: np.ndarray, captions: Sequence[Sequence[str]], names: Sequence[str] | None = None
-    ):
+    def __init__(self, images: np.ndarray, captions: Sequence[Sequence[str]], names: Sequence[str] | None = None):
         names = [str(i) for i in range(len(images))] if names is None else names
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3:
             raise ValueError(f"images must be uint8 (N, H, W, 3), not {images.dtype} {images.shape}")

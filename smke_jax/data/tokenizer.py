@@ -151,7 +151,7 @@ def _uncased(model: tokenizers.models.Model) -> tokenizers.Tokenizer:
 
 
 def _continuations(backend: tokenizers.Tokenizer, captions: list[str]) -> list[str]:
-    """"##x" for every character x that continues a word, in order."""
+    """ "##x" for every character x that continues a word, in order."""
     characters = set()
     for caption in captions:
         text = backend.normalizer.normalize_str(caption)

@@ -1,4 +1,4 @@
-"""Views of an image (spec 0.5): random crop, flip and colour jitter on uint8 pixels, with the caller's random numbers."""
+"""Views of an image (spec 0.5): random crop, flip and colour jitter on uint8 pixels, from the caller's generator."""
 
 import dataclasses
 import math
@@ -18,7 +18,12 @@ class Crop:
 
 
 def random_crop(
-    shape: tuple[int, int], rng: np.random.Generator, *, scale: tuple[float, float], ratio: tuple[float, float], flip: float
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    scale: tuple[float, float],
+    ratio: tuple[float, float],
+    flip: float,
 ) -> Crop:
     """A RandomResizedCrop box covering `scale` of the area at an aspect `ratio`, mirrored with probability `flip`.
 

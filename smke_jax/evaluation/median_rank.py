@@ -5,8 +5,9 @@ import numpy as np
 from smke_jax.evaluation.ranking import match_ranks
 
 
-def average_median_rank(images, texts, caption_image, *, split_size: int = 1000, captions_per_image: int = 5
-                        ) -> tuple[dict[str, float] | None, str | None]:
+def average_median_rank(
+    images, texts, caption_image, *, split_size: int = 1000, captions_per_image: int = 5
+) -> tuple[dict[str, float] | None, str | None]:
     """(ranks, None), or (None, the reason) when the data cannot give the measure.
 
     images (N, D) in the order of their ids, texts (M, D), caption_image (M,). The images are cut into
@@ -18,10 +19,11 @@ def average_median_rank(images, texts, caption_image, *, split_size: int = 1000,
     if splits == 0:
         return None, f"needs at least {split_size} images, here {len(images)}"
     captions = np.bincount(caption_image, minlength=len(images))
-    short = np.flatnonzero(captions[:splits * split_size] < captions_per_image)
+    short = np.flatnonzero(captions[: splits * split_size] < captions_per_image)
     if len(short):
-        return None, (f"needs {captions_per_image} captions per image; "
-                      f"{len(short)} images have fewer (first: image {short[0]})")
+        return None, (
+            f"needs {captions_per_image} captions per image; {len(short)} images have fewer (first: image {short[0]})"
+        )
     # Captions grouped by image, in their own order; the groups differ in length, hence the offsets.
     grouped = np.argsort(caption_image, kind="stable")
     first = np.concatenate([[0], np.cumsum(captions)[:-1]])

@@ -13,8 +13,10 @@ def finite_rows(embeddings, name: str) -> np.ndarray:
         raise UserError(f"{name} has shape {rows.shape}: give a non-empty matrix, one row per item")
     bad = np.flatnonzero(~np.isfinite(rows).all(axis=1))
     if len(bad):
-        raise UserError(f"{name}: {len(bad)} of {len(rows)} rows hold NaN or infinity (first: row {bad[0]}); "
-                        "the checkpoint or its inputs are broken, evaluate an earlier checkpoint")
+        raise UserError(
+            f"{name}: {len(bad)} of {len(rows)} rows hold NaN or infinity (first: row {bad[0]}); "
+            "the checkpoint or its inputs are broken, evaluate an earlier checkpoint"
+        )
     return rows
 
 
@@ -51,12 +53,16 @@ def top_matches(queries, gallery, k: int, chunk_size: int = 1024) -> tuple[np.nd
     _check_chunk(chunk_size)
     queries, gallery = finite_rows(queries, "queries"), finite_rows(gallery, "gallery")
     if queries.shape[1] != gallery.shape[1]:
-        raise UserError(f"queries have {queries.shape[1]} features, the gallery {gallery.shape[1]}: "
-                        "both must come from the same model")
+        raise UserError(
+            f"queries have {queries.shape[1]} features, the gallery {gallery.shape[1]}: "
+            "both must come from the same model"
+        )
     if not 1 <= k <= len(gallery):
         raise UserError(f"k={k}: ask for 1 to {len(gallery)} matches, the size of the gallery")
-    found = [_top_of_chunk(queries[start:start + chunk_size], gallery, k, chunk_size)
-             for start in range(0, len(queries), chunk_size)]
+    found = [
+        _top_of_chunk(queries[start : start + chunk_size], gallery, k, chunk_size)
+        for start in range(0, len(queries), chunk_size)
+    ]
     return np.concatenate([indices for indices, _ in found]), np.concatenate([scores for _, scores in found])
 
 
@@ -65,7 +71,7 @@ def _top_of_chunk(queries, gallery, k, chunk_size):
     indices = np.empty((len(queries), 0), np.int64)
     scores = np.empty((len(queries), 0), np.float32)
     for start in range(0, len(gallery), chunk_size):
-        fresh = queries @ gallery[start:start + chunk_size].T
+        fresh = queries @ gallery[start : start + chunk_size].T
         fresh_indices = np.broadcast_to(np.arange(start, start + fresh.shape[1]), fresh.shape)
         # The best so far come first: they have smaller indices, which is what decides between equal scores.
         scores = np.concatenate([scores, fresh], axis=1)

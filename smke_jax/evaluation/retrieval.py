@@ -25,8 +25,16 @@ DIRECTIONS = ("image_to_text", "text_to_image")
 RECALL_AT = (1, 5, 10)
 
 
-def retrieval_metrics(image_embeddings, text_embeddings, caption_image, *, protocol: str,
-                      chunk_size: int = 1024, bootstrap: int = 1000, seed: int = 0) -> dict:
+def retrieval_metrics(
+    image_embeddings,
+    text_embeddings,
+    caption_image,
+    *,
+    protocol: str,
+    chunk_size: int = 1024,
+    bootstrap: int = 1000,
+    seed: int = 0,
+) -> dict:
     """Recall at 1, 5, 10 and median rank in both directions, ready for JSON.
 
     image_embeddings: (N, D), one row per distinct image, in the order of their ids (1k splits depend on it).
@@ -69,8 +77,10 @@ def chance_recall(n_images: int, captions_per_image: int, k: int) -> dict[str, f
     Text to image: k / n_images.
     """
     if min(n_images, captions_per_image, k) < 1:
-        raise UserError(f"chance_recall: n_images={n_images}, captions_per_image={captions_per_image} "
-                        f"and k={k} must all be at least 1")
+        raise UserError(
+            f"chance_recall: n_images={n_images}, captions_per_image={captions_per_image} "
+            f"and k={k} must all be at least 1"
+        )
     captions = n_images * captions_per_image
     missed = comb(captions - captions_per_image, k) / comb(captions, k) if k <= captions else 0.0
     return {"image_to_text": 100 * (1 - missed), "text_to_image": 100 * min(k / n_images, 1.0)}
@@ -81,9 +91,11 @@ def format_table(metrics: dict) -> str:
 
     Recalls in percent, their 95 % intervals below them.
     """
-    lines = [f"protocol: {metrics['protocol']}",
-             f"{metrics['n_images']} images, {metrics['n_captions']} captions",
-             f"{'':15}{'R@1':>16}{'R@5':>16}{'R@10':>16}{'median rank':>14}"]
+    lines = [
+        f"protocol: {metrics['protocol']}",
+        f"{metrics['n_images']} images, {metrics['n_captions']} captions",
+        f"{'':15}{'R@1':>16}{'R@5':>16}{'R@10':>16}{'median rank':>14}",
+    ]
     keys = [f"r{k}" for k in RECALL_AT]
     for direction in DIRECTIONS:
         values = metrics[direction]
@@ -96,8 +108,10 @@ def format_table(metrics: dict) -> str:
     lines.append(f"mean recall {metrics['mean_recall']:.2f}, recall sum {metrics['recall_sum']:.2f}")
     median = metrics.get("average_median_rank")
     if median:
-        lines.append(f"average median rank over 1k splits: image -> text {median['image_to_text']:.2f}, "
-                     f"text -> image {median['text_to_image']:.2f}")
+        lines.append(
+            f"average median rank over 1k splits: image -> text {median['image_to_text']:.2f}, "
+            f"text -> image {median['text_to_image']:.2f}"
+        )
     return "\n".join(lines)
 
 
@@ -114,19 +128,27 @@ def _checked(image_embeddings, text_embeddings, caption_image, protocol):
     texts = finite_rows(text_embeddings, "text_embeddings")
     caption_image = np.asarray(caption_image)
     if images.shape[1] != texts.shape[1]:
-        raise UserError(f"image_embeddings have {images.shape[1]} features, text_embeddings "
-                        f"{texts.shape[1]}: both must come from the same model")
+        raise UserError(
+            f"image_embeddings have {images.shape[1]} features, text_embeddings "
+            f"{texts.shape[1]}: both must come from the same model"
+        )
     if caption_image.shape != (len(texts),) or not np.issubdtype(caption_image.dtype, np.integer):
-        raise UserError(f"caption_image is {caption_image.dtype}{list(caption_image.shape)}: give one "
-                        f"integer image index for each of the {len(texts)} captions")
+        raise UserError(
+            f"caption_image is {caption_image.dtype}{list(caption_image.shape)}: give one "
+            f"integer image index for each of the {len(texts)} captions"
+        )
     caption_image = caption_image.astype(np.int64)
     if caption_image.min() < 0 or caption_image.max() >= len(images):
-        raise UserError(f"caption_image goes from {caption_image.min()} to {caption_image.max()}: "
-                        f"indices must lie in 0..{len(images) - 1}")
+        raise UserError(
+            f"caption_image goes from {caption_image.min()} to {caption_image.max()}: "
+            f"indices must lie in 0..{len(images) - 1}"
+        )
     bare = np.flatnonzero(np.bincount(caption_image, minlength=len(images)) == 0)
     if len(bare):
-        raise UserError(f"{len(bare)} images have no caption (first: image {bare[0]}), so they could never "
-                        "be found: drop them or add their captions")
+        raise UserError(
+            f"{len(bare)} images have no caption (first: image {bare[0]}), so they could never "
+            "be found: drop them or add their captions"
+        )
     return images, texts, caption_image
 
 
@@ -138,15 +160,21 @@ def _bootstrap_intervals(ranks, caption_image, resamples: int, seed: int) -> dic
     """
     n_images = len(ranks["image_to_text"])
     image_hits = np.stack([ranks["image_to_text"] <= k for k in RECALL_AT], axis=1)  # (N, 3)
-    caption_hits = np.stack([np.bincount(caption_image, ranks["text_to_image"] <= k, n_images)
-                             for k in RECALL_AT], axis=1)  # (N, 3), hits among the captions of each image
+    caption_hits = np.stack(
+        [np.bincount(caption_image, ranks["text_to_image"] <= k, n_images) for k in RECALL_AT], axis=1
+    )  # (N, 3), hits among the captions of each image
     captions = np.bincount(caption_image, minlength=n_images)[:, None]  # (N, 1)
     per_image = np.concatenate([image_hits, caption_hits, captions], axis=1).astype(np.float64)  # (N, 7)
 
     rng = np.random.default_rng(seed)
-    totals = np.stack([np.bincount(rng.integers(0, n_images, n_images), minlength=n_images) @ per_image
-                       for _ in range(resamples)])  # (resamples, 7)
+    totals = np.stack(
+        [np.bincount(rng.integers(0, n_images, n_images), minlength=n_images) @ per_image for _ in range(resamples)]
+    )  # (resamples, 7)
     recalls = {"image_to_text": totals[:, :3] / n_images, "text_to_image": totals[:, 3:6] / totals[:, 6:]}
-    return {direction: {f"r{k}": [float(bound) for bound in np.percentile(100 * values[:, i], (2.5, 97.5))]
-                        for i, k in enumerate(RECALL_AT)}
-            for direction, values in recalls.items()}
+    return {
+        direction: {
+            f"r{k}": [float(bound) for bound in np.percentile(100 * values[:, i], (2.5, 97.5))]
+            for i, k in enumerate(RECALL_AT)
+        }
+        for direction, values in recalls.items()
+    }

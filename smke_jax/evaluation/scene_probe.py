@@ -17,7 +17,11 @@ def probe_encoder(encode, params, *, image_size: int, batch_size: int, mesh) -> 
     """
     split = scenes().train
     batches = (
-        {"view1": np.stack([squash(image, image_size) for image in split.images[start : min(start + batch_size, PROBED)]])}
+        {
+            "view1": np.stack(
+                [squash(image, image_size) for image in split.images[start : min(start + batch_size, PROBED)]]
+            )
+        }
         for start in range(0, PROBED, batch_size)
     )
     features = embed_batches(encode, params, batches, "view1/cls", PROBED, batch_size, mesh)

@@ -74,9 +74,7 @@ def build_student(config, *, vocab_size: int, target_dim: int) -> Student:
     return Student(
         image_encoder=ImageEncoder(**_fields(image, ImageEncoder), dtype=dtype),
         text_encoder=TextEncoder(**_fields(text, TextEncoder), vocab_size=vocab_size, dtype=dtype),
-        shared=Block(
-            **_fields(shared, Block), norm_order="pre", attention_biases="qv", dtype=dtype
-        ),
+        shared=Block(**_fields(shared, Block), norm_order="pre", attention_biases="qv", dtype=dtype),
         target_dim=target_dim,
         token_types=config.token_types,
         init_std=shared.init_std,

@@ -25,7 +25,7 @@ def sincos_positions(grid: int, width: int) -> np.ndarray:
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """Square patches, row-major, pixels of a patch flattened as (row, column, channel).  (B, S, S, C) -> (B, N, p·p·C)."""
+    """Square patches, row-major, each flattened as (row, column, channel).  (B, S, S, C) -> (B, N, p·p·C)."""
     batch, size, _, channels = images.shape
     if size % patch_size:
         raise ValueError(f"image size {size} is no multiple of the patch size {patch_size}")

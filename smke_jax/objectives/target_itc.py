@@ -28,8 +28,10 @@ def target_itc(
         batch, width = shapes["target/cls"].shape
         if bank_size < batch:
             raise UserError(f"target_itc.bank_size {bank_size} is smaller than the batch of {batch}: raise it or set 0")
-        make = (lambda: memory_bank.random_bank(key, bank_size, width)) if random_bank else (
-            lambda: memory_bank.empty_bank(bank_size, width)
+        make = (
+            (lambda: memory_bank.random_bank(key, bank_size, width))
+            if random_bank
+            else (lambda: memory_bank.empty_bank(bank_size, width))
         )
         return params, make()
 

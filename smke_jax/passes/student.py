@@ -19,9 +19,7 @@ def student_pass(model: Student) -> Pass:
             image = model.apply({"params": params}, to_network(batch["image"]), method="encode_image", **options)
             reps |= {f"image/{level}": x for level, x in image.items()}
         if "text" in batch:
-            text = model.apply(
-                {"params": params}, batch["text"], batch["text_mask"], method="encode_text", **options
-            )
+            text = model.apply({"params": params}, batch["text"], batch["text_mask"], method="encode_text", **options)
             reps |= {f"text/{level}": x for level, x in text.items()}
         return reps
 

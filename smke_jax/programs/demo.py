@@ -144,14 +144,16 @@ def _report(run: TrainedRun, result: Retrieval, alone: dict, minutes: float, wor
         Recall("chance", _chance(result.metrics), ""),
     ]  # fmt: skip
     pictures = dict(
-        text_to_image=examples.text_to_image(result, image_of, 6), image_to_text=examples.image_to_text(result, image_of, 6)
+        text_to_image=examples.text_to_image(result, image_of, 6),
+        image_to_text=examples.image_to_text(result, image_of, 6),
     )
     retrieval_grid(workdir / "retrieval.png", **pictures)
     own = result.metrics
     return RunReport(
         title="smke demo: S-SMKE on drawn scenes",
         summary=[
-            f"A frozen teacher that has only ever seen images was distilled into a student of {_size(run):,} parameters "
+            f"A frozen teacher that has only ever seen images was distilled into a student of "
+            f"{count_parameters(run.params):,} parameters "
             f"in {minutes:.1f} minutes, on {len(scenes().train):,} captioned scenes. The figures are on "
             f"{own['n_images']} scenes it has not seen, with {own['n_captions']} captions.",
             verdict(own, alone["metrics"]),
@@ -181,7 +183,8 @@ def verdict(own: dict, alone: dict) -> str:
     mean = float(np.mean(list(differences.values())))
     if abs(mean) <= width:
         return f"Against ITC alone in the same time: {shown}. That is within the noise of one run (about ±{width:.1f})."
-    return f"Against ITC alone in the same time: {shown}. Distillation {'helped' if mean > 0 else 'cost more than it gave'} here."
+    outcome = "helped" if mean > 0 else "cost more than it gave"
+    return f"Against ITC alone in the same time: {shown}. Distillation {outcome} here."
 
 
 def _as_metrics(limit: dict, *prefixes: str) -> dict:
@@ -191,10 +194,6 @@ def _as_metrics(limit: dict, *prefixes: str) -> dict:
 def _chance(metrics: dict) -> dict:
     by_k = {k: chance_recall(metrics["n_images"], metrics["n_captions"] // metrics["n_images"], k) for k in (1, 5, 10)}
     return {key: {f"r{k}": by_k[k][key] for k in by_k} for key in DIRECTIONS}
-
-
-def _size(run: TrainedRun) -> int:
-    return count_parameters(run.params)
 
 
 def _table(recalls) -> str:
@@ -207,9 +206,13 @@ def _table(recalls) -> str:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("smke demo", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--workdir", type=Path, default=Path("runs/demo"), help="default: runs/demo; continued if there")
+    parser.add_argument(
+        "--workdir", type=Path, default=Path("runs/demo"), help="default: runs/demo; continued if there"
+    )
     parser.add_argument("--compare", action="store_true", help="train ITC alone too, instead of its recorded figures")
-    parser.add_argument("--train_teacher", action="store_true", help="remake a small teacher instead of the shipped one")
+    parser.add_argument(
+        "--train_teacher", action="store_true", help="remake a small teacher instead of the shipped one"
+    )
     parser.add_argument("--teacher_steps", type=int, default=SMALL_TEACHER_STEPS, help="steps of that teacher")
     parser.add_argument("--steps", type=int, help="training steps, to try things out in less time")
     return parser

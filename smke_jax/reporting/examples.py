@@ -37,6 +37,8 @@ def text_queries(
     """The images found for typed `texts` with L2-normalised `embeddings` (Q, D); truth[q] (N,) says which are right."""
     found, scores = top_matches(embeddings, result.images, min(TOP, len(result.images)))
     return [
-        Query(text, [image_of(i) for i in images], score, None if truth is None else [bool(truth[q][i]) for i in images])
+        Query(
+            text, [image_of(i) for i in images], score, None if truth is None else [bool(truth[q][i]) for i in images]
+        )
         for q, (text, images, score) in enumerate(zip(texts, found, scores))
     ]

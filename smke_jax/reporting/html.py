@@ -109,14 +109,18 @@ def paragraph(text: str, style: str = "") -> str:
 
 def plot(png: bytes, caption: str) -> str:
     """A PNG embedded as a figure."""
-    return (f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{_base64(png)}">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>")
+    return (
+        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{_base64(png)}">'
+        f"<figcaption>{escape(caption)}</figcaption></figure>"
+    )
 
 
 def hit(image, is_right: bool | None, note: str = "", alt: str = "") -> str:
     """A photo framed green (right), red (wrong) or grey (unknown), with tick or cross and a note below it."""
-    return (f'<figure class="hit {_verdict(is_right)}"><img alt="{escape(alt)}" src="{photo(image)}">'
-            f"<figcaption>{_mark(is_right)} {escape(note)}</figcaption></figure>")
+    return (
+        f'<figure class="hit {_verdict(is_right)}"><img alt="{escape(alt)}" src="{photo(image)}">'
+        f"<figcaption>{_mark(is_right)} {escape(note)}</figcaption></figure>"
+    )
 
 
 def caption_item(caption: str, is_right: bool | None) -> str:
@@ -129,8 +133,10 @@ def photo(image, side: int = 256) -> str:
     pixels = np.asarray(image)
     has_pixels = pixels.ndim in (2, 3) and pixels.size and pixels.shape[2:] in ((), (3,))
     if pixels.dtype != np.uint8 or not has_pixels:
-        raise UserError(f"an image of the report is {pixels.dtype}{list(pixels.shape)}: give uint8 (H, W, 3) "
-                        "from before normalisation")
+        raise UserError(
+            f"an image of the report is {pixels.dtype}{list(pixels.shape)}: give uint8 (H, W, 3) "
+            "from before normalisation"
+        )
     thumbnail = Image.fromarray(pixels)
     thumbnail.thumbnail((side, side))
     buffer = io.BytesIO()

@@ -51,8 +51,7 @@ def series(rows, key: str) -> tuple[list[float], list[float]]:
 
     A run resumed from a checkpoint logs some steps twice: the later line counts, it is what training kept.
     """
-    points = {row["step"]: row[key] for row in rows
-              if _is_finite(row.get("step")) and _is_finite(row.get(key))}
+    points = {row["step"]: row[key] for row in rows if _is_finite(row.get("step")) and _is_finite(row.get(key))}
     steps = sorted(points)
     return steps, [points[step] for step in steps]
 

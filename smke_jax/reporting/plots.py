@@ -154,8 +154,7 @@ def _draw(axes, rows, key, colour, label=None):
 
 def _with_legend(figure, axes):
     handles, labels = axes.get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside upper center", ncols=min(len(handles), 3),
-                           frameon=False)
+    legend = figure.legend(handles, labels, loc="outside upper center", ncols=min(len(handles), 3), frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure
@@ -165,7 +164,7 @@ def _picture(axes, image, is_right):
     image = np.asarray(image)
     side = min(image.shape[:2])
     top, left = ((length - side) // 2 for length in image.shape[:2])
-    axes.imshow(image[top:top + side, left:left + side], cmap="gray")
+    axes.imshow(image[top : top + side, left : left + side], cmap="gray")
     axes.set_anchor("W")
     axes.set_xticks([])
     axes.set_yticks([])
@@ -173,8 +172,16 @@ def _picture(axes, image, is_right):
     for spine in axes.spines.values():
         spine.set(color=colour, linewidth=4 if mark else 1)
     if mark:
-        axes.text(0.05, 0.94, mark, color="white", va="top", fontsize=9, transform=axes.transAxes,
-                  bbox={"facecolor": colour, "edgecolor": "none", "pad": 2})
+        axes.text(
+            0.05,
+            0.94,
+            mark,
+            color="white",
+            va="top",
+            fontsize=9,
+            transform=axes.transAxes,
+            bbox={"facecolor": colour, "edgecolor": "none", "pad": 2},
+        )
 
 
 def _text(axes, lines, width):
@@ -184,8 +191,16 @@ def _text(axes, lines, width):
         mark, colour = _verdict(is_right)
         limit = 5 if len(lines) == 1 else 1
         wrapped = "\n".join(textwrap.wrap(f"{mark} {line}".strip(), width, max_lines=limit, placeholder=" …"))
-        axes.text(0, 1 - (number + 0.5) / len(lines), wrapped, color=colour if mark else "black", va="center",
-                  fontsize=9, parse_math=False, transform=axes.transAxes)
+        axes.text(
+            0,
+            1 - (number + 0.5) / len(lines),
+            wrapped,
+            color=colour if mark else "black",
+            va="center",
+            fontsize=9,
+            parse_math=False,
+            transform=axes.transAxes,
+        )
 
 
 def _verdict(is_right):

@@ -70,8 +70,12 @@ def write_report(path, report: RunReport) -> Path:
         "images and their captions": _image_to_text(report.image_to_text),
         "facts": _facts(report.facts, report.command),
     }
-    body = [f"<h1>{html.escape(report.title)}</h1>", *map(html.paragraph, report.summary),
-            _tiles(report.headline), *filter(None, parts.values())]
+    body = [
+        f"<h1>{html.escape(report.title)}</h1>",
+        *map(html.paragraph, report.summary),
+        _tiles(report.headline),
+        *filter(None, parts.values()),
+    ]
     missing = [name for name, part in parts.items() if not part]
     if missing:
         body.append(html.paragraph(f"Not recorded for this run: {', '.join(missing)}.", "soft"))
@@ -79,8 +83,7 @@ def write_report(path, report: RunReport) -> Path:
 
 
 def _tiles(headline):
-    tiles = "".join(f"<div><b>{html.escape(value)}</b>{html.escape(label)}</div>"
-                    for label, value in headline)
+    tiles = "".join(f"<div><b>{html.escape(value)}</b>{html.escape(label)}</div>" for label, value in headline)
     return f'<div class="tiles">{tiles}</div>' if tiles else ""
 
 
@@ -91,16 +94,17 @@ def _recalls(recalls):
     names = "<th>R@1</th><th>R@5</th><th>R@10</th>" * len(DIRECTIONS)
     rows = "\n".join(_recall_row(number == 0, *recall) for number, recall in enumerate(recalls))
     return html.section(
-        "Retrieval", f'<div class="scroll"><table><thead><tr><th></th>{groups}<th></th></tr>'
+        "Retrieval",
+        f'<div class="scroll"><table><thead><tr><th></th>{groups}<th></th></tr>'
         f"<tr><th></th>{names}<th></th></tr></thead><tbody>{rows}</tbody></table></div>",
         note="Recall at K in percent: image → text counts an image as found when any of its captions is "
-             "among the top K. Small figures are 95 % bootstrap intervals over images.")
+        "among the top K. Small figures are 95 % bootstrap intervals over images.",
+    )
 
 
 def _recall_row(is_own, label, metrics, note=""):
     metrics = metrics or {}
-    cells = "".join(_recall_cell(metrics, direction, key)
-                    for direction in DIRECTIONS for key in ("r1", "r5", "r10"))
+    cells = "".join(_recall_cell(metrics, direction, key) for direction in DIRECTIONS for key in ("r1", "r5", "r10"))
     if "protocol" in metrics:
         # The numbers mean nothing without it, so it is shown even where the caller wrote no note.
         counts = f"{metrics['protocol']}: {metrics['n_images']} images, {metrics['n_captions']} captions"
@@ -126,8 +130,10 @@ def _curves(rows):
     drawn = [
         (plots.loss_figure(rows), _loss_caption(rows)),
         (plots.logit_scale_figure(rows), "Learned logit scales (inverse temperatures)"),
-        *((plots.recall_figure(rows, direction), f"Recall during training, {name}")
-          for direction, name in DIRECTIONS.items()),
+        *(
+            (plots.recall_figure(rows, direction), f"Recall during training, {name}")
+            for direction, name in DIRECTIONS.items()
+        ),
         (plots.throughput_figure(rows), "Speed, and the share of the time spent waiting for data"),
     ]
     figures = [html.plot(plots.png_bytes(figure), caption) for figure, caption in drawn if figure]
@@ -148,8 +154,10 @@ def _queries(queries):
     rows = []
     for query in queries:
         correct = [None] * len(query.images) if query.correct is None else query.correct
-        hits = "".join(html.hit(image, is_right, f"{score:.3f}", alt=f"match for: {query.text}")
-                       for image, score, is_right in zip(query.images, query.scores, correct, strict=True))
+        hits = "".join(
+            html.hit(image, is_right, f"{score:.3f}", alt=f"match for: {query.text}")
+            for image, score, is_right in zip(query.images, query.scores, correct, strict=True)
+        )
         rows.append(f'<div class="row">{html.paragraph(query.text)}<div class="hits">{hits}</div></div>')
     note = "Best first; the number under an image is its similarity to the text."
     return html.section("Text queries", *rows, note=note) if rows else ""
@@ -175,8 +183,7 @@ def _image_to_text(examples):
 
 
 def _facts(facts, command):
-    terms = "".join(f"<dt>{html.escape(key)}</dt><dd>{_fact(value)}</dd>"
-                    for key, value in facts.items())
+    terms = "".join(f"<dt>{html.escape(key)}</dt><dd>{_fact(value)}</dd>" for key, value in facts.items())
     parts = [f"<dl>{terms}</dl>"] if terms else []
     if command:
         parts.append(f"<h3>Command</h3><pre>{html.escape(command)}</pre>")

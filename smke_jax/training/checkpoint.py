@@ -49,8 +49,7 @@ class Checkpointer:
     `close()`: an asynchronous save is only on disk after `wait()` or `close()`.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 3, async_save: bool = True,
-                 read_only: bool = False):
+    def __init__(self, directory: str | Path, *, keep: int = 3, async_save: bool = True, read_only: bool = False):
         if keep < 1:
             raise UserError(f"keep={keep} checkpoints: keep at least 1")
         self.directory = Path(directory).resolve()
@@ -63,9 +62,15 @@ class Checkpointer:
                 self._remove_uncommitted()
             except OSError as error:
                 raise UserError(f"cannot write checkpoints in {self.directory}: {error.strerror}") from error
-        self._manager = ocp.CheckpointManager(self.directory, options=ocp.CheckpointManagerOptions(
-            save_interval_steps=0, create=False, read_only=read_only,
-            preservation_policy=NewestAndBest(keep, self.best_step)))
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                save_interval_steps=0,
+                create=False,
+                read_only=read_only,
+                preservation_policy=NewestAndBest(keep, self.best_step),
+            ),
+        )
         self._reload()
 
     def steps(self) -> list[int]:
@@ -77,8 +82,7 @@ class Checkpointer:
         ranked = [(self._metrics[step], step) for step in self.steps() if step in self._metrics]
         return max(ranked)[1] if ranked else None
 
-    def save(self, step: int, params: Any, train: Any, data: Any, meta: Any, *,
-             metric: float | None = None) -> bool:
+    def save(self, step: int, params: Any, train: Any, data: Any, meta: Any, *, metric: float | None = None) -> bool:
         """Writes one checkpoint; False if this step has one already.
 
         Args:
@@ -105,9 +109,16 @@ class Checkpointer:
             self._metrics[step] = metric
         self._saving = step
         with self._explain_write_errors():
-            self._manager.save(step, force=True, args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params), train=ocp.args.StandardSave(train),
-                data=ocp.args.JsonSave(data), meta=ocp.args.JsonSave(record)))
+            self._manager.save(
+                step,
+                force=True,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    train=ocp.args.StandardSave(train),
+                    data=ocp.args.JsonSave(data),
+                    meta=ocp.args.JsonSave(record),
+                ),
+            )
         if not self._async_save:
             self.wait()
         return True
@@ -145,8 +156,7 @@ class Checkpointer:
         self.wait()
         return self._newest_sound({"params": abstract_params, "train": abstract_train}, set_aside=True)
 
-    def restore_params(self, abstract_params: Any,
-                       step: int | Literal["best"] | None = None) -> tuple[int, Any, Any]:
+    def restore_params(self, abstract_params: Any, step: int | Literal["best"] | None = None) -> tuple[int, Any, Any]:
         """(step, params, meta) without reading the rest, of the newest sound, the best, or a given step.
 
         Raises:
@@ -170,8 +180,10 @@ class Checkpointer:
         try:
             return self._restore(number, {"params": abstract_params})
         except Damaged as damage:
-            raise UserError(f"checkpoint step {number} in {self.directory} is damaged: {damage}; "
-                            f"choose another of the steps there: {have}") from damage
+            raise UserError(
+                f"checkpoint step {number} in {self.directory} is damaged: {damage}; "
+                f"choose another of the steps there: {have}"
+            ) from damage
 
     def _newest_sound(self, abstract: Mapping[str, Any], *, set_aside: bool) -> Restored | None:
         damaged: dict[int, Damaged] = {}
@@ -187,8 +199,10 @@ class Checkpointer:
             return found
         if damaged:
             reasons = "; ".join(f"step {step}: {damage}" for step, damage in damaged.items())
-            raise UserError(f"no sound checkpoint in {self.directory} ({reasons}): put back a copy of it, "
-                            "or start afresh in another directory")
+            raise UserError(
+                f"no sound checkpoint in {self.directory} ({reasons}): put back a copy of it, "
+                "or start afresh in another directory"
+            )
         return None
 
     def _restore(self, step: int, abstract: Mapping[str, Any]) -> Restored:
@@ -196,8 +210,10 @@ class Checkpointer:
         record = self._record(step)
         for item, tree in abstract.items():
             if difference := records.first_difference(record, item, tree):
-                raise UserError(f"checkpoint step {step} in {self.directory} was made by a different "
-                                f"{_MAKER[item]}: first difference at {difference}")
+                raise UserError(
+                    f"checkpoint step {step} in {self.directory} was made by a different "
+                    f"{_MAKER[item]}: first difference at {difference}"
+                )
         args = {item: ocp.args.StandardRestore(records.placed(tree)) for item, tree in abstract.items()}
         if "train" in abstract:
             args["data"] = ocp.args.JsonRestore()
@@ -235,8 +251,10 @@ class Checkpointer:
                 unreadable.append(other)
         self._set_aside(unreadable)
         if self.steps() and self.steps()[-1] > step:
-            raise UserError(f"{self.directory} already holds step {self.steps()[-1]}, later than step {step} "
-                            "being saved: resume from it or train in another directory")
+            raise UserError(
+                f"{self.directory} already holds step {self.steps()[-1]}, later than step {step} "
+                "being saved: resume from it or train in another directory"
+            )
 
     def _set_aside(self, steps: Sequence[int]) -> None:
         """Renames steps to damaged-<step>-<n>: a damaged checkpoint may still hold what someone needs."""
@@ -286,5 +304,7 @@ class Checkpointer:
                 raise
             problem = "disk full" if code in records.DISK_FULL else "cannot write"
             newest = f"step {self.steps()[-1]}" if self.steps() else "none"
-            raise UserError(f"{problem} while saving step {step} in {self.directory}: {text}; "
-                            f"the newest sound checkpoint is {newest}") from error
+            raise UserError(
+                f"{problem} while saving step {step} in {self.directory}: {text}; "
+                f"the newest sound checkpoint is {newest}"
+            ) from error

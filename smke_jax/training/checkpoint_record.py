@@ -101,8 +101,7 @@ def os_error(error: BaseException) -> tuple[int, str] | None:
 
 def out_of_memory(error: BaseException) -> bool:
     """True when reading failed for want of host or device memory."""
-    return any(isinstance(cause, MemoryError) or "out of memory" in str(cause).lower()
-               for cause in _causes(error))
+    return any(isinstance(cause, MemoryError) or "out of memory" in str(cause).lower() for cause in _causes(error))
 
 
 def one_line(error: BaseException, limit: int = 160) -> str:

@@ -82,7 +82,7 @@ def _flat_index(x: jax.Array) -> jax.Array:
     shape = x.shape + ((2,) if x.dtype.itemsize == 8 else ())
     index = jnp.zeros(shape, jnp.uint32)
     for axis in range(len(shape)):
-        stride = jnp.uint32(math.prod(shape[axis + 1:]) % 2**32)
+        stride = jnp.uint32(math.prod(shape[axis + 1 :]) % 2**32)
         index += lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
     return index
 

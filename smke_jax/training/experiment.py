@@ -146,8 +146,10 @@ def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[st
     for p in experiment.recipe.passes:
         if p.grad:
             continue
-        path, rows = experiment.config.teacher.checkpoint, {k: jnp.zeros((1, *x.shape[1:]), x.dtype)
-                                                            for k, x in shapes.items()}
+        path, rows = (
+            experiment.config.teacher.checkpoint,
+            {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in shapes.items()},
+        )
         init = jax.jit(lambda p=p, rows=rows: p.init(jax.random.key(experiment.config.seed + 1), rows))
         if path == "random":
             params, digests[p.name] = init(), "random"

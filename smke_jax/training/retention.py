@@ -15,6 +15,6 @@ class NewestAndBest:
         self._keep, self._best_step = keep, best_step
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        newest = sorted(info.step for info in checkpoints)[-self._keep:]
+        newest = sorted(info.step for info in checkpoints)[-self._keep :]
         best = self._best_step()
         return [info.step in newest or info.step == best for info in checkpoints]

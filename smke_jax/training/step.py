@@ -118,6 +118,10 @@ def _watched(params, reps, losses, grads) -> tuple:
 
 
 def _first_bad(tree) -> jax.Array:
-    bad = jnp.stack([jnp.any(~jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.array(False)
-                     for x in jax.tree.leaves(tree)])
+    bad = jnp.stack(
+        [
+            jnp.any(~jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.array(False)
+            for x in jax.tree.leaves(tree)
+        ]
+    )
     return jnp.where(jnp.any(bad), jnp.argmax(bad), -1)

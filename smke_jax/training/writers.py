@@ -94,8 +94,15 @@ class Progress:
         numbers = progress.log(step, loss)            # every so many steps
     """
 
-    def __init__(self, total_steps: int, batch_size: int, start_step: int = 0, *,
-                 stream: IO[str] | None = None, clock: Callable[[], float] = time.perf_counter):
+    def __init__(
+        self,
+        total_steps: int,
+        batch_size: int,
+        start_step: int = 0,
+        *,
+        stream: IO[str] | None = None,
+        clock: Callable[[], float] = time.perf_counter,
+    ):
         self._total, self._batch, self._logged = total_steps, batch_size, start_step
         self._stream, self._clock = stream or sys.stderr, clock
         self._first = True
@@ -143,10 +150,15 @@ class Progress:
         if steps <= 0 or elapsed <= 0:
             self._print(head)
             return {}
-        numbers = {"examples_per_second": steps * self._batch / elapsed, "data_wait": self._waited / elapsed,
-                   "eta_seconds": (self._total - step) * elapsed / steps}
-        self._print(f"{head}  {numbers['examples_per_second']:,.0f} ex/s  data-wait "
-                    f"{100 * numbers['data_wait']:.1f} %  ETA {format_duration(numbers['eta_seconds'])}")
+        numbers = {
+            "examples_per_second": steps * self._batch / elapsed,
+            "data_wait": self._waited / elapsed,
+            "eta_seconds": (self._total - step) * elapsed / steps,
+        }
+        self._print(
+            f"{head}  {numbers['examples_per_second']:,.0f} ex/s  data-wait "
+            f"{100 * numbers['data_wait']:.1f} %  ETA {format_duration(numbers['eta_seconds'])}"
+        )
         self._logged = step
         self._restart()
         return numbers

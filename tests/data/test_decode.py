@@ -64,9 +64,7 @@ def test_palette_with_transparency_is_composited_over_white():
 def test_transparent_colour_of_an_rgb_png_is_white():
     image = Image.new("RGB", (2, 1), (1, 2, 3))
     image.putpixel((1, 0), (4, 5, 6))
-    np.testing.assert_array_equal(
-        decode_image(encode(image, transparency=(1, 2, 3)))[0], [[255, 255, 255], [4, 5, 6]]
-    )
+    np.testing.assert_array_equal(decode_image(encode(image, transparency=(1, 2, 3)))[0], [[255, 255, 255], [4, 5, 6]])
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])

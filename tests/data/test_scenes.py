@@ -41,10 +41,18 @@ def layout_of(*scenes) -> Layout:
     objects = np.full((len(scenes), 3, 5), ABSENT, np.int8)
     for row, (_, _, parts) in enumerate(scenes):
         for slot, (shape, colour, size, texture, cell) in enumerate(parts):
-            objects[row, slot] = (SHAPES.index(shape), COLOURS.index(colour), SIZES.index(size),
-                                  TEXTURES.index(texture), cell)
-    return Layout(np.array([BACKGROUNDS.index(s[0]) for s in scenes], np.int8),
-                  np.array([s[1] for s in scenes]), *np.moveaxis(objects, -1, 0))
+            objects[row, slot] = (
+                SHAPES.index(shape),
+                COLOURS.index(colour),
+                SIZES.index(size),
+                TEXTURES.index(texture),
+                cell,
+            )
+    return Layout(
+        np.array([BACKGROUNDS.index(s[0]) for s in scenes], np.int8),
+        np.array([s[1] for s in scenes]),
+        *np.moveaxis(objects, -1, 0),
+    )
 
 
 def claim(*objects, relation=OPEN, count=OPEN, background=OPEN):
@@ -79,8 +87,18 @@ def test_shapes_and_types(scenes):
     assert len(scenes.train) == 3000 and len(scenes.gallery) == 300
     assert scenes.gallery.images.shape == (300, 32, 32, 3) and scenes.gallery.images.dtype == np.uint8
     classes = {name: labels.shape[1] for name, labels in scenes.gallery.attributes.items()}
-    assert classes == dict(colour=8, shape=5, texture=3, size=2, shape_colour=40, cell_colour=32,
-                           cell_shape=20, inside=1, count=2, background=4)
+    assert classes == dict(
+        colour=8,
+        shape=5,
+        texture=3,
+        size=2,
+        shape_colour=40,
+        cell_colour=32,
+        cell_shape=20,
+        inside=1,
+        count=2,
+        background=4,
+    )
     assert all(a.dtype == bool and len(a) == 300 for a in scenes.gallery.attributes.values())
 
 
@@ -118,13 +136,38 @@ def test_every_caption_is_true_of_its_scene(scenes):
 
 
 CANONICAL = {  # written out here a second time on purpose: the test reads captions as a person would
-    "ball": "circle", "box": "square", "rhombus": "diamond", "plus": "cross", "turquoise": "cyan",
-    "violet": "purple", "little": "small", "tiny": "small", "big": "large", "huge": "large",
-    "filled": "solid", "plain": "solid", "banded": "striped", "empty": "hollow"}
-CUES = {"left": "left", "above": "above", "higher": "above", "over": "above", "inside": "inside",
-        "within": "inside", "enclosed": "inside", "right": "right", "below": "below", "lower": "below",
-        "under": "below", "contains": "contains", "holds": "contains", "surrounds": "contains",
-        "encloses": "contains"}
+    "ball": "circle",
+    "box": "square",
+    "rhombus": "diamond",
+    "plus": "cross",
+    "turquoise": "cyan",
+    "violet": "purple",
+    "little": "small",
+    "tiny": "small",
+    "big": "large",
+    "huge": "large",
+    "filled": "solid",
+    "plain": "solid",
+    "banded": "striped",
+    "empty": "hollow",
+}
+CUES = {
+    "left": "left",
+    "above": "above",
+    "higher": "above",
+    "over": "above",
+    "inside": "inside",
+    "within": "inside",
+    "enclosed": "inside",
+    "right": "right",
+    "below": "below",
+    "lower": "below",
+    "under": "below",
+    "contains": "contains",
+    "holds": "contains",
+    "surrounds": "contains",
+    "encloses": "contains",
+}
 NUMBERS = {"two": 2, "pair": 2, "three": 3, "trio": 3}
 
 
@@ -136,15 +179,17 @@ def test_wording_follows_the_meaning(scenes):
     for scene, five in enumerate(scenes.gallery.captions):
         for index, caption in enumerate(five):
             words = [CANONICAL.get(word, word) for word in caption.split()]
-            objects = meanings.features[scene, index, :meanings.mentioned[scene, index]]
+            objects = meanings.features[scene, index, : meanings.mentioned[scene, index]]
             assert [word for word in words if word in named] == [
-                names[row[f]] for row in objects for f, names in reading_order if row[f] != OPEN]
+                names[row[f]] for row in objects for f, names in reading_order if row[f] != OPEN
+            ]
             relation, count = meanings.relation[scene, index], meanings.count[scene, index]
             background = meanings.background[scene, index]
             assert [CUES[w] for w in words if w in CUES] == [RELATIONS[r] for r in [relation] if r != OPEN]
             assert [NUMBERS[w] for w in words if w in NUMBERS] == [c for c in [count] if c != OPEN]
             assert [w for w in (w.replace("grey", "gray") for w in words) if w in BACKGROUNDS] == [
-                BACKGROUNDS[b] for b in [background] if b != OPEN]
+                BACKGROUNDS[b] for b in [background] if b != OPEN
+            ]
 
 
 def test_captions_are_distinct_and_use_the_vocabulary(scenes):
@@ -167,12 +212,11 @@ def test_attributes_are_visible(background, size):
     16x16 cell, concentrated in the corners: 29 standard deviations of the noise along it.
     """
     other = ("square", "green", "large", "solid", 3)
-    looks = [(shape, colour, size, texture, 0)
-             for shape in SHAPES for texture in TEXTURES for colour in COLOURS]
+    looks = [(shape, colour, size, texture, 0) for shape in SHAPES for texture in TEXTURES for colour in COLOURS]
     layout = layout_of(*((background, False, [look, other]) for look in looks))
 
     def cell(layout):  # every scene alone with the same seed: same jitter, brightness and noise
-        drawn = [draw(layout[i:i + 1], np.random.default_rng(0))[0, :16, :16] for i in range(len(layout))]
+        drawn = [draw(layout[i : i + 1], np.random.default_rng(0))[0, :16, :16] for i in range(len(layout))]
         return np.stack(drawn).astype(np.float32)
 
     drawn = cell(layout)
@@ -200,17 +244,29 @@ def test_inside_and_cell_are_visible():
 
 def test_oracle_on_cases():
     red, blue = ("circle", "red", "large", "solid"), ("square", "blue", "small", "striped")
-    layout = layout_of(("black", False, [(*red, 0), (*blue, 3)]),  # red top left, blue bottom right
-                       ("black", False, [(*red, 1), (*blue, 0)]),  # red right of blue
-                       ("white", True, [(*red, 2), (*blue, 2)]))  # blue inside red
+    layout = layout_of(
+        ("black", False, [(*red, 0), (*blue, 3)]),  # red top left, blue bottom right
+        ("black", False, [(*red, 1), (*blue, 0)]),  # red right of blue
+        ("white", True, [(*red, 2), (*blue, 2)]),
+    )  # blue inside red
     r, b = ("circle", "red"), ("square", "blue")
-    cases = [(claim(r, b, relation="left"), [1, 0, 0]), (claim(r, b, relation="above"), [1, 0, 0]),
-             (claim(r, b, relation="right"), [0, 1, 0]), (claim(b, r, relation="below"), [1, 0, 0]),
-             (claim(b, r, relation="inside"), [0, 0, 1]), (claim(r, b, relation="contains"), [0, 0, 1]),
-             (claim(r, b, relation="inside"), [0, 0, 0]), (claim(r, b), [1, 1, 1]), (claim(r, r), [0, 0, 0]),
-             (claim((None, "red"), (None, None)), [1, 1, 1]), (claim(r, b, count=3), [0, 0, 0]),
-             (claim(r, b, background=0), [1, 1, 0]), (claim(r, b, (None, None)), [0, 0, 0]),
-             (claim(r, ("square", "red")), [0, 0, 0]), (claim(r, b, count=2), [1, 1, 1])]
+    cases = [
+        (claim(r, b, relation="left"), [1, 0, 0]),
+        (claim(r, b, relation="above"), [1, 0, 0]),
+        (claim(r, b, relation="right"), [0, 1, 0]),
+        (claim(b, r, relation="below"), [1, 0, 0]),
+        (claim(b, r, relation="inside"), [0, 0, 1]),
+        (claim(r, b, relation="contains"), [0, 0, 1]),
+        (claim(r, b, relation="inside"), [0, 0, 0]),
+        (claim(r, b), [1, 1, 1]),
+        (claim(r, r), [0, 0, 0]),
+        (claim((None, "red"), (None, None)), [1, 1, 1]),
+        (claim(r, b, count=3), [0, 0, 0]),
+        (claim(r, b, background=0), [1, 1, 0]),
+        (claim(r, b, (None, None)), [0, 0, 0]),
+        (claim(r, ("square", "red")), [0, 0, 0]),
+        (claim(r, b, count=2), [1, 1, 1]),
+    ]
     held = truth(meanings_of([[c] * 5 for c, _ in cases]), layout)
     np.testing.assert_array_equal(held[:, 0], np.array([expected for _, expected in cases], bool))
 
@@ -218,11 +274,17 @@ def test_oracle_on_cases():
 def test_ceiling_of_three_scenes_by_hand():
     r, b, g = ("circle", "red"), ("square", "blue"), ("cross", "green")
     objects = [(*r, "large", "solid", 0), (*b, "small", "striped", 1)]
-    layout = layout_of(("black", False, objects), ("white", False, objects),
-                       ("black", False, [objects[0], (*g, "small", "solid", 2)]))
+    layout = layout_of(
+        ("black", False, objects), ("white", False, objects), ("black", False, [objects[0], (*g, "small", "solid", 2)])
+    )
     shared = claim(r, b)  # true of scenes 0 and 1
-    meanings = meanings_of([[shared] + [claim(r, b, background=0)] * 4, [claim(r, b, background=1)] * 5,
-                            [claim(r, g)] * 4 + [claim((None, None), r)]])  # the last is true of all three
+    meanings = meanings_of(
+        [
+            [shared] + [claim(r, b, background=0)] * 4,
+            [claim(r, b, background=1)] * 5,
+            [claim(r, g)] * 4 + [claim((None, None), r)],
+        ]
+    )  # the last is true of all three
     got = ceiling(meanings, layout)
     assert got["t2i_r@1"] == pytest.approx(100 * (13 + 1 / 2 + 1 / 3) / 15)
     assert got["t2i_r@5"] == got["t2i_r@10"] == 100

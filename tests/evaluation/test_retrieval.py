@@ -22,8 +22,13 @@ DIRECTIONS = ("image_to_text", "text_to_image")
 def from_scores(scores, caption_image, **options):
     """Metrics of a given (N, M) score matrix: one-hot images make the products exactly these scores."""
     scores = np.asarray(scores, np.float32)
-    return retrieval_metrics(np.eye(len(scores), dtype=np.float32), scores.T, np.asarray(caption_image),
-                             protocol="by hand", **{"bootstrap": 0, **options})
+    return retrieval_metrics(
+        np.eye(len(scores), dtype=np.float32),
+        scores.T,
+        np.asarray(caption_image),
+        protocol="by hand",
+        **{"bootstrap": 0, **options},
+    )
 
 
 def random_problem(n_images=40, dim=6, seed=0, signal=0.7):
@@ -39,8 +44,9 @@ def naive_ranks(images, texts, caption_image):
     """The reference: the whole matrix, double argsort, in the words of the definition."""
     scores = np.asarray(images, np.float32) @ np.asarray(texts, np.float32).T
     places = np.argsort(np.argsort(-scores, axis=1), axis=1)
-    image_ranks = [1 + min(places[i, j] for j in range(len(texts)) if caption_image[j] == i)
-                   for i in range(len(images))]
+    image_ranks = [
+        1 + min(places[i, j] for j in range(len(texts)) if caption_image[j] == i) for i in range(len(images))
+    ]
     places = np.argsort(np.argsort(-scores.T, axis=1), axis=1)
     caption_ranks = [1 + places[j, caption_image[j]] for j in range(len(texts))]
     return {"image_to_text": np.array(image_ranks), "text_to_image": np.array(caption_ranks)}
@@ -52,14 +58,14 @@ def test_matrix_worked_out_by_hand():
     Image 0: own 0.9 leads, rank 1. Image 1: own 0.3 is behind five, rank 6. Image 2: own best 0.6 is behind
     the 0.8, rank 2. Captions, down the columns: 1, 2 (0.2 < 0.5), 2, 3, 1, 1, 2.
     """
-    scores = [[0.9, 0.2, 0.7, 0.8, 0.1, 0.0, 0.3],
-              [0.5, 0.5, 0.3, 0.6, 0.4, 0.1, 0.9],
-              [0.8, 0.1, 0.2, 0.5, 0.6, 0.3, 0.4]]
+    scores = [
+        [0.9, 0.2, 0.7, 0.8, 0.1, 0.0, 0.3],
+        [0.5, 0.5, 0.3, 0.6, 0.4, 0.1, 0.9],
+        [0.8, 0.1, 0.2, 0.5, 0.6, 0.3, 0.4],
+    ]
     metrics = from_scores(scores, [0, 0, 1, 2, 2, 2, 2])
-    assert metrics["image_to_text"] == pytest.approx(
-        {"r1": 100 / 3, "r5": 200 / 3, "r10": 100, "median_rank": 2})
-    assert metrics["text_to_image"] == pytest.approx(
-        {"r1": 300 / 7, "r5": 100, "r10": 100, "median_rank": 2})
+    assert metrics["image_to_text"] == pytest.approx({"r1": 100 / 3, "r5": 200 / 3, "r10": 100, "median_rank": 2})
+    assert metrics["text_to_image"] == pytest.approx({"r1": 300 / 7, "r5": 100, "r10": 100, "median_rank": 2})
     assert metrics["recall_sum"] == pytest.approx(100 / 3 + 200 / 3 + 100 + 300 / 7 + 200)
     assert metrics["mean_recall"] == pytest.approx(metrics["recall_sum"] / 6)
     assert (metrics["n_images"], metrics["n_captions"], metrics["protocol"]) == (3, 7, "by hand")
@@ -127,7 +133,7 @@ def test_average_median_rank_against_a_naive_loop():
         per_caption = []
         for c in range(5):
             chosen = texts[[np.flatnonzero(caption_image == i)[c] for i in range(start, start + 10)]]
-            scores = images[start:start + 10] @ chosen.T
+            scores = images[start : start + 10] @ chosen.T
             both = []
             for matrix in (scores, scores.T):
                 both.append(np.median(np.diagonal(np.argsort(np.argsort(-matrix, axis=1), axis=1)) + 1))
@@ -224,14 +230,17 @@ def test_non_finite_embeddings_are_refused(which, bad):
         retrieval_metrics(images, texts, caption_image, protocol="p")
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda i, t, c: (i, t[:-1], c), "one integer image index"),
-    (lambda i, t, c: (i, t, c.astype(float)), "one integer image index"),
-    (lambda i, t, c: (i, t, c + 1), "must lie in 0..39"),
-    (lambda i, t, c: (i, t[:, :-1], c), "same model"),
-    (lambda i, t, c: (np.concatenate([i, i[:1]]), t, c), "image 40"),
-    (lambda i, t, c: (i[0], t, c), "non-empty matrix"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda i, t, c: (i, t[:-1], c), "one integer image index"),
+        (lambda i, t, c: (i, t, c.astype(float)), "one integer image index"),
+        (lambda i, t, c: (i, t, c + 1), "must lie in 0..39"),
+        (lambda i, t, c: (i, t[:, :-1], c), "same model"),
+        (lambda i, t, c: (np.concatenate([i, i[:1]]), t, c), "image 40"),
+        (lambda i, t, c: (i[0], t, c), "non-empty matrix"),
+    ],
+)
 def test_wrong_inputs_are_named(change, message):
     with pytest.raises(UserError, match=message):
         retrieval_metrics(*change(*random_problem()), protocol="p")

@@ -16,8 +16,10 @@ from smke_jax.reporting.report import Query, Recall, RunReport, write_report
 
 HOSTILE = "<script>alert('x')</script><img src=\"http://evil.example/a.png\" onerror=x> $\\frac{ &amp; \ud800"
 VOID = {"meta", "img", "br"}
-SIX = {"image_to_text": {"r1": 51.66, "r5": 79.9, "r10": 88.66},
-       "text_to_image": {"r1": 36.17, "r5": 66.55, "r10": 78.28}}
+SIX = {
+    "image_to_text": {"r1": 51.66, "r5": 79.9, "r10": 88.66},
+    "text_to_image": {"r1": 36.17, "r5": 66.55, "r10": 78.28},
+}
 
 
 class Page(HTMLParser):
@@ -53,19 +55,33 @@ def image(colour=0, shape=(20, 30, 3)):
 
 
 def metrics_rows():
-    rows = [{"step": step, "loss": 3 / step, "itc/loss": 2 / step, "itc/logit_scale_out": 14 + step,
-             "examples_per_second": 100.0, "data_wait": 0.1} for step in range(1, 200)]
+    rows = [
+        {
+            "step": step,
+            "loss": 3 / step,
+            "itc/loss": 2 / step,
+            "itc/logit_scale_out": 14 + step,
+            "examples_per_second": 100.0,
+            "data_wait": 0.1,
+        }
+        for step in range(1, 200)
+    ]
     return rows + [{"step": 100, "eval/image_to_text/r1": 3.0, "eval/text_to_image/r5": 9.0}]
 
 
 def full_report(text="a dog"):
     return RunReport(
-        title=text, summary=[text], headline=[(text, text)], metrics_rows=metrics_rows(),
+        title=text,
+        summary=[text],
+        headline=[(text, text)],
+        metrics_rows=metrics_rows(),
         recalls=[Recall(text, SIX, text), ("ceiling", None, "")],
         queries=[Query(text, [image(), image(9)], [0.5, 0.25], [True, False]), Query(text, [image()], [0.1])],
         text_to_image=[(text, [(image(), True), (image(200), False)])],
         image_to_text=[(image(), [(text, True), ("other", False)])],
-        facts={text: text, "config": {text: text}}, command=text)
+        facts={text: text, "config": {text: text}},
+        command=text,
+    )
 
 
 def test_file_is_self_contained(tmp_path):
@@ -89,7 +105,8 @@ def test_hostile_text_stays_text(tmp_path):
     hostile = Page(write_report(tmp_path / "hostile.html", full_report(HOSTILE)))
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in harmless.tags]
     assert [sorted(attributes) for _, attributes in hostile.tags] == [
-        sorted(attributes) for _, attributes in harmless.tags]
+        sorted(attributes) for _, attributes in harmless.tags
+    ]
     assert "".join(hostile.text).count("<script>alert('x')</script>") >= 11
 
 
@@ -113,11 +130,19 @@ def test_right_and_wrong_are_marked(tmp_path):
 
 
 def test_recalls_show_protocol_intervals_and_small_numbers(tmp_path):
-    measured = {**SIX, "protocol": "coco-karpathy-test any-of-5", "n_images": 5000, "n_captions": 25010,
-                "ci95": {direction: {key: [50.25, 53.0] for key in ("r1", "r5", "r10")} for direction in SIX}}
+    measured = {
+        **SIX,
+        "protocol": "coco-karpathy-test any-of-5",
+        "n_images": 5000,
+        "n_captions": 25010,
+        "ci95": {direction: {key: [50.25, 53.0] for key in ("r1", "r5", "r10")} for direction in SIX},
+    }
     chance = {"image_to_text": {"r1": 0.02, "r5": 0.1, "r10": 0.2}, "text_to_image": {"r1": 0.02}}
-    page = Page(write_report(tmp_path / "r.html", RunReport(
-        title="t", recalls=[Recall("this run", measured), Recall("chance", chance)])))
+    page = Page(
+        write_report(
+            tmp_path / "r.html", RunReport(title="t", recalls=[Recall("this run", measured), Recall("chance", chance)])
+        )
+    )
     assert page.has("coco-karpathy-test any-of-5: 5000 images, 25010 captions")
     assert page.has("51.7")
     assert page.has("50.2 to 53.0")
@@ -165,8 +190,15 @@ def test_wrong_metrics_files_are_refused(tmp_path):
 
 
 def test_series_keeps_the_later_of_two_and_only_finite_values():
-    rows = [{"step": 2, "loss": 9.0}, {"step": 1, "loss": 5.0}, {"step": 2, "loss": 4.0},
-            {"step": 3, "loss": float("nan")}, {"step": 4, "loss": None}, {"step": 5}, {"loss": 1.0}]
+    rows = [
+        {"step": 2, "loss": 9.0},
+        {"step": 1, "loss": 5.0},
+        {"step": 2, "loss": 4.0},
+        {"step": 3, "loss": float("nan")},
+        {"step": 4, "loss": None},
+        {"step": 5},
+        {"loss": 1.0},
+    ]
     assert series(rows, "loss") == ([1, 2], [5.0, 4.0])
 
 
@@ -192,8 +224,7 @@ def test_figures_are_absent_without_their_keys():
     labels = [line.get_label() for line in plots.loss_figure(metrics_rows()).axes[0].lines]
     assert {"itc/loss", "total"} <= set(labels)
     levels = [{"step": 1, "itc/loss_out": 1.0, "itc/loss_interm": 2.0, "lossy": 3.0, "eval/r1": 4.0}]
-    assert [line.get_label() for line in plots.loss_figure(levels).axes[0].lines] == [
-        "itc/loss_interm", "itc/loss_out"]
+    assert [line.get_label() for line in plots.loss_figure(levels).axes[0].lines] == ["itc/loss_interm", "itc/loss_out"]
     speed, wait = plots.throughput_figure(metrics_rows()).axes
     assert speed.lines[0].get_ydata()[0] == 100
     np.testing.assert_allclose(wait.lines[0].get_ydata(), 10)  # 0.1 of the time, in percent
@@ -203,8 +234,12 @@ def test_figures_are_absent_without_their_keys():
 def test_grid_frames_right_and_wrong(tmp_path, path_part):
     """A caption that would be a broken formula is drawn, and green and red frames are there."""
     hits = [(image(255), True), (image(255), False), (image(255, (40, 20, 3)), False)]
-    path = plots.retrieval_grid(tmp_path / path_part, text_to_image=[("costs $\\frac{$", hits)],
-                                image_to_text=[(image(255), [("$x_{$", None)])], title="$^{$")
+    path = plots.retrieval_grid(
+        tmp_path / path_part,
+        text_to_image=[("costs $\\frac{$", hits)],
+        image_to_text=[(image(255), [("$x_{$", None)])],
+        title="$^{$",
+    )
     pixels = np.asarray(Image.open(path).convert("RGB")).reshape(-1, 3).tolist()
     green, red = [26, 138, 60], [198, 40, 40]
     assert pixels.count(red) > 1.5 * pixels.count(green) > 1000

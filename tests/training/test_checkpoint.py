@@ -36,8 +36,13 @@ def make_params(step: int) -> dict:
 
 def make_train(step: int) -> dict:
     opt_state = OPTIMIZER.init(make_params(step))
-    return {"opt_state": opt_state, "slots": {"bank": jnp.full((16, 4), step, jnp.float32), "empty": {}},
-            "step": jnp.int32(step), "rng": jax.random.key(step), "ema": None}
+    return {
+        "opt_state": opt_state,
+        "slots": {"bank": jnp.full((16, 4), step, jnp.float32), "empty": {}},
+        "step": jnp.int32(step),
+        "rng": jax.random.key(step),
+        "ema": None,
+    }
 
 
 def abstract(tree):
@@ -48,8 +53,9 @@ ABSTRACT = abstract(make_params(0)), abstract(make_train(0))
 
 
 def save(checkpoints: Checkpointer, step: int, metric: float | None = None) -> bool:
-    return checkpoints.save(step, make_params(step), make_train(step), {"next_index": 4 * step},
-                            {"config": "tiny"}, metric=metric)
+    return checkpoints.save(
+        step, make_params(step), make_train(step), {"next_index": 4 * step}, {"config": "tiny"}, metric=metric
+    )
 
 
 @pytest.fixture
@@ -62,8 +68,10 @@ def directory(tmp_path) -> Path:
 
 
 def raw(tree) -> list[np.ndarray]:
-    return [np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
-            for x in jax.tree.leaves(tree)]
+    return [
+        np.asarray(jax.random.key_data(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x)
+        for x in jax.tree.leaves(tree)
+    ]
 
 
 def assert_equal(left, right):
@@ -108,7 +116,8 @@ DAMAGE = {
     "change the iterator state": lambda d: (d / "3/data/metadata").write_text('{"next_index": 13}'),
     "truncate the record": lambda d: os.truncate(d / "3/meta/metadata", 100),
     "change the record": lambda d: (d / "3/meta/metadata").write_text(
-        (d / "3/meta/metadata").read_text().replace('"tiny"', '"huge"')),
+        (d / "3/meta/metadata").read_text().replace('"tiny"', '"huge"')
+    ),
     "delete the params item": lambda d: delete_tree(d / "3/params"),
     "delete the meta item": lambda d: delete_tree(d / "3/meta"),
 }
@@ -209,14 +218,19 @@ def test_read_only_leaves_a_running_save_alone(directory):
         assert not running.exists()
 
 
-@pytest.mark.parametrize("change, message", [
-    (lambda p, t: ({**p, "kernel": jnp.zeros((64, 64))}, t),
-     r"different model: first difference at kernel: float32\[64,128\] vs float32\[64,64\]"),
-    (lambda p, t: ({**p, "scale": jnp.zeros(8)}, t), r"scale: bfloat16\[8\] vs float32\[8\]"),
-    (lambda p, t: ({"kernel": p["kernel"]}, t), r"scale: bfloat16\[8\] vs absent"),
-    (lambda p, t: ({**p, "bias": jnp.zeros(3)}, t), r"bias: absent vs float32\[3\]"),
-    (lambda p, t: (p, {**t, "opt_state": optax.sgd(0.1).init(p)}), "different optimizer or recipe"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda p, t: ({**p, "kernel": jnp.zeros((64, 64))}, t),
+            r"different model: first difference at kernel: float32\[64,128\] vs float32\[64,64\]",
+        ),
+        (lambda p, t: ({**p, "scale": jnp.zeros(8)}, t), r"scale: bfloat16\[8\] vs float32\[8\]"),
+        (lambda p, t: ({"kernel": p["kernel"]}, t), r"scale: bfloat16\[8\] vs absent"),
+        (lambda p, t: ({**p, "bias": jnp.zeros(3)}, t), r"bias: absent vs float32\[3\]"),
+        (lambda p, t: (p, {**t, "opt_state": optax.sgd(0.1).init(p)}), "different optimizer or recipe"),
+    ],
+)
 def test_another_model_is_not_damage(directory, change, message):
     params, train = change(make_params(0), make_train(0))
     with Checkpointer(directory) as checkpoints:
@@ -269,8 +283,14 @@ def on_devices(tree, count: int):
         split = leaf.ndim and leaf.shape[0] % count == 0
         return NamedSharding(mesh, PartitionSpec("data") if split else PartitionSpec())
 
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x))
-                        if isinstance(x, jax.ShapeDtypeStruct) else jax.device_put(x, sharding(x)), tree)
+    return jax.tree.map(
+        lambda x: (
+            jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding(x))
+            if isinstance(x, jax.ShapeDtypeStruct)
+            else jax.device_put(x, sharding(x))
+        ),
+        tree,
+    )
 
 
 def test_eight_devices_to_one_to_eight(tmp_path):
@@ -289,6 +309,7 @@ def test_eight_devices_to_one_to_eight(tmp_path):
 @pytest.fixture
 def file_size_limit():
     """A disk that refuses large files: the same path through orbax as a full one, without needing root."""
+
     def limit(size):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
 
@@ -325,8 +346,10 @@ def test_disk_full_is_reported_by_the_next_save(directory, file_size_limit):
 def test_operating_system_errors_are_one_line(directory, monkeypatch):
     with Checkpointer(directory) as checkpoints:
         for code, start in ((errno.ENOSPC, "disk full"), (errno.EROFS, "cannot write")):
+
             def refuse(*args, code=code, **kwargs):
                 raise OSError(code, os.strerror(code))
+
             monkeypatch.setattr(ocp.CheckpointManager, "save", refuse)
             with pytest.raises(UserError, match=f"^{start} while .*step 4 .*: {os.strerror(code)}; .* 3$"):
                 save(checkpoints, 4)
@@ -335,8 +358,10 @@ def test_operating_system_errors_are_one_line(directory, monkeypatch):
 
 def test_no_memory_is_not_damage(directory, monkeypatch):
     with Checkpointer(directory) as checkpoints:
+
         def refuse(*args, **kwargs):
             raise MemoryError
+
         monkeypatch.setattr(ocp.CheckpointManager, "restore", refuse)
         with pytest.raises(MemoryError):
             checkpoints.restore_latest(*ABSTRACT)
@@ -373,8 +398,12 @@ SLOW_SAVE = """
 
 def test_killed_in_the_middle_of_a_save(tmp_path):
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": os.pathsep.join(sys.path)}
-    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(SLOW_SAVE), str(tmp_path)],
-                             stdout=subprocess.PIPE, text=True, env=environment)
+    child = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(SLOW_SAVE), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
     assert child.stdout.readline() == "saving\n"
     child.send_signal(signal.SIGKILL)
     assert child.stdout.read() == "", "the save ended before the kill: make it larger"

@@ -18,6 +18,7 @@ def array(dtype: str, shape=(3, 5), seed: int = 0) -> jax.Array:
 
 def reference(x: np.ndarray) -> int:
     """The same digest, one element at a time, in Python integers."""
+
     def mix(h: int) -> int:
         h = (h ^ h >> 16) * 0x85EBCA6B % 2**32
         h = (h ^ h >> 13) * 0xC2B2AE35 % 2**32

@@ -52,8 +52,7 @@ def test_resuming_drops_later_lines(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
 
 
-@pytest.mark.parametrize("broken", [
-    '{"step": 20, "lo', '{"step": 20, "loss": 1.0}', '{"step"', "\x00\x00", "20"])
+@pytest.mark.parametrize("broken", ['{"step": 20, "lo', '{"step": 20, "loss": 1.0}', '{"step"', "\x00\x00", "20"])
 def test_a_line_cut_short_by_a_kill(tmp_path, broken):
     write_steps(tmp_path, 10)
     path = tmp_path / "metrics.jsonl"
@@ -173,7 +172,9 @@ def test_nothing_to_measure_yet(timed):
     assert progress.log(103, 7.0)["examples_per_second"] == pytest.approx(64)
 
 
-@pytest.mark.parametrize("seconds, text", [
-    (0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"), (273600, "3 d 04 h")])
+@pytest.mark.parametrize(
+    "seconds, text",
+    [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min"), (273600, "3 d 04 h")],
+)
 def test_format_duration(seconds, text):
     assert format_duration(seconds) == text

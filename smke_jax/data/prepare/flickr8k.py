@@ -37,7 +37,5 @@ def flickr8k(source: Path, options: Options, skips: Skips) -> dict[str, Iterable
     for split, path in lists.items():
         if path is not None:
             names = {line.strip(): where for where, line in numbered_lines(path, skips) if line.strip()}
-            splits[split] = [
-                Item(name, captions.get(name, []), photos / name, where) for name, where in names.items()
-            ]
+            splits[split] = [Item(name, captions.get(name, []), photos / name, where) for name, where in names.items()]
     return splits

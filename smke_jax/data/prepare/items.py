@@ -9,9 +9,7 @@ from typing import NamedTuple
 
 from smke_jax.errors import UserError
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .avif .jp2".split()
-)
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .jpe .png .gif .bmp .webp .tif .tiff .ppm .pgm .pbm .avif .jp2".split())
 
 
 class Item(NamedTuple):

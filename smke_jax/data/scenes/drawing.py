@@ -22,11 +22,28 @@ TRIANGLE_DROP = 0.25  # the gauge's middle of a triangle lies this far (in radii
 NOISE = 5.0  # grey levels, standard deviation per channel of each pixel
 CHUNK = 1024  # scenes drawn at once: bounds the memory and keeps the arrays in cache
 
-COLOUR_RGB = np.array([  # order of world.COLOURS
-    (225, 30, 35), (255, 140, 0), (250, 230, 40), (30, 160, 50),
-    (40, 215, 225), (40, 70, 235), (160, 55, 205), (255, 130, 195)], np.float32)
-BACKGROUND_RGB = np.array([  # order of world.BACKGROUNDS
-    (12, 12, 14), (240, 240, 240), (128, 128, 128), (84, 54, 34)], np.float32)
+COLOUR_RGB = np.array(
+    [  # order of world.COLOURS
+        (225, 30, 35),
+        (255, 140, 0),
+        (250, 230, 40),
+        (30, 160, 50),
+        (40, 215, 225),
+        (40, 70, 235),
+        (160, 55, 205),
+        (255, 130, 195),
+    ],
+    np.float32,
+)
+BACKGROUND_RGB = np.array(
+    [  # order of world.BACKGROUNDS
+        (12, 12, 14),
+        (240, 240, 240),
+        (128, 128, 128),
+        (84, 54, 34),
+    ],
+    np.float32,
+)
 
 
 def draw(layout: Layout, rng: np.random.Generator) -> np.ndarray:
@@ -50,8 +67,9 @@ def _draw_chunk(layout: Layout, rng: np.random.Generator) -> np.ndarray:
     for slot in range(SLOTS):  # in order, so that slot 1 lies on top of its container in slot 0
         who = np.flatnonzero(layout.present[:, slot])
         cell = layout.cell[who, slot]
-        alpha = _coverage(layout.shape[who, slot], layout.size[who, slot], layout.texture[who, slot],
-                          offset[who, slot])[..., None]
+        alpha = _coverage(
+            layout.shape[who, slot], layout.size[who, slot], layout.texture[who, slot], offset[who, slot]
+        )[..., None]
         under = canvas[who, cell]
         paint = COLOUR_RGB[layout.colour[who, slot]][:, None, None, :]
         canvas[who, cell] = under + alpha * (paint - under)

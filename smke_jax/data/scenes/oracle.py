@@ -32,8 +32,10 @@ def truth(meanings: Meanings, layout: Layout) -> np.ndarray:
     relations = _relations(layout)
     relation = meanings.relation.reshape(-1)
     # fits[e][s]: (C, S) bool, object e of the caption can be the scene's object in slot s.
-    fits = [[_fits(features[:, e], values[:, s]) & layout.present[:, s] | (mentioned <= e)[:, None]
-             for s in range(SLOTS)] for e in range(SLOTS)]
+    fits = [
+        [_fits(features[:, e], values[:, s]) & layout.present[:, s] | (mentioned <= e)[:, None] for s in range(SLOTS)]
+        for e in range(SLOTS)
+    ]
     for slots in itertools.permutations(range(SLOTS)):
         related = relations[:, slots[0], slots[1]].T  # (7, S)
         holds |= fits[0][slots[0]] & fits[1][slots[1]] & fits[2][slots[2]] & related[relation]

@@ -9,8 +9,9 @@ import numpy as np
 TRAIN_SHARE = 0.7
 
 
-def attribute_probe(features: np.ndarray, attributes: Mapping[str, np.ndarray], *, ridge: float = 1e-3,
-                    seed: int = 0) -> dict[str, float]:
+def attribute_probe(
+    features: np.ndarray, attributes: Mapping[str, np.ndarray], *, ridge: float = 1e-3, seed: int = 0
+) -> dict[str, float]:
     """Mean one-vs-rest area under the ROC curve per attribute group, on scenes the probe was not fitted to.
 
     features: (N, D) float; attributes: name -> (N, K) bool. A ridge regression from the standardised features
@@ -32,8 +33,10 @@ def attribute_probe(features: np.ndarray, attributes: Mapping[str, np.ndarray], 
     weights = np.linalg.solve(x.T @ x + ridge * len(x) * np.eye(x.shape[1]), x.T @ y)
     areas = area_under_curve(standard[held_out] @ weights, labels[held_out] > 0.5)
     ends = np.cumsum([a.shape[1] for a in attributes.values()])[:-1]
-    return {name: float(np.nanmean(part)) if np.isfinite(part).any() else float("nan")
-            for name, part in zip(attributes, np.split(areas, ends))}
+    return {
+        name: float(np.nanmean(part)) if np.isfinite(part).any() else float("nan")
+        for name, part in zip(attributes, np.split(areas, ends))
+    }
 
 
 def area_under_curve(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:

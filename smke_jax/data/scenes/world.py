@@ -66,8 +66,14 @@ def canonical_keys(layout: Layout) -> np.ndarray:
     inside = np.zeros_like(layout.shape)
     inside[:, 1] = layout.nested
     code = np.zeros(layout.shape.shape, np.int64)
-    parts = ((layout.shape, SHAPES), (layout.colour, COLOURS), (layout.size, SIZES),
-             (layout.texture, TEXTURES), (layout.cell, range(CELLS)), (inside, range(2)))
+    parts = (
+        (layout.shape, SHAPES),
+        (layout.colour, COLOURS),
+        (layout.size, SIZES),
+        (layout.texture, TEXTURES),
+        (layout.cell, range(CELLS)),
+        (inside, range(2)),
+    )
     for values, names in parts:
         code = code * len(names) + values
     code = np.sort(np.where(layout.present, code + 1, 0), axis=1)
@@ -95,6 +101,7 @@ def sample_layouts(number: int, rng: np.random.Generator, *, avoid: np.ndarray |
 
 def _draw(number: int, rng: np.random.Generator) -> Layout:
     """Independent scenes, some of them illegible or alike."""
+
     def uniform(names):
         return rng.integers(len(names), size=(number, SLOTS), dtype=np.int8)
 
@@ -120,8 +127,7 @@ def _legible(layout: Layout) -> np.ndarray:
 
 
 def _concatenate(a: Layout, b: Layout) -> Layout:
-    return Layout(**{f.name: np.concatenate([getattr(a, f.name), getattr(b, f.name)])
-                     for f in dataclasses.fields(a)})
+    return Layout(**{f.name: np.concatenate([getattr(a, f.name), getattr(b, f.name)]) for f in dataclasses.fields(a)})
 
 
 def attribute_labels(layout: Layout) -> dict[str, np.ndarray]:
