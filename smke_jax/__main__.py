@@ -46,6 +46,7 @@ def run_program(program_main, argv: list[str]) -> int:
 def _start_logging() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("smke_jax").setLevel(logging.INFO)
+    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every reader that it only reads
 
 
 if __name__ == "__main__":

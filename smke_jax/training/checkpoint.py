@@ -11,8 +11,6 @@ import itertools
 import json
 import logging
 import math
-import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -24,7 +22,7 @@ from jax.experimental import multihost_utils
 from smke_jax.errors import UserError
 from smke_jax.training import checkpoint_record as records
 from smke_jax.training.checkpoint_record import Damaged
-from smke_jax.training.retention import NewestAndBest
+from smke_jax.training.retention import NewestAndBest, remove_uncommitted
 
 log = logging.getLogger("smke_jax")
 
@@ -59,7 +57,7 @@ class Checkpointer:
         if not read_only:
             try:
                 self.directory.mkdir(parents=True, exist_ok=True)
-                self._remove_uncommitted()
+                remove_uncommitted(self.directory)
             except OSError as error:
                 raise UserError(f"cannot write checkpoints in {self.directory}: {error.strerror}") from error
         self._manager = ocp.CheckpointManager(
@@ -98,7 +96,7 @@ class Checkpointer:
         if self._read_only:
             raise ValueError(f"save on the read-only Checkpointer of {self.directory}")
         self.wait()
-        self._remove_uncommitted()
+        remove_uncommitted(self.directory)
         self._clear_the_way(step)
         if step in self.steps():
             return False
@@ -268,17 +266,6 @@ class Checkpointer:
             multihost_utils.sync_global_devices("checkpoints set aside")
         self._reload()
 
-    def _remove_uncommitted(self) -> None:
-        """Deletes what a killed or failed save left half written; it was never a checkpoint."""
-        if jax.process_index() != 0:
-            return
-        for path in self.directory.glob("*.orbax-checkpoint-tmp*"):
-            for _ in range(20):  # threads of a save that failed a moment ago may still add files
-                shutil.rmtree(path, ignore_errors=True)
-                if not path.exists():
-                    break
-                time.sleep(0.05)
-
     def _reload(self) -> None:
         """Reads the list of steps and their metrics from disk again."""
         self._manager.reload()
@@ -297,7 +284,7 @@ class Checkpointer:
             yield
         except Exception as error:
             self._saving = None
-            self._remove_uncommitted()
+            remove_uncommitted(self.directory)
             self._reload()  # orbax has already forgotten the steps it would have deleted after this save
             code, text = records.os_error(error) or (None, None)
             if code is None:
