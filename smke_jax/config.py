@@ -16,7 +16,7 @@ def base() -> ConfigDict:
     c.batch_size = 256  # global: over all devices of all hosts
     c.total_steps = 0  # give either this
     c.epochs = 0.0  # or this
-    c.num_devices = 0  # of this host; 0 takes all
+    c.num_devices = 0  # 0 takes all; fewer only on a single host
 
     # What is computed: passes make representations, terms are losses on them (smke_jax/passes, smke_jax/objectives).
     c.passes = ("teacher", "student")
@@ -102,7 +102,7 @@ def base() -> ConfigDict:
     c.projector = ()  # widths of the projector that self-supervised training puts on the encoder
 
     c.optimizer = ConfigDict()
-    c.optimizer.name = "adamw"  # of smke_jax.training.optimizer.DIRECTIONS: adamw | muon
+    c.optimizer.name = "adamw"  # of smke_jax.training.optimizer.OPTIMIZERS: adamw | muon
     c.optimizer.learning_rate = 1e-4  # at a global batch of 256; the peak is this · batch_size / 256
     c.optimizer.warmup_fraction = 0.1
     c.optimizer.weight_decay = 0.01

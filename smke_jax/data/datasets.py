@@ -1,6 +1,7 @@
 """Where a config's images and captions come from."""
 
 import functools
+import hashlib
 
 from smke_jax.data.pipeline import InMemorySource
 from smke_jax.data.scenes import make_scenes
@@ -21,7 +22,9 @@ class SceneSource(ArraySource):
             raise UserError(f"the scenes have no split {split!r}: they have {', '.join(splits)}")
         super().__init__(splits[split].images, splits[split].captions)
         self.split = split
-        self.digest = f"scenes-{split}-{NUM_SCENES}-{NUM_GALLERY}"
+        content = hashlib.sha256(self.images.tobytes())
+        content.update("\n".join(caption for captions in self.captions for caption in captions).encode())
+        self.digest = content.hexdigest()
 
     def __repr__(self) -> str:
         return f"SceneSource({self.split})"

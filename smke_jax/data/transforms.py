@@ -94,7 +94,7 @@ class StudentTeacherViews:
     """'image', and 'teacher_image' where the teacher sees something else.
 
     With `independent` the teacher's crop is its own (the thesis' code, register 6); otherwise both see one crop, and
-    a second array is made only when the teacher's resolution differs.
+    a second array is made only when the teacher's resolution differs or the student's colours are changed.
     """
 
     student: View
@@ -106,7 +106,7 @@ class StudentTeacherViews:
         views = {"image": self.student(image, rng, crop)}
         if self.independent:
             views["teacher_image"] = self.teacher(image, rng)
-        elif self.teacher.size != self.student.size:
+        elif self.teacher.size != self.student.size or self.student.jitter or self.student.grayscale:
             views["teacher_image"] = np.asarray(render(image, crop, self.teacher.size))
         return views
 
@@ -126,10 +126,9 @@ def _student_teacher(data, image_size: int, teacher_size: int) -> StudentTeacher
         "crop_scale": tuple(data.crop_scale),
         "crop_ratio": tuple(data.crop_ratio),
         "flip": data.flip,
-        "grayscale": data.grayscale,
     }
     return StudentTeacherViews(
-        View(image_size, jitter=data.jitter, **common),
+        View(image_size, jitter=data.jitter, grayscale=data.grayscale, **common),
         View(teacher_size, jitter=0.4, **common),
         independent=data.independent_teacher_view,
     )

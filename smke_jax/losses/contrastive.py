@@ -33,13 +33,13 @@ def info_nce(
     all_keys = gather(keys, axis)
     rows = global_rows(len(queries), axis)
     # Scaled before masking: the gradient of scale would otherwise be 0 * -inf.
-    logits = scale * jnp.matmul(queries, all_keys.T, preferred_element_type=jnp.float32)
+    logits = scale * _products(queries, all_keys)
     if ids is not None:
         same = ids[:, None] == gather(ids, axis)
         own = rows[:, None] == jnp.arange(len(all_keys))
         logits = jnp.where(same & ~own, -jnp.inf, logits)
     if extra is not None:
-        more = scale * jnp.matmul(queries, extra.T, preferred_element_type=jnp.float32)
+        more = scale * _products(queries, extra)
         logits = jnp.concatenate([logits, jnp.where(extra_valid, more, -jnp.inf)], axis=1)
     own_logit = jnp.take_along_axis(logits, rows[:, None], axis=1)[:, 0]
     loss = jnp.mean(jax.nn.logsumexp(logits, axis=1) - own_logit)
@@ -54,3 +54,8 @@ def symmetric_info_nce(
     ab, accuracy_ab = info_nce(a, b, scale, axis=axis, ids=ids)
     ba, accuracy_ba = info_nce(b, a, scale, axis=axis, ids=ids)
     return (ab + ba) / 2, (accuracy_ab + accuracy_ba) / 2
+
+
+def _products(a, b):
+    # Full fp32: the 10-bit products that accelerators default to, times a scale of 100, would blur the softmax.
+    return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)

@@ -26,6 +26,6 @@ def _variance(x):
 
 def _covariance(x):
     centred = x - jnp.mean(x, axis=0)
-    covariance = centred.T @ centred / (len(x) - 1)
+    covariance = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST) / (len(x) - 1)
     off_diagonal = covariance * (1 - jnp.eye(x.shape[1]))
     return jnp.sum(jnp.square(off_diagonal)) / x.shape[1]

@@ -1,17 +1,17 @@
 """What an objective is: a record of pure functions over named representations of the global batch."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
 Params = Any
 Slots = Any  # explicit non-gradient state of one term, such as a memory bank; () when it has none
 Reps = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
-INITIAL_LOG_SCALE = float(jnp.log(1 / 0.07))
+INITIAL_LOG_SCALE = math.log(1 / 0.07)  # not jnp: importing must not start the devices
 
 
 class Scope(NamedTuple):

@@ -2,7 +2,6 @@
 
 import jax.numpy as jnp
 
-from smke_jax.losses.collective import gather, global_rows
 from smke_jax.losses.contrastive import normalise, symmetric_info_nce
 from smke_jax.objectives.base import INITIAL_LOG_SCALE, Term
 
@@ -15,7 +14,7 @@ def itc(
     """Mean over `levels` of the symmetric InfoNCE between the two sides of `pair`, a learned scale per level.
 
     Needs 'image/<level>' and 'text/<level>' (B, D) and 'id' (B,).  With `mask_same_image`, other captions of the
-    same image are no negatives; how many such pairs a batch holds is reported either way.
+    same image are no negatives.
     """
     left, right = pair
 
@@ -36,11 +35,6 @@ def itc(
             )
             losses.append(loss)
             metrics |= {f"loss_{level}": loss, f"accuracy_{level}": accuracy, f"logit_scale_{level}": scale}
-        # Share of rows that meet another row of their own image among the negatives.
-        others = (ids[:, None] == gather(ids, scope.axis)) & (
-            global_rows(len(ids), scope.axis)[:, None] != jnp.arange(len(gather(ids, scope.axis)))
-        )
-        metrics["collisions"] = jnp.mean(jnp.any(others, axis=1).astype(jnp.float32))
         return sum(losses) / len(losses), metrics
 
     needs = (*(f"{side}/{level}" for side in pair for level in levels), "id")

@@ -18,7 +18,8 @@ def make_mesh(num_devices: int | None = None) -> jax.sharding.Mesh:
     if num_devices is not None and num_devices > len(devices):
         raise UserError(f"{num_devices} devices were asked for, this machine shows {len(devices)}")
     devices = devices[:num_devices]
-    return jax.make_mesh((len(devices),), (DATA_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+    # Not jax.make_mesh, which may reorder the devices of a pod: process i has to hold the i-th block of rows.
+    return jax.sharding.Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> int:
@@ -43,5 +44,5 @@ def sharded(mesh: jax.sharding.Mesh) -> NamedSharding:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """This process's rows, in global order, as global arrays sharded over the data axis."""
+    """Every process's rows, one process's after the other's, as global arrays sharded over the data axis."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharded(mesh), x), dict(batch))

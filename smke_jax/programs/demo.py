@@ -1,6 +1,7 @@
 """`smke demo`: distil a self-supervised image teacher into a small image-text model, on drawn scenes, in minutes."""
 
 import argparse
+import contextlib
 import json
 import platform
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import smke_jax
+from smke_jax import atomic
 from smke_jax.__main__ import run_program
 from smke_jax.data.datasets import open_source, scenes
 from smke_jax.data.scenes import ceiling
@@ -30,8 +32,7 @@ from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.state import count_parameters
 
 CONFIGS = Path(smke_jax.__file__).parents[1] / "configs"
-TEACHER = Path(smke_jax.__file__).parent / "assets" / "teacher_scenes.safetensors"
-RECORDED = Path(smke_jax.__file__).parent / "assets" / "demo_itc_alone.json"
+RECORDED = Path(smke_jax.__file__).parent / "assets" / "demo_itc_alone.json"  # fields of Recall
 SMALL_TEACHER_STEPS = 300
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
@@ -55,59 +56,81 @@ QUERIES = (
 def main(argv: list[str]) -> int:
     """Parses the command line, trains, evaluates and writes the report; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    started, workdir = time.perf_counter(), arguments.workdir
-    config = _config("scenes.py")
-    if arguments.steps:
-        config.total_steps = arguments.steps
-    teacher = _train_teacher(workdir / "teacher", arguments.teacher_steps) if arguments.train_teacher else TEACHER
-    config.teacher.checkpoint = str(teacher)
-    if config.student.image.init != "random":
-        config.student.image.init = str(teacher)
-    outcome = train_and_evaluate(config, workdir / "s_smke")
-    if outcome.step < config.total_steps:
-        return 0  # stopped by SIGTERM; the loop has said so
-    minutes = (time.perf_counter() - started) / 60
-    alone = _compare(workdir / "itc_alone", arguments.steps) if arguments.compare else _recorded()
-    run = restore_run(workdir / "s_smke")
+    workdir, clock = arguments.workdir, Clock(arguments.workdir / "seconds.json")
+    config = _config("scenes.py", steps=arguments.steps)
+    if arguments.train_teacher:
+        with clock.running("teacher"):
+            teacher = _train_teacher(workdir / "teacher", arguments.teacher_steps)
+        config.teacher.checkpoint = config.student.image.init = str(teacher)
+    with clock.running("s_smke"):
+        run = _train(config, workdir / "s_smke")
     result = _retrieve(run)
-    report = _report(run, result, alone, minutes, workdir)
-    print(_table(report.recalls))
-    print(f"S-SMKE took {minutes:.1f} min; report: {write_report(workdir / 'report.html', report).resolve()}")
+    if arguments.compare:
+        alone = _compare(workdir / "itc_alone", arguments.steps, clock)
+    else:
+        alone = [Recall(**record) for record in json.loads(RECORDED.read_text())]
+    report = _report(run, result, alone, clock, workdir, " ".join(["smke demo", *argv]))
+    path = write_report(workdir / "report.html", report).resolve()
+    print(f"{_table(report.recalls)}\nS-SMKE took {clock.minutes('s_smke'):.1f} min; report: {path}")
     return 0
 
 
-def _config(name: str, variant: str = "") -> ConfigDict:
-    """One of the configs that stand beside the package in its repository."""
+class Clock:
+    """Seconds that each part has taken over all the times the demo was started."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self._seconds = json.loads(path.read_text()) if path.exists() else {}
+
+    @contextlib.contextmanager
+    def running(self, part: str):
+        """Adds the time inside, unless it is only that of finding the part already done."""
+        started = time.perf_counter()
+        before = self._seconds.get(f"{part} done", False)
+        try:
+            yield
+            self._seconds[f"{part} done"] = True
+        finally:
+            if not before:
+                self._seconds[part] = self._seconds.get(part, 0.0) + time.perf_counter() - started
+                atomic.write_text(self._path, json.dumps(self._seconds) + "\n")
+
+    def minutes(self, part: str) -> float:
+        return self._seconds[part] / 60
+
+
+def _config(name: str, variant: str = "", steps: int | None = None) -> ConfigDict:
+    """One of the configs that stand beside the package in its repository, for other `steps` where they are given."""
     path = CONFIGS / name
     if not path.is_file():
         raise UserError(f"no {path}: install from a clone of the repository with `pip install -e .`")
-    return load_config(f"{path}:{variant}")
+    config = load_config(f"{path}:{variant}")
+    config.total_steps = steps or config.total_steps
+    return config
+
+
+def _train(config: ConfigDict, workdir: Path) -> TrainedRun:
+    """The run in `workdir`, trained to its end; a SIGTERM before that ends the demo, and its command continues it."""
+    outcome = train_and_evaluate(config, workdir)
+    if outcome.step < config.total_steps:
+        sys.exit(0)
+    return restore_run(workdir)
 
 
 def _train_teacher(workdir: Path, steps: int) -> Path:
     """A small teacher from images alone, remade on the spot."""
+    _train(_config("teacher_scenes.py", steps=steps), workdir)
     path = workdir / "teacher.safetensors"
-    if not path.exists():
-        config = _config("teacher_scenes.py")
-        config.total_steps = steps
-        train_and_evaluate(config, workdir)
-        export.main([f"--workdir={workdir}", f"--out={path}"])
+    path.unlink(missing_ok=True)
+    export.main([f"--workdir={workdir}", f"--out={path}"])
     return path
 
 
-def _compare(workdir: Path, steps: int | None) -> dict:
-    """The same student by ITC alone, in the same time: its config has as many more steps as its steps are faster."""
-    config = _config("scenes.py", "itc")
-    if steps:
-        config.total_steps = steps
-    started = time.perf_counter()
-    metrics = train_and_evaluate(config, workdir).metrics
-    return {"metrics": metrics, "note": f"trained on the spot, {(time.perf_counter() - started) / 60:.1f} min"}
-
-
-def _recorded() -> dict:
-    record = json.loads(RECORDED.read_text())
-    return {"metrics": record["metrics"], "note": "recorded: " + record["note"]}
+def _compare(workdir: Path, steps: int | None, clock: Clock) -> list[Recall]:
+    """The same student by ITC alone, on the spot; its config takes more steps, as each is faster."""
+    with clock.running("itc_alone"):
+        run = _train(_config("scenes.py", "itc", steps), workdir)
+    return [Recall("ITC alone", _retrieve(run).metrics, f"trained on the spot in {clock.minutes('itc_alone'):.1f} min")]
 
 
 def _retrieve(run: TrainedRun) -> Retrieval:
@@ -132,13 +155,15 @@ def _query(run: TrainedRun, result: Retrieval):
     return examples.text_queries(texts, embeddings, result, gallery.images.__getitem__, truth)
 
 
-def _report(run: TrainedRun, result: Retrieval, alone: dict, minutes: float, workdir: Path) -> RunReport:
+def _report(
+    run: TrainedRun, result: Retrieval, alone: list[Recall], clock: Clock, workdir: Path, command: str
+) -> RunReport:
     gallery, config = scenes().gallery, run.experiment.config
     limit = ceiling(gallery.meanings, gallery.layout)
     image_of = gallery.images.__getitem__
     recalls = [
         Recall("S-SMKE (this run)", result.metrics),
-        Recall("ITC alone, same student and time", alone["metrics"], alone["note"]),
+        *alone,
         Recall("ceiling of the captions", _as_metrics(limit, "i2t_specific", "t2i"), "exact, by evaluating each "
                "caption's meaning on every scene; no model can know which of several true scenes was meant"),
         Recall("chance", _chance(result.metrics), ""),
@@ -148,7 +173,7 @@ def _report(run: TrainedRun, result: Retrieval, alone: dict, minutes: float, wor
         image_to_text=examples.image_to_text(result, image_of, 6),
     )
     retrieval_grid(workdir / "retrieval.png", **pictures)
-    own = result.metrics
+    own, minutes = result.metrics, clock.minutes("s_smke")
     return RunReport(
         title="smke demo: S-SMKE on drawn scenes",
         summary=[
@@ -156,7 +181,7 @@ def _report(run: TrainedRun, result: Retrieval, alone: dict, minutes: float, wor
             f"{count_parameters(run.params):,} parameters "
             f"in {minutes:.1f} minutes, on {len(scenes().train):,} captioned scenes. The figures are on "
             f"{own['n_images']} scenes it has not seen, with {own['n_captions']} captions.",
-            verdict(own, alone["metrics"]),
+            verdict(own, alone[0]),
         ],
         headline=[(f"R@1 {name}", f"{own[key]['r1']:.1f} %") for key, name in DIRECTIONS.items()],
         recalls=recalls,
@@ -170,21 +195,22 @@ def _report(run: TrainedRun, result: Retrieval, alone: dict, minutes: float, wor
             "hardware": f"{jax.device_count()} × {jax.devices()[0].device_kind}, {platform.machine()}",
             "versions": ", ".join(f"{k} {v}" for k, v in run.record["versions"].items()),
         },
-        command="smke demo " + " ".join(sys.argv[2:]),
+        command=command,
         **pictures,
     )
 
 
-def verdict(own: dict, alone: dict) -> str:
-    """Whether distillation paid, from both runs' figures and the width of their intervals."""
-    differences = {name: own[key]["r1"] - alone[key]["r1"] for key, name in DIRECTIONS.items()}
-    width = np.mean([np.ptp(m["ci95"][key]["r1"]) / 2 for m in (own, alone) for key in DIRECTIONS])
+def verdict(own: dict, alone: Recall) -> str:
+    """Whether the teacher paid, from both runs' figures and the sampling error of the gallery."""
+    differences = {name: own[key]["r1"] - alone.metrics[key]["r1"] for key, name in DIRECTIONS.items()}
+    widths = [np.ptp(metrics["ci95"][key]["r1"]) / 2 for metrics in (own, alone.metrics) for key in DIRECTIONS]
+    width = float(np.sqrt(2) * np.mean(widths))
     shown = ", ".join(f"{name} {d:+.1f} points R@1" for name, d in differences.items())
     mean = float(np.mean(list(differences.values())))
+    said = f"Against {alone.label} ({alone.note}): {shown}."
     if abs(mean) <= width:
-        return f"Against ITC alone in the same time: {shown}. That is within the noise of one run (about ±{width:.1f})."
-    outcome = "helped" if mean > 0 else "cost more than it gave"
-    return f"Against ITC alone in the same time: {shown}. Distillation {outcome} here."
+        return f"{said} That is within what another gallery would change (about ±{width:.1f})."
+    return f"{said} The teacher {'helped' if mean > 0 else 'cost more than it gave'} here."
 
 
 def _as_metrics(limit: dict, *prefixes: str) -> dict:

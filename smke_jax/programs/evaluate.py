@@ -50,7 +50,7 @@ def _probe(run: TrainedRun, arguments) -> int:
     (views,) = (p for p in run.experiment.recipe.passes if p.name == "views")
     metrics = probe_encoder(
         make_encoder(views.run, mesh), run.params["views"], image_size=config.teacher.image_size,
-        batch_size=config.eval.batch_size // mesh.size * mesh.size, mesh=mesh,
+        batch_size=-(-config.eval.batch_size // mesh.size) * mesh.size, mesh=mesh,
     )  # fmt: skip
     print(f"step {run.step}\n{metrics['protocol']}; effective rank {metrics['effective_rank']:.1f}")
     print("\n".join(f"  {name:14}{value:.3f}" for name, value in metrics["auc"].items()))
@@ -83,7 +83,8 @@ def step_argument(text: str) -> int | str:
 def _file_name(trained_with, config) -> str:
     """retrieval.json for the run's own evaluation; every departure from it stands in the name."""
     parts = ["retrieval"]
-    if (config.data.source, config.data.dir) != (trained_with.data.source, trained_with.data.dir):
+    places = [(data.source, Path(data.dir).resolve()) for data in (config.data, trained_with.data)]
+    if places[0] != places[1]:
         parts.append(Path(config.data.dir).name)
     parts += [config.eval[key] for key in ("split", "level") if config.eval[key] != trained_with.eval[key]]
     return "-".join(parts) + ".json"

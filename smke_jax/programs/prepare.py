@@ -1,9 +1,11 @@
 """`smke prepare`: make a dataset, or a tokenizer, ready for training."""
 
 import argparse
+import sys
 import time
 from pathlib import Path
 
+from smke_jax.__main__ import run_program
 from smke_jax.data.prepare import PREPARERS
 from smke_jax.data.prepare.build import build, check_free
 from smke_jax.data.prepare.items import Options, Skips
@@ -108,3 +110,7 @@ def _positive(text: str) -> int:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv[1:]))

@@ -1,6 +1,5 @@
 """Everything that a config names, opened and checked: tokenizer, recipe, teacher, initial weights, mesh."""
 
-import functools
 import shutil
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,16 +12,14 @@ from ml_collections import ConfigDict
 from smke_jax.convert.flax_file import file_digest, fit, load_params, read_description
 from smke_jax.data.datasets import open_source
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
-from smke_jax.data.transforms import VIEWS, build_views
+from smke_jax.data.transforms import build_views
 from smke_jax.errors import UserError
-from smke_jax.models.layers import ACTIVATIONS
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
-from smke_jax.passes.student import LEVELS
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
-from smke_jax.training.optimizer import DIRECTIONS
 from smke_jax.training.recipe import Recipe, build_recipe, init_params
+from smke_jax.training.validation import validate
 
 
 class Experiment(NamedTuple):
@@ -44,7 +41,7 @@ class Experiment(NamedTuple):
 def resolve(config: ConfigDict) -> ConfigDict:
     """A copy of `config` whose teacher fields are those of its checkpoint file; refuses unknown names in it."""
     config = config.copy_and_resolve_references()
-    _check_choices(config)
+    validate(config)
     uses_teacher = "teacher" in config.passes
     if uses_teacher and not config.teacher.checkpoint:
         raise UserError("config.teacher.checkpoint is empty: give a safetensors file, or 'random' to try without one")
@@ -64,22 +61,6 @@ def resolve(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def _check_choices(config) -> None:
-    towers = ("student.image", "student.text")
-    choices = {
-        "optimizer.name": DIRECTIONS,
-        "data.views": VIEWS,
-        "eval.level": LEVELS,
-        "teacher.type": TEACHERS,
-        **{f"{part}.activation": ACTIVATIONS for part in (*towers, "student.shared", "teacher")},
-        **{f"{part}.norm_order": ("pre", "post") for part in (*towers, "teacher")},
-    }
-    for key, known in choices.items():
-        value = functools.reduce(lambda part, name: part[name], key.split("."), config)
-        if value not in known:
-            raise UserError(f"config.{key} is {value!r}: known are {', '.join(sorted(known))}")
-
-
 def build_experiment(config: ConfigDict, workdir: Path, source=None) -> Experiment:
     """Opens what `config` (resolved) names; the tokenizer lives in `workdir` from its first use on.
 
@@ -91,8 +72,8 @@ def build_experiment(config: ConfigDict, workdir: Path, source=None) -> Experime
 
 
 def _tokenizer(config, directory: Path, source) -> Tokenizer:
-    if directory.is_dir():
-        return load_tokenizer(directory)
+    if directory.is_dir() and (directory.parent / "run.json").exists():
+        return load_tokenizer(directory)  # a folder without its run.json is left over from a refused command
     if config.data.tokenizer:
         tokenizer = load_tokenizer(config.data.tokenizer)
     elif source is None:
@@ -104,6 +85,7 @@ def _tokenizer(config, directory: Path, source) -> Tokenizer:
         partial = directory.with_name(directory.name + ".partial")
         shutil.rmtree(partial, ignore_errors=True)
         tokenizer.save(partial)
+        shutil.rmtree(directory, ignore_errors=True)
         partial.rename(directory)  # a run killed while saving must find a whole vocabulary, or none
     return tokenizer
 
@@ -135,7 +117,7 @@ def check_model(experiment: Experiment, shapes: dict[str, Any]) -> None:
     """Refuses a model that cannot be built or that its towers' files do not fit, before anything is compiled."""
     try:
         params = jax.eval_shape(lambda key: init_params(experiment.recipe, key, shapes)[0], jax.random.key(0))
-    except ValueError as error:  # what the modules say of sizes that do not go together
+    except (ValueError, TypeError, KeyError, IndexError) as error:  # what is said of sizes that do not go together
         raise UserError(f"the model of this config cannot be built: {str(error).splitlines()[0]}") from None
     _read_towers(params, experiment.config)
 

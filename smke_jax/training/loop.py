@@ -18,6 +18,7 @@ from smke_jax.evaluation.embed import make_encoder
 from smke_jax.evaluation.evaluate import evaluate_retrieval
 from smke_jax.evaluation.retrieval import format_table, write_json
 from smke_jax.parallel.mesh import check_batch_size, put_batch, replicated
+from smke_jax.parallel.process import any_process, process_suffix
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.experiment import (
@@ -58,7 +59,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     config.epochs = 0.0
     workdir.mkdir(parents=True, exist_ok=True)
     experiment = build_experiment(config, workdir, source)
-    local_batch = check_batch_size(config.batch_size, experiment.mesh)
+    check_batch_size(config.batch_size, experiment.mesh)
     shapes = batch_shapes(config, views)
     check_model(experiment, shapes)
     # Opened now, so that a split that is not there is not found out after hours of training.
@@ -73,7 +74,6 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
         process=(jax.process_index(), jax.process_count()), threads=config.data.threads,
     )  # fmt: skip
     record.check_or_write(workdir, config, identity)  # last: what was refused above leaves the directory free
-    assert local_batch * jax.process_count() == config.batch_size
     with contextlib.closing(batches), Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
         return _Loop(experiment, workdir, frozen, shapes, checkpoints, identity, gallery).run(batches)
 
@@ -111,14 +111,19 @@ class _Loop:
         with MetricWriter(self.workdir, tensorboard=config.log.tensorboard) as writer, _sigterm() as stopping:
             writer.truncate_after(start)
             while True:
-                last = step >= config.total_steps or stopping.is_set
+                asked = any_process(stopping.is_set, step, every=config.log.every)
+                last = step >= config.total_steps or asked
                 if step > start and (last or self._due(step)):
                     pending = self._check(pending)  # waits for the step, so that the pause holds nothing of it
                     with progress.pause():
                         evaluated = None
                         due = step >= config.total_steps or _multiple(step, config.eval.every)
                         if due and self.gallery is not None:
-                            evaluated = metrics = self._evaluate(state, step, writer)
+                            try:
+                                evaluated = metrics = self._evaluate(state, step, writer)
+                            except BaseException:  # a gallery that cannot be read must not cost the training
+                                self._save(state, step, batches, None)
+                                raise
                         self._save(state, step, batches, evaluated)
                 if last:
                     break
@@ -169,7 +174,7 @@ class _Loop:
             return None
         step, values, ids = pending
         name = bad_names(self.experiment.recipe, self.shapes, self._abstract_params())[int(values["first_bad"])]
-        path = self.workdir / f"non-finite-step-{step}.json"
+        path = self.workdir / f"non-finite-step-{step}{process_suffix()}.json"
         atomic.write_text(path, json.dumps({"step": step, "tensor": name, "ids": ids.tolist()}) + "\n")
         raise UserError(
             f"step {step}: {name} is not finite (loss {float(values['loss'])}); its batch's ids are in {path}; "

@@ -12,8 +12,8 @@ import optax.contrib
 
 MAX_LOG_SCALE = math.log(100.0)
 
-# 1-D parameters never decay; besides them, by path (spec 0.3): [CLS] and embedding tables.
-NO_DECAY = ("cls_token", "embedding", "logit_scale")
+# 1-D parameters never decay; besides them, by path (spec 0.3): biases of any shape, [CLS] and embedding tables.
+NO_DECAY = ("cls_token", "embedding", "logit_scale", "bias")
 
 
 def learning_rate(*, peak: float, total_steps: int, warmup_fraction: float) -> Callable[[jax.Array], jax.Array]:
@@ -71,7 +71,7 @@ def build_optimizer(config, *, batch_size: int, total_steps: int) -> tuple[optax
         warmup_fraction=config.warmup_fraction,
     )
     rules = [(pattern, float(factor)) for pattern, factor in config.lr_rules]
-    direction = DIRECTIONS[config.name](config)
+    direction = OPTIMIZERS[config.name](config)
 
     def labels(params):
         return jax.tree.map(lambda path: "frozen" if first_match(path, rules, 1.0) == 0 else "trained", paths(params))
@@ -101,6 +101,7 @@ def _muon(config):
     def labels(params):
         return jax.tree.map(lambda path, x: "muon" if is_muon_matrix(path, x) else "adam", paths(params), params)
 
+    # Muon has a momentum of its own (0.95); config.betas and eps are those of Adam, which takes the rest.
     muon = optax.chain(
         stacked(optax.contrib.scale_by_muon(weight_dimension_numbers=_matrices_of_stacks)),
         # An orthogonal (m, n) matrix has RMS 1/sqrt(max(m, n)); 0.2 is the RMS of a typical AdamW update, so one
@@ -137,4 +138,4 @@ def stacked(inner: optax.GradientTransformation) -> optax.GradientTransformation
     return optax.GradientTransformation(lambda params: inner.init(stack(params)), update)
 
 
-DIRECTIONS = {"adamw": _adam, "muon": _muon}
+OPTIMIZERS = {"adamw": _adam, "muon": _muon}

@@ -66,7 +66,8 @@ def make_loss(recipe: Recipe, mesh) -> Callable:
 def make_train_step(recipe: Recipe, tx: optax.GradientTransformation, mesh, *, total_steps: int) -> Callable:
     """Jitted (state, frozen, batch) -> (state, metrics).  Donates the state, never `frozen`.
 
-    metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', and 'first_bad', the position of the first
+    metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', 'collisions' (the share of examples whose image
+    occurs more than once in the batch), and 'first_bad', the position of the first
     non-finite tensor in `bad_names` or -1.
     """
     loss = make_loss(recipe, mesh)
@@ -89,7 +90,8 @@ def make_train_step(recipe: Recipe, tx: optax.GradientTransformation, mesh, *, t
         }
         metrics |= {f"{name}/loss": value for name, value in losses.items()}
         metrics |= {"loss": total, "grad_norm": optax.global_norm(grads)}
-        metrics["first_bad"] = _first_bad(_watched(state.params, reps, losses, grads))
+        metrics["collisions"] = _collisions(batch["id"])
+        metrics["first_bad"] = _first_bad(_watched(state.params, reps, losses, grads, params))
         return TrainState(state.step + 1, params, opt_state, slots, state.rng), metrics
 
     everywhere = replicated(mesh)
@@ -102,19 +104,30 @@ def make_train_step(recipe: Recipe, tx: optax.GradientTransformation, mesh, *, t
 
 
 def bad_names(recipe: Recipe, batch: dict[str, Any], params: Any) -> list[str]:
-    """Names of the tensors that 'first_bad' counts: parameters, representations, losses, gradients, in this order.
+    """Names of the tensors that 'first_bad' counts, in this order.
+
+    Parameters, representations, losses, gradients, updated parameters.
 
     Arrays or shapes will do for `batch` and `params`.
     """
     losses = {name: jnp.zeros(()) for name in recipe.terms}
-    watched = _watched(params, representation_shapes(recipe, batch), losses, params)
+    watched = _watched(params, representation_shapes(recipe, batch), losses, params, params)
     names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(watched)]
     return [name.partition("/")[2] for name in names]  # without the position in the list
 
 
-def _watched(params, reps, losses, grads) -> tuple:
+def _watched(params, reps, losses, grads, updated) -> list:
     # A list keeps this order through flattening; a dict would be sorted by name.
-    return [{"params": params}, {"representation": dict(reps)}, {"loss": losses}, {"gradient": grads}]
+    named = [{"params": params}, {"representation": dict(reps)}, {"loss": losses}, {"gradient": grads}]
+    return [*named, {"updated params": updated}]
+
+
+def _collisions(ids: jax.Array) -> jax.Array:
+    """Share of examples whose image occurs more than once in the global batch."""
+    ordered = jnp.sort(ids)
+    same = ordered[1:] == ordered[:-1]
+    twin = jnp.concatenate([same, jnp.array([False])]) | jnp.concatenate([jnp.array([False]), same])
+    return jnp.mean(twin.astype(jnp.float32))
 
 
 def _first_bad(tree) -> jax.Array:

@@ -249,3 +249,9 @@ def test_missing_layout_names_what_is_missing(tmp_path):
             main([dataset, f"--source={tmp_path}", f"--out={tmp_path / 'out'}"])
     with pytest.raises(UserError, match="is not a folder"):
         main(["cc", f"--source={tmp_path / 'gone'}", f"--out={tmp_path / 'out'}"])
+
+
+def test_a_caption_that_is_no_text_counts_as_empty():
+    from smke_jax.data.prepare.items import clean_caption
+
+    assert [clean_caption(x) for x in (None, 5, ["a"], " a\n b ")] == ["", "", "", "a b"]

@@ -101,7 +101,7 @@ def _write_split(
     for item, data in _checked(items, split, skips, max_side):
         seen += 1
         progress.update(seen)
-        captions = [text for text in map(clean_caption, item.captions) if text]
+        captions = [text for text in map(clean_caption, item.captions) if text]  # '' for what is no text
         dropped += len(item.captions) - len(captions)
         if data is None:
             continue

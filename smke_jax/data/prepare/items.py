@@ -52,8 +52,13 @@ class Skips:
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
 
-def clean_caption(text: str) -> str:
-    """Collapses runs of white space (line ends, tabs, no-break spaces) to one space and strips the ends."""
+def clean_caption(text: object) -> str:
+    """Collapses runs of white space (line ends, tabs, no-break spaces) to one space and strips the ends.
+
+    What is no text, such as a null or a number in a json file, becomes '': an empty caption, dropped and counted.
+    """
+    if not isinstance(text, str):
+        return ""
     return re.sub(r"\s+", " ", text.replace("\0", " ")).strip()
 
 
