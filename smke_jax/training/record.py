@@ -44,7 +44,7 @@ def check_or_write(workdir: Path, config: ConfigDict, identity: dict[str, str]) 
     record = {
         "config": flatten(config),
         "identity": identity,
-        "command": sys.argv,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "devices": [str(device.device_kind) for device in jax.devices()],
         "host": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
