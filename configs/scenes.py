@@ -17,7 +17,7 @@ TEACHER = str(Path(smke_jax.__file__).parent / "assets" / "teacher_scenes.safete
 def get_config(variant: str = ""):
     c = base()
     c.batch_size = 128
-    c.total_steps = 2200
+    c.total_steps = 2150
     c.data.source = "scenes"
     c.data.unit = "images"
     c.data.vocab_size = 300
@@ -27,7 +27,7 @@ def get_config(variant: str = ""):
     c.data.threads = 1  # on two cores a second one costs the training more than it brings
     towers(c, width=64, num_heads=2, mlp_dim=128, activation="relu", norm_order="pre", init_std=0.0)
     c.student.image.update(image_size=32, patch_size=8, depth=3)
-    c.student.text.update(depth=3, max_positions=32)
+    c.student.text.update(depth=2, max_positions=32)
     c.student.token_types = False
     c.terms.itc = {"levels": ("fc1", "out")}
     if variant != "itc":
