@@ -58,4 +58,4 @@ def symmetric_info_nce(
 
 def _products(a, b):
     # Full fp32: the 10-bit products that accelerators default to, times a scale of 100, would blur the softmax.
-    return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)

@@ -58,9 +58,12 @@ def logit_scale_figure(rows) -> Figure | None:
 
 
 def recall_figure(rows, direction: str) -> Figure | None:
-    """Recall at 1, 5 and 10 of one direction (`image_to_text` or `text_to_image`) against the step."""
+    """Recall at 1, 5 and 10 of one direction (`image_to_text` or `text_to_image`) against the step.
+
+    None for fewer than two evaluations: one point is no curve, and the table has it.
+    """
     keys = [key for k in (1, 5, 10) for key in keys_of(rows, f"eval/{direction}/r{k}".__eq__)]
-    if not keys:
+    if not keys or len(series(rows, keys[0])[0]) < 2:
         return None
     figure, axes = _curves("recall, %")
     for key, colour in zip(keys, COLOURS):

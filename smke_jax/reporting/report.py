@@ -129,7 +129,7 @@ def _recall_cell(metrics, direction, key):
 def _curves(rows):
     drawn = [
         (plots.loss_figure(rows), _loss_caption(rows)),
-        (plots.logit_scale_figure(rows), "Learned logit scales (inverse temperatures)"),
+        (plots.logit_scale_figure(rows), "Logit scales (inverse temperatures)"),
         *(
             (plots.recall_figure(rows, direction), f"Recall during training, {name}")
             for direction, name in DIRECTIONS.items()

@@ -308,7 +308,7 @@ def test_flickr8k_from_photos_to_figures(real_data, tmp_path, capsys):
     data, run = tmp_path / "data", tmp_path / "run"
     assert main(["prepare", "flickr8k", f"--source={source}", f"--out={data}", "--max_side=96"]) == 0
     assert main([
-        "train", f"--config={REPOSITORY / 'configs/flickr8k.py'}", f"--workdir={run}", f"--config.data.dir={data}",
+        "train", f"--config={REPOSITORY / 'configs/flickr8k.py'}:itc", f"--workdir={run}", f"--config.data.dir={data}",
         "--config.batch_size=32", "--config.total_steps=3", "--config.num_devices=2", "--config.eval.batch_size=32",
         "--config.data.vocab_size=600", "--config.data.max_length=12",
         "--config.student.image.image_size=32", "--config.student.image.depth=1", "--config.student.text.depth=1",

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from smke_jax.errors import UserError
-from smke_jax.training.writers import MetricWriter, Progress, format_duration, read_metrics
+from smke_jax.reporting.metrics_log import read_metrics
+from smke_jax.training.writers import MetricWriter, Progress, format_duration
 
 
 def steps(path) -> list[int]:
