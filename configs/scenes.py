@@ -37,6 +37,7 @@ def get_config(variant: str = ""):
         c.terms.target_itc = {"bank_size": 2048, "weight": 0.5, "final_weight": 0.0}
     else:
         c.passes = ("student",)
+        c.total_steps = 2400  # in the time of the default's 2150: without the teacher a step is faster
     c.optimizer.update(name="muon", learning_rate=6e-3, weight_decay=0.0, clip_norm=1.0)
     c.eval.split = "gallery"
     c.log.every = 100

@@ -1,6 +1,8 @@
 """A self-supervised image teacher from images alone: VICReg between two views, and each view from its [CLS].
 
-smke train --config=configs/teacher_scenes.py --workdir=runs/teacher_scenes
+    smke train --config=configs/teacher_scenes.py --workdir=runs/teacher_scenes
+
+2026-11-22, two CPU cores shared with other work: about 21 minutes; probes in smke_jax/assets/README.md.
 """
 
 from smke_jax.config import base, variant_of

@@ -248,7 +248,7 @@ def test_an_infinite_parameter_is_bad_too(run):
 
 
 def test_names_are_of_everything_watched(run):
-    """Position by position what the step counts: parameters, representations, losses, gradients."""
+    """Position by position what the step counts: parameters, representations, losses, gradients, new parameters."""
     params = jax.eval_shape(lambda: run.start().params)
     names = bad_names(run.recipe, run.batch, params)
     own = paths(params)
@@ -258,6 +258,7 @@ def test_names_are_of_everything_watched(run):
         + [f"representation/{n}" for n in sorted(["id", "target/cls", *sides])]
         + ["loss/itc", "loss/target_itc"]
         + [f"gradient/{p}" for p in own]
+        + [f"updated params/{p}" for p in own]
     )
 
 
