@@ -150,3 +150,30 @@ class Block(nn.Module):
         fc1, y = mlp(norm2(h) if pre else h)
         out = h + scale("ls2", drop(y))
         return BlockOutput(out if pre else norm2(out), fc1, y)
+
+
+def run_blocks(encoder: nn.Module, x, mask=None, *, deterministic: bool):
+    """Dropout, the layers 'block_<i>' and, pre-norm, the last LayerNorm of a tower.  (B, L, D) -> (B, L, D).
+
+    Call it inside the compact method of `encoder`, whose fields of the same names it reads and to which the
+    parameters belong.
+    """
+    x = nn.Dropout(encoder.dropout, deterministic=deterministic)(x)
+    for i in range(encoder.depth):
+        x = Block(
+            encoder.num_heads,
+            encoder.mlp_dim,
+            norm_order=encoder.norm_order,
+            norm_eps=encoder.norm_eps,
+            activation=encoder.activation,
+            dropout=encoder.dropout,
+            init_std=encoder.init_std,
+            dtype=encoder.dtype,
+            name=f"block_{i}",
+        )(x, mask, deterministic=deterministic).out
+    return LayerNorm(encoder.norm_eps, encoder.dtype, name="norm")(x) if encoder.norm_order == "pre" else x
+
+
+def prepend(token: jax.Array, tokens: jax.Array) -> jax.Array:
+    """The same token (1, 1, D) before each sequence (B, L, D) -> (B, 1 + L, D)."""
+    return jnp.concatenate([jnp.broadcast_to(token, (len(tokens), 1, tokens.shape[-1])), tokens], axis=1)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from smke_jax.models.layers import Block, LayerNorm, kernel_init
+from smke_jax.models.layers import Block, LayerNorm, kernel_init, prepend
 from smke_jax.models.vision import ImageEncoder, PatchEmbed, patchify
 
 
@@ -63,7 +63,7 @@ class Beit(nn.Module):
         embed = PatchEmbed(self.patch_size, self.width, self.init_std, self.dtype, name="patch_embed")
         patches = embed(patchify(images, self.patch_size))
         cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(cls, (len(patches), 1, self.width)), patches], axis=1)
+        x = prepend(cls, patches)
         grid = self.image_size // self.patch_size
         shared = RelativePositionBias(grid, self.num_heads, name="relative_bias")() if self.shared_bias else None
         for i in range(self.depth):

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from smke_jax.models.layers import Block, LayerNorm, kernel_init
+from smke_jax.models.layers import LayerNorm, kernel_init, run_blocks
 
 
 class TextEncoder(nn.Module):
@@ -39,17 +39,4 @@ class TextEncoder(nn.Module):
         x += table("position_embedding", self.max_positions)[:length]
         x += table("type_embedding", self.type_vocab_size)[0]
         x = LayerNorm(self.norm_eps, self.dtype, name="embedding_norm")(x)
-        x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
-        for i in range(self.depth):
-            x = Block(
-                self.num_heads,
-                self.mlp_dim,
-                norm_order=self.norm_order,
-                norm_eps=self.norm_eps,
-                activation=self.activation,
-                dropout=self.dropout,
-                init_std=self.init_std,
-                dtype=self.dtype,
-                name=f"block_{i}",
-            )(x, mask, deterministic=deterministic).out
-        return LayerNorm(self.norm_eps, self.dtype, name="norm")(x) if self.norm_order == "pre" else x
+        return run_blocks(self, x, mask, deterministic=deterministic)

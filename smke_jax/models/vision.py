@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smke_jax.models.layers import Block, LayerNorm, kernel_init
+from smke_jax.models.layers import LayerNorm, kernel_init, prepend, run_blocks
 
 
 def sincos_positions(grid: int, width: int) -> np.ndarray:
@@ -89,25 +89,11 @@ class ImageEncoder(nn.Module):
         x = PatchEmbed(self.patch_size, self.width, self.init_std, self.dtype, name="patch_embed")(x)
         x += positions.astype(self.dtype)
         cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
-        x = jnp.concatenate([jnp.broadcast_to(cls, (x.shape[0], 1, self.width)), x], axis=1)
+        x = prepend(cls, x)
 
-        pre = self.norm_order == "pre"
-        if not pre:
+        if self.norm_order != "pre":
             x = LayerNorm(self.norm_eps, self.dtype, name="norm")(x)
-        x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
-        for i in range(self.depth):
-            x = Block(
-                self.num_heads,
-                self.mlp_dim,
-                norm_order=self.norm_order,
-                norm_eps=self.norm_eps,
-                activation=self.activation,
-                dropout=self.dropout,
-                init_std=self.init_std,
-                dtype=self.dtype,
-                name=f"block_{i}",
-            )(x, deterministic=deterministic).out
-        return LayerNorm(self.norm_eps, self.dtype, name="norm")(x) if pre else x
+        return run_blocks(self, x, deterministic=deterministic)
 
 
 def _random_subset(key: jax.Array, rows: int, total: int, count: int) -> jax.Array:

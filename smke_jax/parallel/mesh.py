@@ -22,15 +22,14 @@ def make_mesh(num_devices: int | None = None) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.array(devices), (DATA_AXIS,), axis_types=(AxisType.Auto,))
 
 
-def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> int:
-    """Examples of a global batch that this process loads; refuses a batch that does not divide."""
+def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh) -> None:
+    """Refuses a global batch that does not divide over the devices and the processes."""
     devices, processes = mesh.size, jax.process_count()
     if batch_size % devices or batch_size % processes:
         nearest = max(1, round(batch_size / devices)) * devices
         raise UserError(
             f"batch_size {batch_size} does not divide over {devices} devices: set it to {nearest}, or use fewer devices"
         )
-    return batch_size // processes
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
