@@ -4,8 +4,8 @@
 
 Needs the pretrained files named below; `configs/s_smke.py:random` starts everything from random weights, to try the
 code.  The thesis trained it in 11.2 h on two RTX 4090 (3,264,868 pairs, 7 epochs): COCO 5k R@1 53.5 / 35.7, Flickr30K
-70.9 / 52.7.  Run here so far, on two CPU cores on 2026-11-22: `configs/s_smke.py:random` with BERT's vocabulary, batch 8 and fp32
-takes two steps in 67 s, compilation included, at a peak of 5.1 GB.
+70.9 / 52.7.  Run here so far, on two CPU cores on 2026-11-22: `configs/s_smke.py:random` with BERT's vocabulary,
+batch 8 and fp32 takes two steps in 67 s, compilation included, at a peak of 5.1 GB.
 """
 
 from smke_jax.config import base, variant_of

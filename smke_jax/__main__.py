@@ -11,6 +11,7 @@ PROGRAMS = {
     "prepare": "make a dataset or a tokenizer ready for training",
     "train": "train a config: --config=configs/x.py --workdir=DIR [--config.a.b=value …]",
     "evaluate": "retrieval figures of a run: --workdir=DIR [--data=DIR] [--split=dev]",
+    "convert": "make a pretrained network from its PyTorch file ready for training: --checkpoint=FILE --out=DIR",
     "export": "write a run's trained encoder as safetensors: --workdir=DIR --out=FILE",
 }
 

@@ -40,3 +40,26 @@ class TextEncoder(nn.Module):
         x += table("type_embedding", self.type_vocab_size)[0]
         x = LayerNorm(self.norm_eps, self.dtype, name="embedding_norm")(x)
         return run_blocks(self, x, mask, deterministic=deterministic)
+
+
+class Bert(TextEncoder):
+    """A BERT with its pooler, where the file it comes from has one.  -> (tokens (B, L, D), pooled (B, D) or None)."""
+
+    pooler: bool = True
+
+    @nn.compact
+    def __call__(self, ids, mask, *, deterministic: bool = True):
+        tokens = super().__call__(ids, mask, deterministic=deterministic)
+        if not self.pooler:
+            return tokens, None
+        return tokens, jnp.tanh(nn.Dense(self.width, dtype=self.dtype, name="pooler")(tokens[:, 0]))
+
+
+TEXT_ENCODERS = {"bert": Bert}
+
+
+def build_text_encoder(config) -> nn.Module:
+    """The text encoder that `config` (with a `type` of TEXT_ENCODERS and that module's fields) describes."""
+    module = TEXT_ENCODERS[config["type"]]
+    fields = {k: v for k, v in config.items() if k in module.__dataclass_fields__}
+    return module(**fields | {"dtype": jnp.dtype(config.get("dtype", "float32"))})

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from smke_jax.__main__ import run_program
-from smke_jax.convert.flax_file import save_params
+from smke_jax.convert.params_file import save_params
 from smke_jax.errors import UserError
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.programs.evaluate import step_argument

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from smke_jax.convert.flax_file import file_digest, fit, load_params, read_description
+from smke_jax.convert.params_file import file_digest, fit, load_params, read_description
 from smke_jax.data.datasets import open_source
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
 from smke_jax.data.transforms import build_views

@@ -155,7 +155,19 @@ def test_axis_names_are_known_to_parallel_and_the_step():
 
 @pytest.mark.parametrize("package", ["torch", "tensorflow", "torchvision", "timm"])
 def test_training_frameworks_of_others_are_not_needed(package):
-    assert not [m for m in MODULES for name in imports(m) if name.split(".")[0] == package]
+    users = {m for m in MODULES for name in imports(m) if name.split(".")[0] == package}
+    assert not {m for m in users if not (package == "torch" and is_in(m, "convert"))}
+
+
+def test_pytorch_is_imported_only_where_it_is_used():
+    def imported_at_the_top(module):
+        found = [node for node in tree(module).body if isinstance(node, ast.Import | ast.ImportFrom)]
+        return {a.name for n in found if isinstance(n, ast.Import) for a in n.names} | {
+            n.module for n in found if isinstance(n, ast.ImportFrom)
+        }
+
+    # What is copied into exports is PyTorch code, and no module of this package imports it.
+    assert not {m for m in MODULES if "torch" in imported_at_the_top(m)} - {"convert.modeling_smke"}
 
 
 @pytest.mark.parametrize("module", list(MODULES))

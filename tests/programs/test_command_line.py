@@ -13,7 +13,7 @@ import tiny
 from PIL import Image
 
 from smke_jax.__main__ import main
-from smke_jax.convert.flax_file import save_params
+from smke_jax.convert.params_file import save_params
 from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.models.teachers import build_teacher
 

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from smke_jax.__main__ import main
-from smke_jax.convert.flax_file import load_params, read_description
+from smke_jax.convert.params_file import load_params, read_description
 from smke_jax.programs import demo
 
 

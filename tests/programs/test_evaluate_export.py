@@ -10,7 +10,7 @@ import pytest
 import tiny
 
 from smke_jax.__main__ import main
-from smke_jax.convert.flax_file import load_params, read_description
+from smke_jax.convert.params_file import load_params, read_description
 from smke_jax.models.student import build_student
 from smke_jax.models.teachers import build_teacher
 from smke_jax.training.experiment import restore_run

@@ -17,7 +17,7 @@ import pytest
 import tiny
 
 from smke_jax.__main__ import main
-from smke_jax.convert.flax_file import save_params
+from smke_jax.convert.params_file import save_params
 from smke_jax.data.datasets import SOURCES
 from smke_jax.errors import UserError
 from smke_jax.models.teachers import build_teacher

@@ -1,4 +1,7 @@
-"""Parameters as one safetensors file: 'a/b/c' paths as keys, the model's description in the metadata."""
+"""Parameters as a directory: `params.safetensors`, 'a/b/c' paths as keys, the model's description in its metadata.
+
+Beside it lies what belongs to the model: `tokenizer/` for one that reads text.
+"""
 
 import hashlib
 import json
@@ -12,6 +15,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from smke_jax.errors import UserError
 
+PARAMS = "params.safetensors"
+TOKENIZER = "tokenizer"
+
 
 def save_params(path: str | Path, params: Any, description: dict) -> None:
     """Writes `params` (nested dict of arrays) and `description` (JSON-able) beside, then renames."""
@@ -24,11 +30,11 @@ def save_params(path: str | Path, params: Any, description: dict) -> None:
 
 
 def read_description(path: str | Path) -> dict:
-    """The description in a file that `save_params` wrote."""
+    """The description in a file or directory that `save_params` wrote: {'model': …, 'source': …}."""
     with _open(path) as file:
         metadata = file.metadata() or {}
     if "smke_jax" not in metadata:
-        raise UserError(f"{path} does not say what model it holds: it was not written by smke_jax")
+        raise UserError(f"{path} does not say what model it holds: run `smke convert` on it first")
     return json.loads(metadata["smke_jax"])
 
 
@@ -40,28 +46,37 @@ def load_params(path: str | Path) -> Any:
 
 
 def file_digest(path: str | Path) -> str:
-    """Hex sha256 of a file."""
-    with Path(path).open("rb") as file:
+    """Hex sha256 of a file, or of the parameters in a directory."""
+    with params_path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def params_path(path: str | Path) -> Path:
+    """The file of parameters: `path` itself, or the one in that directory."""
+    path = Path(path)
+    return path / PARAMS if path.is_dir() else path
+
+
 def _open(path):
-    if not Path(path).is_file():
-        raise UserError(f"no weights at {path}: give a safetensors file that exists, or 'random' to go without")
+    file = params_path(path)
+    if not file.is_file():
+        raise UserError(
+            f"no weights at {path}: give what `smke convert` or `smke export` wrote, or 'random' to go without"
+        )
     try:
-        return safetensors.safe_open(path, framework="numpy")
+        return safetensors.safe_open(file, framework="numpy")
     except safetensors.SafetensorError as error:
-        raise UserError(f"{path} is no sound safetensors file ({error}): fetch or convert it again") from None
+        raise UserError(f"{file} is no sound safetensors file ({error}): fetch or convert it again") from None
 
 
 def fit(target: Any, loaded: Any, *, source: str) -> Any:
-    """`loaded` cut to the parameters of `target` (arrays or shapes), strict but for surplus blocks.
+    """`loaded` cut to the parameters of `target` (arrays or shapes), strict but for surplus blocks and a pooler.
 
     A file may hold more `block_<i>` than the target: the first ones are kept (the thesis' truncated towers).
     Raises UserError listing every missing, unexpected and mis-shaped key.
     """
     want, have = flatten_dict(target, sep="/"), flatten_dict(loaded, sep="/")
-    surplus = {key for key in have if key not in want and key.split("/")[0].startswith("block_")}
+    surplus = {key for key in have if key not in want and key.split("/")[0].startswith(("block_", "pooler"))}
     problems = [f"missing {key}" for key in sorted(set(want) - set(have))]
     problems += [f"unexpected {key}" for key in sorted(set(have) - set(want) - surplus)]
     problems += [

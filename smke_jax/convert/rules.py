@@ -1,0 +1,226 @@
+"""Rule tables: which PyTorch tensor is which Flax parameter, read in both directions, strictly."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from smke_jax.errors import UserError
+
+State = Mapping[str, np.ndarray]  # {PyTorch name: array}
+
+
+class Kind(NamedTuple):
+    """How one PyTorch tensor becomes one or more Flax arrays, and back; both ways only move numbers about."""
+
+    to_flax: Callable[[np.ndarray], tuple[np.ndarray, ...]]
+    to_torch: Callable[..., np.ndarray]
+
+
+def _one(to_flax, to_torch) -> Kind:
+    return Kind(lambda x: (to_flax(x),), to_torch)
+
+
+def _thirds(x):
+    if len(x) % 3:
+        raise ValueError(f"{len(x)} rows do not split into q, k and v")
+    return np.split(x, 3)
+
+
+SAME = _one(lambda x: x, lambda x: x)
+LINEAR = _one(lambda x: _rank(x, 2).T, lambda x: x.T)  # (out, in) <-> (in, out)
+CONV = _one(lambda x: _rank(x, 4).transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))  # OIHW <-> HWIO
+ROW = _one(lambda x: _rank(x, 1)[None, None], lambda x: x[0, 0])  # (D,) <-> (1, 1, D)
+FIRST = _one(lambda x: _only(x)[0], lambda x: x[None])  # (1, …) <-> (…)
+QKV_LINEAR = Kind(  # rows q | k | v
+    lambda x: tuple(part.T for part in _thirds(_rank(x, 2))), lambda *x: np.concatenate([part.T for part in x])
+)
+QKV = Kind(lambda x: tuple(_thirds(_rank(x, 1))), lambda *x: np.concatenate(x))
+
+
+def _rank(x, rank):
+    if x.ndim != rank:
+        raise ValueError(f"it has {x.ndim} dimensions, not {rank}")
+    return x
+
+
+def _only(x):
+    if x.shape[:1] != (1,):
+        raise ValueError(f"its first dimension is {x.shape[:1]}, not 1")
+    return x
+
+
+class Rule(NamedTuple):
+    """`torch` names a tensor, `flax` the parameter(s) it holds; '{i}' in both stands for the layer."""
+
+    torch: str
+    flax: str | tuple[str, ...]
+    kind: Kind = SAME
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return (self.flax,) if isinstance(self.flax, str) else self.flax
+
+
+def per_layer(rules: Iterable[Rule], depth: int) -> list[Rule]:
+    """The rules of layers 0 … depth-1, from rules with '{i}'."""
+    rules = list(rules)
+    return [
+        Rule(rule.torch.replace("{i}", str(i)), tuple(path.replace("{i}", str(i)) for path in rule.paths), rule.kind)
+        for i in range(depth)
+        for rule in rules
+    ]
+
+
+def linear(torch: str, flax: str, bias: bool = True) -> list[Rule]:
+    """nn.Linear <-> Dense."""
+    rules = [Rule(f"{torch}.weight", f"{flax}/kernel", LINEAR)]
+    return rules + ([Rule(f"{torch}.bias", f"{flax}/bias")] if bias else [])
+
+
+def layer_norm(torch: str, flax: str) -> list[Rule]:
+    """nn.LayerNorm <-> LayerNorm."""
+    return [Rule(f"{torch}.weight", f"{flax}/scale"), Rule(f"{torch}.bias", f"{flax}/bias")]
+
+
+def patch_embed(torch: str, flax: str = "patch_embed", bias: bool = True) -> list[Rule]:
+    """The strided nn.Conv2d <-> PatchEmbed."""
+    return [Rule(f"{torch}.weight", f"{flax}/kernel", CONV)] + ([Rule(f"{torch}.bias", f"{flax}/bias")] if bias else [])
+
+
+class Layout(NamedTuple):
+    """One kind of file.
+
+    name:       what --from calls it
+    summary:    what such files are, in a few words
+    marks:      names that only this layout has, all of them, after `clean`: how --from=auto knows it
+    describe:   (state, config) -> the model's description: {'type': …, its fields}; sizes are read from shapes, what
+                shapes do not tell from `config` (the config.json beside the file, or the cfg in it); raises UserError
+    rules:      description -> the table
+    clean:      state -> state with wrappers and old names brought to one form
+    ignored:    {start of a name: why it is not needed}
+    constants:  description -> {name: the only value it may have}: checked and not kept; needs not be in the file
+    """
+
+    name: str
+    summary: str
+    marks: tuple[str, ...]
+    describe: Callable[[State, dict], dict]
+    rules: Callable[[dict], list[Rule]]
+    clean: Callable[[State], State] = dict
+    ignored: Mapping[str, str] = {}
+    constants: Callable[[dict], dict[str, np.ndarray]] = lambda description: {}
+
+
+def without_prefix(*prefixes: str) -> Callable[[State], State]:
+    """A `clean` that takes the first of `prefixes` that any name has off the names that have it."""
+
+    def clean(state: State) -> State:
+        for prefix in prefixes:
+            if any(name.startswith(prefix) for name in state):
+                return {name.removeprefix(prefix): x for name, x in state.items()}
+        return dict(state)
+
+    return clean
+
+
+class Report(NamedTuple):
+    """What became of every name in a file."""
+
+    mapped: dict[str, tuple[str, ...]]  # PyTorch name -> Flax paths
+    ignored: dict[str, str]  # PyTorch name -> reason
+    missing: list[str]
+    unexpected: list[str]
+    wrong: dict[str, str]  # PyTorch name -> what is wrong with it
+    widened: list[str]  # 16-bit floats, made fp32 without loss
+
+    @property
+    def sound(self) -> bool:
+        return not (self.missing or self.unexpected or self.wrong)
+
+    def lines(self, *, detail: bool = False) -> list[str]:
+        """For people; `detail` lists the mapped names too."""
+        lines = [f"mapped      {len(self.mapped)} tensors"]
+        if detail:
+            lines += [f"  {name} -> {', '.join(paths)}" for name, paths in self.mapped.items()]
+        if self.widened:
+            lines.append(f"widened     {len(self.widened)} of them from 16-bit floats to fp32, exactly")
+        reasons = sorted(set(self.ignored.values()))
+        for reason in reasons:
+            names = [name for name, why in self.ignored.items() if why == reason]
+            lines.append(f"left out    {len(names)}: {reason} ({names[0]}{', …' if len(names) > 1 else ''})")
+        lines += [f"missing     {name}" for name in self.missing]
+        lines += [f"unexpected  {name}" for name in self.unexpected]
+        lines += [f"wrong       {name}: {what}" for name, what in self.wrong.items()]
+        return lines
+
+
+def to_flax(layout: Layout, state: State, description: dict, shapes: Any) -> tuple[Any, Report]:
+    """(parameters as a nested dict of fp32 arrays, report) of the cleaned `state`.
+
+    `shapes` is the model's own parameter tree (arrays or ShapeDtypeStructs): what is to come out.
+    The parameters are whole only where the report is sound.
+    """
+    want = {path: x.shape for path, x in flatten_dict(shapes, sep="/").items()}
+    flat: dict[str, np.ndarray] = {}
+    report = Report({}, {}, [], [], {}, [])
+    constants = layout.constants(description)
+    rules = {rule.torch: rule for rule in layout.rules(description)}
+    report.missing.extend(name for name in rules if name not in state)
+    for name, x in state.items():
+        if name in rules:
+            problem = _take(rules[name], x, want, flat)
+            if problem:
+                report.wrong[name] = problem
+                continue
+            report.mapped[name] = rules[name].paths
+            if x.dtype.itemsize == 2:
+                report.widened.append(name)
+        elif name in constants:
+            expected = np.asarray(constants[name])
+            if x.shape != expected.shape or not np.allclose(x.astype(np.float64), expected, rtol=0, atol=1e-5):
+                report.wrong[name] = "a fixed value that differs from the one this model computes"
+            else:
+                report.ignored[name] = "computed, and checked against the file"
+        else:
+            why = next((why for start, why in layout.ignored.items() if name.startswith(start)), None)
+            if why is None:
+                report.unexpected.append(name)
+            else:
+                report.ignored[name] = why
+    covered = {path for rule in rules.values() for path in rule.paths}
+    if covered != set(want):
+        raise AssertionError(f"the table of {layout.name} and its model differ in {sorted(covered ^ set(want))}")
+    return unflatten_dict(flat, sep="/"), report
+
+
+def _take(rule: Rule, x: np.ndarray, want: Mapping[str, tuple], flat: dict[str, np.ndarray]) -> str:
+    """Adds what `x` holds to `flat`; returns what is wrong with it, or ''."""
+    if not np.issubdtype(x.dtype, np.floating) and x.dtype.name != "bfloat16":
+        return f"{x.dtype} where a float is expected"
+    if x.dtype.itemsize > 4:
+        return f"{x.dtype}, which fp32 cannot hold exactly: save the file in fp32"
+    try:
+        parts = rule.kind.to_flax(x)
+    except ValueError as error:
+        return f"shape {x.shape}: {error}"
+    for path, part in zip(rule.paths, parts, strict=True):
+        if part.shape != want.get(path, part.shape):
+            return f"shape {x.shape} gives {part.shape} for {path}, which is {want[path]}"
+        flat[path] = np.ascontiguousarray(part, np.float32)
+    return ""
+
+
+def to_torch(layout: Layout, params: Any, description: dict, *, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    """The state dict of `params` in this layout: contiguous arrays, the exact way back of `to_flax`.
+
+    Raises UserError where the parameters are not those of the description.
+    """
+    flat = flatten_dict(params, sep="/")
+    rules = layout.rules(description)
+    differing = {path for rule in rules for path in rule.paths} ^ set(flat)
+    if differing:
+        raise UserError(f"these parameters do not fit the layout {layout.name}: {', '.join(sorted(differing)[:8])}")
+    state = {rule.torch: rule.kind.to_torch(*(np.asarray(flat[path]) for path in rule.paths)) for rule in rules}
+    return {name: np.array(x, dtype, order="C") for name, x in state.items()}

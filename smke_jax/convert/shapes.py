@@ -1,0 +1,27 @@
+"""Sizes of a model, read from the names and shapes of its tensors."""
+
+import re
+
+from smke_jax.convert.rules import State
+from smke_jax.errors import UserError
+
+
+def depth_of(state: State, prefix: str) -> int:
+    """Number of layers `prefix`0, `prefix`1, …; gaps are left for the rules to report as missing."""
+    layers = {int(m[1]) for name in state if (m := re.match(re.escape(prefix) + r"(\d+)\.", name))}
+    return max(layers) + 1 if layers else 0
+
+
+def heads_of(width: int, config: dict, *keys: str, usual: int = 64) -> int:
+    """Number of attention heads: what `config` says under the first of `keys`, else `width` / `usual`.
+
+    Shapes do not tell it.  `usual` 0 is for families with no usual width of a head: UserError then.
+    """
+    for key in keys:
+        if key in config:
+            return int(config[key])
+    if not usual or width % usual:
+        raise UserError(
+            "the number of attention heads is neither in the file nor in a config.json beside it: give --num_heads"
+        )
+    return width // usual

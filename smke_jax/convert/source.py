@@ -1,0 +1,162 @@
+"""A file of weights from elsewhere, opened safely: names, arrays, and what the file says of its model."""
+
+import json
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import safetensors
+
+from smke_jax.convert.params_file import file_digest
+from smke_jax.errors import UserError
+
+# Where training code keeps the weights inside what it saves, in the order in which they are looked for.
+WRAPPERS = ("model", "state_dict", "module", "teacher", "params")
+NAMES = ("model.safetensors", "pytorch_model.bin")  # of transformers, in a directory
+
+
+class Source(NamedTuple):
+    """path: the file; state: {name: array}; config: what it or the config.json beside it says; digest: hex sha256."""
+
+    path: Path
+    state: dict[str, np.ndarray]
+    config: dict
+    digest: str
+
+
+def read_source(path: str | Path, *, trust_code: bool = False) -> Source:
+    """Opens .safetensors, .npz, .pt, .pth, .bin or .ckpt, or a directory of transformers with one of them.
+
+    PyTorch's own files need the extra [torch] and are read without running what they contain; archives that can only
+    be run (TorchScript, pickles of whole objects) need `trust_code`.
+
+    Raises UserError for what is missing, truncated, not to be trusted, or of no known kind.
+    """
+    path = _find(Path(path))
+    reader = READERS.get(path.suffix)
+    if reader is None:
+        raise UserError(f"{path} is of no kind that can be read: give one of {', '.join(READERS)}, or a directory")
+    state, config = reader(path, trust_code)
+    if not state:
+        raise UserError(f"{path} holds no tensors: give the file of a model's weights")
+    beside = path.with_name("config.json")
+    if beside.is_file():
+        try:
+            config = {**config, **json.loads(beside.read_text(encoding="utf-8"))}
+        except ValueError:
+            raise UserError(f"{beside} is damaged: fetch it again") from None
+    return Source(path, state, config, file_digest(path))
+
+
+def _find(path: Path) -> Path:
+    if path.is_dir():
+        found = [path / name for name in NAMES if (path / name).is_file()]
+        if not found:
+            split = any(path.glob("*.index.json"))
+            what = "its weights are split over several files: join them" if split else "name the file itself"
+            raise UserError(f"{path} has neither {' nor '.join(NAMES)}: {what}")
+        return found[0]
+    if not path.is_file():
+        raise UserError(f"no file {path}: give the path of the weights you have")
+    return path
+
+
+def _read_safetensors(path: Path, trust_code: bool):
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise UserError(f"{path} is no sound safetensors file ({error}): fetch it again") from None
+
+
+def _read_npz(path: Path, trust_code: bool):
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file), {}
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is no sound .npz file of plain arrays ({error}): fetch it again") from None
+
+
+def _read_torch(path: Path, trust_code: bool):
+    try:
+        import torch
+    except ImportError:
+        raise UserError(f"reading {path} needs PyTorch: pip install 'smke_jax[torch]', or give safetensors") from None
+    content = _load_trusted(torch, path) if trust_code else _load_plain(torch, path)
+    return _unwrap(torch, content)
+
+
+def _load_plain(torch, path: Path) -> Any:
+    import argparse
+
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # plain settings, saved by much training code
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if "weights_only" not in str(error).lower():
+            raise UserError(f"{path} is damaged ({_first_line(error)}): fetch it again") from None
+        raise UserError(
+            f"{path} contains code, which was not run: if you trust where it comes from, add --trust_code; "
+            "better, ask for safetensors"
+        ) from None
+    except RuntimeError as error:
+        if "torchscript" in str(error).lower():
+            raise UserError(
+                f"{path} is a TorchScript archive, which carries code: if you trust where it comes from, "
+                "add --trust_code"
+            ) from None
+        raise UserError(f"{path} is damaged ({_first_line(error)}): fetch it again") from None
+    except (EOFError, ValueError, KeyError, OSError) as error:
+        raise UserError(f"{path} is no sound PyTorch file ({_first_line(error)}): fetch it again") from None
+
+
+def _load_trusted(torch, path: Path) -> Any:
+    try:
+        return torch.jit.load(path, map_location="cpu").state_dict()
+    except RuntimeError:
+        pass  # no TorchScript: a pickle
+    try:
+        return torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # whatever the code in it raises
+        raise UserError(f"{path} cannot be read ({_first_line(error)}): fetch it again") from None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _unwrap(torch, content: Any) -> tuple[dict[str, np.ndarray], dict]:
+    """The tensors of the innermost wrapper, and the settings saved beside them."""
+    config: dict = {}
+    while isinstance(content, Mapping):
+        for name in ("cfg", "config", "args", "hyper_parameters"):
+            settings = content.get(name)
+            if settings is not None and not torch.is_tensor(settings):
+                config[name] = settings
+        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if inner is None:
+            break
+        content = inner
+    if hasattr(content, "state_dict"):
+        content = content.state_dict()
+    if not isinstance(content, Mapping):
+        return {}, config
+    return {str(name): _array(torch, x) for name, x in content.items() if torch.is_tensor(x)}, config
+
+
+def _array(torch, x) -> np.ndarray:
+    x = x.detach().cpu().contiguous()
+    if x.dtype == torch.bfloat16:  # NumPy knows it only through ml_dtypes
+        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return x.numpy()
+
+
+READERS = {
+    ".safetensors": _read_safetensors,
+    ".npz": _read_npz,
+    **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _read_torch),
+}

@@ -1,0 +1,59 @@
+"""`smke convert`: a pretrained network from its PyTorch or NumPy file, for config.teacher and config.student.*.init.
+
+The directory written holds the parameters, what model they are of, and the tokenizer where one lies beside the file.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from smke_jax.__main__ import run_program
+from smke_jax.convert.convert import convert, write
+from smke_jax.convert.layouts import LAYOUTS
+from smke_jax.convert.source import read_source
+from smke_jax.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Parses the command line, reads, reports and writes; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    if not arguments.dry_run:
+        if arguments.out is None:
+            raise UserError("give --out=DIR to write to, or --dry_run to see the report alone")
+        if arguments.out.exists():
+            raise UserError(f"{arguments.out} is already there: remove it or choose another --out")
+    source = read_source(arguments.checkpoint, trust_code=arguments.trust_code)
+    fields = {"num_heads": arguments.num_heads} if arguments.num_heads else {}
+    conversion = convert(source, arguments.layout, **fields)
+    print(f"layout      {conversion.layout.name}: {conversion.layout.summary}")
+    print("model       " + ", ".join(f"{k} {v}" for k, v in conversion.description.items()))
+    print("\n".join(conversion.report.lines(detail=arguments.dry_run)))
+    if not conversion.report.sound:
+        raise UserError(f"{source.path} does not fit {conversion.layout.name}, see above; nothing was written")
+    if not arguments.dry_run:
+        write(arguments.out, conversion, source)
+        print(f"wrote {arguments.out}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary, _, more = __doc__.partition("\n\n")
+    layouts = "\n".join(f"  {name:20} {layout.summary}" for name, layout in sorted(LAYOUTS.items()))
+    parser = argparse.ArgumentParser(
+        "smke convert", description=summary, epilog=f"{more}\nlayouts:\n{layouts}", allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--from", dest="layout", default="auto", metavar="LAYOUT", help="default: auto")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="file, or directory of transformers")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="directory to write")
+    parser.add_argument("--dry_run", action="store_true", help="print what maps to what, and write nothing")
+    parser.add_argument("--num_heads", type=int, help="where neither the file nor a config.json beside it says")
+    parser.add_argument(
+        "--trust_code", action="store_true",
+        help="run code that the file contains (TorchScript, pickled objects): only for files whose maker you trust",
+    )  # fmt: skip
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv[1:]))
