@@ -2,10 +2,16 @@
 
     smke train --config=configs/s_smke.py --workdir=runs/s_smke --config.data.dir=DATA
 
-Needs the pretrained files named below; `configs/s_smke.py:random` starts everything from random weights, to try the
-code.  The thesis trained it in 11.2 h on two RTX 4090 (3,264,868 pairs, 7 epochs): COCO 5k R@1 53.5 / 35.7, Flickr30K
-70.9 / 52.7.  Run here so far, on two CPU cores on 2026-11-22: `configs/s_smke.py:random` with BERT's vocabulary,
-batch 8 and fp32 takes two steps in 67 s, compilation included, at a peak of 5.1 GB.
+It starts from pretrained parts, which these commands make of their authors' files:
+
+    smke convert --checkpoint=beitv2_base_patch16_224_pt1k.pth --out=weights/beitv2-base-pt1k
+    smke convert --checkpoint=base_imagenet.pt --out=weights/data2vec2-base
+    smke convert --checkpoint=BERT_BASE_UNCASED_DIR --out=weights/bert-base-uncased
+
+`configs/s_smke.py:random` starts everything from random weights, to try the code.  The thesis trained it in 11.2 h on
+two RTX 4090 (3,264,868 pairs, 7 epochs): COCO 5k R@1 53.5 / 35.7, Flickr30K 70.9 / 52.7.  Run here so far, on two CPU
+cores on 2026-11-22: `configs/s_smke.py:random` with BERT's vocabulary, batch 8 and fp32 takes two steps in 67 s,
+compilation included, at a peak of 5.1 GB.
 """
 
 from smke_jax.config import base, variant_of
@@ -18,14 +24,12 @@ def get_config(variant: str = ""):
     c.terms.itc = {"levels": ("fc1", "out")}
     c.terms.target_itc = {"bank_size": 65_536}
     c.data.dir = "data/coco_cc"
-    c.data.tokenizer = "weights/bert-base-uncased"
     c.student.dtype = c.teacher.dtype = "bfloat16"
-    c.student.image.init = "weights/data2vec2-base.safetensors"
-    c.student.text.init = "weights/bert-base-uncased.safetensors"
-    c.teacher.checkpoint = "weights/beitv2-base-pt1k.safetensors"
+    c.student.image.init = "weights/data2vec2-base"
+    c.student.text.init = "weights/bert-base-uncased"  # its vocabulary comes along
+    c.teacher.checkpoint = "weights/beitv2-base-pt1k"
     c.teacher.final_norm = False  # as the thesis' memory bank run (spec 15)
     c.eval.every = c.checkpoint.every = 6_376  # an epoch
     if variant == "random":
         c.student.image.init = c.student.text.init = c.teacher.checkpoint = "random"
-        c.data.tokenizer = ""
     return variant_of(c, variant, ("random",))

@@ -46,7 +46,7 @@ def base() -> ConfigDict:
     c.student.dtype = "float32"  # of activations; bfloat16 on accelerators. Parameters and losses stay fp32
     c.student.token_types = True
     c.student.image = ConfigDict()
-    c.student.image.init = "random"  # or a safetensors file of a Data2Vec2 image encoder
+    c.student.image.init = "random"  # or what `smke convert` wrote of a Data2Vec2 image encoder
     c.student.image.image_size = 224
     c.student.image.patch_size = 16
     c.student.image.width = 768
@@ -60,7 +60,7 @@ def base() -> ConfigDict:
     c.student.image.token_drop = 0.0  # share of patches left out in training (FLIP)
     c.student.image.init_std = 0.02  # 0 scales by fan-in: for training from scratch
     c.student.text = ConfigDict()
-    c.student.text.init = "random"  # or a safetensors file of a BERT encoder
+    c.student.text.init = "random"  # or what `smke convert` wrote of a BERT
     c.student.text.width = 768
     c.student.text.depth = 6
     c.student.text.num_heads = 12
@@ -81,8 +81,8 @@ def base() -> ConfigDict:
     c.student.shared.init_std = 0.02
 
     c.teacher = ConfigDict()
-    # A safetensors file whose metadata describes the model (the fields below then come from it), or 'random' for a
-    # teacher of random weights, to try code without a file; '' where no pass uses a teacher.
+    # What `smke convert` or `smke export` wrote, which says what model it holds (the fields below then come from it),
+    # or 'random' for a teacher of random weights, to try code without a file; '' where no pass uses a teacher.
     c.teacher.checkpoint = ""
     c.teacher.type = "beit"  # of smke_jax.models.teachers.TEACHERS
     c.teacher.final_norm = True  # beit: False takes the last block's output un-normalised
@@ -94,6 +94,8 @@ def base() -> ConfigDict:
     c.teacher.mlp_dim = 3072
     c.teacher.norm_eps = 1e-6
     c.teacher.activation = "gelu"
+    c.teacher.mean = (0.485, 0.456, 0.406)  # of the pixels in [0, 1] that it was trained with
+    c.teacher.std = (0.229, 0.224, 0.225)
     c.teacher.dtype = "float32"
     c.teacher.layer_scale = 0.1  # beit
     c.teacher.shared_bias = True  # beit: one relative position table for all blocks

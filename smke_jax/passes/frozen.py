@@ -2,14 +2,17 @@
 
 import flax.linen as nn
 
-from smke_jax.passes.base import Pass, to_network
+from smke_jax.passes.base import MEAN, STD, Pass, to_network
 
 
-def teacher_pass(model: nn.Module) -> Pass:
-    """'target/cls' (B, D) of batch['teacher_image'], or of batch['image'] where student and teacher share the view."""
+def teacher_pass(model: nn.Module, mean=MEAN, std=STD) -> Pass:
+    """'target/cls' (B, D) of batch['teacher_image'], or of batch['image'] where student and teacher share the view.
+
+    `mean` and `std` (3,) are those of the pixels in [0, 1] that the teacher was trained with.
+    """
 
     def images(batch):
-        return to_network(batch.get("teacher_image", batch["image"]))
+        return to_network(batch.get("teacher_image", batch["image"]), mean, std)
 
     def init(key, batch):
         return model.init(key, images(batch))["params"]

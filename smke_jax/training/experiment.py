@@ -19,6 +19,7 @@ from smke_jax.parallel.mesh import make_mesh, replicated
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.recipe import Recipe, build_recipe, init_params
+from smke_jax.training.towers import Tower, read_towers, tower_tokenizer
 from smke_jax.training.validation import validate
 
 
@@ -53,11 +54,15 @@ def resolve(config: ConfigDict) -> ConfigDict:
                 f"{path} holds a model of type {model.get('type')!r}, which is no teacher: give a file of one of "
                 f"{', '.join(sorted(TEACHERS))}, such as `smke export` writes of a self-supervised run"
             )
-        for key, value in model.items():
-            if key not in config.teacher:
-                raise UserError(f"{path} describes its model by {key!r}, which no teacher here has: convert it again")
-            if key not in ("final_norm", "dtype"):  # how the features are used is the recipe's choice
-                config.teacher[key] = tuple(value) if isinstance(value, list) else value
+        known = {*config.teacher, *TEACHERS[model["type"]].__dataclass_fields__}
+        with config.teacher.unlocked():  # each type has fields of its own
+            for key, value in model.items():
+                if key not in known:
+                    raise UserError(
+                        f"{path} describes its model by {key!r}, which no teacher here has: convert it again"
+                    )
+                if key not in ("final_norm", "dtype"):  # how the features are used is the recipe's choice
+                    config.teacher[key] = tuple(value) if isinstance(value, list) else value
     return config
 
 
@@ -74,8 +79,13 @@ def build_experiment(config: ConfigDict, workdir: Path, source=None) -> Experime
 def _tokenizer(config, directory: Path, source) -> Tokenizer:
     if directory.is_dir() and (directory.parent / "run.json").exists():
         return load_tokenizer(directory)  # a folder without its run.json is left over from a refused command
-    if config.data.tokenizer:
-        tokenizer = load_tokenizer(config.data.tokenizer)
+    given = config.data.tokenizer or tower_tokenizer(config)
+    if given:
+        tokenizer = load_tokenizer(given)
+    elif config.student.text.init != "random":
+        raise UserError(
+            f"{config.student.text.init} came without its vocabulary: give config.data.tokenizer, one with vocab.txt"
+        )
     elif source is None:
         raise UserError(f"no tokenizer at {directory}: this run did not get as far as writing one")
     else:
@@ -113,13 +123,13 @@ def batch_shapes(config: ConfigDict, views) -> dict[str, jax.ShapeDtypeStruct]:
     return shapes
 
 
-def check_model(experiment: Experiment, shapes: dict[str, Any]) -> None:
-    """Refuses a model that cannot be built or that its towers' files do not fit, before anything is compiled."""
+def check_model(experiment: Experiment, shapes: dict[str, Any]) -> list[Tower]:
+    """Refuses a model that cannot be built, before anything is compiled; returns the pretrained towers that fit it."""
     try:
         params = jax.eval_shape(lambda key: init_params(experiment.recipe, key, shapes)[0], jax.random.key(0))
     except (ValueError, TypeError, KeyError, IndexError) as error:  # what is said of sizes that do not go together
         raise UserError(f"the model of this config cannot be built: {str(error).splitlines()[0]}") from None
-    _read_towers(params, experiment.config)
+    return read_towers(params["student"], experiment.config) if "student" in params else []
 
 
 def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -140,24 +150,6 @@ def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[st
             digests[p.name] = file_digest(path)
         frozen[p.name] = jax.device_put(params, replicated(experiment.mesh))
     return frozen, digests
-
-
-def load_towers(params: Any, config: ConfigDict) -> Any:
-    """`params` with the student's towers replaced by the files that config.student.*.init name."""
-    towers = {
-        name: jax.tree.map(lambda old, new: jax.device_put(new, old.sharding), params["student"][name], loaded)
-        for name, loaded in _read_towers(params, config).items()
-    }
-    return {**params, "student": {**params["student"], **towers}} if towers else params
-
-
-def _read_towers(params, config) -> dict[str, Any]:
-    """{'image_encoder': its parameters, …} of the files that config.student.*.init name, cut to fit `params`."""
-    paths = {f"{tower}_encoder": config.student[tower].init for tower in ("image", "text") if "student" in params}
-    return {
-        name: fit(params["student"][name], load_params(path), source=path)
-        for name, path in paths.items() if path != "random"
-    }  # fmt: skip
 
 
 class TrainedRun(NamedTuple):

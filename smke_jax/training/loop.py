@@ -27,13 +27,13 @@ from smke_jax.training.experiment import (
     build_experiment,
     check_model,
     load_frozen,
-    load_towers,
     open_training_data,
     resolve,
 )
 from smke_jax.training.optimizer import build_optimizer
 from smke_jax.training.state import TrainState, count_parameters
 from smke_jax.training.step import bad_names, init_state, make_train_step
+from smke_jax.training.towers import describe_origins, load_towers
 from smke_jax.training.writers import MetricWriter, Progress
 
 log = logging.getLogger("smke_jax")
@@ -61,11 +61,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     experiment = build_experiment(config, workdir, source)
     check_batch_size(config.batch_size, experiment.mesh)
     shapes = batch_shapes(config, views)
-    check_model(experiment, shapes)
+    towers = check_model(experiment, shapes)
     # Opened now, so that a split that is not there is not found out after hours of training.
     gallery = open_source(config.data, config.eval.split) if "student" in config.passes and config.eval.split else None
     frozen, teacher_digests = load_frozen(experiment, shapes)
-    identity = {"data": source.digest, **{f"{k} weights": v for k, v in teacher_digests.items()}}
+    weights = {**teacher_digests, **{tower.name: tower.digest for tower in towers}}
+    identity = {"data": source.digest, **{f"{name} weights": digest for name, digest in weights.items()}}
     if experiment.tokenizer is not None:
         identity["tokenizer"] = experiment.tokenizer.digest
     batches = train_batches(
@@ -75,7 +76,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     )  # fmt: skip
     record.check_or_write(workdir, config, identity)  # last: what was refused above leaves the directory free
     with contextlib.closing(batches), Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
-        return _Loop(experiment, workdir, frozen, shapes, checkpoints, identity, gallery).run(batches)
+        return _Loop(experiment, workdir, frozen, towers, shapes, checkpoints, identity, gallery).run(batches)
 
 
 def _total_steps(config, source) -> int:
@@ -91,10 +92,18 @@ class _Loop:
     """One run's compiled step, state and files; `run` goes from the last checkpoint to the end."""
 
     def __init__(
-        self, experiment: Experiment, workdir: Path, frozen, shapes, checkpoints: Checkpointer, identity, gallery
+        self,
+        experiment: Experiment,
+        workdir: Path,
+        frozen,
+        towers,
+        shapes,
+        checkpoints: Checkpointer,
+        identity,
+        gallery,
     ):
         self.experiment, self.config = experiment, experiment.config
-        self.workdir, self.frozen, self.shapes = workdir, frozen, shapes
+        self.workdir, self.frozen, self.towers, self.shapes = workdir, frozen, towers, shapes
         self.checkpoints, self.identity, self.gallery = checkpoints, identity, gallery
         config, mesh = self.config, experiment.mesh
         self.tx, self.schedule = build_optimizer(
@@ -156,8 +165,10 @@ class _Loop:
         found = self.checkpoints.restore_latest(abstract.params, _without_params(abstract))
         if found is None:
             state = make()
-            state = state.replace(params=load_towers(state.params, self.config))
+            state = state.replace(params=load_towers(state.params, self.towers))
             log.info("%s parameters are trained", f"{count_parameters(state.params):,}")
+            if self.towers:
+                log.info("%s", "\n".join(describe_origins(state.params, self.towers)))
             return state, 0
         batches.set_state(found.data)
         log.info("continuing from step %d of %s", found.step, self.workdir)

@@ -83,7 +83,7 @@ def _student(config, vocab_size):
 
 
 def _teacher(config, vocab_size):
-    return teacher_pass(build_teacher(config.teacher))
+    return teacher_pass(build_teacher(config.teacher), config.teacher.mean, config.teacher.std)
 
 
 def _views(config, vocab_size):

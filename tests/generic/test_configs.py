@@ -87,7 +87,7 @@ def test_its_smoke_variant_takes_two_steps(path, tmp_path, monkeypatch):
 def test_s_smke_without_its_weights_names_the_file_it_lacks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = load(FILES[0].parent / "s_smke.py").get_config()
-    with pytest.raises(UserError, match="no weights at weights/beitv2-base-pt1k.safetensors: give a safetensors file"):
+    with pytest.raises(UserError, match="no weights at weights/beitv2-base-pt1k: give what `smke convert`"):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
