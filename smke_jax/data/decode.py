@@ -39,7 +39,7 @@ def decode_image(data: bytes, *, min_side: int | None = None) -> np.ndarray:
     """
     try:
         image = _load(data, min_side)
-        return np.array(_to_rgb(image), np.uint8)
+        return np.array(to_rgb(image), np.uint8)
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -71,7 +71,8 @@ def _load(data: bytes, min_side: int | None) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB; transparency over white, 16-bit greys by their high byte."""
     if image.mode.startswith("I"):
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

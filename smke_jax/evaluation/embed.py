@@ -23,7 +23,7 @@ def embed_images(
     """Representation `name`, such as 'image/out', of every image in order -> (N, D) fp32."""
     dataset = grain.MapDataset.range(len(source)).map(lambda i: squash(pixels(source[i]), image_size))
     images = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=batch_size)))
-    batches = ({"image": np.stack(rows)} for rows in _chunks(images, batch_size))
+    batches = ({"image": np.stack(rows)} for rows in chunks(images, batch_size))
     return embed_batches(encode, params, batches, name, len(source), batch_size, mesh)
 
 
@@ -41,14 +41,15 @@ def embed_texts(
     """Representation `name`, such as 'text/out', of every caption in order -> (M, D) fp32."""
 
     def batches():
-        for rows in _chunks(iter(captions), batch_size):
+        for rows in chunks(iter(captions), batch_size):
             ids, mask = tokenizer.encode(rows, max_length)
             yield {"text": ids, "text_mask": mask}
 
     return embed_batches(encode, params, batches(), name, len(captions), batch_size, mesh)
 
 
-def _chunks(items: Iterator, size: int) -> Iterator[list]:
+def chunks(items: Iterator, size: int) -> Iterator[list]:
+    """Lists of `size` items, the last of what is left."""
     chunk = []
     for item in items:
         chunk.append(item)

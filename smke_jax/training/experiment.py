@@ -181,3 +181,16 @@ def restore_run(workdir: Path, step: int | Literal["best"] | None = None) -> Tra
     with Checkpointer(workdir / "checkpoints", read_only=True) as checkpoints:
         step, params, _ = checkpoints.restore_params(abstract, step)
     return TrainedRun(experiment, step, params, run)
+
+
+def trained_network(run: TrainedRun) -> tuple[Any, dict]:
+    """(parameters, description) of what a run is kept for: its student, or the encoder of a self-supervised run."""
+    config = run.experiment.config
+    if "views" in run.params:
+        fields = {"type", "mean", "std", *TEACHERS[config.teacher.type].__dataclass_fields__}
+        return run.params["views"]["encoder"], {k: v for k, v in config.teacher.items() if k in fields}
+    run.experiment.student()  # a run without either says so
+    student = run.params["student"]
+    sizes = {"vocab_size": run.experiment.tokenizer.vocab_size, "target_dim": student["head"]["bias"].shape[0]}
+    use = {"level": config.eval.level, "max_length": config.data.max_length}
+    return student, {"type": "student", **sizes, **use, **config.student.to_dict()}

@@ -19,6 +19,7 @@ LAYERS = (
     ("training.recipe", "training.optimizer", "training.state"),
     ("training.step", "evaluation", "training", "search", "reporting"),
     ("training.experiment", "training.loop"),
+    ("embedder",),
     ("programs", "__main__"),
 )
 # Not importable by anything in a room of the same row but themselves.

@@ -1,0 +1,132 @@
+"""smke_jax.load: the same embeddings as evaluation's, from every kind of directory and every kind of input."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from PIL import Image
+
+import smke_jax
+from smke_jax.convert.params_file import PARAMS, TOKENIZER, save_params
+from smke_jax.embedder import Embedder
+from smke_jax.errors import UserError
+from smke_jax.models.build import build_model
+from smke_jax.training.experiment import restore_run, trained_network
+from smke_jax.training.loop import train_and_evaluate
+
+TEXTS = ["red dog", "a small blue bird sits under the big green cat over dog cat bird runs sits", "cat"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    config = tiny.tiny_config()
+    config.total_steps = 2
+    train_and_evaluate(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def model(run):
+    return smke_jax.load(run)
+
+
+@pytest.fixture(scope="module")
+def pictures():
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (40 + i, 30, 3), dtype=np.uint8) for i in range(5)]
+
+
+def test_embeddings_are_the_students_own(run, model, pictures):
+    trained = restore_run(run)
+    student, params = build_model(model.description), trained.params["student"]
+    ids, mask = trained.experiment.tokenizer.encode(TEXTS, 8)
+    expected = student.apply({"params": params}, ids, mask, method="encode_text")["out"]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(model.encode_texts(TEXTS), expected, atol=1e-5)
+
+    size = model.description["image"]["image_size"]
+    pixels = np.stack([np.asarray(Image.fromarray(x).resize((size, size), Image.Resampling.BICUBIC)) for x in pictures])
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    network = ((pixels / 255 - mean) / std).astype(np.float32)
+    expected = student.apply({"params": params}, network, method="encode_image")["out"]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    actual = model.encode_images(pictures, batch_size=2)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+    np.testing.assert_allclose(model.similarity(pictures, TEXTS), expected @ model.encode_texts(TEXTS).T, atol=1e-5)
+    np.testing.assert_allclose(model.similarity(actual, TEXTS), model.similarity(pictures, TEXTS), atol=1e-6)
+
+
+def test_paths_pictures_and_arrays_are_the_same(model, pictures, tmp_path):
+    path = tmp_path / "a.png"
+    Image.fromarray(pictures[0]).save(path)
+    embeddings = model.encode_images([path, str(path), Image.open(path), pictures[0]])
+    np.testing.assert_allclose(embeddings, embeddings[:1].repeat(4, axis=0), atol=1e-6)
+
+
+def test_an_export_is_the_run(run, model, pictures, tmp_path):
+    trained = restore_run(run)
+    params, description = trained_network(trained)
+    save_params(tmp_path / PARAMS, jax.device_get(params), {"model": description})
+    trained.experiment.tokenizer.save(tmp_path / TOKENIZER)
+    again = smke_jax.load(tmp_path)
+    np.testing.assert_array_equal(again.encode_images(pictures), model.encode_images(pictures))
+    np.testing.assert_array_equal(again.encode_texts(TEXTS), model.encode_texts(TEXTS))
+
+
+def test_a_teacher_gives_its_feature_of_the_centre():
+    fields = {"image_size": 32, "patch_size": 16, "width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 16}
+    description = {"type": "beit", **fields, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    module = build_model(description)
+    params = module.init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"]
+    black = np.zeros((32, 10, 3), np.uint8)
+    centre = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    wide = np.concatenate([black, centre, black], axis=1)
+    teacher = Embedder(description, params)
+    expected = module.apply({"params": params}, ((centre[None] / 255 - 0.5) / 0.25).astype(np.float32))
+    np.testing.assert_allclose(teacher.encode_images([wide]), expected, atol=1e-5)
+    with pytest.raises(UserError, match="a beit embeds no texts"):
+        teacher.encode_texts(["dog"])
+
+
+def test_a_text_encoder_gives_the_mean_of_its_tokens(run):
+    tokenizer = restore_run(run).experiment.tokenizer
+    fields = {"vocab_size": tokenizer.vocab_size, "width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 16}
+    description = {"type": "bert", **fields, "max_positions": 32, "pooler": False}
+    module = build_model(description)
+    ids, mask = tokenizer.encode(TEXTS, 32)
+    params = module.init(jax.random.key(0), ids, mask)["params"]
+    tokens = np.asarray(module.apply({"params": params}, ids, mask)[0])
+    expected = [row[: m.sum()].mean(axis=0) for row, m in zip(tokens, mask, strict=True)]
+    encoder = Embedder(description, params, tokenizer)
+    np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, atol=1e-5)
+    with pytest.raises(UserError, match="a bert embeds no images"):
+        encoder.encode_images(["a.png"])
+    with pytest.raises(UserError, match="came without its vocabulary"):
+        Embedder(description, params).encode_texts(TEXTS)
+
+
+def test_what_cannot_be_embedded_is_named(model, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no picture")
+    for images, message in [
+        ([tmp_path / "none.jpg"], "no image at .*none.jpg"),
+        ([broken], "broken.jpg cannot be read: not an image file"),
+        ([np.zeros((4, 4), np.uint8)], r"image 0 is uint8 \(4, 4\)"),
+        ([np.zeros((4, 4, 3))], "image 0 is float64"),
+        ([], "the list is empty"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            model.encode_images(images)
+    with pytest.raises(UserError, match="list of texts"):
+        model.encode_texts("dog")
+    with pytest.raises(UserError, match="no file"):
+        smke_jax.load(tmp_path / "nothing")
+
+
+def test_importing_the_package_alone_is_cheap():
+    code = "import sys, smke_jax; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
