@@ -89,7 +89,7 @@ def make_train_step(recipe: Recipe, tx: optax.GradientTransformation, mesh, *, t
             for name, term in recipe.terms.items()
         }
         metrics |= {f"{name}/loss": value for name, value in losses.items()}
-        metrics |= {"loss": total, "grad_norm": optax.global_norm(grads)}
+        metrics |= {"loss": total, "grad_norm": optax.tree.norm(grads)}
         metrics["collisions"] = _collisions(batch["id"])
         metrics["first_bad"] = _first_bad(_watched(state.params, reps, losses, grads, params))
         return TrainState(state.step + 1, params, opt_state, slots, state.rng), metrics
