@@ -1,30 +1,39 @@
-"""Write a file whole or not at all, so that a killed run never leaves half a report behind."""
+"""Write a file or a folder whole or not at all, so that a killed run never leaves half of one behind."""
 
+import contextlib
 import os
+import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
-def write_bytes(path, data: bytes) -> Path:
-    """Write `data` to `path` through a temporary neighbour and one rename; make the folder when missing.
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A neighbour of `path` to write to, a file or a folder, which takes its place when the block ends.
 
-    The neighbour lies in the same folder because a rename is atomic only within one file system.
+    Where the block raises, the neighbour is removed and `path` is as before. A file may replace a file; a folder only
+    takes a place that is free. The neighbour lies in the same folder because a rename is atomic only within one file
+    system.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, neighbour = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    room = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}."))
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        # mkstemp makes the file readable by its owner only; a report is meant to be shared.
-        os.chmod(neighbour, 0o644)
-        os.replace(neighbour, path)
-    except BaseException:
-        os.unlink(neighbour)
-        raise
+        yield room / path.name
+        os.replace(room / path.name, path)
+    finally:
+        shutil.rmtree(room, ignore_errors=True)
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Writes `data` to `path`; makes the folder when missing."""
+    path = Path(path)
+    with replacing(path) as neighbour:
+        neighbour.write_bytes(data)
     return path
 
 
-def write_text(path, text: str) -> Path:
+def write_text(path: str | Path, text: str) -> Path:
     """`write_bytes` for text, as UTF-8."""
     return write_bytes(path, text.encode("utf-8"))

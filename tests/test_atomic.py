@@ -19,3 +19,21 @@ def test_failure_leaves_nothing_behind(tmp_path):
     with pytest.raises(OSError):
         atomic.write_text(tmp_path / "taken", "text")
     assert [file.name for file in tmp_path.iterdir()] == ["taken"]
+
+
+def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "export"
+    with pytest.raises(RuntimeError), atomic.replacing(path) as neighbour:
+        neighbour.mkdir()
+        (neighbour / "half").write_text("half")
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+    with atomic.replacing(path) as neighbour:
+        neighbour.mkdir()
+        (neighbour / "whole").write_text("whole")
+        assert not path.exists()
+    assert (path / "whole").read_text() == "whole"
+    with pytest.raises(OSError), atomic.replacing(path) as neighbour:
+        neighbour.mkdir()
+        (neighbour / "other").write_text("other")
+    assert [file.name for file in tmp_path.iterdir()] == ["export"] and (path / "whole").exists()

@@ -13,6 +13,7 @@ import safetensors
 import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from smke_jax import atomic
 from smke_jax.errors import UserError
 
 PARAMS = "params.safetensors"
@@ -20,13 +21,10 @@ TOKENIZER = "tokenizer"
 
 
 def save_params(path: str | Path, params: Any, description: dict) -> None:
-    """Writes `params` (nested dict of arrays) and `description` (JSON-able) beside, then renames."""
-    path = Path(path)
-    flat = {key: np.ascontiguousarray(value) for key, value in flatten_dict(params, sep="/").items()}
-    partial = path.with_name(path.name + ".partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    safetensors.numpy.save_file(flat, partial, metadata={"smke_jax": json.dumps(description)})
-    partial.rename(path)
+    """Writes `params` (nested dict of arrays) and `description` (JSON-able), whole or not at all."""
+    flat = {key: np.asarray(value, order="C") for key, value in flatten_dict(params, sep="/").items()}
+    with atomic.replacing(path) as neighbour:
+        safetensors.numpy.save_file(flat, neighbour, metadata={"smke_jax": json.dumps(description)})
 
 
 def read_description(path: str | Path) -> dict:
@@ -70,13 +68,14 @@ def _open(path):
 
 
 def fit(target: Any, loaded: Any, *, source: str) -> Any:
-    """`loaded` cut to the parameters of `target` (arrays or shapes), strict but for surplus blocks and a pooler.
+    """`loaded` cut to the parameters of `target` (arrays or shapes), strict but for what may be left out at the end.
 
-    A file may hold more `block_<i>` than the target: the first ones are kept (the thesis' truncated towers).
+    A file may hold more `block_<i>` than the target: the first ones are kept (the thesis' truncated towers).  It may
+    also hold a pooler or a last norm (a teacher's, with final_norm False) that the target does without.
     Raises UserError listing every missing, unexpected and mis-shaped key.
     """
     want, have = flatten_dict(target, sep="/"), flatten_dict(loaded, sep="/")
-    surplus = {key for key in have if key not in want and key.split("/")[0].startswith(("block_", "pooler"))}
+    surplus = {key for key in have if key not in want and key.split("/")[0].startswith(("block_", "pooler", "norm"))}
     problems = [f"missing {key}" for key in sorted(set(want) - set(have))]
     problems += [f"unexpected {key}" for key in sorted(set(have) - set(want) - surplus)]
     problems += [

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from smke_jax import atomic
 from smke_jax.convert.params_file import file_digest, fit, load_params, read_description
 from smke_jax.data.datasets import open_source
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
@@ -92,11 +93,9 @@ def _tokenizer(config, directory: Path, source) -> Tokenizer:
         captions = (caption for i in range(len(source)) for caption in source[i].captions)
         tokenizer = train_wordpiece(captions, config.data.vocab_size)
     if jax.process_index() == 0:
-        partial = directory.with_name(directory.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        tokenizer.save(partial)
         shutil.rmtree(directory, ignore_errors=True)
-        partial.rename(directory)  # a run killed while saving must find a whole vocabulary, or none
+        with atomic.replacing(directory) as neighbour:  # a run killed now must find a whole vocabulary, or none
+            tokenizer.save(neighbour)
     return tokenizer
 
 

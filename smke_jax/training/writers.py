@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -11,6 +10,7 @@ from typing import IO, Any
 
 import jax
 
+from smke_jax import atomic
 from smke_jax.errors import UserError
 
 
@@ -61,9 +61,7 @@ class MetricWriter:
         kept = [line for line in lines if (found := _step_of(line)) is not None and found <= step]
         if len(kept) < len(lines):
             self._file.close()
-            draft = self.path.with_suffix(".jsonl.tmp")
-            draft.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-            os.replace(draft, self.path)
+            atomic.write_text(self.path, "".join(line + "\n" for line in kept))
             self._file = open(self.path, "a", encoding="utf-8")
         return len(lines) - len(kept)
 

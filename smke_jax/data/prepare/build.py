@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from smke_jax import atomic
 from smke_jax.data.decode import BadImage, decode_image
 from smke_jax.data.prepare.items import Item, Skips, clean_caption
 from smke_jax.data.prepare.progress import Progress
@@ -75,7 +76,7 @@ def build(
             "n_skipped": len(skips.entries),
             "skip_reasons": dict(skips.reasons()),
         }
-        _write_atomically(partial / "manifest.json", json.dumps(manifest, indent=2) + "\n")
+        atomic.write_text(partial / "manifest.json", json.dumps(manifest, indent=2) + "\n")
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.rename(out)
     return manifest
@@ -202,9 +203,3 @@ def _is_disk_full(error: Exception) -> bool:
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return True
     return os.strerror(errno.ENOSPC) in str(error)  # array_record reports a failed write as text
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.rename(path)
