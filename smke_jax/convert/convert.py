@@ -1,17 +1,23 @@
 """A file of weights from elsewhere -> a directory of our own."""
 
+import difflib
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from smke_jax import atomic
 from smke_jax.convert.layouts import LAYOUTS, detect
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, save_params
 from smke_jax.convert.rules import Layout, Report, to_flax
 from smke_jax.convert.source import Source
+from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.errors import UserError
 from smke_jax.models.build import param_shapes
 
-TOKENIZER_FILES = ("vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "merges.txt")
+TOKENIZER_FILES = (
+    "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "vocab.json", "merges.txt",
+)  # fmt: skip
 
 
 class Conversion(NamedTuple):
@@ -29,15 +35,19 @@ def convert(source: Source, layout: str = "auto", **fields: Any) -> Conversion:
     Raises UserError for an unknown layout and for a file that is plainly of another one.
     """
     if layout != "auto" and layout not in LAYOUTS:
-        raise UserError(f"unknown layout {layout!r}: known are auto, {', '.join(sorted(LAYOUTS))}")
+        close = difflib.get_close_matches(layout, LAYOUTS)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"known are auto, {', '.join(sorted(LAYOUTS))}"
+        raise UserError(f"unknown layout {layout!r}: {hint}")
     chosen = detect(source) if layout == "auto" else LAYOUTS[layout]
     state = chosen.clean(source.state)
     absent = [name for name in chosen.marks if name not in state]
     if absent:
         raise UserError(f"{source.path} is no {chosen.name} (it has no {absent[0]}): try --from=auto")
     try:
-        description = {**chosen.describe(state, source.config), **fields}
+        description = {**chosen.describe(state, {**source.config, **fields}), **fields}
         shapes = param_shapes(description)
+    except UserError as error:
+        raise UserError(f"{source.path}: {error}") from None
     except (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UserError(f"{source.path} does not describe a model of layout {chosen.name}: {what}") from None
@@ -45,18 +55,29 @@ def convert(source: Source, layout: str = "auto", **fields: Any) -> Conversion:
     return Conversion(chosen, description, params, report)
 
 
+def tokenizer_files(source: Source, description: dict) -> list[Path]:
+    """The tokenizer's files beside `source`, where the model described reads text.
+
+    Raises UserError where a WordPiece vocabulary has another number of tokens than the model.
+    """
+    if "vocab_size" not in {**description, **description.get("text", {})}:
+        return []
+    folder = source.path.parent
+    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
+    if files and "vocab_size" in description:
+        load_tokenizer(folder, description["vocab_size"])
+    return files
+
+
 def write(directory: Path, conversion: Conversion, source: Source) -> None:
     """Writes the parameters, their description and the tokenizer files beside the source, all or nothing."""
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    tokenizer = tokenizer_files(source, conversion.description)
+    origin = {"layout": conversion.layout.name, "file": source.path.name, "sha256": source.digest}
     try:
-        origin = {"layout": conversion.layout.name, "file": source.path.name, "sha256": source.digest}
-        save_params(partial / PARAMS, conversion.params, {"model": conversion.description, "source": origin})
-        for name in TOKENIZER_FILES:
-            if source.path.with_name(name).is_file():
+        with atomic.replacing(directory) as partial:
+            save_params(partial / PARAMS, conversion.params, {"model": conversion.description, "source": origin})
+            for file in tokenizer:
                 (partial / TOKENIZER).mkdir(exist_ok=True)
-                shutil.copyfile(source.path.with_name(name), partial / TOKENIZER / name)
-        partial.rename(directory)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+                shutil.copyfile(file, partial / TOKENIZER / file.name)
+    except OSError as error:
+        raise UserError(f"{directory} cannot be written ({error.strerror}): make room or change --out") from None

@@ -23,8 +23,8 @@ TOKENIZER = "tokenizer"
 def save_params(path: str | Path, params: Any, description: dict) -> None:
     """Writes `params` (nested dict of arrays) and `description` (JSON-able), whole or not at all."""
     flat = {key: np.asarray(value, order="C") for key, value in flatten_dict(params, sep="/").items()}
-    with atomic.replacing(path) as neighbour:
-        safetensors.numpy.save_file(flat, neighbour, metadata={"smke_jax": json.dumps(description)})
+    # Not save_file: it hides the system's reason for a failure and makes the file unreadable for others.
+    atomic.write_bytes(path, safetensors.numpy.save(flat, metadata={"smke_jax": json.dumps(description)}))
 
 
 def read_description(path: str | Path) -> dict:

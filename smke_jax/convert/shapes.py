@@ -1,5 +1,6 @@
 """Sizes of a model, read from the names and shapes of its tensors."""
 
+import math
 import re
 
 from smke_jax.convert.rules import State
@@ -8,16 +9,16 @@ from smke_jax.errors import UserError
 
 def depth_of(state: State, prefix: str) -> int:
     """Number of layers `prefix`0, `prefix`1, …; gaps are left for the rules to report as missing."""
-    layers = {int(m[1]) for name in state if (m := re.match(re.escape(prefix) + r"(\d+)\.", name))}
+    layers = {int(m[1]) for name in state if (m := re.match(re.escape(prefix) + r"(\d+)[./]", name))}
     return max(layers) + 1 if layers else 0
 
 
 def heads_of(width: int, config: dict, *keys: str, usual: int = 64) -> int:
-    """Number of attention heads: what `config` says under the first of `keys`, else `width` / `usual`.
+    """Number of attention heads: what the user said, or `config` under the first of `keys`, else `width` / `usual`.
 
     Shapes do not tell it.  `usual` 0 is for families with no usual width of a head: UserError then.
     """
-    for key in keys:
+    for key in ("num_heads", *keys):
         if key in config:
             return int(config[key])
     if not usual or width % usual:
@@ -25,3 +26,11 @@ def heads_of(width: int, config: dict, *keys: str, usual: int = 64) -> int:
             "the number of attention heads is neither in the file nor in a config.json beside it: give --num_heads"
         )
     return width // usual
+
+
+def grid_of(positions: int) -> int:
+    """Side of the square patch grid that has 1 + side² positions, the first being the class token's."""
+    side = math.isqrt(positions - 1)
+    if side * side != positions - 1:
+        raise UserError(f"its {positions} positions are no class token and a square of patches")
+    return side

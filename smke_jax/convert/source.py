@@ -2,9 +2,10 @@
 
 import json
 import pickle
-import zipfile
+import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -17,10 +18,11 @@ from smke_jax.errors import UserError
 # Where training code keeps the weights inside what it saves, in the order in which they are looked for.
 WRAPPERS = ("model", "state_dict", "module", "teacher", "params")
 NAMES = ("model.safetensors", "pytorch_model.bin")  # of transformers, in a directory
+SETTINGS = ("preprocessor_config.json", "config.json")  # beside them; what the later one says counts
 
 
 class Source(NamedTuple):
-    """path: the file; state: {name: array}; config: what it or the config.json beside it says; digest: hex sha256."""
+    """path: the file; state: {name: array}; config: what it or the SETTINGS beside it say; digest: hex sha256."""
 
     path: Path
     state: dict[str, np.ndarray]
@@ -43,12 +45,12 @@ def read_source(path: str | Path, *, trust_code: bool = False) -> Source:
     state, config = reader(path, trust_code)
     if not state:
         raise UserError(f"{path} holds no tensors: give the file of a model's weights")
-    beside = path.with_name("config.json")
-    if beside.is_file():
-        try:
-            config = {**config, **json.loads(beside.read_text(encoding="utf-8"))}
-        except ValueError:
-            raise UserError(f"{beside} is damaged: fetch it again") from None
+    for beside in map(path.with_name, SETTINGS):
+        if beside.is_file():
+            try:
+                config = {**config, **json.loads(beside.read_text(encoding="utf-8"))}
+            except ValueError:
+                raise UserError(f"{beside} is damaged: fetch it again") from None
     return Source(path, state, config, file_digest(path))
 
 
@@ -70,15 +72,17 @@ def _read_safetensors(path: Path, trust_code: bool):
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise UserError(f"{path} is no sound safetensors file ({error}): fetch it again") from None
+        raise _damaged(path, error) from None
+    except AttributeError as error:  # a dtype that NumPy has no name for
+        raise UserError(f"{path} holds what NumPy cannot ({_first_line(error)}): save it in fp32") from None
 
 
 def _read_npz(path: Path, trust_code: bool):
     try:
         with np.load(path, allow_pickle=False) as file:
             return dict(file), {}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is no sound .npz file of plain arrays ({error}): fetch it again") from None
+    except Exception as error:  # a damaged archive can raise anything
+        raise _damaged(path, error) from None
 
 
 def _read_torch(path: Path, trust_code: bool):
@@ -87,31 +91,28 @@ def _read_torch(path: Path, trust_code: bool):
     except ImportError:
         raise UserError(f"reading {path} needs PyTorch: pip install 'smke_jax[torch]', or give safetensors") from None
     content = _load_trusted(torch, path) if trust_code else _load_plain(torch, path)
-    return _unwrap(torch, content)
+    try:
+        return _unwrap(torch, content)
+    except (TypeError, RuntimeError) as error:
+        raise UserError(f"{path} holds what NumPy cannot ({_first_line(error)}): save it dense and in fp32") from None
 
 
 def _load_plain(torch, path: Path) -> Any:
-    import argparse
-
+    # Much training code saves its settings as an argparse.Namespace: attributes, and nothing that runs.
+    settings = (SimpleNamespace, "argparse.Namespace")
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # plain settings, saved by much training code
+        with torch.serialization.safe_globals([settings]):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        if "weights_only" not in str(error).lower():
-            raise UserError(f"{path} is damaged ({_first_line(error)}): fetch it again") from None
+    except Exception as error:  # a damaged pickle can raise anything
+        message = str(error)
+        code = re.search(r"GLOBAL ([\w.]+) wh?[ao]s", message)
+        if not code and "torchscript" not in message.lower():
+            raise _damaged(path, error) from None
+        what = f"code ({code[1]})" if code else "a TorchScript program"
         raise UserError(
-            f"{path} contains code, which was not run: if you trust where it comes from, add --trust_code; "
+            f"{path} contains {what}, which was not run: if you trust where it comes from, add --trust_code; "
             "better, ask for safetensors"
         ) from None
-    except RuntimeError as error:
-        if "torchscript" in str(error).lower():
-            raise UserError(
-                f"{path} is a TorchScript archive, which carries code: if you trust where it comes from, "
-                "add --trust_code"
-            ) from None
-        raise UserError(f"{path} is damaged ({_first_line(error)}): fetch it again") from None
-    except (EOFError, ValueError, KeyError, OSError) as error:
-        raise UserError(f"{path} is no sound PyTorch file ({_first_line(error)}): fetch it again") from None
 
 
 def _load_trusted(torch, path: Path) -> Any:
@@ -121,12 +122,20 @@ def _load_trusted(torch, path: Path) -> Any:
         pass  # no TorchScript: a pickle
     try:
         return torch.load(path, map_location="cpu", weights_only=False)
+    except ImportError as error:
+        raise UserError(f"{path} contains code that needs a package ({error}): install it") from None
     except Exception as error:  # whatever the code in it raises
-        raise UserError(f"{path} cannot be read ({_first_line(error)}): fetch it again") from None
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    # PyTorch's own words on a pickle it refuses are an advice to run it.
+    why = "" if isinstance(error, pickle.UnpicklingError) else f" ({_first_line(error)})"
+    return UserError(f"{path} is damaged, or no {path.suffix} file{why}: fetch it again")
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
 
 
 def _unwrap(torch, content: Any) -> tuple[dict[str, np.ndarray], dict]:

@@ -1,11 +1,11 @@
 """Every kind of file that weights come in and go out as.  A new one is a file here and a line in LAYOUTS."""
 
-from smke_jax.convert.layouts import beit
+from smke_jax.convert.layouts import beit, bert
 from smke_jax.convert.rules import Layout
 from smke_jax.convert.source import Source
 from smke_jax.errors import UserError
 
-LAYOUTS = {layout.name: layout for layout in (beit.UNILM,)}
+LAYOUTS = {layout.name: layout for layout in (beit.UNILM, bert.BERT)}
 
 
 def detect(source: Source) -> Layout:

@@ -1,0 +1,83 @@
+"""BERT: the files of transformers and those of the first releases (spec 26.5)."""
+
+from smke_jax.convert.rules import Layout, Rule, layer_norm, linear, per_layer, without_prefix
+from smke_jax.convert.shapes import depth_of, heads_of
+from smke_jax.errors import UserError
+
+ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
+OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+
+
+def _clean(state) -> dict:
+    state = without_prefix("bert.")(without_prefix("module.")(state))
+    for old, new in OLD_NAMES.items():
+        state = {name.replace(old, new): x for name, x in state.items()}
+    return state
+
+
+def _describe(state, config) -> dict:
+    vocab_size, width = state["embeddings.word_embeddings.weight"].shape
+    # RoBERTa has the same names and counts its positions from another number.
+    family, stated_width = config.get("model_type", "bert"), config.get("hidden_size", width)
+    if family != "bert" or stated_width != width:
+        raise UserError(
+            f"the config.json beside it is of a {family} of width {stated_width}, the file of a BERT of width {width}: "
+            "put the two that belong together into one folder"
+        )
+    activation = config.get("hidden_act", "gelu")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"the config.json beside it has hidden_act {activation!r}: known are {', '.join(ACTIVATIONS)}")
+    return {
+        "type": "bert",
+        "vocab_size": vocab_size,
+        "width": width,
+        "depth": depth_of(state, "encoder.layer."),
+        "num_heads": heads_of(width, config, "num_attention_heads", usual=0),
+        "mlp_dim": len(state["encoder.layer.0.intermediate.dense.weight"]),
+        "max_positions": len(state["embeddings.position_embeddings.weight"]),
+        "type_vocab_size": len(state["embeddings.token_type_embeddings.weight"]),
+        "norm_eps": config.get("layer_norm_eps", 1e-12),
+        "activation": ACTIVATIONS[activation],
+        "pooler": "pooler.dense.weight" in state,
+    }
+
+
+def _rules(description: dict) -> list[Rule]:
+    layer = [
+        *linear("encoder.layer.{i}.attention.self.query", "block_{i}/attention/query"),
+        *linear("encoder.layer.{i}.attention.self.key", "block_{i}/attention/key"),
+        *linear("encoder.layer.{i}.attention.self.value", "block_{i}/attention/value"),
+        *linear("encoder.layer.{i}.attention.output.dense", "block_{i}/attention/out"),
+        *layer_norm("encoder.layer.{i}.attention.output.LayerNorm", "block_{i}/norm1"),
+        *linear("encoder.layer.{i}.intermediate.dense", "block_{i}/mlp/fc1"),
+        *linear("encoder.layer.{i}.output.dense", "block_{i}/mlp/fc2"),
+        *layer_norm("encoder.layer.{i}.output.LayerNorm", "block_{i}/norm2"),
+    ]
+    return [
+        Rule("embeddings.word_embeddings.weight", "word_embedding"),
+        Rule("embeddings.position_embeddings.weight", "position_embedding"),
+        Rule("embeddings.token_type_embeddings.weight", "type_embedding"),
+        *layer_norm("embeddings.LayerNorm", "embedding_norm"),
+        *per_layer(layer, description["depth"]),
+        *(linear("pooler.dense", "pooler") if description["pooler"] else ()),
+    ]
+
+
+BERT = Layout(
+    name="bert",
+    summary="BERT of transformers, with or without pooler and pretraining heads; its tokenizer travels along",
+    marks=(
+        "embeddings.word_embeddings.weight",
+        "embeddings.token_type_embeddings.weight",
+        "encoder.layer.0.attention.self.query.weight",
+    ),
+    describe=_describe,
+    rules=_rules,
+    clean=_clean,
+    ignored={
+        "embeddings.position_ids": "counts from 0 upwards",
+        "cls.": "for masked pretraining only",
+        "classifier.": "of another task",
+        "qa_outputs.": "of another task",
+    },
+)

