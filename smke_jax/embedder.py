@@ -13,6 +13,7 @@ from PIL import Image, ImageOps
 from smke_jax.convert.convert import convert
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, params_path, read_description
 from smke_jax.convert.source import read_source
+from smke_jax.data.clip_tokenizer import load_clip_tokenizer
 from smke_jax.data.decode import BadImage, decode_image, to_rgb
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer
 from smke_jax.data.transforms import BICUBIC, squash
@@ -46,12 +47,13 @@ def load(path: str | Path, *, step: int | str | None = None) -> "Embedder":
     if step is not None:
         raise UserError(f"{path} is no run directory, so it has no step {step}")
     if (path / PARAMS).is_file() or _is_ours(path):
-        return Embedder(read_description(path)["model"], load_params(path), _tokenizer(path / TOKENIZER))
+        description = read_description(path)["model"]
+        return Embedder(description, load_params(path), _tokenizer(description, path / TOKENIZER))
     source = read_source(path)
     conversion = convert(source)
     if not conversion.report.sound:
         raise UserError(f"{path} does not fit {conversion.layout.name}: see `smke convert --dry_run`")
-    return Embedder(conversion.description, conversion.params, _tokenizer(source.path.parent))
+    return Embedder(conversion.description, conversion.params, _tokenizer(conversion.description, source.path.parent))
 
 
 def _is_ours(path: Path) -> bool:
@@ -64,9 +66,15 @@ def _is_ours(path: Path) -> bool:
     return True
 
 
-def _tokenizer(directory: Path) -> Tokenizer | None:
-    found = any((directory / name).is_file() for name in ("vocab.txt", "tokenizer.json"))
-    return load_tokenizer(directory) if found else None
+def _tokenizer(description: dict, directory: Path) -> Tokenizer | None:
+    found = any((directory / name).is_file() for name in ("vocab.txt", "tokenizer.json", "vocab.json"))
+    return _kind(description).load_tokenizer(directory) if found else None
+
+
+def _kind(description: dict) -> "_Kind":
+    if description["type"] not in KINDS:
+        raise UserError(f"a model of type {description['type']!r} cannot be loaded: known are {', '.join(KINDS)}")
+    return KINDS[description["type"]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,11 +84,13 @@ class _Kind:
     run:       model -> ((params, batch) -> {'image': (B, D), 'text': (B, D)}, of what the batch has)
     view:      (image, size) -> uint8 (size, size, 3): what the network sees of an image
     normalise: whether embeddings are L2-normalised
+    load_tokenizer: of the vocabulary in a directory
     """
 
     run: Callable[[Any, dict], Callable]
     view: Callable[[np.ndarray, int], np.ndarray] = squash
     normalise: bool = False
+    load_tokenizer: Callable[[Path], Tokenizer] = load_tokenizer
 
 
 def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:
@@ -114,8 +124,24 @@ def _bert(model, description):
     return encode
 
 
+def _clip(model, description):
+    mean, std = description["mean"], description["std"]
+
+    def encode(params, batch, key, train):
+        variables = {"params": params}
+        features = {}
+        if "image" in batch:
+            features["image"] = model.apply(variables, to_network(batch["image"], mean, std), method="encode_image")
+        if "text" in batch:
+            features["text"] = model.apply(variables, batch["text"], method="encode_text")
+        return features
+
+    return encode
+
+
 KINDS = {
     "student": _Kind(_student, normalise=True),
+    "clip": _Kind(_clip, _centre_crop, normalise=True, load_tokenizer=load_clip_tokenizer),
     **dict.fromkeys(TEACHERS, _Kind(_teacher, _centre_crop)),
     "bert": _Kind(_bert),
 }
@@ -136,17 +162,14 @@ class Embedder:
 
     def __init__(self, description: dict, params: Any, tokenizer: Tokenizer | None = None):
         """`params`: the nested dict of arrays that `description` describes; `tokenizer`: for a model of text."""
-        if description["type"] not in KINDS:
-            raise UserError(f"a model of type {description['type']!r} cannot be loaded: known are {', '.join(KINDS)}")
-        self.description, self.tokenizer = description, tokenizer
-        self._kind = KINDS[description["type"]]
+        self.description, self.tokenizer, self._kind = description, tokenizer, _kind(description)
         self._mesh = make_mesh()
         self._params = jax.device_put(params, replicated(self._mesh))
         self._encode = make_encoder(self._kind.run(build_model(description), description), self._mesh)
         self._image_size = description.get("image", description).get("image_size")
         text = description.get("text", description)
         self._max_length = description.get("max_length", text.get("max_positions", 0))
-        size = description.get("vocab_size")
+        size = {**description, **text}.get("vocab_size")
         if tokenizer is not None and size is not None and tokenizer.vocab_size != size:
             raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {size}: it is another one's")
 
@@ -157,7 +180,7 @@ class Embedder:
         be read.
         """
         if self._image_size is None:
-            raise UserError(f"a {self.description['type']} embeds no images")
+            raise UserError(f"a model of type {self.description['type']} embeds no images")
         views = (self._kind.view(_pixels(image, i), self._image_size) for i, image in enumerate(images))
         batches = ({"image": np.stack(rows)} for rows in chunks(views, batch_size))
         return self._embed(batches, "image", len(images), batch_size)
@@ -168,7 +191,7 @@ class Embedder:
         Raises UserError for a model without texts, without its vocabulary, and for a single string.
         """
         if not self._max_length:
-            raise UserError(f"a {self.description['type']} embeds no texts")
+            raise UserError(f"a model of type {self.description['type']} embeds no texts")
         if self.tokenizer is None:
             raise UserError("this model came without its vocabulary: put vocab.txt into the directory's tokenizer/")
         if isinstance(texts, str):

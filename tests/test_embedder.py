@@ -88,7 +88,7 @@ def test_a_teacher_gives_its_feature_of_the_centre():
     teacher = Embedder(description, params)
     expected = module.apply({"params": params}, ((centre[None] / 255 - 0.5) / 0.25).astype(np.float32))
     np.testing.assert_allclose(teacher.encode_images([wide]), expected, atol=1e-5)
-    with pytest.raises(UserError, match="a beit embeds no texts"):
+    with pytest.raises(UserError, match="a model of type beit embeds no texts"):
         teacher.encode_texts(["dog"])
 
 
@@ -103,7 +103,7 @@ def test_a_text_encoder_gives_the_mean_of_its_tokens(run):
     expected = [row[: m.sum()].mean(axis=0) for row, m in zip(tokens, mask, strict=True)]
     encoder = Embedder(description, params, tokenizer)
     np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, atol=1e-5)
-    with pytest.raises(UserError, match="a bert embeds no images"):
+    with pytest.raises(UserError, match="a model of type bert embeds no images"):
         encoder.encode_images(["a.png"])
     with pytest.raises(UserError, match="came without its vocabulary"):
         Embedder(description, params).encode_texts(TEXTS)

@@ -14,24 +14,24 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Tokenizer:
-    """Captions to ids with a BERT vocabulary.
+    """Captions to ids, a token that starts each and one that ends it included.
 
     Attributes:
       vocab_size: number of tokens, including the special ones.
-      pad_id: id of [PAD].
+      pad_id: what fills a row up: BERT's [PAD], 0 for CLIP.
       digest: hex sha256 of the ordered vocabulary and of whether text is lower-cased.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, lowercase: bool):
+    def __init__(self, backend: tokenizers.Tokenizer, *, lowercase: bool, pad_id: int):
         self._backend, self._lowercase = backend, lowercase
         vocab = backend.get_vocab()
         ordered = sorted(vocab, key=vocab.get)
         self.vocab_size = len(ordered)
-        self.pad_id: int = vocab["[PAD]"]
+        self.pad_id = pad_id
         self.digest = hashlib.sha256("\n".join([*ordered, f"lowercase={lowercase}"]).encode()).hexdigest()
 
     def encode(self, captions: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
-        """`[CLS] tokens [SEP]`, cut in the middle part to fit and padded with [PAD].
+        """`[CLS] tokens [SEP]`, or CLIP's own such tokens, cut in the middle part to fit and padded.
 
         Args:
           captions: B texts.
@@ -107,7 +107,7 @@ def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> Toke
             f"the tokenizer at {directory} has {len(vocab)} tokens, the model expects {vocab_size}: "
             "use the tokenizer the model was trained with"
         )
-    return Tokenizer(_plain(backend), lowercase=_lowercases(backend))
+    return Tokenizer(plain(backend), lowercase=_lowercases(backend), pad_id=vocab["[PAD]"])
 
 
 def train_wordpiece(captions: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -139,7 +139,7 @@ def train_wordpiece(captions: Iterable[str], vocab_size: int) -> Tokenizer:
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")],
     )
-    return Tokenizer(backend, lowercase=True)
+    return Tokenizer(backend, lowercase=True, pad_id=vocab["[PAD]"])
 
 
 def _uncased(model: tokenizers.models.Model) -> tokenizers.Tokenizer:
@@ -160,7 +160,7 @@ def _continuations(backend: tokenizers.Tokenizer, captions: list[str]) -> list[s
     return [f"##{character}" for character in sorted(characters)]
 
 
-def _plain(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
+def plain(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
     """Truncation and padding saved with a tokenizer would change what `encode` sees."""
     backend.no_truncation()
     backend.no_padding()

@@ -1,0 +1,45 @@
+"""CLIP's tokenizer on a vocabulary small enough to write down."""
+
+import json
+
+import numpy as np
+import pytest
+from tokenizers.pre_tokenizers import ByteLevel
+
+from smke_jax.data.clip_tokenizer import END, START, load_clip_tokenizer
+from smke_jax.errors import UserError
+
+MERGES = ["c a", "ca t</w>", "d o", "do g</w>", "' s</w>"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(f"{x}</w>" for x in letters), *(m.replace(" ", "") for m in MERGES), START, END]
+    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES]) + "\n")
+    return tmp_path, tokens
+
+
+def test_words_are_lowered_merged_and_framed(folder):
+    directory, tokens = folder
+    tokenizer = load_clip_tokenizer(directory)
+    assert tokenizer.vocab_size == len(tokens)
+    ids, mask = tokenizer.encode(["A  Cat's dog 12", "cat dog cat dog cat dog", ""], 10)
+    words = [[tokens[i] for i in row[:n]] for row, n in zip(ids, mask.sum(1), strict=True)]
+    assert words[0] == [START, "a</w>", "cat</w>", "'s</w>", "dog</w>", "1</w>", "2</w>", END]
+    assert words[1] == [START, *["cat</w>", "dog</w>"] * 3, END] and words[2] == [START, END]
+    assert not ids[mask == 0].any()
+    cut, _ = tokenizer.encode(["cat dog cat dog cat dog"], 4)
+    assert [tokens[i] for i in cut[0]] == [START, "cat</w>", "dog</w>", END]
+    assert np.argmax(cut[0]) == 3, "the end of text is found as the largest id"
+
+
+def test_what_is_no_clip_vocabulary_is_refused(folder, tmp_path):
+    directory, tokens = folder
+    with pytest.raises(UserError, match="no CLIP tokenizer at .*nowhere"):
+        load_clip_tokenizer(tmp_path / "nowhere")
+    vocabulary = {token: i for i, token in enumerate([START, END, *tokens[:-2]])}
+    (directory / "vocab.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(UserError, match="have to be its last two tokens"):
+        load_clip_tokenizer(directory)
