@@ -3,6 +3,7 @@
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,8 +49,8 @@ def read_source(path: str | Path, *, trust_code: bool = False) -> Source:
     for beside in map(path.with_name, SETTINGS):
         if beside.is_file():
             try:
-                config = {**config, **json.loads(beside.read_text(encoding="utf-8"))}
-            except ValueError:
+                config |= json.loads(beside.read_text(encoding="utf-8"))
+            except (ValueError, TypeError):
                 raise UserError(f"{beside} is damaged: fetch it again") from None
     return Source(path, state, config, file_digest(path))
 
@@ -90,7 +91,8 @@ def _read_torch(path: Path, trust_code: bool):
         import torch
     except ImportError:
         raise UserError(f"reading {path} needs PyTorch: pip install 'smke_jax[torch]', or give safetensors") from None
-    content = _load_trusted(torch, path) if trust_code else _load_plain(torch, path)
+    with warnings.catch_warnings(action="ignore"):  # of PyTorch, to its own callers
+        content = _load_trusted(torch, path) if trust_code else _load_plain(torch, path)
     try:
         return _unwrap(torch, content)
     except (TypeError, RuntimeError) as error:
@@ -105,7 +107,7 @@ def _load_plain(torch, path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         message = str(error)
-        code = re.search(r"GLOBAL ([\w.]+) wh?[ao]s", message)
+        code = re.search(r"GLOBAL (\w[\w.]*\w) (?:was|whose) ", message)
         if not code and "torchscript" not in message.lower():
             raise _damaged(path, error) from None
         what = f"code ({code[1]})" if code else "a TorchScript program"

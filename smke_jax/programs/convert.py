@@ -9,6 +9,7 @@ from pathlib import Path
 
 from smke_jax.__main__ import run_program
 from smke_jax.convert.convert import convert, write
+from smke_jax.convert.interpolate import for_image_size
 from smke_jax.convert.layouts import LAYOUTS
 from smke_jax.convert.source import read_source
 from smke_jax.errors import UserError
@@ -22,14 +23,22 @@ def main(argv: list[str]) -> int:
             raise UserError("give --out=DIR to write to, or --dry_run to see the report alone")
         if arguments.out.exists():
             raise UserError(f"{arguments.out} is already there: remove it or choose another --out")
+    heads = arguments.num_heads
+    if heads is not None and heads < 1:
+        raise UserError(f"--num_heads={heads}: give the number of attention heads, 1 or more")
     source = read_source(arguments.checkpoint, trust_code=arguments.trust_code)
-    fields = {"num_heads": arguments.num_heads} if arguments.num_heads else {}
+    fields = {} if heads is None else {"num_heads": heads}
     conversion = convert(source, arguments.layout, **fields)
     print(f"layout      {conversion.layout.name}: {conversion.layout.summary}")
     print("model       " + ", ".join(f"{k} {v}" for k, v in conversion.description.items()))
     print("\n".join(conversion.report.lines(detail=arguments.dry_run)))
     if not conversion.report.sound:
         raise UserError(f"{source.path} does not fit {conversion.layout.name}, see above; nothing was written")
+    if arguments.image_size is not None:
+        before = conversion.description
+        params, description = for_image_size(conversion.params, before, arguments.image_size)
+        conversion = conversion._replace(params=params, description=description)
+        print(f"resized     from images of {before['image_size']} to {arguments.image_size} pixels")
     if not arguments.dry_run:
         write(arguments.out, conversion, source)
         print(f"wrote {arguments.out}")
@@ -48,6 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="directory to write")
     parser.add_argument("--dry_run", action="store_true", help="print what maps to what, and write nothing")
     parser.add_argument("--num_heads", type=int, help="where neither the file nor a config.json beside it says")
+    parser.add_argument(
+        "--image_size", type=int, help="of BEiT: interpolate its relative positions for images of this size"
+    )
     parser.add_argument(
         "--trust_code", action="store_true",
         help="run code that the file contains (TorchScript, pickled objects): only for files whose maker you trust",

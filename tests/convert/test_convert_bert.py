@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from parity import Case, Reference, block_outputs, check
+from random_weights import randomise, state_of
 from scipy.stats import spearmanr
 from transformers import BertConfig, BertForPreTraining, BertModel, BertTokenizerFast
 
@@ -29,17 +30,8 @@ BASE = {}  # transformers' defaults are bert-base-uncased
 
 
 def network(kind, sizes: dict, seed: int = 0, **arguments):
-    """A `kind` of transformers whose every parameter is random: no bias 0, no norm trivial."""
-    torch.manual_seed(seed)
-    model = kind(BertConfig(**sizes, attn_implementation="eager"), **arguments).eval()
-    for name, x in model.named_parameters():
-        if name.endswith("bias"):
-            torch.nn.init.normal_(x, 0, 0.1)
-        elif "LayerNorm" in name:
-            torch.nn.init.normal_(x, 1, 0.2)
-        elif sizes is TINY:  # at full size 0.02, as made, keeps activations to the scale of trained ones
-            torch.nn.init.normal_(x, 0, 0.2)
-    return model
+    """A `kind` of transformers with random weights."""
+    return randomise(kind(BertConfig(**sizes, attn_implementation="eager"), **arguments), seed)
 
 
 def captions(config) -> tuple[np.ndarray, np.ndarray]:
@@ -48,10 +40,6 @@ def captions(config) -> tuple[np.ndarray, np.ndarray]:
     ids = np.random.default_rng(1).integers(5, config.vocab_size, (4, length), dtype=np.int32)
     mask = (np.arange(length) < np.array([[length], [3], [length - 1], [length // 2]])).astype(np.int32)
     return ids * mask, mask
-
-
-def arrays(model) -> dict[str, np.ndarray]:
-    return {name: x.numpy() for name, x in model.state_dict().items()}
 
 
 def reference(model, encoder: BertModel, state: dict) -> Reference:
@@ -66,13 +54,13 @@ def reference(model, encoder: BertModel, state: dict) -> Reference:
 def saved_by_transformers(sizes: dict, **arguments) -> Reference:
     """Names as `BertModel.save_pretrained` writes them."""
     model = network(BertModel, sizes, **arguments)
-    return reference(model, model, arrays(model))
+    return reference(model, model, state_of(model))
 
 
 def first_release(sizes: dict) -> Reference:
     """Names as in the files of the first releases: a prefix, gamma and beta, both pretraining heads, position ids."""
     model = network(BertForPreTraining, sizes)
-    state = arrays(model)
+    state = state_of(model)
     assert "cls.seq_relationship.weight" in state and "bert.pooler.dense.weight" in state
     state["bert.embeddings.position_ids"] = np.arange(model.config.max_position_embeddings)[None]
     old = {"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"}
@@ -113,7 +101,7 @@ def test_parity_of_other_forms(form):
 
 
 def source(model, **changes) -> Source:
-    return Source(Path("bert.bin"), arrays(model), json.loads(model.config.to_json_string()) | changes, "")
+    return Source(Path("bert.bin"), state_of(model), json.loads(model.config.to_json_string()) | changes, "")
 
 
 def test_what_is_left_out_is_said():

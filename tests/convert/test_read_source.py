@@ -1,0 +1,231 @@
+"""Files from elsewhere are opened without running them, and what cannot be read is said in one line."""
+
+import argparse
+import hashlib
+import json
+import pickle
+import sys
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from smke_jax.convert.source import read_source
+from smke_jax.errors import UserError
+
+RNG = np.random.default_rng(0)
+STATE = {f"layer.{i}.{name}": RNG.normal(size=(30, 7)).astype(np.float32) for i in range(2) for name in ("a", "b")}
+TENSORS = {name: torch.tensor(x) for name, x in STATE.items()}
+
+
+class Settings:
+    """What a training framework keeps beside the weights: an object, and so code."""
+
+    depth = 12
+
+
+class Intruder:
+    """Unpickling it makes a file."""
+
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self):
+        return (intrude, (self.marker,))
+
+
+def intrude(marker: Path):
+    marker.touch()
+
+
+def legacy(content, path):
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+
+
+WRITERS = {
+    "weights.safetensors": lambda path: safetensors.numpy.save_file(STATE, path),
+    "weights.npz": lambda path: np.savez_compressed(path, **STATE),
+    "weights.pt": lambda path: torch.save(TENSORS, path),
+    "weights.bin": lambda path: legacy(TENSORS, path),
+}
+
+
+def same(state) -> bool:
+    return set(state) == set(STATE) and all(state[name].tobytes() == STATE[name].tobytes() for name in STATE)
+
+
+def refusal(path, **arguments) -> str:
+    """The line that reading `path` ends with; it names the file and says what to do."""
+    with pytest.raises(UserError) as caught:
+        read_source(path, **arguments)
+    line = str(caught.value)
+    assert str(path) in line and ": " in line and "\n" not in line and "\x1b" not in line
+    return line
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file(name, tmp_path):
+    path = tmp_path / name
+    WRITERS[name](path)
+    source = read_source(path)
+    assert same(source.state) and source.path == path and source.config == {}
+    assert source.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_cut_anywhere_is_refused(name, tmp_path):
+    path = tmp_path / name
+    WRITERS[name](path)
+    whole = path.read_bytes()
+    # Not within the old format's list of names: part of a name is another name.
+    for length in {0, 1, 8, len(whole) - 1, *RNG.integers(len(whole) // 2, len(whole), size=40).tolist()}:
+        path.write_bytes(whole[:length])
+        line = refusal(path)
+        assert "damaged" in line and "fetch it again" in line and "trust" not in line, (length, line)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_file_with_flipped_bytes_never_ends_in_a_traceback(name, tmp_path):
+    path = tmp_path / name
+    WRITERS[name](path)
+    whole = np.frombuffer(path.read_bytes(), np.uint8)
+    for _ in range(60):
+        flipped = whole.copy()
+        flipped[RNG.integers(len(whole), size=3)] ^= RNG.integers(1, 256, size=3, dtype=np.uint8)
+        path.write_bytes(flipped.tobytes())
+        try:
+            read_source(path)  # bytes of the weights themselves carry no check
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    "content", [b"<!DOCTYPE html><title>Sign in</title>", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n"]
+)
+@pytest.mark.parametrize("name", WRITERS)
+def test_what_was_downloaded_instead_of_the_file(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    line = refusal(tmp_path / name)
+    assert "fetch it again" in line and "trust" not in line
+
+
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("name", ["weights.safetensors", "weights.pt"])
+def test_sixteen_bit_floats_come_bit_for_bit(name, dtype, tmp_path):
+    half = STATE["layer.0.a"].astype(dtype)
+    tensor = {"a": torch.tensor(half.astype(np.float32)).to(getattr(torch, half.dtype.name))}
+    (safetensors.torch.save_file if name.endswith("safetensors") else torch.save)(tensor, tmp_path / name)
+    read = read_source(tmp_path / name).state["a"]
+    assert read.dtype == dtype and read.tobytes() == half.tobytes()
+
+
+@pytest.mark.parametrize("save", [safetensors.torch.save_file, torch.save])
+def test_what_numpy_has_no_dtype_for(save, tmp_path):
+    path = tmp_path / ("weights.safetensors" if save is safetensors.torch.save_file else "weights.pt")
+    save({"a": torch.zeros(3, dtype=torch.float8_e4m3fn)}, path)
+    assert "save it" in refusal(path)
+
+
+def test_object_arrays(tmp_path):
+    np.savez(tmp_path / "weights.npz", a=np.array([Intruder(tmp_path / "marker")], object))
+    assert "object" in refusal(tmp_path / "weights.npz").lower()
+    assert not (tmp_path / "marker").exists()
+
+
+def test_code_is_not_run(tmp_path):
+    path, marker = tmp_path / "weights.pt", tmp_path / "marker"
+    content = TENSORS | {"intruder": Intruder(marker)}
+    for save in (torch.save, legacy, lambda _, path: path.write_bytes(pickle.dumps(content["intruder"], protocol=2))):
+        save(content, path)
+        line = refusal(path)
+        assert f"contains code ({__name__}.intrude), which was not run" in line and "--trust_code" in line
+        assert not marker.exists()
+
+
+@pytest.mark.parametrize("save", [torch.save, legacy])
+def test_code_runs_where_it_is_trusted(save, tmp_path):
+    path, marker = tmp_path / "weights.pt", tmp_path / "marker"
+    save(TENSORS | {"intruder": Intruder(marker)}, path)
+    assert same(read_source(path, trust_code=True).state) and marker.exists()
+
+
+def test_a_checkpoint_with_objects_in_it(tmp_path):
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": TENSORS, "hyper_parameters": {"cfg": Settings()}, "epoch": 3}, path)
+    line = refusal(path)
+    assert f"{__name__}.Settings" in line and "--trust_code" in line
+    source = read_source(path, trust_code=True)
+    assert same(source.state) and source.config["hyper_parameters"]["cfg"].depth == 12
+
+
+def test_code_of_a_package_that_is_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+    monkeypatch.setitem(sys.modules, "framework", sys.modules[__name__])
+    monkeypatch.setattr(Settings, "__module__", "framework")
+    torch.save({"state_dict": TENSORS, "cfg": Settings()}, path)
+    monkeypatch.undo()
+    assert "No module named 'framework'): install it" in refusal(path, trust_code=True)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_torchscript(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)).save(path)
+    assert "a TorchScript program, which was not run" in refusal(path)
+    assert set(read_source(path, trust_code=True).state) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("names", [("model",), ("state_dict",), ("module",), ("teacher",), ("state_dict", "model")])
+def test_weights_inside_what_training_code_saves(names, tmp_path):
+    content = TENSORS
+    for name in reversed(names):
+        content = {name: content, "optimizer": {"state": {}}, "epoch": 3, "args": argparse.Namespace(depth=12)}
+    torch.save(content, tmp_path / "weights.pth")
+    source = read_source(tmp_path / "weights.pth")
+    assert same(source.state) and source.config["args"].depth == 12
+
+
+def test_a_file_without_tensors(tmp_path):
+    torch.save({"epoch": 3}, tmp_path / "weights.pt")
+    assert "holds no tensors" in refusal(tmp_path / "weights.pt")
+
+
+def test_pytorch_is_asked_for_where_it_is_needed(tmp_path, monkeypatch):
+    for name, write in WRITERS.items():
+        write(tmp_path / name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "pip install 'smke_jax[torch]', or give safetensors" in refusal(tmp_path / "weights.pt")
+    assert same(read_source(tmp_path / "weights.safetensors").state)
+    assert same(read_source(tmp_path / "weights.npz").state)
+
+
+def test_a_directory_of_transformers(tmp_path):
+    assert "neither model.safetensors nor pytorch_model.bin: name the file itself" in refusal(tmp_path)
+    torch.save(TENSORS, tmp_path / "pytorch_model.bin")
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 12}))
+    source = read_source(tmp_path)
+    assert same(source.state) and source.config == {"num_attention_heads": 12}
+
+
+def test_a_directory_of_parts(tmp_path):
+    (tmp_path / "model.safetensors.index.json").write_text("{}")
+    safetensors.numpy.save_file(STATE, tmp_path / "model-00001-of-00002.safetensors")
+    assert "split over several files: join them" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", "\udcff"])
+def test_a_damaged_config(content, tmp_path):
+    WRITERS["weights.npz"](tmp_path / "weights.npz")
+    (tmp_path / "config.json").write_text(content, errors="surrogateescape")
+    with pytest.raises(UserError, match="config.json is damaged: fetch it again"):
+        read_source(tmp_path / "weights.npz")
+
+
+def test_no_file_and_a_file_of_no_known_kind(tmp_path):
+    assert "no file" in refusal(tmp_path / "weights.pt")
+    (tmp_path / "weights.h5").touch()
+    assert "give one of .safetensors, .npz, .pt" in refusal(tmp_path / "weights.h5")
