@@ -84,6 +84,15 @@ def layer_norm(torch: str, flax: str) -> list[Rule]:
     return [Rule(f"{torch}.weight", f"{flax}/scale"), Rule(f"{torch}.bias", f"{flax}/bias")]
 
 
+def qkv(weight: str, bias: str, flax: str) -> list[Rule]:
+    """One nn.Linear for q, k and v, or the in_proj of nn.MultiheadAttention <-> Attention."""
+    parts = [f"{flax}/{part}" for part in ("query", "key", "value")]
+    return [
+        Rule(weight, tuple(f"{part}/kernel" for part in parts), QKV_LINEAR),
+        Rule(bias, tuple(f"{part}/bias" for part in parts), QKV),
+    ]
+
+
 def patch_embed(torch: str, flax: str = "patch_embed", bias: bool = True) -> list[Rule]:
     """The strided nn.Conv2d <-> PatchEmbed."""
     return [Rule(f"{torch}.weight", f"{flax}/kernel", CONV)] + ([Rule(f"{torch}.bias", f"{flax}/bias")] if bias else [])
@@ -99,7 +108,7 @@ class Layout(NamedTuple):
                 shapes do not tell from `config` (the config.json beside the file, or the cfg in it); raises UserError
     rules:      description -> the table
     clean:      state -> state with wrappers and old names brought to one form
-    ignored:    {start of a name: why it is not needed}
+    ignored:    {start or end of a name: why it is not needed}
     constants:  description -> {name: the only value it may have}: checked and not kept; needs not be in the file
     """
 
@@ -179,12 +188,14 @@ def to_flax(layout: Layout, state: State, description: dict, shapes: Any) -> tup
                 report.widened.append(name)
         elif name in constants:
             expected = np.asarray(constants[name])
-            if x.shape != expected.shape or not np.allclose(x.astype(np.float64), expected, rtol=0, atol=1e-5):
+            near = 1e-5 if x.dtype.itemsize > 2 else 2.0**-8  # what bfloat16 makes of a number up to 1
+            if x.shape != expected.shape or not np.allclose(x.astype(np.float64), expected, rtol=0, atol=near):
                 report.wrong[name] = "a fixed value that differs from the one this model computes"
             else:
                 report.ignored[name] = "computed, and checked against the file"
         else:
-            why = next((why for start, why in layout.ignored.items() if name.startswith(start)), None)
+            matches = (why for part, why in layout.ignored.items() if name.startswith(part) or name.endswith(part))
+            why = next(matches, None)
             if why is None:
                 report.unexpected.append(name)
             else:
@@ -208,7 +219,7 @@ def _take(rule: Rule, x: np.ndarray, want: Mapping[str, tuple], flat: dict[str, 
     for path, part in zip(rule.paths, parts, strict=True):
         if part.shape != want.get(path, part.shape):
             return f"shape {x.shape} gives {part.shape} for {path}, which is {want[path]}"
-        flat[path] = np.ascontiguousarray(part, np.float32)
+        flat[path] = np.asarray(part, np.float32, order="C")
     return ""
 
 
