@@ -1,0 +1,64 @@
+"""What is exported, and what a format of exports is."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from smke_jax.data.tokenizer import Tokenizer
+
+DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+Batch = Mapping[str, np.ndarray]  # 'image' uint8 (N, S, S, 3); for a student also 'text' and 'text_mask' (M, L)
+
+
+class Record(NamedTuple):
+    """What a run says of itself.
+
+    run:       its run.json
+    config:    its config, nested
+    step:      of the checkpoint that is exported
+    retrieval: the figures of that step's evaluation, None where there are none
+    hours:     that its training steps took, None where that is not known
+    """
+
+    run: dict
+    config: dict
+    step: int
+    retrieval: dict | None = None
+    hours: float | None = None
+
+
+class Network(NamedTuple):
+    """A trained network.
+
+    params:      nested dict of fp32 arrays
+    description: {'type': …, fields} of its model; of a student with 'level', 'max_length' and 'logit_scales'
+    tokenizer:   of a student
+    record:      of the run it comes from
+    """
+
+    params: Any
+    description: dict
+    tokenizer: Tokenizer | None
+    record: Record
+
+
+class Format(NamedTuple):
+    """One form of exports.
+
+    summary:  what it is, in a few words
+    write:    (directory, network, dtype of DTYPES) -> None; raises UserError for a network that does not fit
+    embed:    (directory, batch) -> representations (N, D) by name: what `write` left there, read back and run
+    usage:    for the model card: how it is used, in Markdown
+    metadata: for the model card: lines of YAML
+    encoders: whether it can hold the encoder of a self-supervised run, besides students
+    """
+
+    summary: str
+    write: Callable[[Path, Network, str], None]
+    embed: Callable[[Path, Batch], dict[str, np.ndarray]]
+    usage: str
+    metadata: tuple[str, ...] = ()
+    encoders: bool = False

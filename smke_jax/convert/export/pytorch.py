@@ -1,0 +1,115 @@
+"""The student as a PyTorch module, from the file that is copied into exports, and what goes with it."""
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from smke_jax.convert.export.base import Batch, Network
+from smke_jax.convert.layouts.student import SMKE_HF
+from smke_jax.convert.rules import to_torch
+from smke_jax.errors import UserError
+from smke_jax.passes.base import MEAN, STD
+
+MODELING = "modeling_smke.py"
+SOURCE = Path(__file__).parents[1] / MODELING
+# What the PyTorch file wants to know of each part.
+TOWER = ("width", "depth", "num_heads", "mlp_dim", "norm_order", "norm_eps", "activation")
+FIELDS = {
+    "image": ("image_size", "patch_size", *TOWER),
+    "text": ("max_positions", *TOWER),
+    "shared": ("num_heads", "mlp_dim", "norm_eps", "activation", "layer_scale"),
+}
+
+
+def smke_config(description: dict) -> dict:
+    """The fields of SmkeConfig for a student's description."""
+    parts = {part: {key: description[part][key] for key in keys} for part, keys in FIELDS.items()}
+    parts["text"]["type_vocab_size"] = description["text"].get("type_vocab_size", 2)
+    parts["text"]["max_length"] = description["max_length"]  # transformers has another meaning for it at the top
+    whole = ("vocab_size", "target_dim", "token_types", "level", "logit_scales")
+    return {**{key: description[key] for key in whole}, "norm_eps": 1e-6, **parts}
+
+
+def require(package: str, extra: str) -> ModuleType:
+    """That package, imported.  Raises UserError naming the extra that brings it."""
+    try:
+        return importlib.import_module(package)
+    except ModuleNotFoundError:
+        raise UserError(f"this format needs {package}: pip install 'smke_jax[{extra}]'") from None
+
+
+def import_modeling(path: Path = SOURCE) -> ModuleType:
+    """The module in that file."""
+    require("torch", "torch")
+    spec = importlib.util.spec_from_file_location("modeling_smke", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def tensor(x: np.ndarray):
+    """A torch.Tensor with the same bits, bfloat16 included."""
+    import torch
+
+    if x.dtype.name == "bfloat16":  # which torch does not take from NumPy
+        return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(x)
+
+
+def build(params: Any, description: dict, dtype: str = "float32"):
+    """A student's SmkeModel with `params`, for inference."""
+    import torch
+
+    modeling = import_modeling()
+    model = modeling.SmkeModel(modeling.SmkeConfig(**smke_config(description)))
+    state = to_torch(SMKE_HF, params, description)
+    model.load_state_dict({name: tensor(x) for name, x in state.items()})
+    return model.to(getattr(torch, dtype)).eval()
+
+
+def embed(model, batch: Batch) -> dict[str, np.ndarray]:
+    """'{image,text}/{fc1,out,head}' (N, D) of a SmkeModel, and '{image,text}_embeds' of its call."""
+    import torch
+
+    with torch.inference_mode():
+        pixels = model.preprocess([Image.fromarray(image) for image in batch["image"]])
+        ids, mask = torch.tensor(batch["text"]), torch.tensor(batch["text_mask"])
+        encoded = {"image": model.encode_image(pixels), "text": model.encode_text(ids, mask)}
+        reps = {f"{modality}/{level}": x for modality, levels in encoded.items() for level, x in levels.items()}
+        return {name: x.numpy() for name, x in {**reps, **model(pixels, ids, mask)}.items()}
+
+
+def write_preprocessing(directory: Path, network: Network) -> None:
+    """The tokenizer's files and preprocessor_config.json, as transformers reads them."""
+    network.tokenizer.save(directory)
+    path = directory / "tokenizer_config.json"
+    limits = {
+        "model_max_length": network.description["max_length"],
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | limits)
+    size = network.description["image"]["image_size"]
+    # The whole picture squashed to a square, bicubic: what the student is evaluated with.
+    preprocessor = {
+        "image_processor_type": "ViTImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": size, "width": size},
+        "resample": 3,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": MEAN,
+        "image_std": STD,
+    }
+    write_json(directory / "preprocessor_config.json", preprocessor)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """`content`, indented, with a last newline."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

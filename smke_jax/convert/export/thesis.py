@@ -1,0 +1,82 @@
+"""A checkpoint in the key layout of the thesis author's PyTorch modules (spec 26.7)."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from smke_jax.convert.convert import convert
+from smke_jax.convert.export import pytorch
+from smke_jax.convert.export.base import DTYPES, Batch, Format, Network
+from smke_jax.convert.layouts.student import THESIS
+from smke_jax.convert.rules import to_torch
+from smke_jax.convert.source import read_source
+from smke_jax.errors import UserError
+
+FILE = "smke.ckpt"
+# What those modules are, with no say of the file.
+FIXED = {
+    ("image", "norm_order"): "post",
+    ("image", "activation"): "gelu",
+    ("image", "norm_eps"): 1e-6,
+    ("text", "norm_order"): "post",
+    ("text", "activation"): "gelu",
+    ("text", "norm_eps"): 1e-12,
+    ("shared", "activation"): "gelu",
+    ("shared", "norm_eps"): 1e-6,
+}
+USAGE = """
+`smke.ckpt` is a checkpoint of PyTorch Lightning in form: `state_dict` with the names of the thesis' modules
+(`model.image_model.…`, `model.text_model.…`, `model.shared.…`), `hyper_parameters` with this student's sizes.
+
+```python
+checkpoint = torch.load("smke.ckpt", weights_only=True)
+state = {k.removeprefix("model."): v for k, v in checkpoint["state_dict"].items() if k.startswith("model.")}
+model.load_state_dict(state, strict=True)
+```
+
+`smke convert --from=thesis --checkpoint=smke.ckpt --out=DIR` is the way back.
+"""
+
+
+def state_dict(params: Any, description: dict, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    """{name in the thesis' checkpoints: array} of a student, exactly what `convert` reads back.
+
+    Raises UserError naming the field that those modules have no place for.
+    """
+    for (part, field), value in FIXED.items():
+        if description[part][field] != value:
+            raise UserError(
+                f"config.student.{part}.{field} is {description[part][field]!r}; the thesis' modules have {value!r}: "
+                "use another --format"
+            )
+    if description["shared"]["layer_scale"] is None:
+        raise UserError("config.student.shared.layer_scale is None; the thesis' modules have one: use another --format")
+    temperatures = description["logit_scales"]
+    if len(temperatures.get("itc", ())) != 2:
+        raise UserError(
+            "config.terms.itc.levels are not two; the thesis' modules have a logit scale for each of two: "
+            "use another --format"
+        )
+    state = to_torch(THESIS, params, description, dtype=dtype)
+    state |= {name: x.astype(dtype) for name, x in THESIS.constants(description).items()}
+    state["logit_scales"] = np.array(temperatures["itc"], np.float32)
+    target = temperatures.get("target_itc", [math.log(1 / 0.07)])  # fixed unless the run learned it
+    return {**{f"model.{name}": x for name, x in state.items()}, "logit_scale_target": np.array(target[0], np.float32)}
+
+
+def _write(directory: Path, network: Network, dtype: str) -> None:
+    torch = pytorch.require("torch", "torch")
+    state = state_dict(network.params, network.description, DTYPES[dtype])
+    tensors = {name: pytorch.tensor(x) for name, x in state.items()}
+    torch.save({"state_dict": tensors, "hyper_parameters": {"smke_jax": network.description}}, directory / FILE)
+    network.tokenizer.save(directory)
+
+
+def _embed(directory: Path, batch: Batch):
+    conversion = convert(read_source(directory / FILE), THESIS.name)
+    return pytorch.embed(pytorch.build(conversion.params, conversion.description), batch)
+
+
+LIGHTNING = Format("checkpoint for the thesis' PyTorch modules", _write, _embed, USAGE)

@@ -1,0 +1,36 @@
+"""A trained network -> a directory that others can use, with a model card; checked before it is there."""
+
+from pathlib import Path
+
+from smke_jax import atomic
+from smke_jax.convert.export import FORMATS
+from smke_jax.convert.export.base import Network
+from smke_jax.convert.export.card import likeness_lines, model_card
+from smke_jax.convert.export.check import BARS, Likeness, Samples, compare, embed, make_batch
+from smke_jax.errors import UserError
+
+
+def write(
+    directory: Path, network: Network, samples: Samples, *, format: str, dtype: str = "float32"
+) -> dict[str, Likeness]:
+    """Writes `network` in one of FORMATS with weights of `dtype`, a key of BARS, whole or not at all.
+
+    Returns how like its embeddings of `samples`, from the files written, are to the network's own.
+    Raises UserError where they are less like than BARS demands, and where the network does not fit the format.
+    """
+    form, description = FORMATS[format], network.description
+    if description["type"] != "student" and not form.encoders:
+        able = " or ".join(name for name, other in FORMATS.items() if other.encoders)
+        raise UserError(f"this run trained an encoder alone, --format={format} is for image-text models: use {able}")
+    batch = make_batch(samples, network.tokenizer, description.get("max_length", 0))
+    with atomic.replacing(directory) as partial:
+        partial.mkdir()
+        form.write(partial, network, dtype)
+        likeness = compare(embed(description, network.params, batch), form.embed(partial, batch))
+        # Written so that NaN is refused too.
+        if not all(x.cosine >= BARS[dtype] for x in likeness.values()):
+            lines = "\n".join(likeness_lines(likeness, samples, dtype))
+            raise UserError(f"{directory} was not written: it would not embed as the network it is made from\n{lines}")
+        card = model_card(network, form, dtype, likeness, samples)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    return likeness

@@ -1,0 +1,170 @@
+"""The image-text student: our own PyTorch export, and the checkpoints of the thesis' author (spec 26.7)."""
+
+from collections.abc import Iterable
+
+from smke_jax.convert.layouts.bert import BERT
+from smke_jax.convert.layouts.data2vec2 import FAIRSEQ
+from smke_jax.convert.rules import (
+    QKV_LINEAR,
+    Layout,
+    Rule,
+    State,
+    layer_norm,
+    linear,
+    patch_embed,
+    per_layer,
+    without_prefix,
+)
+from smke_jax.convert.shapes import heads_of
+
+TOWERS = {"image": ("image_model.", FAIRSEQ), "text": ("text_model.", BERT)}  # in the thesis' files
+
+
+def _inside(torch: str, flax: str, rules: Iterable[Rule]) -> list[Rule]:
+    """`rules` of a part, for the whole in which its names begin with `torch` and its paths with `flax`."""
+    return [Rule(torch + rule.torch, tuple(flax + path for path in rule.paths), rule.kind) for rule in rules]
+
+
+def _hf_block(torch: str, flax: str, *, key_bias: bool = True, layer_scale: bool = False) -> list[Rule]:
+    return [
+        *layer_norm(f"{torch}.norm1", f"{flax}/norm1"),
+        *linear(f"{torch}.attention.query", f"{flax}/attention/query"),
+        *linear(f"{torch}.attention.key", f"{flax}/attention/key", bias=key_bias),
+        *linear(f"{torch}.attention.value", f"{flax}/attention/value"),
+        *linear(f"{torch}.attention.out", f"{flax}/attention/out"),
+        *layer_norm(f"{torch}.norm2", f"{flax}/norm2"),
+        *linear(f"{torch}.mlp.fc1", f"{flax}/mlp/fc1"),
+        *linear(f"{torch}.mlp.fc2", f"{flax}/mlp/fc2"),
+        *(Rule(f"{torch}.scale{i}", f"{flax}/ls{i}/gamma") for i in (1, 2) if layer_scale),
+    ]
+
+
+def _hf_rules(description: dict) -> list[Rule]:
+    image, text, shared = description["image"], description["text"], description["shared"]
+    block = _hf_block("blocks.{i}", "block_{i}")
+    image_tower = [
+        *patch_embed("patch_embed"),
+        Rule("cls_token", "cls_token"),
+        *layer_norm("norm", "norm"),
+        *per_layer(block, image["depth"]),
+    ]
+    text_tower = [
+        *(Rule(f"{name}_embedding.weight", f"{name}_embedding") for name in ("word", "position", "type")),
+        *layer_norm("embedding_norm", "embedding_norm"),
+        *per_layer(block, text["depth"]),
+        *(layer_norm("norm", "norm") if text["norm_order"] == "pre" else ()),
+    ]
+    types = [Rule("type_embedding.weight", "type_embedding"), Rule("type_scale", "type_scale/gamma")]
+    return [
+        *_inside("image.", "image_encoder/", image_tower),
+        *_inside("text.", "text_encoder/", text_tower),
+        *_hf_block("shared", "shared", key_bias=False, layer_scale=shared["layer_scale"] is not None),
+        *(types if description["token_types"] else ()),
+        *layer_norm("head_norm", "head_norm"),
+        *linear("head", "head"),
+    ]
+
+
+def _hf_describe(state, config) -> dict:
+    fields = ("vocab_size", "target_dim", "token_types", "level", "logit_scales", "image")
+    text = dict(config["text"])
+    return {
+        "type": "student",
+        "dtype": "float32",
+        "max_length": text.pop("max_length"),
+        **{key: config[key] for key in fields},
+        "text": text,
+        "shared": {**config["shared"], "init_std": 0.02},
+    }
+
+
+SMKE_HF = Layout(
+    name="smke-hf",
+    summary="image-text student as `smke export --format=hf` writes it",
+    marks=("image.patch_embed.weight", "text.word_embedding.weight", "shared.norm1.weight", "head_norm.weight"),
+    describe=_hf_describe,
+    rules=_hf_rules,
+)
+
+
+def _part(state: State, prefix: str) -> dict:
+    return {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+
+
+def _thesis_clean(state) -> dict:
+    state = without_prefix("model.")(state)
+    for prefix, layout in TOWERS.values():
+        tower = layout.clean(_part(state, prefix))
+        state = {name: x for name, x in state.items() if not name.startswith(prefix)}
+        state |= {prefix + name: x for name, x in tower.items()}
+    return state
+
+
+def _thesis_describe(state, config) -> dict:
+    temperatures = {"itc": state["logit_scales"].tolist(), "target_itc": [state["logit_scale_target"].item()]}
+    stated = config.get("hyper_parameters", {}).get("smke_jax")
+    if stated:
+        return {**stated, "logit_scales": temperatures}
+    target_dim, width = state["head.weight"].shape
+    heads = heads_of(width, config)
+    settings = {"num_heads": heads, "num_attention_heads": heads}
+    towers = {part: layout.describe(_part(state, prefix), settings) for part, (prefix, layout) in TOWERS.items()}
+    common = {"norm_order": "post", "activation": "gelu"}
+    return {
+        "type": "student",
+        "dtype": "float32",
+        "vocab_size": towers["text"]["vocab_size"],
+        "target_dim": target_dim,
+        "token_types": "token_type_embeddings.weight" in state,
+        "level": "out",
+        "max_length": 64,
+        "logit_scales": temperatures,
+        **{part: {k: v for k, v in tower.items() if k not in ("type", "vocab_size", "pooler")} | common
+           for part, tower in towers.items()},
+        "shared": {
+            "num_heads": heads, "mlp_dim": len(state["shared.mlp.fc1.weight"]), "norm_eps": 1e-6,
+            "activation": "gelu", "layer_scale": 0.2, "init_std": 0.02,
+        },
+    }  # fmt: skip
+
+
+def _thesis_rules(description: dict) -> list[Rule]:
+    qkv = tuple(f"shared/attention/{part}/kernel" for part in ("query", "key", "value"))
+    types = [Rule("token_type_embeddings.weight", "type_embedding"), Rule("tte_scale.gamma", "type_scale/gamma")]
+    return [
+        *_inside("image_model.", "image_encoder/", FAIRSEQ.rules(description["image"])),
+        *_inside("text_model.", "text_encoder/", BERT.rules({**description["text"], "pooler": False})),
+        *layer_norm("shared.norm1", "shared/norm1"),
+        Rule("shared.attn.qkv.weight", qkv, QKV_LINEAR),
+        Rule("shared.attn.q_bias", "shared/attention/query/bias"),
+        Rule("shared.attn.v_bias", "shared/attention/value/bias"),
+        *linear("shared.attn.proj", "shared/attention/out"),
+        *layer_norm("shared.norm2", "shared/norm2"),
+        *linear("shared.mlp.fc1", "shared/mlp/fc1"),
+        *linear("shared.mlp.fc2", "shared/mlp/fc2"),
+        *(Rule(f"shared.ls{i}.gamma", f"shared/ls{i}/gamma") for i in (1, 2)),
+        *(types if description["token_types"] else ()),
+        *layer_norm("fc_norm", "head_norm"),
+        *linear("head", "head"),
+    ]
+
+
+def _thesis_constants(description: dict) -> dict:
+    return {"image_model." + name: x for name, x in FAIRSEQ.constants(description["image"]).items()}
+
+
+THESIS = Layout(
+    name="thesis",
+    summary="image-text student in the thesis author's checkpoints: S-SMKE, and Transformer SHRe",
+    marks=("image_model.blocks.0.attn.qkv.weight", "shared.attn.qkv.weight", "fc_norm.weight", "logit_scales"),
+    describe=_thesis_describe,
+    rules=_thesis_rules,
+    clean=_thesis_clean,
+    ignored={
+        "logit_scale": "temperatures, kept in the description",
+        "kd_loss_mb.": "the memory bank",
+        "teacher.": "the frozen teacher",
+        **{prefix + part: why for prefix, layout in TOWERS.values() for part, why in layout.ignored.items()},
+    },
+    constants=_thesis_constants,
+)

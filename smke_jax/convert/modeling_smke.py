@@ -1,0 +1,258 @@
+"""S-SMKE's image-text student in plain PyTorch.  This file and the ones beside it are all that is needed.
+
+With PyTorch, safetensors, NumPy, Pillow and tokenizers:
+
+    model = SmkeModel.from_directory(directory)
+    pixels = model.preprocess([PIL.Image.open("photo.jpg")])
+    encoding = tokenizers.Tokenizer.from_file(f"{directory}/tokenizer.json").encode("a dog runs")
+    ids, mask = torch.tensor([encoding.ids]), torch.tensor([encoding.attention_mask])
+    similarity = model(pixels)["image_embeds"] @ model(input_ids=ids, attention_mask=mask)["text_embeds"].T
+
+With transformers also `AutoModel.from_pretrained(directory, trust_remote_code=True)`, `AutoTokenizer` and
+`AutoImageProcessor`.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+try:
+    from transformers import PretrainedConfig, PreTrainedModel
+except ImportError:  # the two things that are used of them
+
+    class PretrainedConfig:
+        def __init__(self, **fields):
+            self.__dict__.update(fields)
+
+    class PreTrainedModel(nn.Module):
+        def __init__(self, config):
+            super().__init__()
+            self.config = config
+
+        def post_init(self):
+            pass
+
+
+TEXT, IMAGE = 0, 1  # rows of the token-type table
+# Of the pixels in [0, 1]: ImageNet's.
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ACTIVATIONS = {
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": F.relu,
+}
+
+
+class SmkeConfig(PretrainedConfig):
+    """What config.json says.
+
+    image, text, shared: sizes of the two towers and of the block they share
+    vocab_size, target_dim: rows of the word table; width of the teacher's feature that the head predicts
+    token_types: whether tokens are told their modality before the shared block
+    level: what retrieval compares: fc1 | out | head
+    """
+
+    model_type = "smke"
+
+    def __init__(self, image=None, text=None, shared=None, vocab_size=0, target_dim=0, token_types=True,
+                 norm_eps=1e-6, level="out", **others):  # fmt: skip
+        self.image, self.text, self.shared = image or {}, text or {}, shared or {}
+        self.vocab_size, self.target_dim, self.token_types = vocab_size, target_dim, token_types
+        self.norm_eps, self.level = norm_eps, level
+        super().__init__(**others)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention.  (B, L, D), mask (B, L) with 1 = token -> (B, L, D)."""
+
+    def __init__(self, width, num_heads, key_bias=True):
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width, bias=key_bias)
+        self.value = nn.Linear(width, width)
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x, mask=None):
+        q, k, v = (
+            project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, L, d)
+            for project in (self.query, self.key, self.value)
+        )
+        mask = None if mask is None else mask[:, None, None, :].bool()
+        return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
+
+
+class Mlp(nn.Module):
+    """-> (first layer before the activation (B, L, mlp_dim), output (B, L, D))."""
+
+    def __init__(self, width, mlp_dim, activation):
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]
+        self.fc1 = nn.Linear(width, mlp_dim)
+        self.fc2 = nn.Linear(mlp_dim, width)
+
+    def forward(self, x):
+        hidden = self.fc1(x)
+        return hidden, self.fc2(self.activation(hidden))
+
+
+class Block(nn.Module):
+    """One Transformer layer -> (output (B, L, D), first MLP layer before its activation).
+
+    pre:  h = x + s1·Attn(LN1 x);  out = h + s2·MLP(LN2 h)
+    post: h = LN1(x + Attn(x));    out = LN2(h + MLP(h))
+    """
+
+    def __init__(self, width, num_heads, mlp_dim, norm_order, norm_eps, activation, layer_scale=None, key_bias=True):
+        super().__init__()
+        self.pre = norm_order == "pre"
+        self.norm1, self.norm2 = nn.LayerNorm(width, norm_eps), nn.LayerNorm(width, norm_eps)
+        self.attention = Attention(width, num_heads, key_bias)
+        self.mlp = Mlp(width, mlp_dim, activation)
+        self.scale1, self.scale2 = (
+            None if layer_scale is None else nn.Parameter(torch.full((width,), layer_scale)) for _ in range(2)
+        )
+
+    def forward(self, x, mask=None):
+        y = self.attention(self.norm1(x) if self.pre else x, mask)
+        h = x + (y if self.scale1 is None else self.scale1 * y)
+        h = h if self.pre else self.norm1(h)
+        fc1, y = self.mlp(self.norm2(h) if self.pre else h)
+        out = h + (y if self.scale2 is None else self.scale2 * y)
+        return out if self.pre else self.norm2(out), fc1
+
+
+def blocks(fields):
+    """The layers of a tower."""
+    names = ("width", "num_heads", "mlp_dim", "norm_order", "norm_eps", "activation")
+    return nn.ModuleList(Block(*(fields[name] for name in names)) for _ in range(fields["depth"]))
+
+
+def sincos_positions(grid, width):
+    """Fixed 2-D positions (grid², width), row-major: x in the first half of the channels, y in the second."""
+    frequency = 10000.0 ** (-np.arange(width // 4) / (width / 4))
+    angles = np.arange(grid)[:, None] * frequency
+    axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    table = np.concatenate([np.tile(axis, (grid, 1)), np.repeat(axis, grid, axis=0)], axis=1)
+    return torch.from_numpy(table.astype(np.float32))
+
+
+class ImageTower(nn.Module):
+    """Normalised pixels (B, 3, S, S) -> (B, 1 + N, D), [CLS] first."""
+
+    def __init__(self, fields):
+        super().__init__()
+        width, patch_size = fields["width"], fields["patch_size"]
+        self.pre = fields["norm_order"] == "pre"
+        self.patch_embed = nn.Conv2d(3, width, patch_size, patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.norm = nn.LayerNorm(width, fields["norm_eps"])
+        self.blocks = blocks(fields)
+        # No buffer: transformers builds models without memory and fills in only what the file of weights holds.
+        self.positions = sincos_positions(fields["image_size"] // patch_size, width)
+
+    def forward(self, pixels):
+        x = self.patch_embed(pixels).flatten(2).transpose(1, 2)
+        x = x + self.positions.to(x)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1)
+        x = x if self.pre else self.norm(x)
+        for block in self.blocks:
+            x, _ = block(x)
+        return self.norm(x) if self.pre else x
+
+
+class TextTower(nn.Module):
+    """BERT.  Token ids and mask (B, L), 1 = token -> (B, L, D), [CLS] first."""
+
+    def __init__(self, fields, vocab_size):
+        super().__init__()
+        width = fields["width"]
+        self.word_embedding = nn.Embedding(vocab_size, width)
+        self.position_embedding = nn.Embedding(fields["max_positions"], width)
+        self.type_embedding = nn.Embedding(fields["type_vocab_size"], width)
+        self.embedding_norm = nn.LayerNorm(width, fields["norm_eps"])
+        self.blocks = blocks(fields)
+        self.norm = nn.LayerNorm(width, fields["norm_eps"]) if fields["norm_order"] == "pre" else None
+
+    def forward(self, ids, mask):
+        x = self.word_embedding(ids) + self.position_embedding.weight[: ids.shape[1]] + self.type_embedding.weight[0]
+        x = self.embedding_norm(x)
+        for block in self.blocks:
+            x, _ = block(x, mask)
+        return x if self.norm is None else self.norm(x)
+
+
+class SmkeModel(PreTrainedModel):
+    """Two towers, one shared Transformer block, one head.
+
+    `encode_image` and `encode_text` return, all from position 0, un-normalised and in fp32:
+      'fc1'  (B, mlp_dim)     first MLP layer of the shared block before its activation
+      'out'  (B, D)           output of the shared block
+      'head' (B, target_dim)  prediction of the teacher's feature of the image
+    Calling the model returns what retrieval compares: one of them (config.level), L2-normalised.
+    """
+
+    config_class = SmkeConfig
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+
+    def __init__(self, config):
+        super().__init__(config)
+        width = config.image["width"]
+        self.image = ImageTower(config.image)
+        self.text = TextTower(config.text, config.vocab_size)
+        self.shared = Block(width=width, norm_order="pre", key_bias=False, **config.shared)
+        if config.token_types:
+            self.type_embedding = nn.Embedding(2, width)
+            self.type_scale = nn.Parameter(torch.ones(width))
+        self.head_norm = nn.LayerNorm(width, config.norm_eps)
+        self.head = nn.Linear(width, config.target_dim)
+        self.post_init()
+
+    @classmethod
+    def from_directory(cls, directory):
+        """The model that lies beside this file, for inference, in the precision of its weights."""
+        from safetensors.torch import load_file
+
+        config = SmkeConfig(**json.loads((Path(directory) / "config.json").read_text(encoding="utf-8")))
+        weights = load_file(Path(directory) / "model.safetensors")
+        model = cls(config).to(weights["head.weight"].dtype)
+        model.load_state_dict(weights)
+        return model.eval()
+
+    def preprocess(self, images):
+        """PIL images -> (B, 3, S, S): each squashed to a square as a whole, bicubic, and normalised."""
+        size = (self.config.image["image_size"],) * 2
+        pixels = np.stack([np.asarray(image.convert("RGB").resize(size, resample=3)) for image in images])
+        pixels = (pixels.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+        return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+    def encode_image(self, pixel_values):
+        """Normalised pixels (B, 3, S, S) -> representations, see the class."""
+        return self._align(self.image(pixel_values.to(self.head.weight.dtype)), None, IMAGE)
+
+    def encode_text(self, input_ids, attention_mask):
+        """Token ids and mask (B, L), 1 = token -> representations, see the class."""
+        return self._align(self.text(input_ids, attention_mask), attention_mask, TEXT)
+
+    def forward(self, pixel_values=None, input_ids=None, attention_mask=None, **ignored):
+        """-> {'image_embeds': (B, D), 'text_embeds': (B', D)} of what is given, L2-normalised."""
+        outputs = {}
+        if pixel_values is not None:
+            outputs["image_embeds"] = F.normalize(self.encode_image(pixel_values)[self.config.level], dim=-1)
+        if input_ids is not None:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            outputs["text_embeds"] = F.normalize(self.encode_text(input_ids, mask)[self.config.level], dim=-1)
+        return outputs
+
+    def _align(self, tokens, mask, modality):
+        if self.config.token_types:
+            tokens = tokens + self.type_scale * self.type_embedding.weight[modality]
+        out, fc1 = (x[:, 0] for x in self.shared(tokens, mask))
+        head = self.head(self.head_norm(out))
+        return {"fc1": fc1.float(), "out": out.float(), "head": head.float()}
