@@ -6,6 +6,15 @@ import re
 from smke_jax.convert.rules import State
 from smke_jax.errors import UserError
 
+# transformers' names of the activations -> ours
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+}
+
 
 def depth_of(state: State, prefix: str) -> int:
     """Number of layers `prefix`0, `prefix`1, …; gaps are left for the rules to report as missing."""
@@ -34,3 +43,14 @@ def grid_of(positions: int) -> int:
     if side * side != positions - 1:
         raise UserError(f"its {positions} positions are no class token and a square of patches")
     return side
+
+
+def activation_of(config: dict, usual: str = "gelu") -> str:
+    """Activation of the MLPs: what `config`, of transformers, says, else `usual`.
+
+    Raises UserError for one that is not known here.
+    """
+    activation = config.get("hidden_act", usual)
+    if activation not in ACTIVATIONS:
+        raise UserError(f"the config.json beside it has hidden_act {activation!r}: known are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[activation]

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP's
     "relu": jax.nn.relu,
 }
 
@@ -152,11 +153,11 @@ class Block(nn.Module):
         return BlockOutput(out if pre else norm2(out), fc1, y)
 
 
-def run_blocks(encoder: nn.Module, x, mask=None, *, deterministic: bool):
+def run_blocks(encoder: nn.Module, x, mask=None, bias=None, *, layer_scale=None, deterministic: bool = True):
     """Dropout, the layers 'block_<i>' and, pre-norm, the last LayerNorm of a tower.  (B, L, D) -> (B, L, D).
 
-    Call it inside the compact method of `encoder`, whose fields of the same names it reads and to which the
-    parameters belong.
+    Call it inside the compact method of `encoder`, whose attributes of the same names it reads and to which the
+    parameters belong.  `mask`, `bias` and `layer_scale` are those of Attention and Block.
     """
     x = nn.Dropout(encoder.dropout, deterministic=deterministic)(x)
     for i in range(encoder.depth):
@@ -166,11 +167,12 @@ def run_blocks(encoder: nn.Module, x, mask=None, *, deterministic: bool):
             norm_order=encoder.norm_order,
             norm_eps=encoder.norm_eps,
             activation=encoder.activation,
+            layer_scale=layer_scale,
             dropout=encoder.dropout,
             init_std=encoder.init_std,
             dtype=encoder.dtype,
             name=f"block_{i}",
-        )(x, mask, deterministic=deterministic).out
+        )(x, mask, bias, deterministic=deterministic).out
     return LayerNorm(encoder.norm_eps, encoder.dtype, name="norm")(x) if encoder.norm_order == "pre" else x
 
 

@@ -1,11 +1,13 @@
-"""Frozen image teachers.  Every one maps normalised images (B, S, S, 3) to a [CLS] feature (B, D)."""
+"""Frozen image teachers.  Every one maps normalised images (B, S, S, 3) to a feature (B, D): its [CLS], or logits."""
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
 from smke_jax.models.layers import Block, LayerNorm, kernel_init, prepend
+from smke_jax.models.resnet import ResNet
 from smke_jax.models.vision import ImageEncoder, PatchEmbed, patchify
+from smke_jax.models.vit import Vit
 
 
 def relative_position_index(grid: int) -> np.ndarray:
@@ -95,7 +97,7 @@ class Data2Vec2(ImageEncoder):
         return super().__call__(images, deterministic=deterministic)[:, 0].astype(jnp.float32)
 
 
-TEACHERS = {"beit": Beit, "data2vec2": Data2Vec2}
+TEACHERS = {"beit": Beit, "data2vec2": Data2Vec2, "vit": Vit, "resnet": ResNet}
 
 
 def build_teacher(config) -> nn.Module:

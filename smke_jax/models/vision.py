@@ -45,13 +45,16 @@ class PatchEmbed(nn.Module):
     width: int
     init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
+    use_bias: bool = True
 
     @nn.compact
     def __call__(self, patches):
         shape = (self.patch_size, self.patch_size, 3, self.width)
         kernel = self.param("kernel", kernel_init(self.init_std), shape)
-        bias = self.param("bias", nn.initializers.zeros, (self.width,))
-        return patches.astype(self.dtype) @ kernel.reshape(-1, self.width).astype(self.dtype) + bias.astype(self.dtype)
+        out = patches.astype(self.dtype) @ kernel.reshape(-1, self.width).astype(self.dtype)
+        if self.use_bias:
+            out += self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
+        return out
 
 
 class ImageEncoder(nn.Module):

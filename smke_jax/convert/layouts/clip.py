@@ -1,0 +1,163 @@
+"""CLIP with a Vision Transformer: OpenAI's archives and transformers' CLIPModel (spec A.7)."""
+
+import numpy as np
+
+from smke_jax.convert import pixels
+from smke_jax.convert.rules import LINEAR, ROW, Layout, Rule, layer_norm, linear, patch_embed, per_layer, qkv
+from smke_jax.convert.shapes import activation_of, depth_of, grid_of, heads_of
+from smke_jax.errors import UserError
+
+
+def _describe(config: dict, embed_dim: int, image: dict, text: dict) -> dict:
+    if "num_heads" in config:
+        raise UserError("its two towers differ in their heads, and the file tells both: leave --num_heads away")
+    statistics = pixels.pixel_statistics(config, pixels.CLIP)
+    return {"type": "clip", "embed_dim": embed_dim, "image": image, "text": text, **statistics}
+
+
+def _tower(state, layers: str, fc1: str, config: dict, **fields) -> dict:
+    """What both towers have; `config` is of this tower."""
+    width = state[f"{layers}0.{fc1}.weight"].shape[1]
+    return {
+        "width": width,
+        "depth": depth_of(state, layers),
+        "num_heads": heads_of(width, config, "num_attention_heads"),
+        "mlp_dim": len(state[f"{layers}0.{fc1}.weight"]),
+        "norm_eps": config.get("layer_norm_eps", 1e-5),
+        "activation": activation_of(config, "quick_gelu"),
+        **fields,
+    }
+
+
+def _image_tower(state, kernel: str, positions: str, layers: str, fc1: str, config: dict) -> dict:
+    patch_size = state[kernel].shape[-1]
+    image_size = patch_size * grid_of(len(state[positions]))
+    return _tower(state, layers, fc1, config, image_size=image_size, patch_size=patch_size)
+
+
+def _text_tower(state, words: str, positions: str, layers: str, fc1: str, config: dict) -> dict:
+    sizes = {"vocab_size": len(state[words]), "max_positions": len(state[positions])}
+    return _tower(state, layers, fc1, config, **sizes)
+
+
+def _describe_openai(state, config) -> dict:
+    image = ("visual.conv1.weight", "visual.positional_embedding", "visual.transformer.resblocks.", "mlp.c_fc")
+    text = ("token_embedding.weight", "positional_embedding", "transformer.resblocks.", "mlp.c_fc")
+    embed_dim = state["text_projection"].shape[1]
+    return _describe(config, embed_dim, _image_tower(state, *image, {}), _text_tower(state, *text, {}))
+
+
+def _blocks_openai(torch: str, flax: str, depth: int) -> list[Rule]:
+    block, path = f"{torch}transformer.resblocks.{{i}}", f"{flax}/block_{{i}}"
+    return per_layer(
+        [
+            *layer_norm(f"{block}.ln_1", f"{path}/norm1"),
+            *qkv(f"{block}.attn.in_proj_weight", f"{block}.attn.in_proj_bias", f"{path}/attention"),
+            *linear(f"{block}.attn.out_proj", f"{path}/attention/out"),
+            *layer_norm(f"{block}.ln_2", f"{path}/norm2"),
+            *linear(f"{block}.mlp.c_fc", f"{path}/mlp/fc1"),
+            *linear(f"{block}.mlp.c_proj", f"{path}/mlp/fc2"),
+        ],
+        depth,
+    )
+
+
+def _rules_openai(description: dict) -> list[Rule]:
+    return [
+        Rule("visual.class_embedding", "image_encoder/cls_token", ROW),
+        Rule("visual.positional_embedding", "image_encoder/position_embedding"),
+        *patch_embed("visual.conv1", "image_encoder/patch_embed", bias=False),
+        *layer_norm("visual.ln_pre", "image_encoder/embedding_norm"),
+        *_blocks_openai("visual.", "image_encoder", description["image"]["depth"]),
+        *layer_norm("visual.ln_post", "image_encoder/norm"),
+        Rule("visual.proj", "image_projection/kernel"),
+        Rule("token_embedding.weight", "text_encoder/word_embedding"),
+        Rule("positional_embedding", "text_encoder/position_embedding"),
+        *_blocks_openai("", "text_encoder", description["text"]["depth"]),
+        *layer_norm("ln_final", "text_encoder/norm"),
+        Rule("text_projection", "text_projection/kernel"),
+        Rule("logit_scale", "logit_scale"),
+    ]
+
+
+OPENAI = Layout(
+    name="clip-openai",
+    summary="CLIP ViT of OpenAI, a TorchScript .pt that needs --trust_code",
+    # The last one keeps away open_clip's files, which have the same names and mostly another GELU.
+    marks=("visual.class_embedding", "token_embedding.weight", "logit_scale", "input_resolution"),
+    describe=_describe_openai,
+    rules=_rules_openai,
+    constants=lambda description: {
+        "input_resolution": np.array(description["image"]["image_size"]),
+        "context_length": np.array(description["text"]["max_positions"]),
+        "vocab_size": np.array(description["text"]["vocab_size"]),
+    },
+)
+
+
+def _describe_transformers(state, config) -> dict:
+    image, text = "vision_model.embeddings.", "text_model.embeddings."
+    return _describe(
+        config,
+        len(state["visual_projection.weight"]),
+        _image_tower(
+            state, f"{image}patch_embedding.weight", f"{image}position_embedding.weight",
+            "vision_model.encoder.layers.", "mlp.fc1", config.get("vision_config", {}),
+        ),
+        _text_tower(
+            state, f"{text}token_embedding.weight", f"{text}position_embedding.weight",
+            "text_model.encoder.layers.", "mlp.fc1", config.get("text_config", {}),
+        ),
+    )  # fmt: skip
+
+
+def _blocks_transformers(torch: str, flax: str, depth: int) -> list[Rule]:
+    layer, path = f"{torch}.encoder.layers.{{i}}", f"{flax}/block_{{i}}"
+    return per_layer(
+        [
+            *layer_norm(f"{layer}.layer_norm1", f"{path}/norm1"),
+            *linear(f"{layer}.self_attn.q_proj", f"{path}/attention/query"),
+            *linear(f"{layer}.self_attn.k_proj", f"{path}/attention/key"),
+            *linear(f"{layer}.self_attn.v_proj", f"{path}/attention/value"),
+            *linear(f"{layer}.self_attn.out_proj", f"{path}/attention/out"),
+            *layer_norm(f"{layer}.layer_norm2", f"{path}/norm2"),
+            *linear(f"{layer}.mlp.fc1", f"{path}/mlp/fc1"),
+            *linear(f"{layer}.mlp.fc2", f"{path}/mlp/fc2"),
+        ],
+        depth,
+    )
+
+
+def _rules_transformers(description: dict) -> list[Rule]:
+    image, text = "vision_model.embeddings.", "text_model.embeddings."
+    return [
+        Rule(f"{image}class_embedding", "image_encoder/cls_token", ROW),
+        Rule(f"{image}position_embedding.weight", "image_encoder/position_embedding"),
+        *patch_embed(f"{image}patch_embedding", "image_encoder/patch_embed", bias=False),
+        *layer_norm("vision_model.pre_layrnorm", "image_encoder/embedding_norm"),
+        *_blocks_transformers("vision_model", "image_encoder", description["image"]["depth"]),
+        *layer_norm("vision_model.post_layernorm", "image_encoder/norm"),
+        Rule("visual_projection.weight", "image_projection/kernel", LINEAR),
+        Rule(f"{text}token_embedding.weight", "text_encoder/word_embedding"),
+        Rule(f"{text}position_embedding.weight", "text_encoder/position_embedding"),
+        *_blocks_transformers("text_model", "text_encoder", description["text"]["depth"]),
+        *layer_norm("text_model.final_layer_norm", "text_encoder/norm"),
+        Rule("text_projection.weight", "text_projection/kernel", LINEAR),
+        Rule("logit_scale", "logit_scale"),
+    ]
+
+
+def _position_ids(description: dict) -> dict:
+    image, text = description["image"], description["text"]
+    counts = {"vision": 1 + (image["image_size"] // image["patch_size"]) ** 2, "text": text["max_positions"]}
+    return {f"{tower}_model.embeddings.position_ids": np.arange(count)[None] for tower, count in counts.items()}
+
+
+TRANSFORMERS = Layout(
+    name="clip-hf",
+    summary="CLIPModel of transformers",
+    marks=("vision_model.pre_layrnorm.weight", "text_model.final_layer_norm.weight", "logit_scale"),
+    describe=_describe_transformers,
+    rules=_rules_transformers,
+    constants=_position_ids,
+)

@@ -1,0 +1,82 @@
+"""ResNet with bottlenecks (He et al. 2016), frozen: the supervised teacher of Transformer SHRe (spec 5, 26.6)."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+EXPANSION = 4  # of a bottleneck's channels by its last convolution
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation as at inference: the statistics are parameters.  (…, C) -> (…, C)."""
+
+    eps: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x):
+        def vector(name, init):
+            return self.param(name, init, x.shape[-1:])
+
+        zeros, ones = nn.initializers.zeros, nn.initializers.ones
+        scale, bias = vector("scale", ones), vector("bias", zeros)
+        mean, var = vector("mean", zeros), vector("var", ones)
+        return ((x - mean) * (scale * jax.lax.rsqrt(var + self.eps)) + bias).astype(x.dtype)
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3 and 1×1 convolutions around a shortcut.  (B, H, W, C) -> (B, H / stride, W / stride, 4 · channels).
+
+    The stride is that of the 3×3 convolution ("v1.5").
+    """
+
+    channels: int
+    stride: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        def conv_norm(y, i, channels, size, stride=1):
+            y = conv(channels, size, stride, self.dtype, name=f"conv{i}")(y)
+            return BatchNorm(name=f"bn{i}")(y)
+
+        out = EXPANSION * self.channels
+        y = nn.relu(conv_norm(x, 1, self.channels, 1))
+        y = nn.relu(conv_norm(y, 2, self.channels, 3, self.stride))
+        y = conv_norm(y, 3, out, 1)
+        if x.shape != y.shape:
+            x = conv(out, 1, self.stride, self.dtype, name="downsample_conv")(x)
+            x = BatchNorm(name="downsample_bn")(x)
+        return nn.relu(x + y)
+
+
+class ResNet(nn.Module):
+    """Classification network; as a teacher it gives its logits, whose number is its `width`.
+
+    `stem_width` is the number of channels after the first convolution.  The defaults are those of ResNet-50.
+    Agrees with transformers' ResNetForImageClassification.
+    """
+
+    width: int = 1000
+    stem_width: int = 64
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images):
+        """Normalised images (B, S, S, 3) -> logits (B, width), fp32."""
+        x = conv(self.stem_width, 7, 2, self.dtype, name="conv1")(images.astype(self.dtype))
+        x = nn.relu(BatchNorm(name="bn1")(x))
+        x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        for stage, depth in enumerate(self.depths):
+            for i in range(depth):
+                stride = 2 if stage and not i else 1
+                x = Bottleneck(self.stem_width * 2**stage, stride, self.dtype, name=f"layer{stage + 1}_{i}")(x)
+        return nn.Dense(self.width, name="fc")(x.astype(jnp.float32).mean((1, 2)))
+
+
+def conv(channels: int, size: int, stride: int, dtype, *, name: str) -> nn.Conv:
+    """A convolution without bias, padded to keep its input's height and width where `stride` is 1."""
+    pad = size // 2
+    return nn.Conv(
+        channels, (size, size), stride, padding=((pad, pad), (pad, pad)), use_bias=False, dtype=dtype, name=name
+    )

@@ -1,0 +1,50 @@
+"""The plain Vision Transformer (Dosovitskiy et al. 2021), as DINO, DINOv2, AugReg and CLIP's image tower use it."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from smke_jax.models.layers import LayerNorm, kernel_init, prepend, run_blocks
+from smke_jax.models.vision import PatchEmbed, patchify
+
+
+class Vit(nn.Module):
+    """Class token, learned absolute positions, pre-norm blocks with q, k and v biases, LayerNorm at the end.
+
+    Agrees with transformers' ViTModel, Dinov2Model (`layer_scale`) and CLIPVisionModel (`patch_bias` False and
+    `norm_embeddings`: a LayerNorm before the first block too).
+    """
+
+    image_size: int
+    patch_size: int
+    width: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+    norm_eps: float = 1e-6
+    activation: str = "gelu"
+    layer_scale: float | None = None
+    patch_bias: bool = True
+    norm_embeddings: bool = False
+    init_std: float = 0.02
+    dtype: jnp.dtype = jnp.float32
+
+    # What `run_blocks` reads too, the same for all of this family: no fields.
+    norm_order = "pre"
+    dropout = 0.0
+
+    @nn.compact
+    def __call__(self, images):
+        """Normalised images (B, S, S, 3) -> [CLS] feature (B, D), fp32."""
+        size = self.image_size
+        if images.shape[1:] != (size, size, 3):
+            raise ValueError(f"images are {images.shape[1:]}, this encoder takes ({size}, {size}, 3)")
+        embed = PatchEmbed(
+            self.patch_size, self.width, self.init_std, self.dtype, use_bias=self.patch_bias, name="patch_embed"
+        )
+        patches = embed(patchify(images, self.patch_size))
+        cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
+        x = prepend(cls, patches)
+        x += self.param("position_embedding", kernel_init(0.02), x.shape[1:]).astype(self.dtype)
+        if self.norm_embeddings:
+            x = LayerNorm(self.norm_eps, self.dtype, name="embedding_norm")(x)
+        return run_blocks(self, x, layer_scale=self.layer_scale)[:, 0].astype(jnp.float32)

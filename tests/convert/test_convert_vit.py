@@ -1,0 +1,288 @@
+"""Plain Vision Transformers come in exactly: DINO, DINOv2, timm's and AugReg's, in all their names."""
+
+import json
+import re
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import torch
+from parity import Case, Reference, check
+from random_weights import images, pixels, randomise, state_of
+from safetensors.numpy import load_file, save_file
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification, ViTModel
+
+from smke_jax.__main__ import main
+from smke_jax.convert.convert import convert
+from smke_jax.convert.layouts import LAYOUTS
+from smke_jax.convert.params_file import load_params, read_description
+from smke_jax.convert.rules import to_torch
+from smke_jax.convert.source import Source, read_source
+from smke_jax.models.build import param_shapes
+
+# Heads of 64 channels, which is what files that do not tell their number have.
+TINY = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 12, "patch_size": 4}
+SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 224, "patch_size": 16}
+DINOV2_SMALL = {**SMALL, "image_size": 518, "patch_size": 14}
+
+
+def network(kind, sizes: dict, **settings):
+    config_of = Dinov2Config if kind is Dinov2Model else ViTConfig
+    if config_of is ViTConfig:
+        settings = {"intermediate_size": 4 * sizes["hidden_size"], **settings}
+    torch.manual_seed(0)
+    return randomise(kind(config_of(**sizes, **settings, attn_implementation="eager")))
+
+
+def outputs(model, given: np.ndarray) -> list[np.ndarray]:
+    """Every hidden state, then the normed [CLS]."""
+    encoder = getattr(model, model.base_model_prefix, model)
+    with torch.no_grad():
+        out = encoder(pixels(given), output_hidden_states=True)
+    hidden = [*out.hidden_states[1:], out.last_hidden_state[:, 0]]
+    assert len(hidden) == model.config.num_hidden_layers + 1
+    return [x.numpy() for x in hidden]
+
+
+def saved(model) -> tuple[dict, dict]:
+    """(state, config) as `save_pretrained` writes them."""
+    with tempfile.TemporaryDirectory() as directory:
+        model.save_pretrained(directory)
+        config = json.loads(Path(directory, "config.json").read_text())
+        return load_file(Path(directory, "model.safetensors")), config
+
+
+def hf(kind, sizes: dict, **settings) -> Reference:
+    model = network(kind, sizes, **settings)
+    given = images(1 if sizes["num_hidden_layers"] > 2 else 3, sizes["image_size"])
+    return Reference(*saved(model), (given,), outputs(model, given))
+
+
+# Names of transformers -> of timm, written out here and not taken from smke_jax.convert.
+TIMM = {
+    r"^embeddings\.cls_token": "cls_token",
+    r"^embeddings\.mask_token": "mask_token",
+    r"^embeddings\.position_embeddings": "pos_embed",
+    r"^embeddings\.patch_embeddings\.projection": "patch_embed.proj",
+    r"^encoder\.layer\.": "blocks.",
+    r"attention\.output\.dense": "attn.proj",
+    r"layernorm_before": "norm1",
+    r"layernorm_after": "norm2",
+    r"intermediate\.dense": "mlp.fc1",
+    r"(\d)\.output\.dense": r"\1.mlp.fc2",
+    r"layer_scale1\.lambda1": "ls1.gamma",
+    r"layer_scale2\.lambda1": "ls2.gamma",
+    r"^layernorm": "norm",
+    r"^pooler\.dense": "head",
+}
+
+
+def as_timm(state: dict) -> dict:
+    """The state of ViTModel or Dinov2Model under the names of timm, q, k and v in one."""
+    renamed = {}
+    for name, x in state.items():
+        for pattern, replacement in TIMM.items():
+            name = re.sub(pattern, replacement, name)
+        renamed[name] = x
+    for name in [name for name in renamed if ".attention.attention.query." in name]:
+        parts = [renamed.pop(name.replace("query", part)) for part in ("query", "key", "value")]
+        renamed[name.replace("attention.attention.query", "attn.qkv")] = np.concatenate(parts)
+    return renamed
+
+
+def timm(kind, sizes: dict) -> Reference:
+    settings = {} if kind is Dinov2Model else {"layer_norm_eps": 1e-6}
+    reference = hf(kind, sizes, **settings)
+    return reference._replace(state=as_timm(reference.state), config={})
+
+
+def as_npz(state: dict, heads: int) -> dict:
+    """The state of ViTModel as google-research/vision_transformer keeps it: heads apart, (in, out), HWIO."""
+    arrays = {
+        "cls": state["embeddings.cls_token"],
+        "Transformer/posembed_input/pos_embedding": state["embeddings.position_embeddings"],
+        "embedding/kernel": np.moveaxis(state["embeddings.patch_embeddings.projection.weight"], [2, 3, 1, 0], range(4)),
+        "embedding/bias": state["embeddings.patch_embeddings.projection.bias"],
+        "Transformer/encoder_norm/scale": state["layernorm.weight"],
+        "Transformer/encoder_norm/bias": state["layernorm.bias"],
+        "pre_logits/kernel": state["pooler.dense.weight"],
+        "head/kernel": np.ones((len(state["layernorm.bias"]), 5), np.float32),
+        "head/bias": np.ones(5, np.float32),
+    }
+    for i in range(sum(name.endswith("layernorm_before.bias") for name in state)):
+        layer, block = f"encoder.layer.{i}", f"Transformer/encoderblock_{i}"
+        for theirs, ours in (("layernorm_before", "LayerNorm_0"), ("layernorm_after", "LayerNorm_2")):
+            arrays[f"{block}/{ours}/scale"] = state[f"{layer}.{theirs}.weight"]
+            arrays[f"{block}/{ours}/bias"] = state[f"{layer}.{theirs}.bias"]
+        for theirs, ours in (("intermediate.dense", "Dense_0"), ("output.dense", "Dense_1")):
+            arrays[f"{block}/MlpBlock_3/{ours}/kernel"] = state[f"{layer}.{theirs}.weight"].T
+            arrays[f"{block}/MlpBlock_3/{ours}/bias"] = state[f"{layer}.{theirs}.bias"]
+        attention = f"{block}/MultiHeadDotProductAttention_1"
+        for part in ("query", "key", "value"):
+            weight, bias = (state[f"{layer}.attention.attention.{part}.{x}"] for x in ("weight", "bias"))
+            arrays[f"{attention}/{part}/kernel"] = np.stack([x.T for x in np.split(weight, heads)], axis=1)
+            arrays[f"{attention}/{part}/bias"] = np.stack(np.split(bias, heads))
+        out = state[f"{layer}.attention.output.dense.weight"]
+        arrays[f"{attention}/out/kernel"] = np.stack(np.split(out.T, heads))
+        arrays[f"{attention}/out/bias"] = state[f"{layer}.attention.output.dense.bias"]
+    return arrays
+
+
+def npz(sizes: dict) -> Reference:
+    reference = hf(ViTModel, sizes, layer_norm_eps=1e-6, hidden_act="gelu_pytorch_tanh")
+    return reference._replace(state=as_npz(reference.state, sizes["num_attention_heads"]), config={})
+
+
+def cases(size: str, sizes: dict, dinov2_sizes: dict) -> list[Case]:
+    return [
+        Case("vit-hf", size, "transformers ViTModel", lambda: hf(ViTModel, sizes)),
+        Case("vit-timm", size, "transformers ViTModel, renamed", lambda: timm(ViTModel, sizes)),
+        Case("vit-npz", size, "transformers ViTModel, renamed", lambda: npz(sizes)),
+        Case("dinov2-hf", size, "transformers Dinov2Model", lambda: hf(Dinov2Model, dinov2_sizes)),
+        Case("vit-timm", size, "transformers Dinov2Model, renamed", lambda: timm(Dinov2Model, dinov2_sizes)),
+    ]
+
+
+CASES = [*cases("tiny", TINY, TINY), *cases("full", SMALL, DINOV2_SMALL)]
+MORE = {
+    "classifier": lambda: hf(ViTForImageClassification, TINY),
+    "quick GELU, other eps, other heads": lambda: hf(
+        ViTModel, {**TINY, "num_attention_heads": 4}, hidden_act="quick_gelu", layer_norm_eps=1e-3
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(c, id=f"{c.layout}, {c.against}, {c.size}", marks=pytest.mark.slow if c.size == "full" else ())
+        for c in CASES
+    ],
+)
+def test_parity(case):
+    check(case)
+
+
+@pytest.mark.parametrize("form", MORE)
+def test_parity_of_other_forms(form):
+    check(Case("vit-hf", "tiny", form, MORE[form]))
+
+
+# ---- what is left out, given back, and refused
+
+
+def source(state, config=None, name="vit.pth") -> Source:
+    return Source(Path(name), state, config or {}, "")
+
+
+def test_full_size_is_vit_small():
+    """Spec A.1: 21,665,664 parameters without a head."""
+    sizes = {"image_size": 224, "patch_size": 16, "width": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536}
+    shapes = param_shapes({"type": "vit", **sizes})
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == 21_665_664
+
+
+def test_a_training_checkpoint_of_dino_gives_its_teacher(tmp_path):
+    """{'student': …, 'teacher': …}, each with the projection head that is trained on top of the backbone."""
+    state = {f"backbone.{name}": x for name, x in timm(ViTModel, TINY).state.items() if not name.startswith("head.")}
+    teacher = {name: torch.tensor(x) for name, x in state.items()}
+    teacher |= {"head.mlp.0.weight": torch.ones(3, 3), "head.last_layer.weight_g": torch.ones(3, 1)}
+    student = {f"module.{name}": x + 1 for name, x in teacher.items()}
+    torch.save({"student": student, "teacher": teacher, "epoch": 3}, tmp_path / "checkpoint.pth")
+    conversion = convert(read_source(tmp_path / "checkpoint.pth"))
+    assert conversion.layout.name == "vit-timm" and conversion.report.sound
+    assert sorted(conversion.report.ignored) == ["head.last_layer.weight_g", "head.mlp.0.weight"]
+    assert np.array_equal(conversion.params["cls_token"], state["backbone.cls_token"])
+    of_student = convert(source({name: x.numpy() for name, x in student.items()}))
+    assert np.array_equal(of_student.params["cls_token"], state["backbone.cls_token"] + 1)
+
+
+@pytest.mark.parametrize("kind", [ViTModel, Dinov2Model])
+def test_names_of_transformers_in_memory_are_those_of_its_files(kind):
+    """`torch.save(model.state_dict())` gives other names than `save_pretrained`."""
+    model = network(kind, TINY)
+    state, config = saved(model)
+    in_memory = state_of(model)
+    assert set(in_memory) != set(state)
+    a, b = (convert(source(x, config)) for x in (state, in_memory))
+    assert a.report.sound and b.report.sound and a.description == b.description
+    assert jax.tree.all(jax.tree.map(np.array_equal, a.params, b.params))
+
+
+@pytest.mark.parametrize("kind,layout", [(ViTModel, "vit-hf"), (Dinov2Model, "dinov2-hf")])
+def test_transformers_loads_what_we_give_back(kind, layout, tmp_path):
+    reference = hf(kind, TINY)
+    conversion = convert(source(reference.state, reference.config))
+    back = to_torch(LAYOUTS[layout], conversion.params, conversion.description)
+    save_file(back, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    (tmp_path / "config.json").write_text(json.dumps(reference.config))
+    model, info = kind.from_pretrained(tmp_path, output_loading_info=True, attn_implementation="eager")
+    assert not info["unexpected_keys"]
+    assert all(name.startswith("pooler.") or name.endswith("mask_token") for name in info["missing_keys"])
+    np.testing.assert_allclose(outputs(model, *reference.inputs)[-1], reference.outputs[-1], atol=1e-6)
+
+
+def test_pixel_statistics_come_from_the_file_beside(tmp_path, capsys):
+    reference = timm(ViTModel, TINY)
+    save_file(reference.state, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}))
+    assert main(["convert", f"--checkpoint={tmp_path}", f"--out={tmp_path}/out"]) == 0
+    assert "mean (0.5, 0.5, 0.5), std (0.25, 0.25, 0.25)" in capsys.readouterr().out
+    description = read_description(tmp_path / "out")["model"]
+    assert description["mean"] == [0.5] * 3 and description["std"] == [0.25] * 3
+    assert set(load_params(tmp_path / "out")) == set(param_shapes(description))
+
+    reference = hf(ViTModel, TINY)
+    (tmp_path / "hf").mkdir()
+    save_file(reference.state, tmp_path / "hf" / "model.safetensors")
+    (tmp_path / "hf" / "config.json").write_text(json.dumps(reference.config))
+    assert convert(read_source(tmp_path / "hf")).description["mean"] == (0.485, 0.456, 0.406)
+    settings = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}
+    (tmp_path / "hf" / "preprocessor_config.json").write_text(json.dumps(settings))
+    description = convert(read_source(tmp_path / "hf")).description
+    assert description["mean"] == (0.5, 0.4, 0.3) and description["std"] == (0.1, 0.2, 0.3)
+
+
+def test_an_npz_file_comes_in_with_any_prefix(tmp_path):
+    reference = npz(TINY)
+    for prefix in ("", "opt/target/", "params/"):
+        np.savez(tmp_path / "S_16.npz", **{prefix + name: x for name, x in reference.state.items()})
+        conversion = convert(read_source(tmp_path / "S_16.npz"))
+        assert conversion.layout.name == "vit-npz" and conversion.report.sound
+        assert {name.split("/")[0] for name in conversion.report.ignored} == {"head", "pre_logits"}
+        assert conversion.description["mean"] == conversion.description["std"] == (0.5, 0.5, 0.5)
+
+
+TIMM_STATE = timm(ViTModel, TINY).state
+BAD = {
+    "registers": (TIMM_STATE | {"register_tokens": np.ones((1, 4, 128), np.float32)}, "unexpected  register_tokens"),
+    "mean pooling": (TIMM_STATE | {"fc_norm.weight": np.ones(128, np.float32)}, "unexpected  fc_norm.weight"),
+    "positions of no square": (
+        TIMM_STATE | {"pos_embed": np.ones((1, 9, 128), np.float32)},
+        "9 positions are no class token and a square of patches",
+    ),
+    "one LayerScale missing": (
+        TIMM_STATE | {f"blocks.{i}.ls1.gamma": np.ones(128, np.float32) for i in (0, 1)},
+        "missing     blocks.0.ls2.gamma",
+    ),
+    "heads of another number": (
+        {
+            name: x.reshape(128, 4, 32) if name.endswith("0/MultiHeadDotProductAttention_1/value/kernel") else x
+            for name, x in npz(TINY).state.items()
+        },
+        "wrong       Transformer/encoderblock_0/MultiHeadDotProductAttention_1/value/kernel: shape (128, 4, 32): "
+        "it is not of 2 heads",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_files_are_refused(what, tmp_path, capsys):
+    state, says = BAD[what]
+    np.savez(tmp_path / "bad.npz", **state)
+    assert main(["convert", f"--checkpoint={tmp_path}/bad.npz", f"--out={tmp_path}/out"]) != 0
+    said = capsys.readouterr()
+    assert says in said.out + said.err
+    assert not (tmp_path / "out").exists()
