@@ -42,7 +42,8 @@ class Beit(nn.Module):
     """BEiT / BEiT v2 (spec 0.2, 26.1): pre-norm, LayerScale, q and v biases, relative position bias, no positions.
 
     `shared_bias` uses one table for all blocks (pretraining checkpoints) or one each (fine-tuned, timm, HF).
-    `final_norm` False returns the last block's output as it is, as the memory bank run of the thesis does (spec 15).
+    `final_norm` False has no last norm and returns the last block's output as it is: the memory bank run of the thesis
+    (spec 15), and networks fine-tuned with mean pooling, whose norm belongs to the mean.
     """
 
     image_size: int
@@ -83,9 +84,7 @@ class Beit(nn.Module):
                 name=f"block_{i}",
             )(x, bias=shared if self.shared_bias else own).out
         cls = x[:, 0].astype(jnp.float32)
-        # The norm is made either way, so that one file of weights fits both settings.
-        normed = LayerNorm(self.norm_eps, name="norm")(cls)
-        return normed if self.final_norm else cls
+        return LayerNorm(self.norm_eps, name="norm")(cls) if self.final_norm else cls
 
 
 class Data2Vec2(ImageEncoder):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from torch_parts import assert_near, block, gradients, layer_norm, norm_of, quick_jit, randomised, to_torch
+from torch_parts import assert_near, block, gradients, layer_norm, quick_jit, randomised, to_torch
 from transformers import BeitConfig, BeitModel, BertConfig, BertModel
 
 from smke_jax.models.teachers import Beit, Data2Vec2, relative_position_index
@@ -104,7 +104,7 @@ def beit_state(p):
         "embeddings.cls_token": p["cls_token"],
         "embeddings.patch_embeddings.projection.weight": np.asarray(p["patch_embed"]["kernel"]).transpose(3, 2, 0, 1),
         "embeddings.patch_embeddings.projection.bias": p["patch_embed"]["bias"],
-    } | hf_block(p, "", {"norm": "layernorm"})
+    } | hf_block(p, "", {"norm": "layernorm"} if "norm" in p else {})
     for i in range(DEPTH):
         state |= hf_block(p[f"block_{i}"], f"layers.{i}.", BEIT_LAYER)
         if f"relative_bias_{i}" in p:
@@ -228,9 +228,6 @@ def test_beit_equals_hugging_face(shared, final_norm):
         attn_implementation="eager",
     )
     state, grad_state = beit_state(params), beit_state(grads)
-    if not final_norm:
-        assert norm_of([grad_state.pop(f"layernorm.{k}") for k in ("weight", "bias")]) == 0
-        del state["layernorm.weight"], state["layernorm.bias"]
     theirs = load(BeitModel(config, add_pooling_layer=False), state)
     pixels = torch.tensor(IMAGES.transpose(0, 3, 1, 2), dtype=torch.float64)
     expected = theirs(pixels).last_hidden_state[:, 0]

@@ -1,30 +1,57 @@
-"""BEiT and BEiT v2: the files of microsoft/unilm (spec 26.1)."""
+"""BEiT and BEiT v2: the files of microsoft/unilm and of timm (spec 26.1, 26.2)."""
 
 import math
 
+import numpy as np
+
+from smke_jax.convert.pixels import IMAGENET, pixel_statistics
 from smke_jax.convert.rules import QKV_LINEAR, Layout, Rule, layer_norm, linear, patch_embed, per_layer, without_prefix
 from smke_jax.convert.shapes import depth_of
 from smke_jax.models.teachers import relative_position_index
 
+SHARED, OWN = "rel_pos_bias.", "blocks.{i}.attn."  # where the table lies: one for all blocks, or one in each
+TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
 
-def _describe(state, config) -> dict:
-    width, _, patch_size, _ = state["patch_embed.proj.weight"].shape
-    table = state["rel_pos_bias.relative_position_bias_table"]
+
+def describe_beit(kernel, table, fc1) -> dict:
+    """The sizes of a BEiT, from its patch embedding (D, 3, p, p), a bias table ((2g-1)² + 3, H) and an fc1 (F, D)."""
+    width, _, patch_size, _ = kernel.shape
+    rows, num_heads = table.shape
+    grid = (math.isqrt(rows - 3) + 1) // 2
     return {
         "type": "beit",
-        "image_size": patch_size * _grid(len(table)),
+        "image_size": patch_size * grid,
         "patch_size": patch_size,
         "width": width,
-        "depth": depth_of(state, "blocks."),
-        "num_heads": table.shape[1],
-        "mlp_dim": len(state["blocks.0.mlp.fc1.weight"]),
-        "shared_bias": True,
+        "num_heads": num_heads,
+        "mlp_dim": len(fc1),
     }
 
 
-def _grid(rows: int) -> int:
-    """Side of the patch grid whose bias table has that many rows: (2g-1)² + 3."""
-    return (math.isqrt(rows - 3) + 1) // 2
+def bias_tables(shared: str, own: str, description: dict) -> list[Rule]:
+    """The table named `shared`, or the tables named `own` (with '{i}'), as the description has it."""
+    if description["shared_bias"]:
+        return [Rule(shared, "relative_bias/table")]
+    return per_layer([Rule(own, "relative_bias_{i}/table")], description["depth"])
+
+
+def bias_indices(shared: str, own: str, description: dict) -> dict[str, np.ndarray]:
+    """The index beside each table, which the model computes."""
+    index = relative_position_index(description["image_size"] // description["patch_size"])
+    names = [shared] if description["shared_bias"] else [own.format(i=i) for i in range(description["depth"])]
+    return dict.fromkeys(names, index)
+
+
+def _describe(state, config) -> dict:
+    shared = SHARED + TABLE in state
+    table = state[(SHARED if shared else OWN.format(i=0)) + TABLE]
+    return {
+        **describe_beit(state["patch_embed.proj.weight"], table, state["blocks.0.mlp.fc1.weight"]),
+        "depth": depth_of(state, "blocks."),
+        "shared_bias": shared,
+        "final_norm": "norm.weight" in state,  # mean-pooled classifiers have fc_norm, after the mean, in its place
+        **pixel_statistics(config, IMAGENET),  # of BEiT v2
+    }
 
 
 def _rules(description: dict) -> list[Rule]:
@@ -46,28 +73,31 @@ def _rules(description: dict) -> list[Rule]:
     return [
         Rule("cls_token", "cls_token"),
         *patch_embed("patch_embed.proj"),
-        Rule("rel_pos_bias.relative_position_bias_table", "relative_bias/table"),
+        *bias_tables(SHARED + TABLE, OWN + TABLE, description),
         *per_layer(block, description["depth"]),
-        *layer_norm("norm", "norm"),
+        *(layer_norm("norm", "norm") if description["final_norm"] else ()),
     ]
 
 
 def _constants(description: dict) -> dict:
-    grid = description["image_size"] // description["patch_size"]
-    return {"rel_pos_bias.relative_position_index": relative_position_index(grid)}
+    no_bias = np.zeros(description["width"])
+    k_biases = {OWN.format(i=i) + "k_bias": no_bias for i in range(description["depth"])}
+    return bias_indices(SHARED + INDEX, OWN + INDEX, description) | k_biases
 
 
 UNILM = Layout(
     name="beit-unilm",
-    summary="BEiT and BEiT v2 as pretrained by microsoft/unilm: one relative position table for all blocks",
-    marks=("cls_token", "rel_pos_bias.relative_position_bias_table", "blocks.0.attn.q_bias"),
+    summary="BEiT and BEiT v2 of microsoft/unilm and of timm, pretrained or fine-tuned",
+    marks=("cls_token", "patch_embed.proj.weight", "blocks.0.attn.q_bias"),
     describe=_describe,
     rules=_rules,
     clean=without_prefix("module."),
     ignored={
         "mask_token": "for masked pretraining only",
         "lm_head.": "for masked pretraining only",
-        "cls_pt_layers.": "for masked pretraining only",
+        "cls_pt_": "for masked pretraining only",
+        "fc_norm.": "of the classifier",
+        "head.": "of the classifier",
     },
     constants=_constants,
 )
