@@ -151,7 +151,7 @@ def test_axis_names_are_known_to_parallel_and_the_step():
     knows = {m for m in MODULES if names(m) & {"DATA_AXIS", "PartitionSpec", "NamedSharding", "make_mesh", "Mesh"}}
     axis = {m for m in MODULES if names(m) & {"DATA_AXIS", "PartitionSpec"}}
     assert axis <= {"parallel.mesh", "training.step"}
-    assert {m for m in knows if not is_in(m, "parallel")} <= {"training.step", "training.experiment"}
+    assert {m for m in knows if not is_in(m, "parallel")} <= {"training.step", "training.experiment", "embedder"}
 
 
 @pytest.mark.parametrize("package", ["torch", "tensorflow", "torchvision", "timm"])
