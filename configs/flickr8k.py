@@ -2,7 +2,7 @@
 
     smke prepare flickr8k --source=FLICKR8K --out=data/flickr8k --max_side=144
     smke train --config=configs/teacher_flickr8k.py --workdir=runs/teacher_flickr8k --config.data.dir=data/flickr8k
-    smke export --workdir=runs/teacher_flickr8k --out=runs/teacher_flickr8k.safetensors
+    smke export --workdir=runs/teacher_flickr8k --out=runs/teacher_flickr8k/export
     smke train --config=configs/flickr8k.py --workdir=runs/flickr8k --config.data.dir=data/flickr8k
 
 `configs/flickr8k.py:itc` is the same student by ITC alone, from random weights; it needs no teacher.
@@ -29,7 +29,7 @@ def get_config(variant: str = ""):
     if variant == "itc":
         c.passes = ("student",)
     else:
-        c.teacher.checkpoint = c.student.image.init = "runs/teacher_flickr8k.safetensors"
+        c.teacher.checkpoint = c.student.image.init = "runs/teacher_flickr8k/export"
         c.terms.target_itc = {"bank_size": 4096, "weight": 0.5}
     c.optimizer.update(name="muon", learning_rate=2e-3, weight_decay=0.5, clip_norm=1.0)
     c.eval.every = c.checkpoint.every = 200

@@ -1,7 +1,7 @@
 """A self-supervised image teacher for photos, from the photos alone: VICReg between two views, each view from [CLS].
 
     smke train --config=configs/teacher_flickr8k.py --workdir=runs/teacher_flickr8k --config.data.dir=data/flickr8k
-    smke export --workdir=runs/teacher_flickr8k --out=runs/teacher_flickr8k.safetensors
+    smke export --workdir=runs/teacher_flickr8k --out=runs/teacher_flickr8k/export
 
 The encoder has the shape of the image tower in configs/flickr8k.py, which it can therefore also start.
 """
@@ -22,7 +22,7 @@ def get_config(variant: str = ""):
     c.data.jitter = 0.4
     c.data.grayscale = 0.1
     c.teacher.update(type="data2vec2", image_size=128, patch_size=16, width=192, depth=4, num_heads=3, mlp_dim=384)
-    c.teacher.update(norm_order="pre", activation="gelu_tanh", init_std=0.0)
+    c.teacher.update(norm_order="pre", activation="gelu_tanh", init_std=0.0, token_drop=0.5)
     c.projector = (512, 512)
     c.terms.vicreg = {}
     c.terms.reconstruct = {"weight": 25.0}

@@ -12,7 +12,7 @@ PROGRAMS = {
     "train": "train a config: --config=configs/x.py --workdir=DIR [--config.a.b=value …]",
     "evaluate": "retrieval figures of a run: --workdir=DIR [--data=DIR] [--split=dev]",
     "convert": "make a pretrained network from its PyTorch file ready for training: --checkpoint=FILE --out=DIR",
-    "export": "write a run's trained encoder as safetensors: --workdir=DIR --out=FILE",
+    "export": "a run's network for others to use: --workdir=DIR --out=DIR [--format=flax|hf|thesis|onnx]",
 }
 
 

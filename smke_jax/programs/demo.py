@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import json
 import platform
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -120,8 +121,8 @@ def _train(config: ConfigDict, workdir: Path) -> TrainedRun:
 def _train_teacher(workdir: Path, steps: int) -> Path:
     """A small teacher from images alone, remade on the spot."""
     _train(_config("teacher_scenes.py", steps=steps), workdir)
-    path = workdir / "teacher.safetensors"
-    path.unlink(missing_ok=True)
+    path = workdir / "export"
+    shutil.rmtree(path, ignore_errors=True)
     export.main([f"--workdir={workdir}", f"--out={path}"])
     return path
 

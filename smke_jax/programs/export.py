@@ -1,67 +1,86 @@
-"""`smke export`: a run's trained network as one safetensors file that says what it holds.
+"""`smke export`: a run's trained network as a directory for others to use, checked against the original.
 
-Of a self-supervised run it is the encoder without its projector, ready as `config.teacher.checkpoint` (and, of type
-data2vec2, as `config.student.image.init`) of another run; of any other run it is the whole student.
+Of a self-supervised run it is the encoder without its projector, in the format flax alone: ready as
+`config.teacher.checkpoint` (and, of type data2vec2, as `config.student.image.init`) of another run.  Of any other run
+it is the whole student.  Images and captions of the run's own data go through both networks; their difference stands
+in the export's README.md, and an export that differs too much is not written.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
-from typing import Any
 
 import jax
+import numpy as np
 
 from smke_jax.__main__ import run_program
-from smke_jax.convert.params_file import save_params
+from smke_jax.convert.export import FORMATS
+from smke_jax.convert.export.base import DTYPES, Network, Record
+from smke_jax.convert.export.card import likeness_lines
+from smke_jax.convert.export.check import draw_samples
+from smke_jax.convert.export.write import write
 from smke_jax.errors import UserError
-from smke_jax.models.teachers import TEACHERS
 from smke_jax.programs.evaluate import step_argument
-from smke_jax.training.experiment import TrainedRun, restore_run
+from smke_jax.reporting.metrics_log import read_metrics, series
+from smke_jax.training.experiment import TrainedRun, restore_run, trained_network
 from smke_jax.training.state import count_parameters
 
 
 def main(argv: list[str]) -> int:
-    """Parses the command line and writes the file; returns the exit status."""
+    """Parses the command line and writes the directory; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    if arguments.out.suffix != ".safetensors":
-        raise UserError(f"--out={arguments.out}: give a file name that ends in .safetensors")
     if arguments.out.exists():
         raise UserError(f"{arguments.out} is already there: remove it or choose another --out")
     run = restore_run(arguments.workdir, step=None if arguments.step == "latest" else arguments.step)
-    params, model = trained_network(run)
-    source = {
-        "steps": run.step,
-        "command": run.record["command"],
-        "data": run.record["identity"]["data"],
-        "config": run.record["config"],
-    }
-    try:
-        save_params(arguments.out, jax.device_get(params), {"model": model, "source": source})
-    except OSError as error:
-        raise UserError(f"cannot write {arguments.out}: {error.strerror}") from None
-    print(f"{model['type']}, {count_parameters(params):,} parameters, step {run.step}\nwrote {arguments.out}")
+    network, config = _network(run, arguments.workdir), run.experiment.config
+    image_size = network.description.get("image", network.description)["image_size"]
+    samples = draw_samples(config.data, (config.eval.split, config.data.split), image_size)
+    likeness = write(arguments.out, network, samples, format=arguments.format, dtype=arguments.dtype)
+    print(f"{network.description['type']}, {count_parameters(network.params):,} parameters, step {run.step}")
+    print("\n".join(likeness_lines(likeness, samples, arguments.dtype)))
+    print(f"wrote {arguments.out}")
     return 0
 
 
-def trained_network(run: TrainedRun) -> tuple[Any, dict]:
-    """(its parameters, the description of the model they belong to)."""
-    config = run.experiment.config
-    if "views" in run.params:
-        fields = TEACHERS[config.teacher.type].__dataclass_fields__
-        model = {k: v for k, v in config.teacher.items() if k == "type" or k in fields}
-        return run.params["views"]["encoder"], model
-    run.experiment.student()  # a run without either says so
-    student = run.params["student"]
-    sizes = {"vocab_size": run.experiment.tokenizer.vocab_size, "target_dim": student["head"]["bias"].shape[0]}
-    return student, {"type": "student", **sizes, **config.student.to_dict()}
+def _network(run: TrainedRun, workdir: Path) -> Network:
+    params, description = trained_network(run)
+    if description["type"] == "student":
+        terms = run.params["terms"]
+        scales = {name: np.asarray(x["logit_scale"]).tolist() for name, x in terms.items() if "logit_scale" in x}
+        description["logit_scales"] = scales
+    evaluation = workdir / "evals" / str(run.step) / "retrieval.json"
+    record = Record(
+        run=run.record,
+        config=run.experiment.config.to_dict(),
+        step=run.step,
+        retrieval=json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else None,
+        hours=_hours(workdir / "metrics.jsonl", run.step, run.experiment.config.batch_size),
+    )
+    return Network(jax.device_get(params), description, run.experiment.tokenizer, record)
+
+
+def _hours(metrics: Path, step: int, batch_size: int) -> float | None:
+    """What the steps up to `step` took, by the examples per second that were logged."""
+    rows = read_metrics(metrics) if metrics.is_file() else []
+    steps, rates = series([row for row in rows if row.get("step", 0) <= step], "examples_per_second")
+    if not steps:
+        return None
+    return float(np.sum(np.diff([0, *steps]) * batch_size / rates)) / 3600
 
 
 def _parser() -> argparse.ArgumentParser:
     summary, _, more = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser("smke export", description=summary, epilog=more, allow_abbrev=False)
+    formats = "\n".join(f"  {name:8} {form.summary}" for name, form in FORMATS.items())
+    parser = argparse.ArgumentParser(
+        "smke export", description=summary, epilog=f"{more}\nformats:\n{formats}", allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
     parser.add_argument("--workdir", type=Path, required=True, help="run directory of `smke train`")
     parser.add_argument("--step", type=step_argument, default="latest", metavar="N|best|latest", help="default: latest")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.safetensors", help="file to write")
+    parser.add_argument("--format", choices=FORMATS, default="flax", help="default: flax")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the weights; default: float32")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory to write")
     return parser
 
 

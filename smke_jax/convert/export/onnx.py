@@ -16,8 +16,8 @@ OPSET = 20
 USAGE = """
 Batches may have any size, captions any length up to the number of positions.
 
-- `image.onnx`: `pixel_values` float32 (B, 3, S, S), the whole picture squashed to a square, bicubic, and normalised with
-  the mean and deviation in `preprocessor_config.json`, gives `image_embeds` float32 (B, D).
+- `image.onnx`: `pixel_values` float32 (B, 3, S, S), the whole picture squashed to a square, bicubic, and normalised
+  with the mean and deviation in `preprocessor_config.json`, gives `image_embeds` float32 (B, D).
 - `text.onnx`: `input_ids` and `attention_mask` int64 (B, L), 1 = token, give `text_embeds` float32 (B, D).
 
 Both are L2-normalised: their products are cosines.

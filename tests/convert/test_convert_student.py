@@ -1,0 +1,280 @@
+"""The image-text student goes out to PyTorch and comes back exactly: our own module, and the thesis author's names."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from parity import Case, Reference, check
+from random_weights import images, pixels, randomise, state_of
+from test_convert_beit import Attention
+from test_convert_data2vec2 import Data2Vec2
+from torch import nn
+from transformers import BertConfig, BertModel
+
+from smke_jax.convert.convert import convert
+from smke_jax.convert.export import pytorch
+from smke_jax.convert.export.thesis import state_dict
+from smke_jax.convert.layouts import LAYOUTS
+from smke_jax.convert.rules import to_torch
+from smke_jax.convert.source import Source
+from smke_jax.errors import UserError
+from smke_jax.models.layers import ACTIVATIONS, Block
+
+MODELING = pytorch.import_modeling()
+TINY = {"width": 32, "mlp": 48, "heads": 4, "depth": 2, "grid": 3, "patch": 4, "vocab": 50, "positions": 12}
+BASE = {"width": 768, "mlp": 3072, "heads": 12, "depth": 6, "grid": 14, "patch": 16, "vocab": 30522, "positions": 512}
+
+# ---- the thesis' modules, written here (spec 0.2, 26.7)
+
+
+class Scale(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.gamma = nn.Parameter(torch.empty(width))
+
+
+class Shared(nn.Module):
+    """Pre-norm, LayerScale; padded keys get a logit of minus infinity.  -> (fc1 before GELU, output)."""
+
+    def __init__(self, width, heads, mlp):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
+        self.attn, self.mlp = Attention(width, heads, None), nn.Module()
+        self.mlp.fc1, self.mlp.fc2 = nn.Linear(width, mlp), nn.Linear(mlp, width)
+        self.ls1, self.ls2 = Scale(width), Scale(width)
+
+    def forward(self, x, mask):
+        padding = torch.zeros(mask.shape).masked_fill(mask == 0, -torch.inf)[:, None, None, :]
+        x = x + self.ls1.gamma * self.attn(self.norm1(x), padding)
+        u = self.mlp.fc1(self.norm2(x))
+        return u, x + self.ls2.gamma * self.mlp.fc2(F.gelu(u))
+
+
+class Thesis(nn.Module):
+    """S-SMKE; without `types` Transformer SHRe."""
+
+    def __init__(self, *, width, mlp, heads, depth, grid, patch, vocab, positions, target, types, prenet=0):
+        super().__init__()
+        self.image_model = Data2Vec2(
+            width=width, depth=depth, heads=heads, mlp=mlp, grid=grid, patch=patch, eps=1e-6, prenet=prenet
+        )
+        del self.image_model.recon_proj, self.image_model.modality_encoders["IMAGE"].decoder
+        config = BertConfig(
+            vocab_size=vocab, hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads,
+            intermediate_size=mlp, max_position_embeddings=positions,
+        )  # fmt: skip
+        self.text_model = BertModel(config, add_pooling_layer=False)
+        self.shared = Shared(width, heads, mlp)
+        if types:
+            self.token_type_embeddings, self.tte_scale = nn.Embedding(2, width), Scale(width)
+        self.fc_norm, self.head = nn.LayerNorm(width, eps=1e-6), nn.Linear(width, target)
+        self.logit_scales = nn.Parameter(torch.empty(2))
+
+    def align(self, x, mask, modality):
+        if hasattr(self, "tte_scale"):
+            x = x + self.tte_scale.gamma * self.token_type_embeddings.weight[modality]
+        u, y = (x[:, 0] for x in self.shared(x, mask))
+        return [u, y, self.head(self.fc_norm(y))]
+
+    @torch.no_grad()
+    def forward(self, image, ids, mask) -> list[np.ndarray]:
+        image_states = self.image_model(image)[:-1]
+        text = self.text_model(ids, mask, output_hidden_states=True)
+        outputs = [
+            *image_states,
+            *(h * mask[:, :, None] for h in text.hidden_states[1:]),
+            *self.align(image_states[-1], torch.ones(image_states[-1].shape[:2]), 1),
+            *self.align(text.last_hidden_state, mask, 0),
+        ]
+        return [x.numpy() for x in outputs]
+
+
+class Lightning(nn.Module):
+    """What the author's checkpoints are of."""
+
+    def __init__(self, model: Thesis):
+        super().__init__()
+        self.model = model
+        self.logit_scale_target = nn.Parameter(torch.empty(()))
+
+
+def inputs(sizes: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Images, and captions of which all but one are padded."""
+    length, count = min(sizes["positions"], 24), 2 if sizes is BASE else 3
+    ids = np.random.default_rng(1).integers(5, sizes["vocab"], (count, length), dtype=np.int32)
+    mask = (np.arange(length) < np.array([[length], [3], [length // 2]])[:count]).astype(np.int32)
+    return images(count, sizes["grid"] * sizes["patch"]), ids * mask, mask
+
+
+def for_torch(image, ids, mask):
+    return pixels(image), torch.tensor(ids, dtype=torch.int64), torch.tensor(mask)
+
+
+def thesis(sizes: dict, **options) -> Reference:
+    network = randomise(Lightning(Thesis(**sizes, **options)))
+    extra = {"kd_loss_mb.target_memory_bank": np.ones((5, 3), np.float32)}
+    config = {} if sizes is BASE else {"num_heads": sizes["heads"]}  # as --num_heads
+    return Reference(state_of(network) | extra, config, inputs(sizes), network.model(*for_torch(*inputs(sizes))))
+
+
+# ---- our own module, as it is exported
+
+
+def config_of(sizes: dict, **changes) -> dict:
+    """What its config.json says; `changes` are of both towers."""
+    common = {"num_heads": sizes["heads"], "mlp_dim": sizes["mlp"], "norm_eps": 1e-6, "activation": "gelu"}
+    tower = common | {"width": sizes["width"], "depth": sizes["depth"], "norm_order": "post"} | changes
+    return {
+        "image": tower | {"image_size": sizes["grid"] * sizes["patch"], "patch_size": sizes["patch"]},
+        "text": tower | {
+            "max_positions": sizes["positions"], "type_vocab_size": 2, "max_length": 8, "norm_eps": 1e-12,
+        },
+        "shared": common | {"layer_scale": 0.2},
+        "vocab_size": sizes["vocab"],
+        "target_dim": sizes["width"],
+        "token_types": True,
+        "level": "out",
+        "logit_scales": {},
+    }  # fmt: skip
+
+
+@torch.no_grad()
+def exported(config: dict, sizes: dict) -> Reference:
+    network = randomise(MODELING.SmkeModel(MODELING.SmkeConfig(**config)))
+    image, ids, mask = inputs(sizes)
+    hidden = []
+    for tower, rows in ((network.image, 1), (network.text, mask[:, :, None])):
+        for block in tower.blocks:
+            block.register_forward_hook(
+                lambda module, given, result, rows=rows: hidden.append(result[0].numpy() * rows)
+            )
+    image, ids, mask = for_torch(image, ids, mask)
+    encoded = [*network.encode_image(image).values(), *network.encode_text(ids, mask).values()]
+    return Reference(state_of(network), config, inputs(sizes), [*hidden, *(x.numpy() for x in encoded)])
+
+
+# ---- parity
+
+
+def every_state(model, params, image, ids, mask) -> list:
+    """Of our student: the output of every block, at tokens, then fc1, out and head of images and of texts."""
+    capture = lambda module, name: isinstance(module, Block)  # noqa: E731
+    results, extra = model.apply(
+        {"params": params}, image, ids, mask, capture_intermediates=capture, mutable=["intermediates"]
+    )
+    states = []
+    for tower, rows in (("image_encoder", 1), ("text_encoder", mask[:, :, None])):
+        blocks = extra["intermediates"][tower]
+        states += [blocks[f"block_{i}"]["__call__"][0].out * rows for i in range(len(blocks))]
+    return states + [result[level] for result in results for level in ("fc1", "out", "head")]
+
+
+def thesis_cases(size: str, sizes: dict) -> list[Case]:
+    s_smke, shre = {"target": sizes["width"], "types": True}, {"target": 1000, "types": False}
+    return [
+        Case("thesis", size, "PyTorch module, S-SMKE", lambda: thesis(sizes, **s_smke), every_state),
+        Case("thesis", size, "PyTorch module, SHRe_T", lambda: thesis(sizes, **shre), every_state),
+    ]
+
+
+def hf_case(size: str, sizes: dict, against: str, **changes) -> Case:
+    return Case("smke-hf", size, against, lambda: exported(config_of(sizes) | changes, sizes), every_state)
+
+
+PRE = {part: config_of(TINY, norm_order="pre")[part] for part in ("image", "text")}
+BARE = {"token_types": False, "shared": config_of(TINY)["shared"] | {"layer_scale": None}}
+WITH_PRENET = {"target": 24, "types": True, "prenet": 1}
+CASES = [
+    *thesis_cases("tiny", TINY),
+    Case("thesis", "tiny", "PyTorch module, prenet 1", lambda: thesis(TINY, **WITH_PRENET), every_state),
+    *thesis_cases("full", BASE),
+    hf_case("tiny", TINY, "modeling_smke.py"),
+    hf_case("tiny", TINY, "modeling_smke.py, pre-norm", **PRE),
+    hf_case("tiny", TINY, "modeling_smke.py, no token types or LayerScale", **BARE),
+    hf_case("full", BASE, "modeling_smke.py"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, id=f"{c.against}, {c.size}", marks=pytest.mark.slow if c.size == "full" else ()) for c in CASES],
+)
+def test_parity(case):
+    check(case)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_is_known_to_the_exported_module(activation):
+    config = config_of(TINY, activation=activation)
+    config["shared"]["activation"] = activation
+    check(Case("smke-hf", "tiny", activation, lambda: exported(config, TINY), every_state))
+
+
+# ---- the thesis' checkpoints
+
+
+@pytest.fixture(scope="module")
+def s_smke():
+    """(reference, conversion)"""
+    reference = thesis(TINY, target=24, types=True)
+    return reference, convert(Source(Path("smke.ckpt"), reference.state, reference.config, ""), "thesis")
+
+
+def test_what_is_no_parameter_here_stays_in_the_description(s_smke):
+    reference, conversion = s_smke
+    scales = conversion.description["logit_scales"]
+    np.testing.assert_array_equal(np.float32(scales["itc"]), reference.state["model.logit_scales"])
+    assert np.float32(scales["target_itc"][0]) == reference.state["logit_scale_target"]
+    assert conversion.report.ignored["kd_loss_mb.target_memory_bank"] == "the memory bank"
+
+
+def test_the_whole_checkpoint_goes_out_as_it_came_and_loads_strictly(s_smke):
+    reference, conversion = s_smke
+    description = json.loads(json.dumps(conversion.description))  # as it stands in a file
+    back = state_dict(conversion.params, description)
+    assert set(reference.state) - set(back) == {"kd_loss_mb.target_memory_bank"}
+    positions = "model.image_model.modality_encoders.IMAGE.fixed_positional_encoder.positions"
+    np.testing.assert_allclose(back.pop(positions), reference.state[positions], atol=1e-6)
+    assert all(x.tobytes() == reference.state[name].tobytes() for name, x in back.items())
+    network = Lightning(Thesis(**TINY, target=24, types=True)).eval()
+    state = {name: torch.from_numpy(x) for name, x in state_dict(conversion.params, description).items()}
+    network.load_state_dict(state, strict=True)
+    for ours, theirs in zip(network.model(*for_torch(*reference.inputs)), reference.outputs, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_run_without_a_learned_target_scale_gets_the_fixed_one(s_smke):
+    _, conversion = s_smke
+    description = conversion.description | {"logit_scales": {"itc": [1.0, 2.0]}}
+    state = state_dict(conversion.params, description)
+    assert state["logit_scale_target"] == np.float32(np.log(1 / 0.07))
+
+
+@pytest.mark.parametrize(("part", "field", "value"), [
+    ("image", "norm_order", "pre"), ("text", "norm_order", "pre"), ("image", "activation", "relu"),
+    ("text", "norm_eps", 1e-6), ("shared", "activation", "gelu_tanh"), ("shared", "layer_scale", None),
+])  # fmt: skip
+def test_what_the_thesis_modules_cannot_be_is_refused_by_its_field(s_smke, part, field, value):
+    _, conversion = s_smke
+    description = conversion.description | {part: conversion.description[part] | {field: value}}
+    with pytest.raises(UserError, match=rf"config\.student\.{part}\.{field} is {value!r}; the thesis' modules have"):
+        state_dict(conversion.params, description)
+
+
+@pytest.mark.parametrize("scales", [{}, {"itc": [1.0]}])
+def test_runs_without_two_logit_scales_are_refused(s_smke, scales):
+    _, conversion = s_smke
+    with pytest.raises(UserError, match=r"config\.terms\.itc\.levels are not two"):
+        state_dict(conversion.params, conversion.description | {"logit_scales": scales})
+
+
+def test_the_exported_module_loads_strictly_and_its_config_says_all(s_smke):
+    _, conversion = s_smke
+    config = json.loads(json.dumps(pytorch.smke_config(conversion.description)))
+    state = to_torch(LAYOUTS["smke-hf"], conversion.params, conversion.description)
+    again = convert(Source(Path("model.safetensors"), state, config, ""))
+    assert again.layout.name == "smke-hf" and again.report.sound
+    assert pytorch.smke_config(again.description) == config
