@@ -100,6 +100,7 @@ def base() -> ConfigDict:
     c.teacher.layer_scale = 0.1  # beit
     c.teacher.shared_bias = True  # beit: one relative position table for all blocks
     c.teacher.norm_order = "post"  # data2vec2
+    c.teacher.token_drop = 0.0  # data2vec2, while it is trained: share of patches left out
     c.teacher.init_std = 0.02
     c.projector = ()  # widths of the projector that self-supervised training puts on the encoder
 

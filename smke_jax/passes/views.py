@@ -14,8 +14,10 @@ class ProjectedEncoder(nn.Module):
     projector: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, images):
-        cls = self.encoder(images)
+    def __call__(self, images, *, train: bool = False):
+        # Only an encoder that leaves out patches in training tells the two apart.
+        options = {"deterministic": False} if train and getattr(self.encoder, "token_drop", 0) else {}
+        cls = self.encoder(images, **options)
         x = nn.LayerNorm(name="projector_norm")(cls)
         for i, width in enumerate(self.projector):
             x = nn.Dense(width, name=f"projector_{i}")(jax.nn.relu(x) if i else x)
@@ -33,7 +35,7 @@ def views_pass(model: ProjectedEncoder) -> Pass:
         # One forward over all views keeps the matrices large; interleaving them keeps every example on its device.
         both = jnp.stack([batch[name] for name in views], axis=1)  # (B, V, S, S, 3)
         pixels = to_network(both.reshape(-1, *both.shape[2:]))
-        cls, projection = model.apply({"params": params}, pixels)
+        cls, projection = model.apply({"params": params}, pixels, train=train, rngs={"dropout": key} if train else None)
         reps = {}
         for i, name in enumerate(views):
             rows = slice(i, None, len(views))

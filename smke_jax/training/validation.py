@@ -38,6 +38,7 @@ RANGES = {
     "data.grayscale": (0, 1, True),
     "data.threads": (0, None, True),
     "student.image.token_drop": (0, 1, False),
+    "teacher.token_drop": (0, 1, False),
     **{f"{part}.dropout": (0, 1, False) for part in (*TOWERS, "student.shared")},
     "optimizer.warmup_fraction": (0, 1, False),
     "optimizer.clip_norm": (0, None, True),
