@@ -156,14 +156,15 @@ def sentence_vectors(directory, sentences) -> np.ndarray:
     description = read_description(directory)["model"]
     model, params = build_model(description), load_params(directory)
     tokenizer = load_tokenizer(directory / "tokenizer", description["vocab_size"])
-    encode = jax.jit(lambda ids, mask: model.apply({"params": params}, ids, mask)[0])
-    vectors = []
-    for start in range(0, len(sentences), 64):
-        batch = sentences[start : start + 64]
-        ids, mask = tokenizer.encode([*batch, *[""] * (64 - len(batch))], 64)
-        tokens = np.asarray(encode(ids, mask))[: len(batch)]
-        vectors.append(mean_of(tokens, mask[: len(batch)]))
-    return np.concatenate(vectors)
+    encode = jax.jit(lambda params, ids, mask: model.apply({"params": params}, ids, mask)[0])
+    ids, mask = tokenizer.encode(sentences, 64)
+    vectors = np.empty((len(sentences), description["width"]), np.float32)
+    by_length = np.argsort(mask.sum(1))
+    for rows in (by_length[start : start + 50] for start in range(0, len(sentences), 50)):
+        length = -(-mask[rows].sum(1).max() // 16) * 16
+        tokens = encode(params, ids[rows, :length], mask[rows, :length])
+        vectors[rows] = mean_of(np.asarray(tokens), mask[rows, :length])
+    return vectors
 
 
 def mean_of(tokens, mask) -> np.ndarray:
@@ -197,7 +198,7 @@ def test_trained_weights_rank_sentence_pairs_as_people_do(minilm, real_data):
     lines = (real_data / "text/glue/STS-B/dev.tsv").read_text(encoding="utf-8").splitlines()
     rows = [line.split("\t") for line in lines]
     first, second, scores = zip(*[(row[-3], row[-2], float(row[-1])) for row in rows if row[-1] != "score"])
-    a, b = (sentence_vectors(minilm[1], side) for side in (first, second))
+    a, b = np.split(sentence_vectors(minilm[1], [*first, *second]), 2)
     correlation = spearmanr((a * b).sum(1), scores).statistic
     print(f"STS-B dev: {len(scores)} pairs, Spearman {correlation:.4f}")
     assert len(scores) > 1000 and correlation > 0.8
