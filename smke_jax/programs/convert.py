@@ -57,9 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, metavar="DIR", help="directory to write")
     parser.add_argument("--dry_run", action="store_true", help="print what maps to what, and write nothing")
     parser.add_argument("--num_heads", type=int, help="where neither the file nor a config.json beside it says")
-    parser.add_argument(
-        "--image_size", type=int, help="of BEiT: interpolate its relative positions for images of this size"
-    )
+    parser.add_argument("--image_size", type=int, help="interpolate the positions of a BEiT or ViT for such images")
     parser.add_argument(
         "--trust_code", action="store_true",
         help="run code that the file contains (TorchScript, pickled objects): only for files whose maker you trust",

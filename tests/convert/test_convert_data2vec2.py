@@ -175,7 +175,7 @@ def test_images_of_another_size_are_refused(tmp_path, capsys):
     torch.save({name: torch.tensor(x) for name, x in PRENET_0.state.items()}, tmp_path / "d2v2.pt")
     command = ["convert", f"--checkpoint={tmp_path}/d2v2.pt", f"--out={tmp_path}/out", "--num_heads=4"]
     assert main([*command, "--image_size=20"]) != 0
-    assert "a model of type 'data2vec2' has no table of relative positions" in capsys.readouterr().err
+    assert "a model of type 'data2vec2' has no table of positions in the image" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

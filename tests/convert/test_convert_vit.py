@@ -16,11 +16,12 @@ from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassi
 
 from smke_jax.__main__ import main
 from smke_jax.convert.convert import convert
+from smke_jax.convert.interpolate import for_image_size
 from smke_jax.convert.layouts import LAYOUTS
 from smke_jax.convert.params_file import load_params, read_description
 from smke_jax.convert.rules import to_torch
 from smke_jax.convert.source import Source, read_source
-from smke_jax.models.build import param_shapes
+from smke_jax.models.build import build_model, param_shapes
 
 # Heads of 64 channels, which is what files that do not tell their number have.
 TINY = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 12, "patch_size": 4}
@@ -36,11 +37,11 @@ def network(kind, sizes: dict, **settings):
     return randomise(kind(config_of(**sizes, **settings, attn_implementation="eager")))
 
 
-def outputs(model, given: np.ndarray) -> list[np.ndarray]:
+def outputs(model, given: np.ndarray, **arguments) -> list[np.ndarray]:
     """Every hidden state, then the normed [CLS]."""
     encoder = getattr(model, model.base_model_prefix, model)
     with torch.no_grad():
-        out = encoder(pixels(given), output_hidden_states=True)
+        out = encoder(pixels(given), output_hidden_states=True, **arguments)
     hidden = [*out.hidden_states[1:], out.last_hidden_state[:, 0]]
     assert len(hidden) == model.config.num_hidden_layers + 1
     return [x.numpy() for x in hidden]
@@ -222,6 +223,20 @@ def test_transformers_loads_what_we_give_back(kind, layout, tmp_path):
     assert not info["unexpected_keys"]
     assert all(name.startswith("pooler.") or name.endswith("mask_token") for name in info["missing_keys"])
     np.testing.assert_allclose(outputs(model, *reference.inputs)[-1], reference.outputs[-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("image_size", [8, 12, 28], ids=["smaller", "same", "larger"])
+@pytest.mark.parametrize("kind", [ViTModel, Dinov2Model])
+def test_positions_are_interpolated_as_transformers_does(kind, image_size):
+    model, given = network(kind, TINY), images(3, image_size)
+    conversion = convert(source(*saved(model)))
+    params, description = for_image_size(conversion.params, conversion.description, image_size)
+    arguments = {"interpolate_pos_encoding": True} if kind is ViTModel else {}
+    with jax.default_matmul_precision("highest"):
+        ours = build_model(description).apply({"params": params}, given)
+    np.testing.assert_allclose(ours, outputs(model, given, **arguments)[-1], rtol=1e-4, atol=1e-5)
+    if image_size == 12:
+        assert np.array_equal(params["position_embedding"], conversion.params["position_embedding"])
 
 
 def test_pixel_statistics_come_from_the_file_beside(tmp_path, capsys):
