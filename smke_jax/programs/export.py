@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
     if arguments.out.exists():
         raise UserError(f"{arguments.out} is already there: remove it or choose another --out")
     run = restore_run(arguments.workdir, step=None if arguments.step == "latest" else arguments.step)
-    network, config = _network(run, arguments.workdir), run.experiment.config
+    network, config = network_of(run, arguments.workdir), run.experiment.config
     image_size = network.description.get("image", network.description)["image_size"]
     samples = draw_samples(config.data, (config.eval.split, config.data.split), image_size)
     likeness = write(arguments.out, network, samples, format=arguments.format, dtype=arguments.dtype)
@@ -43,7 +43,8 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _network(run: TrainedRun, workdir: Path) -> Network:
+def network_of(run: TrainedRun, workdir: Path) -> Network:
+    """What `run`, restored from `workdir`, is kept for, and its record."""
     params, description = trained_network(run)
     if description["type"] == "student":
         terms = run.params["terms"]

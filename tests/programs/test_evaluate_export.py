@@ -11,6 +11,7 @@ import tiny
 
 from smke_jax.__main__ import main
 from smke_jax.convert.params_file import load_params, read_description
+from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.models.student import build_student
 from smke_jax.models.teachers import build_teacher
 from smke_jax.training.experiment import restore_run
@@ -38,7 +39,7 @@ def teacher_run(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def teacher_file(teacher_run) -> Path:
-    path = teacher_run / "teacher.safetensors"
+    path = teacher_run / "export"
     assert main(["export", f"--workdir={teacher_run}", f"--out={path}"]) == 0
     return path
 
@@ -60,7 +61,7 @@ def run(student_run, tmp_path) -> Path:
     """A copy of the student's run, whose teacher's file is gone."""
     copy = Path(shutil.copytree(student_run[0], tmp_path / "run"))
     config = json.loads((copy / "config.json").read_text())
-    config["teacher"]["checkpoint"] = config["student"]["image"]["init"] = "/gone.safetensors"
+    config["teacher"]["checkpoint"] = config["student"]["image"]["init"] = "/gone"
     (copy / "config.json").write_text(json.dumps(config))
     return copy
 
@@ -91,13 +92,19 @@ def test_a_teacher_is_exported_without_its_projector(teacher_run, teacher_file):
 
 
 def test_an_earlier_step_is_another_file(teacher_run, teacher_file, tmp_path, capsys):
-    path = tmp_path / "first.safetensors"
+    path = tmp_path / "first"
     assert main(["export", f"--workdir={teacher_run}", f"--out={path}", "--step=1"]) == 0
     assert read_description(path)["source"]["steps"] == 1
     a, b = jax.tree.leaves(load_params(path)), jax.tree.leaves(load_params(teacher_file))
     assert any(np.any(x != y) for x, y in zip(a, b, strict=True))
-    message = error_of(capsys, "export", f"--workdir={teacher_run}", f"--out={tmp_path}/x.safetensors", "--step=7")
+    message = error_of(capsys, "export", f"--workdir={teacher_run}", f"--out={tmp_path}/x", "--step=7")
     assert "no checkpoint of step 7" in message
+
+
+@pytest.mark.parametrize("format", ["hf", "thesis", "onnx"])
+def test_an_encoder_alone_goes_out_for_jax_only(teacher_run, tmp_path, capsys, format):
+    message = error_of(capsys, "export", f"--workdir={teacher_run}", f"--out={tmp_path}/x", f"--format={format}")
+    assert "trained an encoder alone" in message and message.endswith("use flax") and not list(tmp_path.iterdir())
 
 
 def test_the_exported_teacher_teaches_and_starts_a_tower(student_run, teacher_file):
@@ -111,11 +118,12 @@ def test_the_exported_teacher_teaches_and_starts_a_tower(student_run, teacher_fi
 
 
 def test_a_student_is_exported_whole(student_run, run, tmp_path, capsys):
-    path = tmp_path / "student.safetensors"
+    path = tmp_path / "student"
     assert main(["export", f"--workdir={run}", f"--out={path}"]) == 0
     assert_same(load_params(path), student_run[1].params["student"])
     model = read_description(path)["model"]
     assert model["type"] == "student" and model["target_dim"] == 32
+    assert load_tokenizer(path / "tokenizer", model["vocab_size"]).digest == load_tokenizer(run / "tokenizer").digest
     config = read_config(run).student
     config.update({k: v for k, v in model.items() if k in config})
     built = build_student(config, vocab_size=model["vocab_size"], target_dim=model["target_dim"])
@@ -123,9 +131,8 @@ def test_a_student_is_exported_whole(student_run, run, tmp_path, capsys):
         {"params": load_params(path)}, np.zeros((1, 32, 32, 3)), np.ones((1, 4), int), np.ones((1, 4), int)
     )
     assert outputs[0]["head"].shape == (1, 32)
-    # Refused plainly where it does not belong, and never overwritten.
+    # Never overwritten.
     assert f"{path} is already there" in error_of(capsys, "export", f"--workdir={run}", f"--out={path}")
-    assert "ends in .safetensors" in error_of(capsys, "export", f"--workdir={run}", f"--out={tmp_path}/a.bin")
 
 
 def test_evaluating_needs_neither_teacher_nor_training_data(student_run, run, tmp_path, capsys):
@@ -164,4 +171,4 @@ def test_runs_that_cannot_be_evaluated(teacher_run, run, tmp_path, capsys):
     assert f"{run / 'config.json'} is damaged" in error_of(capsys, "evaluate", f"--workdir={run}")
     shutil.rmtree(run / "checkpoints")
     (run / "config.json").write_text((teacher_run / "config.json").read_text())
-    assert "no checkpoint in" in error_of(capsys, "export", f"--workdir={run}", f"--out={tmp_path}/x.safetensors")
+    assert "no checkpoint in" in error_of(capsys, "export", f"--workdir={run}", f"--out={tmp_path}/x")

@@ -1,0 +1,264 @@
+"""A trained student leaves in every format, embeds there as here, and finds the same images and captions."""
+
+import functools
+import json
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import tiny
+import torch
+from PIL import Image
+from safetensors import safe_open
+from test_convert_student import Lightning, Thesis
+from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, BertTokenizerFast, PreTrainedModel
+
+from smke_jax.__main__ import main
+from smke_jax.convert.export import FORMATS, check, pytorch, thesis
+from smke_jax.convert.export.base import DTYPES
+from smke_jax.convert.export.write import write
+from smke_jax.convert.params_file import load_params, read_description
+from smke_jax.data.transforms import squash
+from smke_jax.errors import UserError
+from smke_jax.evaluation.retrieval import retrieval_metrics
+from smke_jax.passes.base import to_network
+from smke_jax.programs.export import network_of
+from smke_jax.training.experiment import restore_run
+from smke_jax.training.loop import train_and_evaluate
+
+pytestmark = pytest.mark.slow  # one run, exported many times
+
+TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}
+FILES = {
+    "flax": {"README.md", "params.safetensors", "tokenizer"},
+    "hf": {"README.md", "config.json", "model.safetensors", "modeling_smke.py", "preprocessor_config.json", *TOKENIZER},
+    "thesis": {"README.md", "smke.ckpt", *TOKENIZER},
+    "onnx": {"README.md", "image.onnx", "text.onnx", "preprocessor_config.json", *TOKENIZER},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """Two steps on two devices, evaluated after each."""
+    c = tiny.tiny_config()
+    c.terms.target_itc.learnable_scale = True
+    c.total_steps, c.eval.every = 2, 1
+    workdir = tmp_path_factory.mktemp("run")
+    assert train_and_evaluate(c, workdir).step == 2
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def network(run):
+    return network_of(restore_run(run), run)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    return check.draw_samples(tiny.tiny_config().data, ("dev",), 32)
+
+
+@pytest.fixture(scope="module")
+def exported(run, tmp_path_factory):
+    """Format -> directory that the command wrote."""
+    folder = tmp_path_factory.mktemp("exports")
+
+    @functools.cache
+    def export(format: str) -> Path:
+        if format == "onnx":
+            pytest.importorskip("onnxruntime")
+        assert main(["export", f"--workdir={run}", f"--format={format}", f"--out={folder / format}"]) == 0
+        return folder / format
+
+    return export
+
+
+def gallery():
+    """Images, captions and each caption's image, of the split that the run was evaluated on."""
+    source = tiny.TinySource("dev")
+    captions = [caption for i in range(len(source)) for caption in source[i].captions]
+    return source.images, captions, np.repeat(np.arange(len(source)), source.num_captions)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_format(run, exported, capsys, format):
+    directory = exported(format)
+    assert {path.name for path in directory.iterdir()} == FILES[format]
+    assert {path.name for path in directory.parent.iterdir()} <= set(FORMATS), "something is left over"
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    figures = json.loads((run / "evals/2/retrieval.json").read_text())
+    assert figures["protocol"] in card and f"{figures['image_to_text']['r1']:.2f} [" in card
+    assert "6 images of tiny dev with a caption each" in card and "| image_embeds | 1.0000000 | " in card
+    for part in ("tiny-train", "2 steps of 8", "`target_itc`, bank_size 40", "learnable_scale True", "adamw", "random"):
+        assert part in card, part
+    assert "None were recorded" not in card and "not recorded" not in card
+    capsys.readouterr()
+    assert main(["export", f"--workdir={run}", f"--format={format}", f"--out={directory}"]) == 2
+    assert f"{directory} is already there" in capsys.readouterr().err
+
+
+def test_retrieval_in_pytorch_gives_the_figures_of_the_run(run, exported):
+    directory = exported("hf")
+    model = pytorch.import_modeling(directory / "modeling_smke.py").SmkeModel.from_directory(directory)
+    tokenizer = BertTokenizerFast.from_pretrained(directory)
+    images, captions, caption_image = gallery()
+    tokens = tokenizer(captions, padding=True, truncation=True, return_tensors="pt")
+    with torch.inference_mode():
+        image = model(model.preprocess([Image.fromarray(x) for x in images]))["image_embeds"].numpy()
+        text = model(**tokens)["text_embeds"].numpy()
+    recorded = json.loads((run / "evals/2/retrieval.json").read_text())
+    measured = retrieval_metrics(image, text, caption_image, protocol=recorded["protocol"])
+    assert measured == recorded
+
+
+def test_transformers_opens_it(exported, monkeypatch, tmp_path):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+    directory = exported("hf")
+    model = AutoModel.from_pretrained(directory, trust_remote_code=True)
+    assert isinstance(model, PreTrainedModel) and not model.training
+    tokenizer = AutoTokenizer.from_pretrained(directory, trust_remote_code=True)
+    processor = AutoImageProcessor.from_pretrained(directory)
+    _, captions, _ = gallery()
+    picture = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    pixels = processor(Image.fromarray(picture), return_tensors="pt")["pixel_values"]
+    np.testing.assert_allclose(pixels, model.preprocess([Image.fromarray(picture)]), atol=1e-6)
+    ours = to_network(squash(picture, 32)[None]).transpose(0, 3, 1, 2)
+    np.testing.assert_allclose(pixels, ours, atol=1e-6)
+    tokens = tokenizer([captions[0], "a dog " * 20], padding=True, truncation=True, return_tensors="pt")
+    assert tokens["input_ids"].shape == (2, 8)  # config.data.max_length
+    outputs = model(pixel_values=pixels, **tokens)
+    assert {name: x.shape for name, x in outputs.items()} == {"image_embeds": (1, 32), "text_embeds": (2, 32)}
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    for name, x in again.state_dict().items():
+        torch.testing.assert_close(x, model.state_dict()[name], rtol=0, atol=0)
+
+
+def test_pytorch_alone_opens_it(exported, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    directory = exported("hf")
+    modeling = pytorch.import_modeling(directory / "modeling_smke.py")
+    assert modeling.PreTrainedModel.__module__ == "modeling_smke"
+    model = modeling.SmkeModel.from_directory(directory)
+    text = model(input_ids=torch.tensor([[2, 7, 3]]))["text_embeds"]
+    assert text.norm().item() == pytest.approx(1)
+    with safe_open(directory / "model.safetensors", "pt") as file:
+        assert file.metadata() == {"format": "pt"} and set(file.keys()) == set(model.state_dict())
+
+
+def test_what_converts_back(exported, network, tmp_path):
+    for format, file in (("hf", ""), ("thesis", "smke.ckpt")):
+        out = tmp_path / format
+        assert main(["convert", f"--checkpoint={exported(format) / file}", f"--out={out}"]) == 0
+        jax.tree.map(np.testing.assert_array_equal, load_params(out), network.params)
+        back, description = read_description(out)["model"], network.description
+        assert {k: back[k] for k in ("level", "max_length", "vocab_size", "logit_scales")} == {
+            k: description[k] for k in ("level", "max_length", "vocab_size", "logit_scales")
+        }
+        assert (out / "tokenizer/vocab.txt").read_bytes() == (exported(format) / "vocab.txt").read_bytes()
+
+
+def test_the_thesis_modules_take_the_checkpoint(exported, network, samples):
+    checkpoint = torch.load(exported("thesis") / "smke.ckpt", weights_only=True)
+    d = network.description
+    module = Lightning(
+        Thesis(width=32, mlp=48, heads=2, depth=1, grid=2, patch=16, vocab=d["vocab_size"], positions=512, target=32,
+               types=True)
+    ).eval()  # fmt: skip
+    module.load_state_dict(checkpoint["state_dict"], strict=True)
+    assert module.model.logit_scales.tolist() == d["logit_scales"]["itc"]
+    assert module.logit_scale_target.item() == d["logit_scales"]["target_itc"][0]
+    batch = check.make_batch(samples, network.tokenizer, 8)
+    pixels = torch.tensor(np.asarray(to_network(batch["image"])).transpose(0, 3, 1, 2))
+    *_, image_out, _, _, text_out, _ = module.model(
+        pixels, torch.tensor(batch["text"], dtype=torch.int64), torch.tensor(batch["text_mask"])
+    )
+    reps = check.embed(d, network.params, batch)
+    likeness = check.compare(reps, {"image/out": image_out, "text/out": text_out})
+    assert all(x.delta < 1e-5 for x in likeness.values()), likeness
+
+
+def test_graphs_take_other_batches_and_lengths(exported, network):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    directory = exported("onnx")
+    graphs = {name: onnxruntime.InferenceSession(directory / f"{name}.onnx") for name in ("image", "text")}
+    for count, length in ((1, 3), (5, 11)):
+        pixels = np.random.default_rng(count).normal(size=(count, 3, 32, 32)).astype(np.float32)
+        ids = np.random.default_rng(length).integers(5, network.description["vocab_size"], (count, length))
+        mask = (np.arange(length) < length - 1).astype(np.int64) * np.ones((count, 1), np.int64)
+        (image,) = graphs["image"].run(["image_embeds"], {"pixel_values": pixels})
+        (text,) = graphs["text"].run(["text_embeds"], {"input_ids": ids, "attention_mask": mask})
+        module = pytorch.build(network.params, network.description)
+        with torch.inference_mode():
+            outputs = module(*map(torch.tensor, (pixels, ids, mask)))
+        np.testing.assert_allclose(image, outputs["image_embeds"], atol=1e-5)
+        np.testing.assert_allclose(text, outputs["text_embeds"], atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_16_bits(network, samples, tmp_path, format, dtype):
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    if (format, dtype) == ("onnx", "bfloat16"):
+        with pytest.raises(UserError, match="float32 or float16"):
+            write(tmp_path / "x", network, samples, format=format, dtype=dtype)
+        assert not list(tmp_path.iterdir())
+        return
+    likeness = write(tmp_path / "x", network, samples, format=format, dtype=dtype)
+    assert all(check.BARS[dtype] <= x.cosine and x.delta > 0 for x in likeness.values())
+    assert f"allowed is a cosine of {check.BARS[dtype]} with {dtype} weights" in (tmp_path / "x/README.md").read_text()
+    for file, framework in (("model.safetensors", "pt"), ("params.safetensors", "numpy")):
+        if (tmp_path / "x" / file).is_file():
+            with safe_open(tmp_path / "x" / file, framework) as weights:
+                assert {str(weights.get_tensor(key).dtype).removeprefix("torch.") for key in weights.keys()} == {dtype}
+
+
+def test_every_precision_has_a_bar():
+    assert set(check.BARS) == set(DTYPES)
+
+
+@pytest.mark.parametrize("spoil", [lambda x: -x, lambda x: x * np.nan], ids=["turned", "NaN"])
+def test_what_embeds_otherwise_is_not_written(network, samples, tmp_path, monkeypatch, spoil):
+    form = FORMATS["flax"]
+
+    def embed(directory, batch):
+        reps = form.embed(directory, batch)
+        return reps | {"text/out": spoil(reps["text/out"])}
+
+    monkeypatch.setitem(FORMATS, "flax", form._replace(embed=embed))
+    with pytest.raises(UserError, match="was not written: it would not embed as") as error:
+        write(tmp_path / "x", network, samples, format="flax")
+    assert "| text/out | " in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_whose_data_is_gone():
+    data = tiny.tiny_config().data
+    gone = check.draw_samples(data, ("lost", ""), 32)
+    assert gone.images.shape == (8, 32, 32, 3) and "as the data is gone" in gone.origin
+    np.testing.assert_array_equal(gone.images, check.draw_samples(data, (), 32).images)
+    train = check.draw_samples(data, ("lost", "train"), 24)
+    assert train.images.shape == (8, 24, 24, 3) and train.origin.startswith("8 images of tiny train")
+
+
+def test_the_original_is_computed_in_fp32(network, samples):
+    batch = check.make_batch(samples, network.tokenizer, 8)
+    trained_in_bf16 = network.description | {"dtype": "bfloat16"}
+    a, b = (check.embed(d, network.params, batch) for d in (network.description, trained_in_bf16))
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.parametrize("package", ["torch", "onnxruntime"])
+def test_a_missing_package_is_named(network, samples, tmp_path, monkeypatch, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(UserError, match=rf"this format needs {package}: pip install 'smke_jax\[onnx\]'"):
+        write(tmp_path / "x", network, samples, format="onnx")
+
+
+def test_a_student_that_the_thesis_does_not_know(network, samples, tmp_path):
+    text = network.description["text"] | {"norm_order": "pre"}
+    with pytest.raises(UserError, match=r"config\.student\.text\.norm_order is 'pre'"):
+        thesis.LIGHTNING.write(tmp_path, network._replace(description=network.description | {"text": text}), "float32")
