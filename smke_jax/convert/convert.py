@@ -14,9 +14,9 @@ from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.errors import UserError
 from smke_jax.models.build import param_shapes
 
+VOCABULARIES = ("vocab.txt", "tokenizer.json", "vocab.json")
 TOKENIZER_FILES = (
-    "vocab.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
-    "vocab.json", "merges.txt",
+    *VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 )  # fmt: skip
 
 
@@ -40,6 +40,8 @@ def convert(source: Source, layout: str = "auto", **fields: Any) -> Conversion:
         raise UserError(f"unknown layout {layout!r}: {hint}")
     chosen = detect(source) if layout == "auto" else LAYOUTS[layout]
     state = chosen.clean(source.state)
+    if len(state) < len(source.state):
+        raise UserError(f"{source.path} holds the same parameters twice, with and without a prefix: keep one of them")
     absent = [name for name in chosen.marks if name not in state]
     if absent:
         raise UserError(f"{source.path} is no {chosen.name} (it has no {absent[0]}): try --from=auto")
@@ -60,13 +62,13 @@ def tokenizer_files(source: Source, description: dict) -> list[Path]:
 
     Raises UserError where a WordPiece vocabulary has another number of tokens than the model.
     """
-    if "vocab_size" not in {**description, **description.get("text", {})}:
-        return []
     folder = source.path.parent
-    files = [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
-    if files and "vocab_size" in description:
+    reads_text = "vocab_size" in {**description, **description.get("text", {})}
+    if not reads_text or not any((folder / name).is_file() for name in VOCABULARIES):
+        return []
+    if "vocab_size" in description:
         load_tokenizer(folder, description["vocab_size"])
-    return files
+    return [folder / name for name in TOKENIZER_FILES if (folder / name).is_file()]
 
 
 def write(directory: Path, conversion: Conversion, source: Source) -> None:

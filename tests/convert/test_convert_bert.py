@@ -111,6 +111,13 @@ def test_what_is_left_out_is_said():
     assert left_out == {"cls", "embeddings"} and "embeddings.position_ids" in report.ignored
 
 
+def test_the_same_parameter_twice():
+    given = source(network(BertModel, TINY))
+    given.state["bert.embeddings.LayerNorm.bias"] = np.zeros(32, np.float32)
+    with pytest.raises(UserError, match="bert.bin holds the same parameters twice"):
+        convert(given)
+
+
 def test_transformers_loads_what_we_give_back():
     model = network(BertModel, TINY)
     conversion = convert(source(model))

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
+import torch
 
 from smke_jax.__main__ import main
 from smke_jax.convert import convert as convert_module
@@ -100,6 +101,12 @@ def test_a_vocabulary_of_another_size(folder, refuses):
     write_vocabulary(folder, 30)
     error, _ = refuses(folder)
     assert str(folder) in error and "has 30 tokens, the model expects 24" in error
+
+
+def test_settings_of_a_tokenizer_without_its_vocabulary(folder, tmp_path):
+    (folder / "vocab.txt").rename(folder / "tokenizer_config.json")
+    assert main(["convert", f"--checkpoint={folder}", f"--out={tmp_path / 'out'}"]) == 0
+    assert not (tmp_path / "out" / "tokenizer").exists()
 
 
 def test_a_vocabulary_beside_a_model_that_reads_no_text(tmp_path):
@@ -224,6 +231,20 @@ def test_a_stop_while_writing_leaves_nothing(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(convert_module.shutil, "copyfile", stop)
     assert main(["convert", f"--checkpoint={folder}", f"--out={tmp_path / 'out'}"]) == 130
     assert sorted(tmp_path.iterdir()) == [folder]
+
+
+class Settings:
+    """What a training framework keeps beside the weights: an object, and so code."""
+
+
+def test_a_checkpoint_with_objects_needs_trust(folder, state, refuses, tmp_path):
+    path = folder / "last.ckpt"
+    tensors = {f"bert.{name}": torch.tensor(x) for name, x in state.items()}
+    torch.save({"state_dict": tensors, "hyper_parameters": Settings()}, path)
+    error, _ = refuses(path)
+    assert f"{path} contains code ({__name__}.Settings), which was not run" in error and "--trust_code" in error
+    assert main(["convert", f"--checkpoint={path}", f"--out={tmp_path / 'out'}", "--trust_code"]) == 0
+    assert read_description(tmp_path / "out")["model"] == BERT
 
 
 def damaged(folder: Path) -> Path:

@@ -1,10 +1,9 @@
 """BERT: the files of transformers and those of the first releases (spec 26.5)."""
 
 from smke_jax.convert.rules import Layout, Rule, layer_norm, linear, per_layer, without_prefix
-from smke_jax.convert.shapes import depth_of, heads_of
+from smke_jax.convert.shapes import activation_of, depth_of, heads_of
 from smke_jax.errors import UserError
 
-ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu"}
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
 
@@ -24,9 +23,6 @@ def _describe(state, config) -> dict:
             f"the config.json beside it is of a {family} of width {stated_width}, the file of a BERT of width {width}: "
             "put the two that belong together into one folder"
         )
-    activation = config.get("hidden_act", "gelu")
-    if activation not in ACTIVATIONS:
-        raise UserError(f"the config.json beside it has hidden_act {activation!r}: known are {', '.join(ACTIVATIONS)}")
     return {
         "type": "bert",
         "vocab_size": vocab_size,
@@ -37,7 +33,7 @@ def _describe(state, config) -> dict:
         "max_positions": len(state["embeddings.position_embeddings.weight"]),
         "type_vocab_size": len(state["embeddings.token_type_embeddings.weight"]),
         "norm_eps": config.get("layer_norm_eps", 1e-12),
-        "activation": ACTIVATIONS[activation],
+        "activation": activation_of(config),
         "pooler": "pooler.dense.weight" in state,
     }
 
