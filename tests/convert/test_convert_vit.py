@@ -183,6 +183,8 @@ def test_full_size_is_vit_small():
     sizes = {"image_size": 224, "patch_size": 16, "width": 384, "depth": 12, "num_heads": 6, "mlp_dim": 1536}
     shapes = param_shapes({"type": "vit", **sizes})
     assert sum(x.size for x in jax.tree.leaves(shapes)) == 21_665_664
+    with pytest.raises(ValueError, match=r"takes \(224, 224, 3\)"):
+        jax.eval_shape(build_model({"type": "vit", **sizes}).init, jax.random.key(0), np.zeros((1, 32, 32, 3)))
 
 
 def test_a_training_checkpoint_of_dino_gives_its_teacher(tmp_path):
