@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from smke_jax.__main__ import run_program
-from smke_jax.convert.convert import convert, write
+from smke_jax.convert.convert import Conversion, convert, write
 from smke_jax.convert.interpolate import for_image_size
 from smke_jax.convert.layouts import LAYOUTS
 from smke_jax.convert.source import read_source
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--num_heads={heads}: give the number of attention heads, 1 or more")
     source = read_source(arguments.checkpoint, trust_code=arguments.trust_code)
     fields = {} if heads is None else {"num_heads": heads}
-    conversion = convert(source, arguments.layout, **fields)
+    conversion = _with_pixel_statistics(convert(source, arguments.layout, **fields), arguments)
     print(f"layout      {conversion.layout.name}: {conversion.layout.summary}")
     print("model       " + ", ".join(f"{k} {v}" for k, v in conversion.description.items()))
     print("\n".join(conversion.report.lines(detail=arguments.dry_run)))
@@ -45,6 +45,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _with_pixel_statistics(conversion: Conversion, arguments: argparse.Namespace) -> Conversion:
+    """`conversion` with the --mean and --std that were given."""
+    given = {name: tuple(x) for name in ("mean", "std") if (x := getattr(arguments, name)) is not None}
+    if given.keys() - conversion.description.keys():
+        raise UserError(f"--{' and --'.join(given)}: a {conversion.description['type']} takes none, leave them out")
+    return conversion._replace(description={**conversion.description, **given})
+
+
 def _parser() -> argparse.ArgumentParser:
     summary, _, more = __doc__.partition("\n\n")
     layouts = "\n".join(f"  {name:20} {layout.summary}" for name, layout in sorted(LAYOUTS.items()))
@@ -58,6 +66,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dry_run", action="store_true", help="print what maps to what, and write nothing")
     parser.add_argument("--num_heads", type=int, help="where neither the file nor a config.json beside it says")
     parser.add_argument("--image_size", type=int, help="interpolate the positions of a BEiT or ViT for such images")
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"),
+            help="of pixels in [0, 1], where the file does not say and the one shown is not right",
+        )  # fmt: skip
     parser.add_argument(
         "--trust_code", action="store_true",
         help="run code that the file contains (TorchScript, pickled objects): only for files whose maker you trust",

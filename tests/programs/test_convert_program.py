@@ -187,6 +187,17 @@ def test_an_impossible_number_of_heads(folder, heads, says, refuses):
     assert says in error
 
 
+def test_pixel_statistics_can_be_given(folder, tmp_path, refuses):
+    file = tmp_path / "beit.safetensors"
+    safetensors.numpy.save_file(random_state("beit-unilm", BEIT), file)
+    out = tmp_path / "given"
+    flags = ["--mean", "0.5", "0.5", "0.5", "--std", "0.25", "0.25", "0.25"]
+    assert main(["convert", f"--checkpoint={file}", f"--out={out}", *flags]) == 0
+    model = read_description(out)["model"]
+    assert (model["mean"], model["std"]) == ([0.5] * 3, [0.25] * 3)
+    assert "a bert takes none" in refuses(folder, *flags)[0]
+
+
 def test_the_number_of_heads_is_asked_for(folder, refuses, tmp_path):
     (folder / "config.json").unlink()
     error, _ = refuses(folder)
