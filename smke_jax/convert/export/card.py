@@ -16,12 +16,12 @@ def model_card(network: Network, form: Format, dtype: str, likeness: Mapping[str
     """README.md of an export, in Markdown."""
     description, record = network.description, network.record
     student = description["type"] == "student"
-    title = "Image-text retrieval model (S-SMKE student)" if student else f"Image encoder ({description['type']})"
+    title = "Image-text retrieval model" if student else f"Image encoder ({description['type']})"
     count = sum(x.size for x in jax.tree.leaves(network.params))
     header = ["---", *form.metadata, "tags:", *(f"- {tag}" for tag in _tags(student)), "---"]
     about = (
-        f"{count:,} parameters, stored in {dtype}; step {record.step} of {record.config['total_steps']}. "
-        f"Written by smke_jax {smke_jax.__version__} as `{form.summary}`."
+        f"{_network(description)} {count:,} parameters, stored in {dtype}; step {record.step} of "
+        f"{record.config['total_steps']}. Written by smke_jax {smke_jax.__version__}: {form.summary}."
     )
     sections = {
         "Use": form.usage.strip(),
@@ -35,6 +35,17 @@ def model_card(network: Network, form: Format, dtype: str, likeness: Mapping[str
     return "\n".join(header) + f"\n\n# {title}\n\n{about}\n\n{body}\n"
 
 
+def _network(description: dict) -> str:
+    image, text = description.get("image", description), description.get("text")
+    sizes = f"images of {image['image_size']} px in patches of {image['patch_size']}, {image['depth']} layers"
+    if text is None:
+        return f"A Transformer, {image['width']} wide: {sizes}."
+    return (
+        f"The student network of S-SMKE, {image['width']} wide: {sizes}; captions of up to {description['max_length']} "
+        f"tokens, {text['depth']} layers; one layer that both share."
+    )
+
+
 def likeness_lines(likeness: Mapping[str, Likeness], samples: Samples, dtype: str) -> list[str]:
     """A table for people, which Markdown reads too."""
     return [
@@ -42,7 +53,7 @@ def likeness_lines(likeness: Mapping[str, Likeness], samples: Samples, dtype: st
         f"with {dtype} weights.",
         "",
         *_table(
-            ("representation", "smallest cosine", "largest |Δ|"),
+            ("representation", "smallest cosine", "largest difference"),
             ((name, f"{x.cosine:.7f}", f"{x.delta:.1e}") for name, x in likeness.items()),
         ),
     ]
