@@ -15,6 +15,7 @@ from safetensors import safe_open
 from test_convert_student import Lightning, Thesis
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, BertTokenizerFast, PreTrainedModel
 
+import smke_jax
 from smke_jax.__main__ import main
 from smke_jax.convert.export import FORMATS, check, pytorch, thesis
 from smke_jax.convert.export.base import DTYPES
@@ -146,6 +147,14 @@ def test_pytorch_alone_opens_it(exported, monkeypatch):
     assert text.norm().item() == pytest.approx(1)
     with safe_open(directory / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"} and set(file.keys()) == set(model.state_dict())
+
+
+@pytest.mark.parametrize("format", ["flax", "hf"])
+def test_three_lines_open_it(run, exported, format):
+    images, captions, _ = gallery()
+    ours, theirs = smke_jax.load(run), smke_jax.load(exported(format))
+    np.testing.assert_allclose(theirs.encode_texts(captions), ours.encode_texts(captions), atol=1e-6)
+    np.testing.assert_allclose(theirs.encode_images(list(images)), ours.encode_images(list(images)), atol=1e-6)
 
 
 def test_what_converts_back(exported, network, tmp_path):

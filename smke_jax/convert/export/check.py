@@ -21,8 +21,8 @@ from smke_jax.passes.student import student_pass
 log = logging.getLogger("smke_jax")
 
 COUNT = 8  # images, and captions
-# The smallest cosine allowed, by the precision of the exported weights: 16 bits keep 11 (float16) or 8 (bfloat16)
-# digits of every weight.
+# The smallest cosine allowed, by the precision of the exported weights. With 16 bits every weight keeps 11 (float16) or
+# 8 (bfloat16) binary digits: full-size random students came to 0.999999 and 0.9999.
 BARS = {"float32": 0.9999, "float16": 0.999, "bfloat16": 0.99}
 SENTENCES = ("a dog runs across the grass", "two people sit on a bench", "a red car", "children play in the snow")
 
