@@ -12,7 +12,7 @@ from smke_jax.config import base, variant_of
 def get_config(variant: str = ""):
     c = base()
     c.batch_size = 256
-    c.total_steps = 500
+    c.total_steps = 350
     c.passes = ("views",)
     c.data.dir = "data/flickr8k"
     c.data.unit = "images"
@@ -22,7 +22,7 @@ def get_config(variant: str = ""):
     c.data.jitter = 0.4
     c.data.grayscale = 0.1
     c.teacher.update(type="data2vec2", image_size=128, patch_size=16, width=192, depth=4, num_heads=3, mlp_dim=384)
-    c.teacher.update(norm_order="pre", activation="gelu_tanh", init_std=0.0, token_drop=0.5)
+    c.teacher.update(norm_order="pre", activation="gelu_tanh", init_std=0.0, token_drop=0.75)
     c.projector = (512, 512)
     c.terms.vicreg = {}
     c.terms.reconstruct = {"weight": 25.0}
