@@ -188,7 +188,7 @@ def variant(config_file: Path, lines: str) -> Path:
     ("c.student.text.max_positions = 4", ["8 tokens", "4 positions"]),
     ("c.student.image.activation = 'swish'", ["swish", "gelu"]),
     ("c.student.image.norm_order = 'middle'", ["config.student.image.norm_order is 'middle'", "pre"]),
-    ("c.teacher.type = 'resnet'", ["resnet", "beit"]),
+    ("c.teacher.type = 'inception'", ["inception", "beit"]),
     ("c.data.views = 'three_views'", ["three_views", "two_views"]),
     ("c.data.tokenizer = '/nowhere'", ["no tokenizer at /nowhere"]),
     ("c.data.vocab_size = 8", ["vocab_size=8 is too small"]),
