@@ -49,6 +49,12 @@ def file_digest(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digests(path: str | Path) -> dict[str, str]:
+    """{'weights': of these parameters, 'source file': of the file they were converted from, where they were}."""
+    source = read_description(path).get("source", {}).get("sha256")
+    return {"weights": file_digest(path), **({"source file": source} if source else {})}
+
+
 def params_path(path: str | Path) -> Path:
     """The file of parameters: `path` itself, or the one in that directory."""
     path = Path(path)

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from smke_jax.passes.base import Pass, to_network
+from smke_jax.passes.base import MEAN, STD, Pass, to_network
 
 
 class ProjectedEncoder(nn.Module):
@@ -24,17 +24,20 @@ class ProjectedEncoder(nn.Module):
         return cls, x
 
 
-def views_pass(model: ProjectedEncoder) -> Pass:
-    """'view{1,2}/{cls,projection,pixels}' of batch['view1'] and batch['view2']."""
+def views_pass(model: ProjectedEncoder, mean=MEAN, std=STD) -> Pass:
+    """'view{1,2}/{cls,projection,pixels}' of batch['view1'] and batch['view2'].
+
+    `mean` and `std` (3,) normalise pixels in [0, 1].
+    """
 
     def init(key, batch):
-        return model.init(key, to_network(batch["view1"]))["params"]
+        return model.init(key, to_network(batch["view1"], mean, std))["params"]
 
     def run(params, batch, key, train):
         views = [name for name in ("view1", "view2") if name in batch]
         # One forward over all views keeps the matrices large; interleaving them keeps every example on its device.
         both = jnp.stack([batch[name] for name in views], axis=1)  # (B, V, S, S, 3)
-        pixels = to_network(both.reshape(-1, *both.shape[2:]))
+        pixels = to_network(both.reshape(-1, *both.shape[2:]), mean, std)
         cls, projection = model.apply({"params": params}, pixels, train=train, rngs={"dropout": key} if train else None)
         reps = {}
         for i, name in enumerate(views):

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from smke_jax import atomic
-from smke_jax.convert.params_file import file_digest, fit, load_params, read_description
+from smke_jax.convert.params_file import digests, fit, load_params, read_description
 from smke_jax.data.datasets import open_source
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
 from smke_jax.data.transforms import build_views
@@ -55,6 +55,8 @@ def resolve(config: ConfigDict) -> ConfigDict:
                 f"{path} holds a model of type {model.get('type')!r}, which is no teacher: give a file of one of "
                 f"{', '.join(sorted(TEACHERS))}, such as `smke export` writes of a self-supervised run"
             )
+        if model.get("final_norm") is False and config.teacher.final_norm:
+            raise UserError(f"{path} has no norm after its last layer: set config.teacher.final_norm=False")
         known = {*config.teacher, *TEACHERS[model["type"]].__dataclass_fields__}
         with config.teacher.unlocked():  # each type has fields of its own
             for key, value in model.items():
@@ -132,8 +134,8 @@ def check_model(experiment: Experiment, shapes: dict[str, Any]) -> list[Tower]:
 
 
 def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Parameters of the frozen passes, on the mesh, and the digest of the file each came from."""
-    frozen, digests = {}, {}
+    """Parameters of the frozen passes, on the mesh, and {'teacher weights': digest, …} of what they came from."""
+    frozen, identity = {}, {}
     for p in experiment.recipe.passes:
         if p.grad:
             continue
@@ -143,12 +145,12 @@ def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[st
         )
         init = jax.jit(lambda p=p, rows=rows: p.init(jax.random.key(experiment.config.seed + 1), rows))
         if path == "random":
-            params, digests[p.name] = init(), "random"
+            params, identity[f"{p.name} weights"] = init(), "random"
         else:
             params = fit(jax.eval_shape(init), load_params(path), source=path)
-            digests[p.name] = file_digest(path)
+            identity |= {f"{p.name} {what}": digest for what, digest in digests(path).items()}
         frozen[p.name] = jax.device_put(params, replicated(experiment.mesh))
-    return frozen, digests
+    return frozen, identity
 
 
 class TrainedRun(NamedTuple):

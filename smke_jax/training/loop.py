@@ -64,9 +64,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     towers = check_model(experiment, shapes)
     # Opened now, so that a split that is not there is not found out after hours of training.
     gallery = open_source(config.data, config.eval.split) if "student" in config.passes and config.eval.split else None
-    frozen, teacher_digests = load_frozen(experiment, shapes)
-    weights = {**teacher_digests, **{tower.name: tower.digest for tower in towers}}
-    identity = {"data": source.digest, **{f"{name} weights": digest for name, digest in weights.items()}}
+    frozen, teacher_identity = load_frozen(experiment, shapes)
+    identity = {"data": source.digest, **teacher_identity}
+    identity |= {f"{tower.name} {what}": digest for tower in towers for what, digest in tower.digests.items()}
     if experiment.tokenizer is not None:
         identity["tokenizer"] = experiment.tokenizer.digest
     batches = train_batches(

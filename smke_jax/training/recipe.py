@@ -87,7 +87,8 @@ def _teacher(config, vocab_size):
 
 
 def _views(config, vocab_size):
-    return views_pass(ProjectedEncoder(build_teacher(config.teacher), tuple(config.projector)))
+    encoder = ProjectedEncoder(build_teacher(config.teacher), tuple(config.projector))
+    return views_pass(encoder, config.teacher.mean, config.teacher.std)
 
 
 PASSES = {"student": _student, "teacher": _teacher, "views": _views}

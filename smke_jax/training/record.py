@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from smke_jax import atomic
+from smke_jax.config import base
 from smke_jax.errors import UserError
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "smke_jax")
@@ -37,7 +38,9 @@ def check_or_write(workdir: Path, config: ConfigDict, identity: dict[str, str]) 
     path = workdir / "run.json"
     if path.exists():
         recorded = _read(path)
-        _refuse_difference(workdir, {**recorded["config"], **recorded["identity"]}, {**flatten(config), **identity})
+        # A field that did not exist then stands at its default, which is what the code did without it.
+        then = {**flatten(base()), **recorded["config"], **recorded["identity"]}
+        _refuse_difference(workdir, then, {**flatten(config), **identity})
         return
     if jax.process_index():
         return
@@ -55,11 +58,11 @@ def check_or_write(workdir: Path, config: ConfigDict, identity: dict[str, str]) 
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config that a run was started with."""
+    """The config that a run was started with; fields that are newer than it stand at their defaults."""
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"no run at {workdir}: it has no config.json; give the --workdir of `smke train`")
-    return ConfigDict(_tuples(_read(path)))
+    return _filled(ConfigDict(_tuples(_read(path))), base())
 
 
 def read_run(workdir: Path) -> dict:
@@ -68,6 +71,15 @@ def read_run(workdir: Path) -> dict:
     if not path.is_file():
         raise UserError(f"no run at {workdir}: it has no run.json; give the --workdir of `smke train`")
     return _read(path)
+
+
+def _filled(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
+    for key, value in defaults.items():
+        if key not in config:
+            config[key] = value
+        elif isinstance(value, ConfigDict):
+            _filled(config[key], value)
+    return config
 
 
 def _tuples(value):

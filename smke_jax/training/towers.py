@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from smke_jax.convert.params_file import TOKENIZER, file_digest, fit, load_params, read_description
+from smke_jax.convert.params_file import TOKENIZER, digests, fit, load_params, params_path, read_description
 from smke_jax.errors import UserError
 from smke_jax.models.teachers import Data2Vec2
 from smke_jax.models.text import Bert
+from smke_jax.passes.base import MEAN, STD
 
 # The encoders that each tower can be made of, by the type in their descriptions.
 FITTING = {"image": {"data2vec2": Data2Vec2}, "text": {"bert": Bert}}
@@ -19,12 +20,12 @@ FREE = {"depth", "image_size", "pooler", "dropout", "token_drop", "init_std", "d
 
 
 class Tower(NamedTuple):
-    """name: in the student's parameters; params: cut to fit; origin: what to say of them; digest: of their file."""
+    """name: in the student's parameters; params: cut to fit; origin: what to say of them; digests: of their files."""
 
     name: str
     params: Any
     origin: str
-    digest: str
+    digests: dict[str, str]
 
 
 def read_towers(student: Any, config: ConfigDict) -> list[Tower]:
@@ -53,12 +54,16 @@ def _read(tower: str, target: Any, config: ConfigDict) -> Tower:
     wrong = [f"{k} is {v!r} there and {config[k]!r} here" for k, v in theirs.items() if config[k] != v]
     if wrong:
         raise UserError(f"config.student.{tower} is no tower of {path}: {'; '.join(wrong)}; set them alike")
+    if (tuple(model.get("mean", MEAN)), tuple(model.get("std", STD))) != (MEAN, STD):
+        raise UserError(
+            f"{path} was trained on pixels normalised otherwise than the student's: it cannot start from it"
+        )
     if model["depth"] < config.depth:
         raise UserError(f"{path} has {model['depth']} layers: config.student.{tower}.depth cannot be {config.depth}")
     params = fit(target, load_params(path), source=path)
     layers = f"layers 0-{config.depth - 1} of {model['depth']}"
     origin = f"{len(jax.tree.leaves(params))} tensors from {path} ({model['type']}, {layers})"
-    return Tower(f"{tower}_encoder", params, origin, file_digest(path))
+    return Tower(f"{tower}_encoder", params, origin, digests(path))
 
 
 def load_towers(params: Any, towers: list[Tower]) -> Any:
@@ -79,5 +84,5 @@ def describe_origins(params: Any, towers: list[Tower]) -> list[str]:
 
 def tower_tokenizer(config: ConfigDict) -> Path | None:
     """The vocabulary that came with the text tower's weights, where there is one."""
-    path = Path(config.student.text.init) / TOKENIZER
+    path = params_path(config.student.text.init).parent / TOKENIZER
     return path if config.student.text.init != "random" and path.is_dir() else None
