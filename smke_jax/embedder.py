@@ -1,4 +1,4 @@
-"""Embeddings in three lines: `smke_jax.load(path)` opens whatever holds a model and embeds images and texts with it."""
+"""Embeddings in three lines: `smke_jax.load(path)` opens what holds a model and embeds images and texts with it."""
 
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +33,8 @@ def load(path: str | Path, *, step: int | str | None = None) -> "Embedder":
     """Opens a run, an export or a converted directory, or a file that `smke convert` could read.
 
     Args:
-      path: run directory of `smke train`; DIR of `smke export` or `smke convert`; or a file of pretrained weights.
+      path: run directory of `smke train`; DIR of `smke convert`, or of `smke export` in any format but onnx; or a file
+        of pretrained weights.
       step: of a run: a saved step, 'best', or None for the newest.
 
     Raises:

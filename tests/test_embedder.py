@@ -127,6 +127,12 @@ def test_what_cannot_be_embedded_is_named(model, tmp_path):
         smke_jax.load(tmp_path / "nothing")
 
 
+def test_graphs_are_not_read_back(tmp_path):
+    (tmp_path / "image.onnx").touch()
+    with pytest.raises(UserError, match="graphs of ONNX are not read back: export the run again as hf or flax"):
+        smke_jax.load(tmp_path)
+
+
 def test_importing_the_package_alone_is_cheap():
     code = "import sys, smke_jax; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

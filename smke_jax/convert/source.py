@@ -19,6 +19,11 @@ from smke_jax.errors import UserError
 # Where training code keeps the weights inside what it saves, in the order in which they are looked for.
 WRAPPERS = ("model", "state_dict", "module", "teacher", "params")
 NAMES = ("model.safetensors", "pytorch_model.bin")  # of transformers, in a directory
+EXPORTED = "smke.ckpt"  # of `smke export --format=thesis`, in a directory
+REMEDIES = {  # by what lies in a directory without any of them
+    "*.index.json": "its weights are split over several files: join them",
+    "*.onnx": "graphs of ONNX are not read back: export the run again as hf or flax",
+}
 SETTINGS = ("preprocessor_config.json", "config.json")  # beside them; what the later one says counts
 
 
@@ -57,10 +62,9 @@ def read_source(path: str | Path, *, trust_code: bool = False) -> Source:
 
 def _find(path: Path) -> Path:
     if path.is_dir():
-        found = [path / name for name in NAMES if (path / name).is_file()]
+        found = [path / name for name in (*NAMES, EXPORTED) if (path / name).is_file()]
         if not found:
-            split = any(path.glob("*.index.json"))
-            what = "its weights are split over several files: join them" if split else "name the file itself"
+            what = next((x for pattern, x in REMEDIES.items() if any(path.glob(pattern))), "name the file itself")
             raise UserError(f"{path} has neither {' nor '.join(NAMES)}: {what}")
         return found[0]
     if not path.is_file():
@@ -103,7 +107,7 @@ def _load_plain(torch, path: Path) -> Any:
     # Much training code saves its settings as an argparse.Namespace: attributes, and nothing that runs.
     settings = (SimpleNamespace, "argparse.Namespace")
     try:
-        with torch.serialization.safe_globals([settings]):
+        with torch.serialization.safe_globals([settings, *_numpy_scalars()]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise anything
         message = str(error)
@@ -115,6 +119,13 @@ def _load_plain(torch, path: Path) -> Any:
             f"{path} contains {what}, which was not run: if you trust where it comes from, add --trust_code; "
             "better, ask for safetensors"
         ) from None
+
+
+def _numpy_scalars() -> list:
+    """What a pickled np.float64, such as the best metric so far, is made of; the old name is of NumPy 1."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"}
+    return [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")] + [np.dtype, *kinds]
 
 
 def _load_trusted(torch, path: Path) -> Any:
@@ -141,7 +152,10 @@ def _first_line(error: Exception) -> str:
 
 
 def _unwrap(torch, content: Any) -> tuple[dict[str, np.ndarray], dict]:
-    """The tensors of the innermost wrapper, and the settings saved beside them."""
+    """The tensors of the innermost wrapper, and the settings saved beside them.
+
+    What is no tensor there (epochs, optimizers, a nested `_ema` of the same weights) is passed over in silence.
+    """
     config: dict = {}
     while isinstance(content, Mapping):
         for name in ("cfg", "config", "args", "hyper_parameters"):
