@@ -2,6 +2,7 @@
 
 import functools
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -88,6 +89,7 @@ def test_every_format(run, exported, capsys, format):
     directory = exported(format)
     assert {path.name for path in directory.iterdir()} == FILES[format]
     assert {path.name for path in directory.parent.iterdir()} <= set(FORMATS), "something is left over"
+    assert all(path.stat().st_mode & 0o077 for path in directory.iterdir()), "others may read it"
     card = (directory / "README.md").read_text(encoding="utf-8")
     figures = json.loads((run / "evals/2/retrieval.json").read_text())
     assert figures["protocol"] in card and f"{figures['image_to_text']['r1']:.2f} [" in card
@@ -227,6 +229,20 @@ def test_16_bits(network, samples, tmp_path, format, dtype):
 
 def test_every_precision_has_a_bar():
     assert set(check.BARS) == set(DTYPES)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_full_disk(network, samples, tmp_path, format):
+    if format == "onnx":
+        pytest.importorskip("onnxruntime")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard))
+    try:
+        with pytest.raises(UserError, match=r"x cannot be written \(File too large\): make room or change --out"):
+            write(tmp_path / "x", network, samples, format=format)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("spoil", [lambda x: -x, lambda x: x * np.nan], ids=["turned", "NaN"])

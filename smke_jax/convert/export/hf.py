@@ -5,6 +5,7 @@ from pathlib import Path
 
 import safetensors.numpy
 
+from smke_jax import atomic
 from smke_jax.convert.export import pytorch
 from smke_jax.convert.export.base import DTYPES, Batch, Format, Network
 from smke_jax.convert.layouts.student import SMKE_HF
@@ -54,7 +55,8 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
     }
     pytorch.write_json(directory / "config.json", config)
     state = to_torch(SMKE_HF, network.params, network.description, dtype=DTYPES[dtype])
-    safetensors.numpy.save_file(state, directory / "model.safetensors", metadata={"format": "pt"})
+    # Not save_file: it hides the system's reason for a failure and makes the file unreadable for others.
+    atomic.write_bytes(directory / "model.safetensors", safetensors.numpy.save(state, metadata={"format": "pt"}))
     shutil.copyfile(pytorch.SOURCE, directory / pytorch.MODELING)
     pytorch.write_preprocessing(directory, network)
 

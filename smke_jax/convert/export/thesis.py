@@ -1,11 +1,13 @@
 """A checkpoint in the key layout of the thesis author's PyTorch modules (spec 26.7)."""
 
+import io
 import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from smke_jax import atomic
 from smke_jax.convert.convert import convert
 from smke_jax.convert.export import pytorch
 from smke_jax.convert.export.base import DTYPES, Batch, Format, Network
@@ -70,7 +72,9 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
     torch = pytorch.require("torch", "torch")
     state = state_dict(network.params, network.description, DTYPES[dtype])
     tensors = {name: pytorch.tensor(x) for name, x in state.items()}
-    torch.save({"state_dict": tensors, "hyper_parameters": {"smke_jax": network.description}}, directory / FILE)
+    file = io.BytesIO()  # to a file, a full disk would be a RuntimeError without the system's reason
+    torch.save({"state_dict": tensors, "hyper_parameters": {"smke_jax": network.description}}, file)
+    atomic.write_bytes(directory / FILE, file.getvalue())
     network.tokenizer.save(directory)
 
 

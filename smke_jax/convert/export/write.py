@@ -16,21 +16,29 @@ def write(
     """Writes `network` in one of FORMATS with weights of `dtype`, a key of BARS, whole or not at all.
 
     Returns how like its embeddings of `samples`, from the files written, are to the network's own.
-    Raises UserError where they are less like than BARS demands, and where the network does not fit the format.
+    Raises UserError where they are less like than BARS demands, where the network does not fit the format, and where
+    there is no room.
     """
     form, description = FORMATS[format], network.description
     if description["type"] != "student" and not form.encoders:
         able = " or ".join(name for name, other in FORMATS.items() if other.encoders)
         raise UserError(f"this run trained an encoder alone, --format={format} is for image-text models: use {able}")
     batch = make_batch(samples, network.tokenizer, description.get("max_length", 0))
-    with atomic.replacing(directory) as partial:
-        partial.mkdir()
-        form.write(partial, network, dtype)
-        likeness = compare(embed(description, network.params, batch), form.embed(partial, batch))
-        # Written so that NaN is refused too.
-        if not all(x.cosine >= BARS[dtype] for x in likeness.values()):
-            lines = "\n".join(likeness_lines(likeness, samples, dtype))
-            raise UserError(f"{directory} was not written: it would not embed as the network it is made from\n{lines}")
-        card = model_card(network, form, dtype, likeness, samples)
-        (partial / "README.md").write_text(card, encoding="utf-8")
+    try:
+        with atomic.replacing(directory) as partial:
+            partial.mkdir()
+            form.write(partial, network, dtype)
+            likeness = compare(embed(description, network.params, batch), form.embed(partial, batch))
+            # Written so that NaN is refused too.
+            if not all(x.cosine >= BARS[dtype] for x in likeness.values()):
+                lines = "\n".join(likeness_lines(likeness, samples, dtype))
+                raise UserError(
+                    f"{directory} was not written: it would not embed as the network it is made from\n{lines}"
+                )
+            card = model_card(network, form, dtype, likeness, samples)
+            (partial / "README.md").write_text(card, encoding="utf-8")
+    except OSError as error:
+        raise UserError(
+            f"{directory} cannot be written ({error.strerror or error}): make room or change --out"
+        ) from None
     return likeness
