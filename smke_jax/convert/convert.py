@@ -47,14 +47,15 @@ def convert(source: Source, layout: str = "auto", **fields: Any) -> Conversion:
         raise UserError(f"{source.path} is no {chosen.name} (it has no {absent[0]}): try --from=auto")
     try:
         description = {**chosen.describe(state, {**source.config, **fields}), **fields}
+        assumed = tuple(name for name in description.pop("assumed", ()) if name not in fields)
         shapes = param_shapes(description)
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None
-    except (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UserError(f"{source.path} does not describe a model of layout {chosen.name}: {what}") from None
     params, report = to_flax(chosen, state, description, shapes)
-    return Conversion(chosen, description, params, report)
+    return Conversion(chosen, description, params, report._replace(assumed=assumed))
 
 
 def tokenizer_files(source: Source, description: dict) -> list[Path]:

@@ -105,7 +105,8 @@ class Layout(NamedTuple):
     summary:    what such files are, in a few words
     marks:      names that only this layout has, all of them, after `clean`: how --from=auto knows it
     describe:   (state, config) -> the model's description: {'type': …, its fields}; sizes are read from shapes, what
-                shapes do not tell from `config` (the config.json beside the file, or the cfg in it); raises UserError
+                shapes do not tell from `config` (the config.json beside the file, or the cfg in it); 'assumed' lists
+                the fields that are only usual for such files; raises UserError
     rules:      description -> the table
     clean:      state -> state with wrappers and old names brought to one form
     ignored:    {start or end of a name: why it is not needed}
@@ -143,6 +144,7 @@ class Report(NamedTuple):
     unexpected: list[str]
     wrong: dict[str, str]  # PyTorch name -> what is wrong with it
     widened: list[str]  # 16-bit floats, made fp32 without loss
+    assumed: tuple[str, ...] = ()  # fields of the description that neither the file nor a config beside it says
 
     @property
     def sound(self) -> bool:
@@ -155,6 +157,9 @@ class Report(NamedTuple):
             lines += [f"  {name} -> {', '.join(paths)}" for name, paths in self.mapped.items()]
         if self.widened:
             lines.append(f"widened     {len(self.widened)} of them from 16-bit floats to fp32, exactly")
+        if self.assumed:
+            flags = " and ".join(f"--{name}" for name in self.assumed)
+            lines.append(f"assumed     {', '.join(self.assumed)}: not said, so what is usual; {flags} if it is not")
         reasons = sorted(set(self.ignored.values()))
         for reason in reasons:
             names = [name for name, why in self.ignored.items() if why == reason]
@@ -212,6 +217,8 @@ def _take(rule: Rule, x: np.ndarray, want: Mapping[str, tuple], flat: dict[str, 
         return f"{x.dtype} where a float is expected"
     if x.dtype.itemsize > 4:
         return f"{x.dtype}, which fp32 cannot hold exactly: save the file in fp32"
+    if not np.isfinite(x).all():
+        return "it holds NaN or infinity"
     try:
         parts = rule.kind.to_flax(x)
     except ValueError as error:

@@ -50,7 +50,9 @@ def _with_pixel_statistics(conversion: Conversion, arguments: argparse.Namespace
     given = {name: tuple(x) for name in ("mean", "std") if (x := getattr(arguments, name)) is not None}
     if given.keys() - conversion.description.keys():
         raise UserError(f"--{' and --'.join(given)}: a {conversion.description['type']} takes none, leave them out")
-    return conversion._replace(description={**conversion.description, **given})
+    report = conversion.report
+    report = report._replace(assumed=tuple(name for name in report.assumed if name not in given))
+    return conversion._replace(description={**conversion.description, **given}, report=report)
 
 
 def _parser() -> argparse.ArgumentParser:

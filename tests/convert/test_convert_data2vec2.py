@@ -144,7 +144,7 @@ def test_what_is_left_out_is_said():
 
 
 def test_without_settings_the_usual_sizes_are_taken():
-    given = fairseq(TINY | {"width": 128, "heads": 2, "eps": 1e-6}, 0)
+    given = fairseq(TINY | {"width": 192, "heads": 3, "eps": 1e-6}, 0)
     assert convert(Source(Path("d2v2.pt"), given.state, {}, "")).description == convert(source(given)).description
 
 

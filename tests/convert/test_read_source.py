@@ -162,6 +162,12 @@ def test_a_checkpoint_with_objects_in_it(tmp_path):
     assert same(source.state) and source.config["hyper_parameters"]["cfg"].depth == 12
 
 
+@pytest.mark.parametrize("best", [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True)])
+def test_numbers_of_numpy_are_no_code(best, tmp_path):
+    torch.save({"state_dict": TENSORS, "best": best}, tmp_path / "last.ckpt")
+    assert same(read_source(tmp_path / "last.ckpt").state)
+
+
 def test_code_of_a_package_that_is_not_there(tmp_path, monkeypatch):
     path = tmp_path / "last.ckpt"
     monkeypatch.setitem(sys.modules, "framework", sys.modules[__name__])

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from smke_jax.convert.pixels import IMAGENET, pixel_statistics
+from smke_jax.convert.pixels import HALF, IMAGENET, pixel_statistics
 from smke_jax.convert.rules import QKV_LINEAR, Layout, Rule, layer_norm, linear, patch_embed, per_layer, without_prefix
 from smke_jax.convert.shapes import depth_of
 from smke_jax.models.teachers import relative_position_index
@@ -50,8 +50,16 @@ def _describe(state, config) -> dict:
         "depth": depth_of(state, "blocks."),
         "shared_bias": shared,
         "final_norm": "norm.weight" in state,  # mean-pooled classifiers have fc_norm, after the mean, in its place
-        **pixel_statistics(config, IMAGENET),  # of BEiT v2
+        **_pixel_statistics(state, config),
     }
+
+
+def _pixel_statistics(state, config) -> dict:
+    codes, width = state["lm_head.weight"].shape if "lm_head.weight" in state else (0, 1)
+    if codes == width:  # it regresses features: the first Data2Vec
+        return pixel_statistics(config, HALF, certain=True)
+    v2 = any(name.startswith("cls_pt_") for name in state)
+    return pixel_statistics(config, IMAGENET, certain=v2)
 
 
 def _rules(description: dict) -> list[Rule]:

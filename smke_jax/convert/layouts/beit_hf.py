@@ -5,7 +5,7 @@ import re
 from smke_jax.convert.layouts.beit import INDEX, TABLE, bias_indices, bias_tables, describe_beit
 from smke_jax.convert.pixels import HALF, pixel_statistics
 from smke_jax.convert.rules import Layout, Rule, layer_norm, linear, patch_embed, per_layer
-from smke_jax.convert.shapes import activation_of, depth_of
+from smke_jax.convert.shapes import activation_of, depth_of, stated
 
 PREFIXES = ("beit.", "data2vec_vision.")  # of the encoder inside a network for a task
 ATTENTION = "encoder.layer.{i}.attention.attention."
@@ -44,7 +44,7 @@ def _describe(state, config) -> dict:
     fc1 = state["encoder.layer.0.intermediate.dense.weight"]
     return {
         **describe_beit(state["embeddings.patch_embeddings.projection.weight"], table, fc1),
-        "depth": max(depth_of(state, "encoder.layer."), config.get("num_hidden_layers", 0)),
+        "depth": depth_of(state, "encoder.layer.", stated(config, "num_hidden_layers")),
         "shared_bias": shared,
         "final_norm": "layernorm.weight" in state,  # with mean pooling there is one after the mean, in the pooler
         "norm_eps": config.get("layer_norm_eps", 1e-12),

@@ -16,22 +16,28 @@ def _clean(state) -> dict:
 
 def _describe(state, config) -> dict:
     vocab_size, width = state["embeddings.word_embeddings.weight"].shape
+    max_positions = len(state["embeddings.position_embeddings.weight"])
+    type_vocab_size = len(state["embeddings.token_type_embeddings.weight"])
     # RoBERTa has the same names and counts its positions from another number.
-    family, stated_width = config.get("model_type", "bert"), config.get("hidden_size", width)
-    if family != "bert" or stated_width != width:
+    looks_so = max_positions == 514 or type_vocab_size == 1
+    family = config.get("model_type", "roberta, by its sizes" if looks_so else "bert")
+    if family != "bert":
+        raise UserError(f"it is a {family}, which is not read here: give a BERT, with its config.json beside it")
+    stated_width = config.get("hidden_size", width)
+    if stated_width != width:
         raise UserError(
-            f"the config.json beside it is of a {family} of width {stated_width}, the file of a BERT of width {width}: "
+            f"the config.json beside it is of width {stated_width}, the file of width {width}: "
             "put the two that belong together into one folder"
         )
     return {
         "type": "bert",
         "vocab_size": vocab_size,
         "width": width,
-        "depth": depth_of(state, "encoder.layer."),
-        "num_heads": heads_of(width, config, "num_attention_heads", usual=0),
+        "depth": depth_of(state, "encoder.layer.", config.get("num_hidden_layers", 0)),
+        "num_heads": heads_of(width, config, "num_attention_heads"),
         "mlp_dim": len(state["encoder.layer.0.intermediate.dense.weight"]),
-        "max_positions": len(state["embeddings.position_embeddings.weight"]),
-        "type_vocab_size": len(state["embeddings.token_type_embeddings.weight"]),
+        "max_positions": max_positions,
+        "type_vocab_size": type_vocab_size,
         "norm_eps": config.get("layer_norm_eps", 1e-12),
         "activation": activation_of(config),
         "pooler": "pooler.dense.weight" in state,

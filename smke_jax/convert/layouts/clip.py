@@ -4,14 +4,14 @@ import numpy as np
 
 from smke_jax.convert import pixels
 from smke_jax.convert.rules import LINEAR, ROW, Layout, Rule, layer_norm, linear, patch_embed, per_layer, qkv
-from smke_jax.convert.shapes import activation_of, depth_of, grid_of, heads_of
+from smke_jax.convert.shapes import activation_of, depth_of, grid_of, stated
 from smke_jax.errors import UserError
 
 
 def _describe(config: dict, embed_dim: int, image: dict, text: dict) -> dict:
     if "num_heads" in config:
         raise UserError("its two towers differ in their heads, and the file tells both: leave --num_heads away")
-    statistics = pixels.pixel_statistics(config, pixels.CLIP)
+    statistics = pixels.pixel_statistics(config, pixels.CLIP, certain=True)
     return {"type": "clip", "embed_dim": embed_dim, "image": image, "text": text, **statistics}
 
 
@@ -20,8 +20,8 @@ def _tower(state, layers: str, fc1: str, config: dict, **fields) -> dict:
     width = state[f"{layers}0.{fc1}.weight"].shape[1]
     return {
         "width": width,
-        "depth": depth_of(state, layers),
-        "num_heads": heads_of(width, config, "num_attention_heads"),
+        "depth": depth_of(state, layers, config.get("num_hidden_layers", 0)),
+        "num_heads": config.get("num_attention_heads", width // 64),  # the latter in OpenAI's code, whatever the width
         "mlp_dim": len(state[f"{layers}0.{fc1}.weight"]),
         "norm_eps": config.get("layer_norm_eps", 1e-5),
         "activation": activation_of(config, "quick_gelu"),
@@ -102,11 +102,11 @@ def _describe_transformers(state, config) -> dict:
         len(state["visual_projection.weight"]),
         _image_tower(
             state, f"{image}patch_embedding.weight", f"{image}position_embedding.weight",
-            "vision_model.encoder.layers.", "mlp.fc1", config.get("vision_config", {}),
+            "vision_model.encoder.layers.", "mlp.fc1", stated(config, "vision_config"),
         ),
         _text_tower(
             state, f"{text}token_embedding.weight", f"{text}position_embedding.weight",
-            "text_model.encoder.layers.", "mlp.fc1", config.get("text_config", {}),
+            "text_model.encoder.layers.", "mlp.fc1", stated(config, "text_config"),
         ),
     )  # fmt: skip
 

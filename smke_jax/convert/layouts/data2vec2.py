@@ -7,11 +7,10 @@ fairseq builds the same network with `prenet_depth` 0.
 
 import math
 import re
-from collections.abc import Mapping
 
 from smke_jax.convert.pixels import IMAGENET, pixel_statistics
 from smke_jax.convert.rules import Layout, Rule, layer_norm, linear, patch_embed, per_layer, qkv
-from smke_jax.convert.shapes import depth_of, heads_of
+from smke_jax.convert.shapes import WIDTHS_OF_64, depth_of, heads_of, section
 from smke_jax.models.vision import sincos_positions
 
 IMAGE = "modality_encoders.IMAGE."
@@ -32,27 +31,19 @@ def _clean(state) -> dict:
 
 def _describe(state, config) -> dict:
     width, _, patch_size, _ = state[IMAGE + "local_encoder.proj.weight"].shape
-    settings = _section(config, "cfg", "model")
-    stated_depth = settings.get("depth", 0) + _section(settings, "modalities", "image").get("prenet_depth", 0)
+    settings = section(config, "cfg", "model")
+    stated_depth = settings.get("depth", 0) + section(settings, "modalities", "image").get("prenet_depth", 0)
     return {
         "type": "data2vec2",
         "image_size": patch_size * math.isqrt(state[POSITIONS].shape[1]),
         "patch_size": patch_size,
         "width": width,
-        "depth": max(depth_of(state, "blocks."), stated_depth),
-        "num_heads": heads_of(width, {**settings, **config}),
+        "depth": depth_of(state, "blocks.", stated_depth),
+        "num_heads": heads_of(width, {**settings, **config}, of_64=WIDTHS_OF_64),
         "mlp_dim": len(state["blocks.0.mlp.fc1.weight"]),
         "norm_eps": settings.get("norm_eps", 1e-6),
-        **pixel_statistics({}, IMAGENET),
+        **pixel_statistics({}, IMAGENET, certain=True),
     }
-
-
-def _section(settings: Mapping, *path: str) -> Mapping:
-    """The part of nested settings under `path`, {} where there is none."""
-    for key in path:
-        found = settings.get(key)
-        settings = found if isinstance(found, Mapping) else {}
-    return settings
 
 
 def _rules(description: dict) -> list[Rule]:

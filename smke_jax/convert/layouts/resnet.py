@@ -4,24 +4,27 @@ from collections.abc import Callable
 
 from smke_jax.convert.pixels import IMAGENET, pixel_statistics
 from smke_jax.convert.rules import CONV, Layout, Rule, linear, without_prefix
-from smke_jax.convert.shapes import depth_of
+from smke_jax.convert.shapes import depth_of, stated
 from smke_jax.errors import UserError
 
 # Of a bottleneck; its first one in a stage has the last of these too.
 PARTS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("downsample_conv", "downsample_bn"))
 STATISTICS = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+# Of timm's architectures; others of its names (resnetblur50, resnetaa50) have the same tensors and compute otherwise.
+ARCHITECTURES = ("resnet26", "resnet50", "resnet101", "resnet152")
 IGNORED = {".num_batches_tracked": "for training only"}
 
 Names = tuple[str, str]  # of a convolution and of its norm
 
 
-def _describe(state, config, *, stem: str, stages: list[str], head: str) -> dict:
+def _describe(state, config, *, stem: str, stages: dict[str, int], head: str) -> dict:
+    """`stages`: what the names of each begin with -> the number of its blocks, where a config says it, else 0."""
     return {
         "type": "resnet",
         "image_size": 224,  # any would do; this is what the thesis feeds
         "width": len(state[head]),
         "stem_width": len(state[stem]),
-        "depths": tuple(depth_of(state, stage) for stage in stages),
+        "depths": tuple(depth_of(state, stage, depth) for stage, depth in stages.items()),
         **pixel_statistics(config, IMAGENET),
     }
 
@@ -43,7 +46,10 @@ def _rules(description: dict, *, stem: Names, block: Callable[[int, int], list[N
 
 
 def _describe_timm(state, config) -> dict:
-    stages = [f"layer{stage}." for stage in range(1, depth_of(state, "layer"))]
+    architecture = config.get("architecture", "resnet50")
+    if architecture not in ARCHITECTURES:
+        raise UserError(f"its config.json says {architecture}, which is not read here: give {', '.join(ARCHITECTURES)}")
+    stages = {f"layer{stage}.": 0 for stage in range(1, depth_of(state, "layer"))}
     return _describe(state, config, stem="conv1.weight", stages=stages, head="fc.weight")
 
 
@@ -70,7 +76,9 @@ STAGES = "resnet.encoder.stages."
 def _describe_transformers(state, config) -> dict:
     if config.get("downsample_in_bottleneck") or config.get("downsample_in_first_stage"):
         raise UserError("its stride is not in the second convolution of each stage but the first: no such model here")
-    stages = [f"{STAGES}{stage}.layers." for stage in range(depth_of(state, STAGES))]
+    if config.get("hidden_act", "relu") != "relu":
+        raise UserError(f"its hidden_act is {config['hidden_act']}: here a ResNet has relu")
+    stages = {f"{STAGES}{stage}.layers.": depth for stage, depth in enumerate(stated(config, "depths"))}
     return _describe(state, config, stem=f"{EMBEDDER[0]}.weight", stages=stages, head="classifier.1.weight")
 
 

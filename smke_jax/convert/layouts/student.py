@@ -15,7 +15,7 @@ from smke_jax.convert.rules import (
     per_layer,
     without_prefix,
 )
-from smke_jax.convert.shapes import heads_of
+from smke_jax.convert.shapes import WIDTHS_OF_64, heads_of, section
 
 TOWERS = {"image": ("image_model.", FAIRSEQ), "text": ("text_model.", BERT)}  # in the thesis' files
 
@@ -101,12 +101,14 @@ def _thesis_clean(state) -> dict:
 
 
 def _thesis_describe(state, config) -> dict:
-    temperatures = {"itc": state["logit_scales"].tolist(), "target_itc": [state["logit_scale_target"].item()]}
-    stated = config.get("hyper_parameters", {}).get("smke_jax")
+    temperatures = {"itc": state["logit_scales"].tolist()}
+    if "logit_scale_target" in state:  # of a run with a loss against the teacher's targets
+        temperatures["target_itc"] = [state["logit_scale_target"].item()]
+    stated = section(config, "hyper_parameters", "smke_jax")
     if stated:
         return {**stated, "logit_scales": temperatures}
     target_dim, width = state["head.weight"].shape
-    heads = heads_of(width, config)
+    heads = heads_of(width, config, of_64=WIDTHS_OF_64)
     settings = {"num_heads": heads, "num_attention_heads": heads}
     towers = {part: layout.describe(_part(state, prefix), settings) for part, (prefix, layout) in TOWERS.items()}
     common = {"norm_order": "post", "activation": "gelu"}

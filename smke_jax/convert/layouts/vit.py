@@ -13,7 +13,7 @@ from smke_jax.convert.rules import (
     qkv,
     without_prefix,
 )
-from smke_jax.convert.shapes import depth_of, grid_of, heads_of
+from smke_jax.convert.shapes import WIDTHS_OF_64, depth_of, grid_of, heads_of
 
 PRETRAINING = "for masked pretraining only"
 CLASSIFIER = "a head that gives no feature"
@@ -28,7 +28,7 @@ def _describe_timm(state, config) -> dict:
         "patch_size": patch_size,
         "width": width,
         "depth": depth_of(state, "blocks."),
-        "num_heads": heads_of(width, config),
+        "num_heads": heads_of(width, config, of_64=WIDTHS_OF_64),
         "mlp_dim": len(state["blocks.0.mlp.fc1.weight"]),
         "norm_eps": 1e-6,
         "activation": "gelu",
@@ -86,7 +86,7 @@ def _describe_npz(state, config) -> dict:
         "norm_eps": 1e-6,
         "activation": "gelu_tanh",  # Flax's, with which they were trained; timm runs them with the exact one
         "layer_scale": None,
-        **pixel_statistics(config, HALF),
+        **pixel_statistics(config, HALF, certain=True),
     }
 
 
@@ -131,10 +131,10 @@ def _rules_npz(description: dict) -> list[Rule]:
 
 AUGREG = Layout(
     name="vit-npz",
-    summary="ViT of google-research/vision_transformer and big_vision's AugReg, .npz; mean and std 0.5",
+    summary="ViT of google-research/vision_transformer, AugReg's among them, .npz; mean and std 0.5",
     marks=("cls", "Transformer/posembed_input/pos_embedding", "Transformer/encoderblock_0/LayerNorm_2/scale"),
     describe=_describe_npz,
     rules=_rules_npz,
-    clean=without_prefix("opt/target/", "params/"),
+    clean=without_prefix("opt/target/"),
     ignored={"head/": CLASSIFIER, "pre_logits/": CLASSIFIER},
 )

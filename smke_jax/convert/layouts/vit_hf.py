@@ -5,7 +5,7 @@ import re
 from smke_jax.convert.layouts.vit import CLASSIFIER, PRETRAINING, layer_scale
 from smke_jax.convert.pixels import IMAGENET, pixel_statistics
 from smke_jax.convert.rules import FIRST, Layout, Rule, layer_norm, linear, patch_embed, per_layer, without_prefix
-from smke_jax.convert.shapes import activation_of, depth_of, grid_of, heads_of
+from smke_jax.convert.shapes import activation_of, depth_of, grid_of, heads_of, stated
 
 # What the modules of transformers 5 call parts of a ViT in memory -> in the files that it writes and reads.
 ATTENTION = {
@@ -37,7 +37,7 @@ def _describe(state, config, **fields) -> dict:
         "image_size": patch_size * grid_of(state["embeddings.position_embeddings"].shape[1]),
         "patch_size": patch_size,
         "width": width,
-        "depth": max(depth_of(state, "encoder.layer."), config.get("num_hidden_layers", 0)),
+        "depth": depth_of(state, "encoder.layer.", stated(config, "num_hidden_layers")),
         "num_heads": heads_of(width, config, "num_attention_heads"),
         "activation": activation_of(config),
         **fields,
