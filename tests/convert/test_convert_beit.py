@@ -1,4 +1,4 @@
-"""BEiT comes in exactly from unilm, timm and transformers, and for images of another size."""
+"""BEiT comes in exactly from unilm, timm and transformers."""
 
 import json
 import tempfile
@@ -8,11 +8,10 @@ import jax
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from parity import Case, Reference, block_outputs, check
+from parity import Case, Reference, check
 from random_weights import images, pixels, randomise, state_of
 from safetensors.numpy import load_file, save_file
-from torch import nn
+from torch_modules import Unilm
 from transformers import (
     BeitConfig,
     BeitForImageClassification,
@@ -25,110 +24,15 @@ from transformers import (
 
 from smke_jax.__main__ import main
 from smke_jax.convert.convert import convert
-from smke_jax.convert.interpolate import for_image_size, resize_table
 from smke_jax.convert.layouts import LAYOUTS
-from smke_jax.convert.params_file import fit, load_params, read_description
+from smke_jax.convert.params_file import fit
 from smke_jax.convert.rules import to_torch
 from smke_jax.convert.source import Source
 from smke_jax.errors import UserError
-from smke_jax.models.build import build_model, param_shapes
+from smke_jax.models.build import param_shapes
 
 TINY = {"width": 32, "depth": 3, "heads": 4, "mlp": 48, "grid": 3, "patch": 4}
 BASE = {"width": 768, "depth": 12, "heads": 12, "mlp": 3072, "grid": 14, "patch": 16}
-
-# ---- the network of unilm and timm, written here
-
-
-def position_index(grid: int) -> torch.Tensor:
-    """Spec 26.1, entry by entry."""
-    span, patches = 2 * grid - 1, grid * grid
-    index = torch.empty(1 + patches, 1 + patches, dtype=torch.int64)
-    for query in range(patches):
-        for key in range(patches):
-            dy, dx = query // grid - key // grid, query % grid - key % grid
-            index[1 + query, 1 + key] = (dy + grid - 1) * span + dx + grid - 1
-    index[0, :], index[:, 0], index[0, 0] = span**2, span**2 + 1, span**2 + 2
-    return index
-
-
-def add_positions(module: nn.Module, heads: int, grid: int) -> None:
-    module.relative_position_bias_table = nn.Parameter(torch.empty((2 * grid - 1) ** 2 + 3, heads))
-    module.register_buffer("relative_position_index", position_index(grid))
-
-
-def bias_of(module: nn.Module) -> torch.Tensor:
-    return module.relative_position_bias_table[module.relative_position_index].permute(2, 0, 1)  # (H, 1+N, 1+N)
-
-
-class Attention(nn.Module):
-    def __init__(self, width, heads, grid):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.q_bias, self.v_bias = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
-        self.proj = nn.Linear(width, width)
-        if grid:
-            add_positions(self, heads, grid)
-
-    def forward(self, x, shared):
-        q, k, v = self.qkv(x).chunk(3, -1)
-        q, k, v = (y.unflatten(-1, (self.heads, -1)).transpose(1, 2) for y in (q + self.q_bias, k, v + self.v_bias))
-        bias = bias_of(self) if shared is None else shared
-        weights = torch.softmax(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + bias, -1)
-        return self.proj((weights @ v).transpose(1, 2).flatten(2))
-
-
-class Mlp(nn.Module):
-    def __init__(self, width, hidden):
-        super().__init__()
-        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-
-    def forward(self, x):
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class Block(nn.Module):
-    def __init__(self, width, heads, mlp, grid):
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width, eps=1e-6), nn.LayerNorm(width, eps=1e-6)
-        self.gamma_1, self.gamma_2 = nn.Parameter(torch.empty(width)), nn.Parameter(torch.empty(width))
-        self.attn, self.mlp = Attention(width, heads, grid), Mlp(width, mlp)
-
-    def forward(self, x, shared):
-        x = x + self.gamma_1 * self.attn(self.norm1(x), shared)
-        return x + self.gamma_2 * self.mlp(self.norm2(x))
-
-
-class Unilm(nn.Module):
-    """With one table and all that pretraining adds, or fine-tuned: a table in each block, and a mean-pooled head."""
-
-    def __init__(self, *, width, depth, heads, mlp, grid, patch, finetuned):
-        super().__init__()
-        self.cls_token = nn.Parameter(torch.empty(1, 1, width))
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(3, width, patch, patch)
-        self.blocks = nn.ModuleList(Block(width, heads, mlp, grid if finetuned else None) for _ in range(depth))
-        if finetuned:
-            self.fc_norm, self.head = nn.LayerNorm(width), nn.Linear(width, 5)
-        else:
-            self.rel_pos_bias = nn.Module()
-            add_positions(self.rel_pos_bias, heads, grid)
-            self.norm = nn.LayerNorm(width, eps=1e-6)
-            self.mask_token = nn.Parameter(torch.empty(1, 1, width))
-            self.lm_head = nn.Linear(width, 7)
-            self.cls_pt_layers = nn.ModuleList([Block(width, heads, mlp, None)])
-
-    @torch.no_grad()
-    def forward(self, x) -> list[torch.Tensor]:
-        """The output of every block, then the feature."""
-        x = self.patch_embed.proj(x).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
-        shared = bias_of(self.rel_pos_bias) if hasattr(self, "rel_pos_bias") else None
-        hidden = []
-        for block in self.blocks:
-            x = block(x, shared)
-            hidden.append(x)
-        return [*hidden, (self.norm(x) if hasattr(self, "norm") else x)[:, 0]]
 
 
 def unilm(sizes: dict, *, finetuned: bool) -> Reference:
@@ -334,51 +238,3 @@ def test_sixteen_bits_are_widened(dtype):
     state = {name: x if x.dtype == np.int64 else x.astype(dtype) for name, x in PRETRAINED.items()}
     conversion = convert(source(state))
     assert conversion.report.sound and len(conversion.report.widened) == len(conversion.report.mapped)
-
-
-# ---- images of another size
-
-
-@pytest.mark.parametrize("new", [2, 3, 5, 7])
-def test_tables_are_resized_as_pytorch_does(new):
-    table = np.random.default_rng(0).normal(size=(28, 4)).astype(np.float32)
-    resized = resize_table(table, 3, new)
-    offsets = torch.tensor(table[:-3].reshape(1, 5, 5, 4).transpose(0, 3, 1, 2))
-    span = 2 * new - 1
-    expected = F.interpolate(offsets, size=(span, span), mode="bicubic", align_corners=False, antialias=True)
-    assert resized.shape == (span**2 + 3, 4)
-    np.testing.assert_allclose(resized[:-3], expected[0].permute(1, 2, 0).reshape(-1, 4).numpy(), atol=1e-5)
-    assert np.array_equal(resized[-3:], table[-3:])
-    if new == 3:
-        assert np.array_equal(resized, table)
-
-
-def test_a_smooth_table_stays_smooth():
-    def table(grid):  # of the offsets as shares of the image, both of its sides being 1
-        y, x = np.meshgrid(*[(np.arange(2 * grid - 1) + 0.5) / (2 * grid - 1)] * 2, indexing="ij")
-        smooth = np.stack([np.sin(2 * y + x), np.cos(3 * x * y)], -1)
-        return np.concatenate([smooth.reshape(-1, 2), np.ones((3, 2))]).astype(np.float32)
-
-    for new in (7, 24):
-        np.testing.assert_allclose(resize_table(table(14), 14, new), table(new), atol=0.02)
-
-
-@pytest.mark.parametrize("state", [PRETRAINED, FINETUNED], ids=["one table", "own tables"])
-def test_a_network_runs_at_another_size(state):
-    conversion = convert(source(state))
-    same, description = for_image_size(conversion.params, conversion.description, 12)
-    assert description == conversion.description
-    assert jax.tree.all(jax.tree.map(np.array_equal, same, conversion.params))
-    params, description = for_image_size(conversion.params, conversion.description, 20)
-    assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, param_shapes(description))
-    assert block_outputs(build_model(description), params, images(1, 20))[0].shape == (1, 26, 32)
-
-
-def test_the_command_resizes(tmp_path, capsys):
-    save_file(PRETRAINED, tmp_path / "beit.safetensors")
-    command = ["convert", f"--checkpoint={tmp_path}/beit.safetensors", f"--out={tmp_path}/out"]
-    assert main([*command, "--image_size=21"]) != 0
-    assert "image size 21 is no multiple of the patch size 4" in capsys.readouterr().err
-    assert main([*command, "--image_size=20"]) == 0
-    assert read_description(tmp_path / "out")["model"]["image_size"] == 20
-    assert load_params(tmp_path / "out")["relative_bias"]["table"].shape == (84, 4)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from parity import Case, Reference, check
 from random_weights import images, pixels, randomise, state_of
-from test_convert_beit import Attention
 from test_convert_data2vec2 import Data2Vec2
 from torch import nn
+from torch_modules import Attention
 from transformers import BertConfig, BertModel
 
 from smke_jax.convert.convert import convert

@@ -9,7 +9,7 @@ from parity import all_cases
 from smke_jax.convert import rules
 from smke_jax.convert.convert import convert
 from smke_jax.convert.layouts import LAYOUTS
-from smke_jax.convert.rules import LINEAR, QKV, Kind, Layout, Rule, per_layer, to_flax, to_torch, without_prefix
+from smke_jax.convert.rules import LINEAR, QKV, Kind, Layout, Report, Rule, per_layer, to_flax, to_torch, without_prefix
 from smke_jax.convert.source import Source
 from smke_jax.errors import UserError
 
@@ -128,6 +128,30 @@ def test_a_prefix():
     assert list(clean({"model.a": 0, "b": 0})) == ["a", "b"]
     assert list(clean({"module.model.a": 0, "model.b": 0})) == ["model.a", "model.b"]
     assert list(clean({"a": 0})) == ["a"]
+
+
+def test_the_report_is_for_people():
+    report = Report(
+        mapped={"a.weight": ("a/kernel",), "qkv": ("q/kernel", "k/kernel")},
+        ignored={"head.weight": "of another task", "head.bias": "of another task", "ids": "counts from 0"},
+        missing=["b.weight"],
+        unexpected=["c.weight"],
+        wrong={"d.weight": "int64 where a float is expected"},
+        widened=["a.weight"],
+        assumed=("mean", "std"),
+    )
+    lines = [
+        "widened     1 of them from 16-bit floats to fp32, exactly",
+        "assumed     mean, std: not said, so what is usual; --mean and --std if it is not",
+        "left out    1: counts from 0 (ids)",
+        "left out    2: of another task (head.weight, …)",
+        "missing     b.weight",
+        "unexpected  c.weight",
+        "wrong       d.weight: int64 where a float is expected",
+    ]
+    assert report.lines() == ["mapped      2 tensors", *lines] and not report.sound
+    mapped = ["  a.weight -> a/kernel", "  qkv -> q/kernel, k/kernel"]
+    assert report.lines(detail=True) == ["mapped      2 tensors", *mapped, *lines]
 
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))

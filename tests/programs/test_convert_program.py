@@ -16,7 +16,7 @@ from smke_jax.__main__ import main
 from smke_jax.convert import convert as convert_module
 from smke_jax.convert.layouts import LAYOUTS
 from smke_jax.convert.params_file import file_digest, load_params, read_description
-from smke_jax.convert.rules import Report, to_torch
+from smke_jax.convert.rules import to_torch
 from smke_jax.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from smke_jax.models.build import param_shapes
 
@@ -280,25 +280,3 @@ def test_a_file_that_cannot_be_read(folder, make, refuses):
     """All kinds of them are in tests/convert/test_read_source.py."""
     path = make(folder)
     assert f"error: {path} " in refuses(path)[0] or f"no file {path}:" in refuses(path)[0]
-
-
-def test_the_report_is_for_people():
-    report = Report(
-        mapped={"a.weight": ("a/kernel",), "qkv": ("q/kernel", "k/kernel")},
-        ignored={"head.weight": "of another task", "head.bias": "of another task", "ids": "counts from 0"},
-        missing=["b.weight"],
-        unexpected=["c.weight"],
-        wrong={"d.weight": "int64 where a float is expected"},
-        widened=["a.weight"],
-    )
-    lines = [
-        "widened     1 of them from 16-bit floats to fp32, exactly",
-        "left out    1: counts from 0 (ids)",
-        "left out    2: of another task (head.weight, …)",
-        "missing     b.weight",
-        "unexpected  c.weight",
-        "wrong       d.weight: int64 where a float is expected",
-    ]
-    assert report.lines() == ["mapped      2 tensors", *lines] and not report.sound
-    mapped = ["  a.weight -> a/kernel", "  qkv -> q/kernel, k/kernel"]
-    assert report.lines(detail=True) == ["mapped      2 tensors", *mapped, *lines]
