@@ -29,39 +29,46 @@ from smke_jax.training.experiment import restore_run, trained_network
 ImageLike = str | Path | Image.Image | np.ndarray
 
 
-def load(path: str | Path, *, step: int | str | None = None) -> "Embedder":
+def load(path: str | Path, *, step: int | str | None = None, trust_code: bool = False, **fields: Any) -> "Embedder":
     """Opens a run, an export or a converted directory, or a file that `smke convert` could read.
 
     Args:
       path: run directory of `smke train`; DIR of `smke convert`, or of `smke export` in any format but onnx; or a file
         of pretrained weights.
       step: of a run: a saved step, 'best', or None for the newest.
+      trust_code: of a file from elsewhere: run the code in it, as `smke convert --trust_code` does.
+      **fields: of a file from elsewhere: what it does not say of its model, under the names of `smke convert`'s flags:
+        num_heads, mean, std.
 
     Raises:
-      UserError: nothing there that holds a model, or a step asked for of what is no run.
+      UserError: nothing there that holds a model, or something asked for that does not apply to what is there.
     """
     path = Path(path)
+    if fields and ((path / "run.json").is_file() or _is_ours(path)):
+        raise UserError(f"{path} says itself what model it holds: leave {', '.join(fields)} out")
     if (path / "run.json").is_file():
         run = restore_run(path, step=step)
         params, model = trained_network(run)
         return Embedder(model, jax.device_get(params), run.experiment.tokenizer)
     if step is not None:
         raise UserError(f"{path} is no run directory, so it has no step {step}")
-    if (path / PARAMS).is_file() or _is_ours(path):
+    if _is_ours(path):
         description = read_description(path)["model"]
-        return Embedder(description, load_params(path), _tokenizer(description, path / TOKENIZER))
-    source = read_source(path)
-    conversion = convert(source)
+        return Embedder(description, load_params(path), _tokenizer(description, params_path(path).parent / TOKENIZER))
+    source = read_source(path, trust_code=trust_code)
+    conversion = convert(source, **fields)
     if not conversion.report.sound:
         raise UserError(f"{path} does not fit {conversion.layout.name}: see `smke convert --dry_run`")
     return Embedder(conversion.description, conversion.params, _tokenizer(conversion.description, source.path.parent))
 
 
 def _is_ours(path: Path) -> bool:
+    if (path / PARAMS).is_file():
+        return True
     if path.suffix != ".safetensors" or not path.is_file():
         return False
     try:
-        read_description(params_path(path))
+        read_description(path)
     except UserError:
         return False
     return True
@@ -86,12 +93,14 @@ class _Kind:
     view:      (image, size) -> uint8 (size, size, 3): what the network sees of an image
     normalise: whether embeddings are L2-normalised
     load_tokenizer: of the vocabulary in a directory
+    vocabulary: the files that it needs there
     """
 
     run: Callable[[Any, dict], Callable]
     view: Callable[[np.ndarray, int], np.ndarray] = squash
     normalise: bool = False
     load_tokenizer: Callable[[Path], Tokenizer] = load_tokenizer
+    vocabulary: str = "vocab.txt or tokenizer.json"
 
 
 def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:
@@ -142,7 +151,13 @@ def _clip(model, description):
 
 KINDS = {
     "student": _Kind(_student, normalise=True),
-    "clip": _Kind(_clip, _centre_crop, normalise=True, load_tokenizer=load_clip_tokenizer),
+    "clip": _Kind(
+        _clip,
+        _centre_crop,
+        normalise=True,
+        load_tokenizer=load_clip_tokenizer,
+        vocabulary="tokenizer.json, or vocab.json and merges.txt",
+    ),
     **dict.fromkeys(TEACHERS, _Kind(_teacher, _centre_crop)),
     "bert": _Kind(_bert),
 }
@@ -177,11 +192,13 @@ class Embedder:
     def encode_images(self, images: Sequence[ImageLike], *, batch_size: int = 64) -> np.ndarray:
         """Paths, PIL images or uint8 arrays (H, W, 3) -> (N, D) fp32.
 
-        Raises UserError for a model without images, and naming the path (or the position) of a picture that cannot
-        be read.
+        Raises UserError for a model without images, for a single image, and naming the path (or the position) of a
+        picture that cannot be read.
         """
         if self._image_size is None:
             raise UserError(f"a model of type {self.description['type']} embeds no images")
+        if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim == 3):
+            raise UserError("encode_images takes a list of images: write encode_images([image])")
         views = (self._kind.view(_pixels(image, i), self._image_size) for i, image in enumerate(images))
         batches = ({"image": np.stack(rows)} for rows in chunks(views, batch_size))
         return self._embed(batches, "image", len(images), batch_size)
@@ -194,7 +211,10 @@ class Embedder:
         if not self._max_length:
             raise UserError(f"a model of type {self.description['type']} embeds no texts")
         if self.tokenizer is None:
-            raise UserError("this model came without its vocabulary: put vocab.txt into the directory's tokenizer/")
+            raise UserError(
+                f"this model came without its vocabulary: put {self._kind.vocabulary} beside its file of weights, or "
+                f"into tokenizer/ beside its {PARAMS}"
+            )
         if isinstance(texts, str):
             raise UserError("encode_texts takes a list of texts: write encode_texts([text])")
         ids, mask = self.tokenizer.encode(texts, self._max_length)
@@ -239,5 +259,7 @@ def _pixels(image: ImageLike, position: int) -> np.ndarray:
         return decode_image(Path(image).read_bytes())
     except FileNotFoundError:
         raise UserError(f"no image at {image}") from None
+    except OSError as error:
+        raise UserError(f"{image} cannot be read: {error.strerror}") from None
     except BadImage as error:
         raise UserError(f"{image} cannot be read: {error.reason}") from None

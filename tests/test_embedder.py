@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from fractions import Fraction
 
 import jax
 import numpy as np
@@ -10,10 +11,13 @@ import tiny
 from PIL import Image
 
 import smke_jax
+from smke_jax.convert.layouts import LAYOUTS
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, save_params
+from smke_jax.convert.rules import to_torch
 from smke_jax.embedder import Embedder
 from smke_jax.errors import UserError
-from smke_jax.models.build import build_model
+from smke_jax.models.build import build_model, param_shapes
+from smke_jax.passes.base import MEAN, STD
 from smke_jax.training.experiment import restore_run, trained_network
 from smke_jax.training.loop import train_and_evaluate
 
@@ -73,6 +77,9 @@ def test_an_export_is_the_run(run, model, pictures, tmp_path):
     save_params(tmp_path / PARAMS, jax.device_get(params), {"model": description})
     trained.experiment.tokenizer.save(tmp_path / TOKENIZER)
     again = smke_jax.load(tmp_path)
+    assert smke_jax.load(tmp_path / PARAMS).tokenizer.digest == again.tokenizer.digest
+    with pytest.raises(UserError, match="says itself what model it holds: leave num_heads out"):
+        smke_jax.load(tmp_path, num_heads=2)
     np.testing.assert_array_equal(again.encode_images(pictures), model.encode_images(pictures))
     np.testing.assert_array_equal(again.encode_texts(TEXTS), model.encode_texts(TEXTS))
 
@@ -105,16 +112,42 @@ def test_a_text_encoder_gives_the_mean_of_its_tokens(run):
     np.testing.assert_allclose(encoder.encode_texts(TEXTS), expected, atol=1e-5)
     with pytest.raises(UserError, match="a model of type bert embeds no images"):
         encoder.encode_images(["a.png"])
-    with pytest.raises(UserError, match="came without its vocabulary"):
+    with pytest.raises(UserError, match="came without its vocabulary: put vocab.txt or tokenizer.json beside"):
         Embedder(description, params).encode_texts(TEXTS)
+
+
+def test_a_clip_without_vocabulary_is_told_what_it_reads():
+    tower = {"width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 16}
+    image, text = {"image_size": 32, "patch_size": 16, **tower}, {"vocab_size": 20, "max_positions": 6, **tower}
+    description = {"type": "clip", "embed_dim": 4, "mean": MEAN, "std": STD, "image": image, "text": text}
+    with pytest.raises(UserError, match=r"put tokenizer\.json, or vocab\.json and merges\.txt beside its file"):
+        Embedder(description, {}).encode_texts(["dog"])
+
+
+def test_what_a_file_from_elsewhere_does_not_say(tmp_path):
+    torch = pytest.importorskip("torch")
+    fields = {"vocab_size": 20, "width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 16, "max_positions": 6}
+    description = {"type": "bert", **fields, "pooler": False}
+    params = jax.tree.map(lambda x: np.ones(x.shape, np.float32), param_shapes(description))
+    state = {name: torch.tensor(x) for name, x in to_torch(LAYOUTS["bert"], params, description).items()}
+    path = tmp_path / "bert.pt"
+    torch.save({"state_dict": state, "progress": Fraction(1, 2)}, path)
+    with pytest.raises(UserError, match=r"contains code \(fractions\.Fraction\), which was not run"):
+        smke_jax.load(path)
+    with pytest.raises(UserError, match="number of attention heads"):
+        smke_jax.load(path, trust_code=True)
+    assert smke_jax.load(path, trust_code=True, num_heads=2).description["num_heads"] == 2
 
 
 def test_what_cannot_be_embedded_is_named(model, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"no picture")
+    picture = Image.new("RGB", (4, 4))
     for images, message in [
         ([tmp_path / "none.jpg"], "no image at .*none.jpg"),
         ([broken], "broken.jpg cannot be read: not an image file"),
+        ([tmp_path], "cannot be read: Is a directory"),
+        *((one, r"write encode_images\(\[image\]\)") for one in (str(broken), broken, picture, np.asarray(picture))),
         ([np.zeros((4, 4), np.uint8)], r"image 0 is uint8 \(4, 4\)"),
         ([np.zeros((4, 4, 3))], "image 0 is float64"),
         ([], "the list is empty"),
