@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -246,11 +247,20 @@ def test_the_whole_checkpoint_goes_out_as_it_came_and_loads_strictly(s_smke):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 
-def test_a_run_without_a_learned_target_scale_gets_the_fixed_one(s_smke):
-    _, conversion = s_smke
-    description = conversion.description | {"logit_scales": {"itc": [1.0, 2.0]}}
-    state = state_dict(conversion.params, description)
-    assert state["logit_scale_target"] == np.float32(np.log(1 / 0.07))
+def test_a_checkpoint_without_a_target_scale_goes_out_without_one(s_smke):
+    """SHRe_T, and S-SMKE trained with the mean squared error."""
+    reference, _ = s_smke
+    state = {name: x for name, x in reference.state.items() if name != "logit_scale_target"}
+    conversion = convert(Source(Path("shre.ckpt"), state, reference.config, ""), "thesis")
+    assert conversion.report.sound and set(conversion.description["logit_scales"]) == {"itc"}
+    assert "logit_scale_target" not in state_dict(conversion.params, conversion.description)
+
+
+@pytest.mark.parametrize("settings", [None, SimpleNamespace(depth=12), {"smke_jax": None}])
+def test_settings_that_say_nothing_change_nothing(s_smke, settings):
+    reference, expected = s_smke
+    config = reference.config | {"hyper_parameters": settings}
+    assert convert(Source(Path("smke.ckpt"), reference.state, config, "")).description == expected.description
 
 
 @pytest.mark.parametrize(("part", "field", "value"), [

@@ -1,7 +1,6 @@
 """A checkpoint in the key layout of the thesis author's PyTorch modules (spec 26.7)."""
 
 import io
-import math
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +63,10 @@ def state_dict(params: Any, description: dict, dtype: Any = np.float32) -> dict[
     state = to_torch(THESIS, params, description, dtype=dtype)
     state |= {name: x.astype(dtype) for name, x in THESIS.constants(description).items()}
     state["logit_scales"] = np.array(temperatures["itc"], np.float32)
-    target = temperatures.get("target_itc", [math.log(1 / 0.07)])  # fixed unless the run learned it
-    return {**{f"model.{name}": x for name, x in state.items()}, "logit_scale_target": np.array(target[0], np.float32)}
+    whole = {f"model.{name}": x for name, x in state.items()}
+    if "target_itc" in temperatures:  # some of the author's runs have no such loss
+        whole["logit_scale_target"] = np.array(temperatures["target_itc"][0], np.float32)
+    return whole
 
 
 def _write(directory: Path, network: Network, dtype: str) -> None:
