@@ -60,7 +60,8 @@ class Tokenizer:
         """Writes the folder that `load_tokenizer`, transformers and tokenizers read."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        self._backend.save(str(directory / "tokenizer.json"))
+        # Not `save`, which does not raise an OSError where the disk is full.
+        (directory / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
         vocab = self._backend.get_vocab()
         lines = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
         (directory / "vocab.txt").write_text(lines, encoding="utf-8")
