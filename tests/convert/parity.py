@@ -1,7 +1,7 @@
 """What every layout is held to: hidden states equal to PyTorch's, and the way back bit for bit.
 
-    python tests/convert/parity.py          measures every case, at tiny and full size, and writes the table into
-                                            smke_jax/convert/README.md
+python tests/convert/parity.py          measures every case, at tiny and full size, and writes the table into
+                                        smke_jax/convert/README.md
 """
 
 import importlib
