@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image, ImageOps
 
-from smke_jax.convert.convert import convert
+from smke_jax.convert.convert import VOCABULARIES, convert
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, params_path, read_description
 from smke_jax.convert.source import read_source
 from smke_jax.data.clip_tokenizer import load_clip_tokenizer
@@ -23,6 +23,7 @@ from smke_jax.models.build import build_model
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
 from smke_jax.passes.base import MEAN, STD, to_network
+from smke_jax.passes.frozen import teacher_pass
 from smke_jax.passes.student import student_pass
 from smke_jax.training.experiment import restore_run, trained_network
 
@@ -44,15 +45,17 @@ def load(path: str | Path, *, step: int | str | None = None, trust_code: bool = 
       UserError: nothing there that holds a model, or something asked for that does not apply to what is there.
     """
     path = Path(path)
-    if fields and ((path / "run.json").is_file() or _is_ours(path)):
+    is_run = (path / "run.json").is_file()
+    is_ours = not is_run and _is_ours(path)
+    if fields and (is_run or is_ours):
         raise UserError(f"{path} says itself what model it holds: leave {', '.join(fields)} out")
-    if (path / "run.json").is_file():
+    if is_run:
         run = restore_run(path, step=step)
         params, model = trained_network(run)
         return Embedder(model, jax.device_get(params), run.experiment.tokenizer)
     if step is not None:
         raise UserError(f"{path} is no run directory, so it has no step {step}")
-    if _is_ours(path):
+    if is_ours:
         description = read_description(path)["model"]
         return Embedder(description, load_params(path), _tokenizer(description, params_path(path).parent / TOKENIZER))
     source = read_source(path, trust_code=trust_code)
@@ -75,7 +78,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _tokenizer(description: dict, directory: Path) -> Tokenizer | None:
-    found = any((directory / name).is_file() for name in ("vocab.txt", "tokenizer.json", "vocab.json"))
+    found = any((directory / name).is_file() for name in VOCABULARIES)
     return _kind(description).load_tokenizer(directory) if found else None
 
 
@@ -119,10 +122,8 @@ def _student(model, description):
 
 
 def _teacher(model, description):
-    mean, std = description.get("mean", MEAN), description.get("std", STD)
-    return lambda params, batch, key, train: {
-        "image": model.apply({"params": params}, to_network(batch["image"], mean, std))
-    }
+    run = teacher_pass(model, description.get("mean", MEAN), description.get("std", STD)).run
+    return lambda params, batch, key, train: {"image": run(params, batch, key, train)["target/cls"]}
 
 
 def _bert(model, description):

@@ -5,9 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smke_jax import atomic
 from smke_jax.convert.layouts import LAYOUTS, detect
-from smke_jax.convert.params_file import PARAMS, TOKENIZER, save_params
+from smke_jax.convert.params_file import PARAMS, TOKENIZER, new_directory, save_params
 from smke_jax.convert.rules import Layout, Report, to_flax
 from smke_jax.convert.source import Source
 from smke_jax.data.tokenizer import load_tokenizer
@@ -76,11 +75,8 @@ def write(directory: Path, conversion: Conversion, source: Source) -> None:
     """Writes the parameters, their description and the tokenizer files beside the source, all or nothing."""
     tokenizer = tokenizer_files(source, conversion.description)
     origin = {"layout": conversion.layout.name, "file": source.path.name, "sha256": source.digest}
-    try:
-        with atomic.replacing(directory) as partial:
-            save_params(partial / PARAMS, conversion.params, {"model": conversion.description, "source": origin})
-            for file in tokenizer:
-                (partial / TOKENIZER).mkdir(exist_ok=True)
-                shutil.copyfile(file, partial / TOKENIZER / file.name)
-    except OSError as error:
-        raise UserError(f"{directory} cannot be written ({error.strerror}): make room or change --out") from None
+    with new_directory(directory) as partial:
+        save_params(partial / PARAMS, conversion.params, {"model": conversion.description, "source": origin})
+        for file in tokenizer:
+            (partial / TOKENIZER).mkdir(exist_ok=True)
+            shutil.copyfile(file, partial / TOKENIZER / file.name)

@@ -3,8 +3,10 @@
 Beside it lies what belongs to the model: `tokenizer/` for one that reads text.
 """
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,22 @@ def save_params(path: str | Path, params: Any, description: dict) -> None:
     flat = {key: np.asarray(value, order="C") for key, value in flatten_dict(params, sep="/").items()}
     # Not save_file: it hides the system's reason for a failure and makes the file unreadable for others.
     atomic.write_bytes(path, safetensors.numpy.save(flat, metadata={"smke_jax": json.dumps(description)}))
+
+
+@contextlib.contextmanager
+def new_directory(directory: Path) -> Iterator[Path]:
+    """An empty neighbour of `directory`, --out of a program, to fill; it is there whole or not at all.
+
+    Raises UserError where the system does not let it be written.
+    """
+    try:
+        with atomic.replacing(directory) as partial:
+            partial.mkdir()
+            yield partial
+    except OSError as error:
+        raise UserError(
+            f"{directory} cannot be written ({error.strerror or error}): make room or change --out"
+        ) from None
 
 
 def read_description(path: str | Path) -> dict:

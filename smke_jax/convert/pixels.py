@@ -1,8 +1,9 @@
 """What a network expects of its pixels: mean and standard deviation of each channel, of values in [0, 1]."""
 
 from smke_jax.convert.shapes import section
+from smke_jax.passes.base import MEAN, STD
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+IMAGENET = (MEAN, STD)
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # spec A.1
 

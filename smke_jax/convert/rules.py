@@ -84,12 +84,24 @@ def layer_norm(torch: str, flax: str) -> list[Rule]:
     return [Rule(f"{torch}.weight", f"{flax}/scale"), Rule(f"{torch}.bias", f"{flax}/bias")]
 
 
+def _query_key_value(flax: str, name: str) -> tuple[str, ...]:
+    return tuple(f"{flax}/{part}/{name}" for part in ("query", "key", "value"))
+
+
 def qkv(weight: str, bias: str, flax: str) -> list[Rule]:
     """One nn.Linear for q, k and v, or the in_proj of nn.MultiheadAttention <-> Attention."""
-    parts = [f"{flax}/{part}" for part in ("query", "key", "value")]
     return [
-        Rule(weight, tuple(f"{part}/kernel" for part in parts), QKV_LINEAR),
-        Rule(bias, tuple(f"{part}/bias" for part in parts), QKV),
+        Rule(weight, _query_key_value(flax, "kernel"), QKV_LINEAR),
+        Rule(bias, _query_key_value(flax, "bias"), QKV),
+    ]
+
+
+def qkv_without_key_bias(torch: str, flax: str) -> list[Rule]:
+    """BEiT's qkv.weight for all three with q_bias and v_bias beside it <-> Attention with `biases` 'qv'."""
+    return [
+        Rule(f"{torch}.qkv.weight", _query_key_value(flax, "kernel"), QKV_LINEAR),
+        Rule(f"{torch}.q_bias", f"{flax}/query/bias"),
+        Rule(f"{torch}.v_bias", f"{flax}/value/bias"),
     ]
 
 

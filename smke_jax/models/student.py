@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from smke_jax.models.fields import fields_of
 from smke_jax.models.layers import Block, LayerNorm, LayerScale, kernel_init
 from smke_jax.models.text import TextEncoder
 from smke_jax.models.vision import ImageEncoder
@@ -72,17 +73,11 @@ def build_student(config, *, vocab_size: int, target_dim: int) -> Student:
     dtype = jnp.dtype(config.dtype)
     image, text, shared = config.image, config.text, config.shared
     return Student(
-        image_encoder=ImageEncoder(**_fields(image, ImageEncoder), dtype=dtype),
-        text_encoder=TextEncoder(**_fields(text, TextEncoder), vocab_size=vocab_size, dtype=dtype),
-        shared=Block(**_fields(shared, Block), norm_order="pre", attention_biases="qv", dtype=dtype),
+        image_encoder=ImageEncoder(**fields_of(image, ImageEncoder), dtype=dtype),
+        text_encoder=TextEncoder(**fields_of(text, TextEncoder), vocab_size=vocab_size, dtype=dtype),
+        shared=Block(**fields_of(shared, Block), norm_order="pre", attention_biases="qv", dtype=dtype),
         target_dim=target_dim,
         token_types=config.token_types,
         init_std=shared.init_std,
         dtype=dtype,
     )
-
-
-def _fields(config, module) -> dict:
-    """The entries of `config` that are fields of `module`; lists become the tuples that Linen hashes."""
-    names = module.__dataclass_fields__
-    return {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in config.items() if k in names}

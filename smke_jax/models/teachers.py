@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from smke_jax.models.fields import build_from
 from smke_jax.models.layers import Block, LayerNorm, kernel_init, prepend
 from smke_jax.models.resnet import ResNet
 from smke_jax.models.vision import ImageEncoder, PatchEmbed, patchify
@@ -101,7 +102,4 @@ TEACHERS = {"beit": Beit, "data2vec2": Data2Vec2, "vit": Vit, "resnet": ResNet}
 
 def build_teacher(config) -> nn.Module:
     """The image encoder that `config` (with a `type` of TEACHERS and that module's fields) describes."""
-    module = TEACHERS[config["type"]]
-    names = module.__dataclass_fields__
-    fields = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in config.items() if k in names}
-    return module(**fields | {"dtype": jnp.dtype(config.get("dtype", "float32"))})
+    return build_from(config, TEACHERS[config["type"]])

@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from smke_jax.models.fields import build_from
 from smke_jax.models.layers import LayerNorm, kernel_init, run_blocks
 
 
@@ -60,6 +61,4 @@ TEXT_ENCODERS = {"bert": Bert}
 
 def build_text_encoder(config) -> nn.Module:
     """The text encoder that `config` (with a `type` of TEXT_ENCODERS and that module's fields) describes."""
-    module = TEXT_ENCODERS[config["type"]]
-    fields = {k: v for k, v in config.items() if k in module.__dataclass_fields__}
-    return module(**fields | {"dtype": jnp.dtype(config.get("dtype", "float32"))})
+    return build_from(config, TEXT_ENCODERS[config["type"]])

@@ -12,10 +12,9 @@ from smke_jax.convert.export import pytorch
 from smke_jax.convert.export.base import DTYPES, Batch, Format, Network
 from smke_jax.convert.layouts.student import THESIS
 from smke_jax.convert.rules import to_torch
-from smke_jax.convert.source import read_source
+from smke_jax.convert.source import EXPORTED, read_source
 from smke_jax.errors import UserError
 
-FILE = "smke.ckpt"
 # What those modules are, with no say of the file.
 FIXED = {
     ("image", "norm_order"): "post",
@@ -75,12 +74,12 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
     tensors = {name: pytorch.tensor(x) for name, x in state.items()}
     file = io.BytesIO()  # to a file, a full disk would be a RuntimeError without the system's reason
     torch.save({"state_dict": tensors, "hyper_parameters": {"smke_jax": network.description}}, file)
-    atomic.write_bytes(directory / FILE, file.getvalue())
+    atomic.write_bytes(directory / EXPORTED, file.getvalue())
     network.tokenizer.save(directory)
 
 
 def _embed(directory: Path, batch: Batch):
-    conversion = convert(read_source(directory / FILE), THESIS.name)
+    conversion = convert(read_source(directory / EXPORTED), THESIS.name)
     return pytorch.embed(pytorch.build(conversion.params, conversion.description), batch)
 
 

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from smke_jax import atomic
 from smke_jax.convert.export import FORMATS
 from smke_jax.convert.export.base import Network
 from smke_jax.convert.export.card import likeness_lines, model_card
 from smke_jax.convert.export.check import BARS, Likeness, Samples, compare, embed, make_batch
+from smke_jax.convert.params_file import new_directory
 from smke_jax.errors import UserError
 
 
@@ -24,21 +24,13 @@ def write(
         able = " or ".join(name for name, other in FORMATS.items() if other.encoders)
         raise UserError(f"this run trained an encoder alone, --format={format} is for image-text models: use {able}")
     batch = make_batch(samples, network.tokenizer, description.get("max_length", 0))
-    try:
-        with atomic.replacing(directory) as partial:
-            partial.mkdir()
-            form.write(partial, network, dtype)
-            likeness = compare(embed(description, network.params, batch), form.embed(partial, batch))
-            # Written so that NaN is refused too.
-            if not all(x.cosine >= BARS[dtype] for x in likeness.values()):
-                lines = "\n".join(likeness_lines(likeness, samples, dtype))
-                raise UserError(
-                    f"{directory} was not written: it would not embed as the network it is made from\n{lines}"
-                )
-            card = model_card(network, form, dtype, likeness, samples)
-            (partial / "README.md").write_text(card, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"{directory} cannot be written ({error.strerror or error}): make room or change --out"
-        ) from None
+    with new_directory(directory) as partial:
+        form.write(partial, network, dtype)
+        likeness = compare(embed(description, network.params, batch), form.embed(partial, batch))
+        # Written so that NaN is refused too.
+        if not all(x.cosine >= BARS[dtype] for x in likeness.values()):
+            lines = "\n".join(likeness_lines(likeness, samples, dtype))
+            raise UserError(f"{directory} was not written: it would not embed as the network it is made from\n{lines}")
+        card = model_card(network, form, dtype, likeness, samples)
+        (partial / "README.md").write_text(card, encoding="utf-8")
     return likeness

@@ -5,7 +5,16 @@ import math
 import numpy as np
 
 from smke_jax.convert.pixels import HALF, IMAGENET, pixel_statistics
-from smke_jax.convert.rules import QKV_LINEAR, Layout, Rule, layer_norm, linear, patch_embed, per_layer, without_prefix
+from smke_jax.convert.rules import (
+    Layout,
+    Rule,
+    layer_norm,
+    linear,
+    patch_embed,
+    per_layer,
+    qkv_without_key_bias,
+    without_prefix,
+)
 from smke_jax.convert.shapes import depth_of
 from smke_jax.models.teachers import relative_position_index
 
@@ -65,19 +74,14 @@ def _pixel_statistics(state, config) -> dict:
 def _rules(description: dict) -> list[Rule]:
     block = [
         *layer_norm("blocks.{i}.norm1", "block_{i}/norm1"),
-        Rule(
-            "blocks.{i}.attn.qkv.weight", tuple(f"block_{{i}}/attention/{x}/kernel" for x in ("query", "key", "value")),
-            QKV_LINEAR,
-        ),
-        Rule("blocks.{i}.attn.q_bias", "block_{i}/attention/query/bias"),
-        Rule("blocks.{i}.attn.v_bias", "block_{i}/attention/value/bias"),
+        *qkv_without_key_bias("blocks.{i}.attn", "block_{i}/attention"),
         *linear("blocks.{i}.attn.proj", "block_{i}/attention/out"),
         Rule("blocks.{i}.gamma_1", "block_{i}/ls1/gamma"),
         *layer_norm("blocks.{i}.norm2", "block_{i}/norm2"),
         *linear("blocks.{i}.mlp.fc1", "block_{i}/mlp/fc1"),
         *linear("blocks.{i}.mlp.fc2", "block_{i}/mlp/fc2"),
         Rule("blocks.{i}.gamma_2", "block_{i}/ls2/gamma"),
-    ]  # fmt: skip
+    ]
     return [
         Rule("cls_token", "cls_token"),
         *patch_embed("patch_embed.proj"),

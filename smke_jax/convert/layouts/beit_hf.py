@@ -1,7 +1,6 @@
 """BEiT and the first Data2Vec for images, one architecture under one set of names: transformers (spec 26.3)."""
 
-import re
-
+from smke_jax.convert import names
 from smke_jax.convert.layouts.beit import INDEX, TABLE, bias_indices, bias_tables, describe_beit
 from smke_jax.convert.pixels import HALF, pixel_statistics
 from smke_jax.convert.rules import Layout, Rule, layer_norm, linear, patch_embed, per_layer
@@ -10,32 +9,20 @@ from smke_jax.convert.shapes import activation_of, depth_of, stated
 PREFIXES = ("beit.", "data2vec_vision.")  # of the encoder inside a network for a task
 ATTENTION = "encoder.layer.{i}.attention.attention."
 SHARED, OWN = "encoder.relative_position_bias.", ATTENTION + "relative_position_bias."
-# What the modules of transformers 5 call parts of BEiT in memory -> in the files that it writes and reads.
 IN_MEMORY = {
     r"^shared_position_bias\.": SHARED,
-    r"^layers\.": "encoder.layer.",
+    **names.VIT,
     r"^(encoder\.layer\.\d+)\.relative_position_bias\.": r"\1.attention.attention.relative_position_bias.",
-    r"\.attention\.q_proj\.": ".attention.attention.query.",
-    r"\.attention\.k_proj\.": ".attention.attention.key.",
-    r"\.attention\.v_proj\.": ".attention.attention.value.",
-    r"\.attention\.o_proj\.": ".attention.output.dense.",
-    r"\.mlp\.fc1\.": ".intermediate.dense.",
-    r"\.mlp\.fc2\.": ".output.dense.",
 }
 
 
 def _clean(state) -> dict:
     prefix = next((p for p in PREFIXES if any(name.startswith(p) for name in state)), "")
-    encoder = {_in_file(name.removeprefix(prefix)): x for name, x in state.items() if name.startswith(prefix)}
+    own = {name.removeprefix(prefix): x for name, x in state.items() if name.startswith(prefix)}
+    encoder = {names.in_file(name, IN_MEMORY): x for name, x in own.items()}
     # The head of masked pretraining has a `layernorm` of its own: the encoder's last norm, where that has none.
     outside = {name: x for name, x in state.items() if not name.startswith(prefix)}
     return encoder | {f"head.{name}" if name in encoder else name: x for name, x in outside.items()}
-
-
-def _in_file(name: str) -> str:
-    for pattern, replacement in IN_MEMORY.items():
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def _describe(state, config) -> dict:

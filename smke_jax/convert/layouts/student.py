@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from smke_jax.convert.layouts.bert import BERT
 from smke_jax.convert.layouts.data2vec2 import FAIRSEQ
 from smke_jax.convert.rules import (
-    QKV_LINEAR,
     Layout,
     Rule,
     State,
@@ -13,6 +12,7 @@ from smke_jax.convert.rules import (
     linear,
     patch_embed,
     per_layer,
+    qkv_without_key_bias,
     without_prefix,
 )
 from smke_jax.convert.shapes import WIDTHS_OF_64, heads_of, section
@@ -131,15 +131,12 @@ def _thesis_describe(state, config) -> dict:
 
 
 def _thesis_rules(description: dict) -> list[Rule]:
-    qkv = tuple(f"shared/attention/{part}/kernel" for part in ("query", "key", "value"))
     types = [Rule("token_type_embeddings.weight", "type_embedding"), Rule("tte_scale.gamma", "type_scale/gamma")]
     return [
         *_inside("image_model.", "image_encoder/", FAIRSEQ.rules(description["image"])),
         *_inside("text_model.", "text_encoder/", BERT.rules({**description["text"], "pooler": False})),
         *layer_norm("shared.norm1", "shared/norm1"),
-        Rule("shared.attn.qkv.weight", qkv, QKV_LINEAR),
-        Rule("shared.attn.q_bias", "shared/attention/query/bias"),
-        Rule("shared.attn.v_bias", "shared/attention/value/bias"),
+        *qkv_without_key_bias("shared.attn", "shared/attention"),
         *linear("shared.attn.proj", "shared/attention/out"),
         *layer_norm("shared.norm2", "shared/norm2"),
         *linear("shared.mlp.fc1", "shared/mlp/fc1"),

@@ -1,32 +1,14 @@
 """ViTModel (DINO among them) and Dinov2Model of transformers."""
 
-import re
-
+from smke_jax.convert import names
 from smke_jax.convert.layouts.vit import CLASSIFIER, PRETRAINING, layer_scale
 from smke_jax.convert.pixels import IMAGENET, pixel_statistics
 from smke_jax.convert.rules import FIRST, Layout, Rule, layer_norm, linear, patch_embed, per_layer, without_prefix
 from smke_jax.convert.shapes import activation_of, depth_of, grid_of, heads_of, stated
 
-# What the modules of transformers 5 call parts of a ViT in memory -> in the files that it writes and reads.
-ATTENTION = {
-    r"\.attention\.q_proj\.": ".attention.attention.query.",
-    r"\.attention\.k_proj\.": ".attention.attention.key.",
-    r"\.attention\.v_proj\.": ".attention.attention.value.",
-    r"\.attention\.o_proj\.": ".attention.output.dense.",
-}
-VIT_IN_MEMORY = {
-    **ATTENTION,
-    r"^layers\.": "encoder.layer.",
-    r"\.mlp\.fc1\.": ".intermediate.dense.",
-    r"\.mlp\.fc2\.": ".output.dense.",
-}
-
 
 def _as_in_file(state, prefix: str, in_memory: dict[str, str]) -> dict:
-    state = without_prefix(prefix)(state)
-    for pattern, replacement in in_memory.items():
-        state = {re.sub(pattern, replacement, name): x for name, x in state.items()}
-    return state
+    return {names.in_file(name, in_memory): x for name, x in without_prefix(prefix)(state).items()}
 
 
 def _describe(state, config, **fields) -> dict:
@@ -45,19 +27,19 @@ def _describe(state, config, **fields) -> dict:
     }
 
 
-def _rules(description: dict, names: dict[str, str]) -> list[Rule]:
-    """`names` holds what ViTModel and Dinov2Model call differently."""
+def _rules(description: dict, parts: dict[str, str]) -> list[Rule]:
+    """`parts` holds what ViTModel and Dinov2Model call differently."""
     layer = "encoder.layer.{i}."
     attention = layer + "attention.attention."
     block = [
-        *layer_norm(layer + names["norm1"], "block_{i}/norm1"),
+        *layer_norm(layer + parts["norm1"], "block_{i}/norm1"),
         *linear(attention + "query", "block_{i}/attention/query"),
         *linear(attention + "key", "block_{i}/attention/key"),
         *linear(attention + "value", "block_{i}/attention/value"),
         *linear(layer + "attention.output.dense", "block_{i}/attention/out"),
-        *layer_norm(layer + names["norm2"], "block_{i}/norm2"),
-        *linear(layer + names["fc1"], "block_{i}/mlp/fc1"),
-        *linear(layer + names["fc2"], "block_{i}/mlp/fc2"),
+        *layer_norm(layer + parts["norm2"], "block_{i}/norm2"),
+        *linear(layer + parts["fc1"], "block_{i}/mlp/fc1"),
+        *linear(layer + parts["fc2"], "block_{i}/mlp/fc2"),
         *layer_scale(description, layer + "layer_scale1.lambda1", layer + "layer_scale2.lambda1"),
     ]
     return [
@@ -84,7 +66,7 @@ VIT = Layout(
         mlp_dim=len(state["encoder.layer.0.intermediate.dense.weight"]),
     ),
     rules=lambda description: _rules(description, VIT_NAMES),
-    clean=lambda state: _as_in_file(state, "vit.", VIT_IN_MEMORY),
+    clean=lambda state: _as_in_file(state, "vit.", names.VIT),
     ignored={"pooler.": CLASSIFIER, "classifier.": CLASSIFIER, "embeddings.mask_token": PRETRAINING},
 )  # fmt: skip
 
@@ -98,6 +80,6 @@ DINOV2 = Layout(
         mlp_dim=len(state["encoder.layer.0.mlp.fc1.weight"]),
     ),
     rules=lambda description: _rules(description, DINOV2_NAMES),
-    clean=lambda state: _as_in_file(state, "dinov2.", ATTENTION),
+    clean=lambda state: _as_in_file(state, "dinov2.", names.ATTENTION),
     ignored={"classifier.": CLASSIFIER, "embeddings.mask_token": PRETRAINING},
 )  # fmt: skip
