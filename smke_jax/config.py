@@ -17,6 +17,11 @@ def base() -> ConfigDict:
     c.total_steps = 0  # give either this
     c.epochs = 0.0  # or this
     c.num_devices = 0  # 0 takes all; fewer only on a single host
+    c.sharding = "replicated"  # of smke_jax.parallel.rules.RULES; fsdp splits parameters and optimiser state
+    c.fsdp_size = 0  # fsdp: devices that share one copy of the state; 0 is all of them
+    c.micro_batch = 0  # most examples of which a device holds activations at once, 0 all; losses see the whole batch
+    c.loss_impl = "auto"  # how losses compare rows of different devices: gather | ring | auto (ring for large batches)
+    c.profile_steps = ()  # (first, last): a profiler trace of these steps, in WORKDIR/profile
 
     # What is computed: passes make representations, terms are losses on them (smke_jax/passes, smke_jax/objectives).
     c.passes = ("teacher", "student")
@@ -44,6 +49,7 @@ def base() -> ConfigDict:
 
     c.student = ConfigDict()
     c.student.dtype = "float32"  # of activations; bfloat16 on accelerators. Parameters and losses stay fp32
+    c.student.remat = "none"  # of smke_jax.models.layers.REMAT: what the backward pass computes again to save memory
     c.student.token_types = True
     c.student.image = ConfigDict()
     c.student.image.init = "random"  # or what `smke convert` wrote of a Data2Vec2 image encoder
@@ -111,6 +117,7 @@ def base() -> ConfigDict:
     c.optimizer.weight_decay = 0.01
     c.optimizer.betas = (0.9, 0.98)
     c.optimizer.eps = 1e-6
+    c.optimizer.mu_dtype = "float32"  # of the first moment; bfloat16 saves two bytes per parameter
     c.optimizer.clip_norm = 0.0  # 0 clips nothing
     c.optimizer.lr_rules = ()  # ((regex on the parameter's path, factor), …), first match wins; factor 0 freezes
 
