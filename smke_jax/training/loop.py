@@ -31,6 +31,7 @@ from smke_jax.training.experiment import (
     resolve,
 )
 from smke_jax.training.optimizer import build_optimizer
+from smke_jax.training.profiling import Profiler
 from smke_jax.training.state import TrainState, count_parameters
 from smke_jax.training.step import abstract_state, bad_names, init_state, make_train_step
 from smke_jax.training.towers import describe_origins, load_towers
@@ -121,7 +122,11 @@ class _Loop:
         state, start = self._initial_state(batches)
         step, metrics, pending = start, None, None
         progress = Progress(config.total_steps, config.batch_size, start)
-        with MetricWriter(self.workdir, tensorboard=config.log.tensorboard) as writer, _sigterm() as stopping:
+        with (
+            MetricWriter(self.workdir, tensorboard=config.log.tensorboard) as writer,
+            Profiler(self.workdir / "profile", config.profile_steps) as profiler,
+            _sigterm() as stopping,
+        ):
             writer.truncate_after(start)
             while True:
                 asked = any_process(stopping.is_set, step, every=config.log.every)
@@ -142,8 +147,10 @@ class _Loop:
                     break
                 with progress.data_wait():
                     batch = next(batches)
-                state, values = self.step_fn(state, self.frozen, put_batch(batch, self.experiment.mesh))
                 step += 1
+                with profiler.step(step):
+                    state, values = self.step_fn(state, self.frozen, put_batch(batch, self.experiment.mesh))
+                profiler.step_done(step, values)
                 progress.step_done(values)
                 self._check(pending)  # one step late, so that the device never waits for the host
                 pending = (step, values, batch["id"])
