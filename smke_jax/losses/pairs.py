@@ -89,6 +89,9 @@ def symmetric_totals(a: Side, b: Side, affine: Affine, reduction: Reduction, sco
     """Of every row of `a` with all of `b`, and of every row of `b` with all of `a`."""
     if _use_ring(len(a.ids), len(b.ids), scope):
         return _ring(a, b, affine, reduction, scope, both=True, fixed_stay=False)
+    if size(scope) == 1:
+        logits = _masked_logits(a, b, affine)
+        return _of_rows(logits, reduction), _of_rows(logits, reduction, axis=0)
     return totals(a, b, affine, reduction, scope), totals(b, a, affine, reduction, scope)
 
 
