@@ -44,7 +44,7 @@ def base() -> ConfigDict:
     c.data.flip = 0.5  # probability of mirroring
     c.data.jitter = 0.0  # strength of brightness, contrast and saturation jitter on the student's view
     c.data.grayscale = 0.0  # probability of dropping colour
-    c.data.independent_teacher_view = False  # a crop of its own, with jitter 0.4, for the teacher: the thesis' code
+    c.data.teacher_view = "shared"  # of smke_jax.data.transforms.TEACHER_VIEWS: shared | same | independent | fixed
     c.data.threads = 2  # reading, decoding, cropping
 
     c.student = ConfigDict()
@@ -90,6 +90,7 @@ def base() -> ConfigDict:
     # What `smke convert` or `smke export` wrote, which says what model it holds (the fields below then come from it),
     # or 'random' for a teacher of random weights, to try code without a file; '' where no pass uses a teacher.
     c.teacher.checkpoint = ""
+    c.teacher.cache = False  # its feature of every image once instead of in every step; needs data.teacher_view=fixed
     c.teacher.type = "beit"  # of smke_jax.models.teachers.TEACHERS
     c.teacher.final_norm = True  # beit: False takes the last block's output un-normalised
     c.teacher.image_size = 224

@@ -1,6 +1,7 @@
 """The training loop: evaluate → save → next batch → step.  No maths."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import signal
@@ -30,6 +31,7 @@ from smke_jax.training.experiment import (
     open_training_data,
     resolve,
 )
+from smke_jax.training.kept_targets import KeptTargets
 from smke_jax.training.optimizer import build_optimizer
 from smke_jax.training.profiling import Profiler
 from smke_jax.training.state import TrainState, count_parameters
@@ -70,14 +72,21 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     identity |= {f"{tower.name} {what}": digest for tower in towers for what, digest in tower.digests.items()}
     if experiment.tokenizer is not None:
         identity["tokenizer"] = experiment.tokenizer.digest
+    # The teacher sees nothing in training where its features are kept.
+    views = dataclasses.replace(views, teacher_view="same") if config.teacher.cache else views
     batches = train_batches(
         source, views, batch_size=config.batch_size, seed=config.seed, unit=config.data.unit,
         tokenizer=experiment.tokenizer, max_length=config.data.max_length,
         process=(jax.process_index(), jax.process_count()), threads=config.data.threads,
     )  # fmt: skip
     record.check_or_write(workdir, config, identity)  # last: what was refused above leaves the directory free
+    kept = None
+    if config.teacher.cache:
+        kept = KeptTargets(experiment.recipe, frozen, source, workdir / "targets", config, experiment.mesh)
+        experiment, frozen = experiment._replace(recipe=kept.recipe(experiment.recipe)), {"teacher": {}}
+        shapes = batch_shapes(config, views) | kept.shapes(config.batch_size)
     with contextlib.closing(batches), Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
-        return _Loop(experiment, workdir, frozen, towers, shapes, checkpoints, identity, gallery).run(batches)
+        return _Loop(experiment, workdir, frozen, kept, towers, shapes, checkpoints, identity, gallery).run(batches)
 
 
 def _total_steps(config, source) -> int:
@@ -97,6 +106,7 @@ class _Loop:
         experiment: Experiment,
         workdir: Path,
         frozen,
+        kept: KeptTargets | None,
         towers,
         shapes,
         checkpoints: Checkpointer,
@@ -105,7 +115,7 @@ class _Loop:
     ):
         self.experiment, self.config = experiment, experiment.config
         self.workdir, self.frozen, self.towers, self.shapes = workdir, frozen, towers, shapes
-        self.checkpoints, self.identity, self.gallery = checkpoints, identity, gallery
+        self.kept, self.checkpoints, self.identity, self.gallery = kept, checkpoints, identity, gallery
         config, mesh = self.config, experiment.mesh
         self.tx, self.schedule = build_optimizer(
             config.optimizer, batch_size=config.batch_size, total_steps=config.total_steps
@@ -147,6 +157,8 @@ class _Loop:
                     break
                 with progress.data_wait():
                     batch = next(batches)
+                    if self.kept is not None:
+                        batch |= self.kept.rows(batch["id"])
                 step += 1
                 with profiler.step(step):
                     state, values = self.step_fn(state, self.frozen, put_batch(batch, self.experiment.mesh))

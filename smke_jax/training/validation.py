@@ -7,7 +7,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from smke_jax.data.transforms import VIEWS
+from smke_jax.data.transforms import TEACHER_VIEWS, VIEWS
 from smke_jax.errors import UserError
 from smke_jax.losses.collective import IMPLEMENTATIONS
 from smke_jax.models.layers import ACTIVATIONS, REMAT
@@ -25,6 +25,7 @@ CHOICES = {
     "student.remat": REMAT,
     "optimizer.name": OPTIMIZERS,
     "data.views": VIEWS,
+    "data.teacher_view": TEACHER_VIEWS,
     "eval.level": LEVELS,
     "teacher.type": TEACHERS,
     **{f"{part}.activation": ACTIVATIONS for part in PARTS},
@@ -85,6 +86,8 @@ def validate(config) -> None:
             f"config.data.views is {config.data.views!r} but the passes are {', '.join(config.passes)}: "
             "'two_views' is for the pass 'views', 'student_teacher' for the others"
         )
+    if config.teacher.cache and ("teacher" not in config.passes or config.data.teacher_view != "fixed"):
+        raise UserError("config.teacher.cache keeps features of a view that never changes: set data.teacher_view=fixed")
     if config.log.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("config.log.tensorboard needs tensorboardX: pip install 'smke_jax[tensorboard]'")
 

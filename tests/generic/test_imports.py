@@ -144,7 +144,7 @@ def is_jax(module: str) -> bool:
 
 
 def test_only_the_step_maps_over_devices():
-    assert {m for m in MODULES if "shard_map" in names(m)} == {"training.step"}
+    assert {m for m in MODULES if "shard_map" in names(m)} == {"training.step", "benchmarks.contrastive"}
     assert not [m for m in MODULES if names(m) & {"pmap", "xmap"}]
 
 
@@ -152,7 +152,8 @@ def test_axis_names_are_known_to_parallel_and_the_step():
     knows = {m for m in MODULES if names(m) & {"DATA_AXES", "PartitionSpec", "NamedSharding", "make_mesh", "Mesh"}}
     axis = {m for m in MODULES if names(m) & {"DATA_AXES", "FSDP_AXIS", "PartitionSpec"}}
     assert axis <= {"parallel.mesh", "parallel.rules", "training.step"}
-    assert {m for m in knows if not is_in(m, "parallel")} <= {"training.step", "training.experiment", "embedder"}
+    builders = {"training.step", "training.experiment", "embedder", "benchmarks.contrastive"}
+    assert {m for m in knows if not is_in(m, "parallel")} <= builders
 
 
 @pytest.mark.parametrize("package", ["torch", "tensorflow", "torchvision", "timm"])
