@@ -18,10 +18,13 @@ class Scope(NamedTuple):
 
     axis: name of the mesh axis, or names that count as one; None when the arrays are the whole batch
     impl: 'gather' copies all rows to every device, 'ring' passes them around, 'auto' chooses by size
+    key:  for the random numbers of one term in one step, the same on all devices; None where there are none.  Draw for
+          the global batch and take `own_rows`: then the numbers do not depend on the count of devices.
     """
 
     axis: str | tuple[str, ...] | None = None
     impl: str = "auto"
+    key: jax.Array | None = None
 
 
 ALONE = Scope()

@@ -134,6 +134,7 @@ def _ring(stay: Side, travel: Side, affine, reduction, scope, *, both, fixed_sta
     scale = jnp.asarray(affine.scale, jnp.float32)
     affine = as_varying((scale, jnp.asarray(affine.bias, jnp.float32)), travel.rows)
     stay = as_varying(stay, travel.rows)
+    scope = scope._replace(key=None)  # what a function is compiled for must be hashable
     return _ring_totals(_Ring(reduction, scope, both, fixed_stay), stay, travel, affine)
 
 

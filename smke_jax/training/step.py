@@ -1,5 +1,6 @@
 """The train step: the only place with value_and_grad."""
 
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -43,28 +44,35 @@ def _initialise(recipe, tx, batch, seed):
     return init
 
 
-def run_terms(recipe: Recipe, mesh, params, slots, reps, *, loss_impl: str = "auto") -> tuple[dict, dict]:
+def run_terms(
+    recipe: Recipe, mesh, params, slots, reps, *, key: jax.Array, loss_impl: str = "auto"
+) -> tuple[dict, dict]:
     """Every term on the global batch -> ({name: loss}, {'name/metric': value}), means over the global batch.
 
     One shard_map over the devices: each holds its rows of every representation and its part of the slots, and gets
     from the others what it needs.
     """
-    scope = Scope(DATA_AXES, loss_impl)
 
-    def local(params, slots, reps):
+    def local(params, slots, reps, key):
         losses, metrics = {}, {}
         for name, term in recipe.terms.items():
+            scope = Scope(DATA_AXES, loss_impl, term_key(key, name))
             own = {need: reps[need] for need in term.needs}
             with jax.named_scope(name):
                 losses[name], extra = term.value(params[name], slots[name], own, scope)
-            metrics |= {f"{name}/{key}": value for key, value in extra.items()}
-        return jax.tree.map(lambda x: mean(x, scope), (losses, metrics))
+            metrics |= {f"{name}/{what}": value for what, value in extra.items()}
+        return jax.tree.map(lambda x: mean(x, Scope(DATA_AXES)), (losses, metrics))
 
     where = specs({"slots": slots}, mesh)["slots"]
     rows, everywhere = PartitionSpec(DATA_AXES), PartitionSpec()
-    return jax.shard_map(local, mesh=mesh, in_specs=(everywhere, where, rows), out_specs=everywhere)(
-        params, slots, reps
+    return jax.shard_map(local, mesh=mesh, in_specs=(everywhere, where, rows, everywhere), out_specs=everywhere)(
+        params, slots, reps, key
     )
+
+
+def term_key(key: jax.Array, name: str) -> jax.Array:
+    """The key of the term `name` in the step whose key is `key`, whatever other terms there are."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def make_loss(recipe: Recipe, mesh, *, loss_impl: str = "auto") -> Callable:
@@ -72,7 +80,7 @@ def make_loss(recipe: Recipe, mesh, *, loss_impl: str = "auto") -> Callable:
 
     def loss(params, frozen_reps, slots, batch, key, progress):
         reps = {"id": batch["id"], **frozen_reps, **_run(recipe, params, batch, key, grad=True)}
-        losses, metrics = run_terms(recipe, mesh, params["terms"], slots, reps, loss_impl=loss_impl)
+        losses, metrics = run_terms(recipe, mesh, params["terms"], slots, reps, key=key, loss_impl=loss_impl)
         total = sum(recipe.weights[name](progress) * value for name, value in losses.items())
         return total, (reps, losses, metrics)
 

@@ -135,7 +135,9 @@ def test_target_itc_with_a_bank(random, same_image, devices):
     def run(scale, features, batch, bank):
         def loss(scale, features):
             all_reps = {**features, "id": batch["id"]}
-            losses, metrics = run_terms(recipe, mesh, {"t": {"logit_scale": scale}}, {"t": bank}, all_reps)
+            losses, metrics = run_terms(
+                recipe, mesh, {"t": {"logit_scale": scale}}, {"t": bank}, all_reps, key=jax.random.key(0)
+            )
             return losses["t"], metrics
 
         return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(scale, features)
