@@ -150,8 +150,19 @@ def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[st
         else:
             params = fit(jax.eval_shape(init), load_params(path), source=path)
             identity |= {f"{p.name} {what}": digest for what, digest in digests(path).items()}
-        frozen[p.name] = jax.device_put(params, replicated(experiment.mesh))
+        frozen[p.name] = jax.device_put(
+            kernels_as(params, experiment.config.teacher.dtype), replicated(experiment.mesh)
+        )
     return frozen, identity
+
+
+def kernels_as(params: Any, dtype: str) -> Any:
+    """`params` with the matrices that are only ever used in `dtype` stored in it: the same results, half the memory."""
+
+    def cast(path, x):
+        return jnp.asarray(x, dtype) if jax.tree_util.keystr(path[-1:], simple=True) == "kernel" else x
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 class TrainedRun(NamedTuple):
