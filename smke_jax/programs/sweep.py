@@ -79,7 +79,7 @@ def _axes(arguments, overrides: list[str]) -> dict[str, tuple]:
         if key in given:
             raise UserError(f"{key} is both an axis and a single value: give one of them")
         if not values:
-            raise UserError(f"--axis {key} has no values: give {key}=A,B")
+            raise UserError(f"the axis {key} has no values: give --axis {key}=A,B")
     return axes
 
 

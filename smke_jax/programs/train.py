@@ -42,12 +42,10 @@ def load_config(location: str) -> ConfigDict:
 
 def load_sweep(location: str) -> dict[str, tuple]:
     """{'config.key': its values} that `get_sweep` of FILE or FILE:VARIANT returns; empty where there is none."""
-
-    def read(module, variant):
-        grid = module.get_sweep(*variant) if hasattr(module, "get_sweep") else {}
-        return {key: tuple(values) for key, values in grid.items()}
-
-    return _run(location, read)
+    grid = _run(location, lambda module, variant: getattr(module, "get_sweep", lambda *_: {})(*variant))
+    if not isinstance(grid, dict) or not all(isinstance(values, tuple | list) for values in grid.values()):
+        raise UserError(f"get_sweep() of {location} has to return {{'config.key': (value, …), …}}")
+    return {key: tuple(values) for key, values in grid.items()}
 
 
 def _run(location: str, use: Callable[[ModuleType, list[str]], Any]) -> Any:

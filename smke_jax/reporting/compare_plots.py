@@ -13,9 +13,9 @@ DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → imag
 def quality_figure(rows: Sequence) -> Figure | None:
     """R@1 of both directions against the global batch, with the spans of the table's `rows` (of `compare.Row`).
 
-    Unfinished and unevaluated runs are left out; None for fewer than two batch sizes.
+    Finished and evaluated runs alone are drawn; None for fewer than two batch sizes.
     """
-    rows = [row for row in rows if row.runs[0].is_finished and row.runs[0].retrieval]
+    rows = [row for row in rows if row.runs[0].is_finished and row.mean(_image_to_text) is not None]
     lines = _lines(rows, x=lambda run: run.batch_size, label=_devices)
     if len({row.runs[0].batch_size for row in rows}) < 2:
         return None
@@ -37,9 +37,9 @@ def quality_figure(rows: Sequence) -> Figure | None:
 def throughput_figure(rows: Sequence) -> Figure | None:
     """Examples per second against the devices, and what the fewest of them would give times their number, dashed.
 
-    None for fewer than two numbers of devices.
+    Finished runs alone are drawn; None for fewer than two numbers of devices.
     """
-    rows = [row for row in rows if row.mean(_speed) is not None]
+    rows = [row for row in rows if row.runs[0].is_finished and row.mean(_speed) is not None]
     lines = _lines(rows, x=lambda run: run.devices, label=lambda run: f"batch {run.batch_size}")
     if len({row.runs[0].devices for row in rows}) < 2:
         return None
@@ -60,16 +60,23 @@ def throughput_figure(rows: Sequence) -> Figure | None:
 
 
 def _lines(rows: Sequence, *, x: Callable, label: Callable) -> dict[str, list]:
-    """{label: rows along `x`}, apart for every other difference of the configs."""
+    """{label: rows along `x`}, apart for every other difference of the configs and for the kinds of devices."""
     lines: dict[str, list] = {}
+    kinds = {row.runs[0].device for row in rows}
     for row in sorted(rows, key=lambda row: x(row.runs[0])):
-        others = (f"{key.rpartition('.')[2]}={value}" for key, value in row.different.items() if key != "config.seed")
-        lines.setdefault(", ".join([*others, label(row.runs[0])]), []).append(row)
+        run = row.runs[0]
+        others = [f"{key.rpartition('.')[2]}={value}" for key, value in row.different.items() if key != "config.seed"]
+        parts = [*others, label(run), *([run.device] if len(kinds) > 1 else [])]
+        lines.setdefault(", ".join(parts), []).append(row)
     return lines
 
 
 def _devices(run) -> str:
     return f"{run.devices} {'device' if run.devices == 1 else 'devices'}"
+
+
+def _image_to_text(run) -> float | None:
+    return run.recall("image_to_text", "r1")
 
 
 def _speed(run) -> float | None:
