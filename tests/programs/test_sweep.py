@@ -13,6 +13,9 @@ import tiny
 
 from smke_jax.__main__ import main
 from smke_jax.programs import sweep
+from smke_jax.programs.train import load_sweep
+
+SCALING = Path(__file__).resolve().parents[2] / "configs" / "scaling.py"
 
 GRID = """
 def get_sweep():
@@ -151,6 +154,20 @@ def test_a_grid_that_does_not_run(fails, config_file, grid, problem):
     assert problem in message and ("tiny_config.py" in message or "config.seed" in message)
 
 
+@pytest.mark.parametrize("variant", ["", "flickr8k"])
+def test_the_scaling_study_sees_equal_examples_in_every_run(variant, monkeypatch):
+    monkeypatch.setattr(sweep, "resolve", lambda config: None)  # the teacher of flickr8k is a run that is not here
+    location = f"{SCALING}:{variant}"
+    jobs = sweep.plan_jobs(location, load_sweep(location), [])
+    assert len(jobs) == 20 and jobs[0].name == "batch_size=128,num_devices=1"
+    for job in jobs:
+        batch, devices = job.fields["config.batch_size"], job.fields["config.num_devices"]
+        assert batch * job.fields["config.total_steps"] == 2**18
+        assert batch % devices == 0 and job.fields["config.terms.target_itc.bank_size"] >= batch
+    (job,) = sweep.plan_jobs(location, {"config.batch_size": (512,)}, ["--config.total_steps=7"])
+    assert job.fields["config.total_steps"] == 7
+
+
 SLOW = """
 import time
 from smke_jax.training import loop
@@ -173,12 +190,14 @@ def test_a_sweep_survives_an_interruption_and_a_run_that_fails(config_file, tmp_
                "--config.eval.every=0", "--simulate_devices=3"]  # fmt: skip
     first = out / "num_devices=1"
 
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while not (first / "metrics.jsonl").exists() or len((first / "metrics.jsonl").read_text().splitlines()) < 2:
         assert time.monotonic() < deadline and started.poll() is None
         time.sleep(0.05)
-    os.kill(started.pid, signal.SIGINT)
+    os.killpg(started.pid, signal.SIGINT)  # to the whole group, as a terminal does at Ctrl-C
     printed, said = started.communicate(timeout=120)
     assert started.returncode == 130, said
     assert "stopped by SIGTERM at step" in said and "stopped by SIGINT; the same command continues" in said
