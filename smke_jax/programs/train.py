@@ -5,7 +5,10 @@ import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -34,6 +37,19 @@ def main(argv: list[str]) -> int:
 
 def load_config(location: str) -> ConfigDict:
     """What `get_config` of FILE, or of FILE:VARIANT with the variant, returns; UserError where it does not run."""
+    return _run(location, lambda module, variant: module.get_config(*variant).lock())
+
+
+def load_sweep(location: str) -> dict[str, tuple]:
+    """{'config.key': its values} that `get_sweep` of FILE or FILE:VARIANT returns; empty where there is none."""
+    grid = _run(location, lambda module, variant: getattr(module, "get_sweep", lambda *_: {})(*variant))
+    if not isinstance(grid, dict) or not all(isinstance(values, tuple | list) for values in grid.values()):
+        raise UserError(f"get_sweep() of {location} has to return {{'config.key': (value, …), …}}")
+    return {key: tuple(values) for key, values in grid.items()}
+
+
+def _run(location: str, use: Callable[[ModuleType, list[str]], Any]) -> Any:
+    """`use(module of the config file, [VARIANT] or [])`, with whatever goes wrong in it as a UserError."""
     name, _, variant = location.partition(":")
     path = Path(name)
     if not path.is_file():
@@ -44,7 +60,7 @@ def load_config(location: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config(*[variant] if variant else []).lock()
+        return use(module, [variant] if variant else [])
     except UserError:
         raise
     except Exception as error:  # a config is code, and may fail in any way

@@ -40,7 +40,10 @@ def check_or_write(workdir: Path, config: ConfigDict, identity: dict[str, str]) 
         recorded = _read(path)
         # A field that did not exist then stands at its default, which is what the code did without it.
         then = {**flatten(base()), **recorded["config"], **recorded["identity"]}
-        _refuse_difference(workdir, then, {**flatten(config), **identity})
+        if different := differences(then, {**flatten(config), **identity}):
+            raise UserError(
+                f"{workdir} holds a run of another config ({different}): give those values, or another --workdir"
+            )
         return
     if jax.process_index():
         return
@@ -55,6 +58,12 @@ def check_or_write(workdir: Path, config: ConfigDict, identity: dict[str, str]) 
     }
     atomic.write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
     atomic.write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """'config.a: 1 there, 2 now; …' of flattened configs, empty where they are equal."""
+    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    return "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys)
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -94,10 +103,3 @@ def _read(path):
         return json.loads(path.read_text())
     except ValueError:
         raise UserError(f"{path} is damaged: restore it, or start a new --workdir") from None
-
-
-def _refuse_difference(workdir, old, new):
-    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    if keys:
-        lines = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys)
-        raise UserError(f"{workdir} holds a run of another config ({lines}): give those values, or another --workdir")
