@@ -1,6 +1,5 @@
 """One process among several: start-up, agreeing with the others, stopping and failing without leaving them waiting."""
 
-import atexit
 import contextlib
 import importlib.util
 import json
@@ -20,6 +19,7 @@ from smke_jax.errors import UserError
 from smke_jax.parallel.rendezvous import meet
 
 START_TIMEOUT = 300.0  # seconds: hosts of one job may come up minutes apart
+GRACE = 3.0  # seconds
 
 
 def start_processes(
@@ -99,19 +99,26 @@ def failing_together() -> Iterator[None]:
         yield
     except UserError as error:
         own = error
-    messages = _gather("" if own is None else str(own))
-    if own is not None:
-        raise own
-    for process, message in enumerate(messages):
+    for process, message in enumerate(_gather(own and str(own))):
         if message:
-            raise UserError(f"process {process}: {message}")
+            raise own or UserError(f"process {process}: {message}")
+
+
+def release_others(error: Exception) -> None:
+    """Lets the others go on, with an AssertionError, where `error` kept this process from their barrier.
+
+    Such barriers, `sync_global_devices`, are at the end of what orbax does on all processes.
+    """
+    if "sync_global_devices name mismatch" not in str(error):  # it is not that this one was let go itself
+        with contextlib.suppress(AssertionError):
+            multihost_utils.sync_global_devices("released")
 
 
 def check_same(values: Mapping[str, Any]) -> None:
     """Raises UserError on all processes, naming the first key, where JSON `values` are not the same on all of them."""
     if jax.process_count() == 1:
         return
-    first, *others = (json.loads(text) for text in _gather(json.dumps(values)))
+    first, *others = _gather(values)
     for process, other in enumerate(others, 1):
         for key in {**first, **other}:
             if first.get(key) != other.get(key):
@@ -121,12 +128,17 @@ def check_same(values: Mapping[str, Any]) -> None:
                 )
 
 
-def _gather(text: str) -> list[str]:
-    """`text` of every process, in their order."""
-    data = np.frombuffer(text.encode(), np.uint8)
+def gather_rows(rows: np.ndarray) -> np.ndarray:
+    """Every process's rows, one process's after the other's: (b, …) -> (processes · b, …) on all of them."""
+    return multihost_utils.process_allgather(rows, tiled=True)
+
+
+def _gather(value: Any) -> list[Any]:
+    """The JSON `value` of every process, in their order."""
+    data = np.frombuffer(json.dumps(value).encode(), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(data)))
-    rows = multihost_utils.process_allgather(np.pad(data, (0, max(lengths) + 1 - len(data))))  # never empty
-    return [row[:length].tobytes().decode() for row, length in zip(rows, lengths)]
+    rows = multihost_utils.process_allgather(np.pad(data, (0, max(lengths) - len(data))))
+    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths)]
 
 
 @contextlib.contextmanager
@@ -153,25 +165,34 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
 
 @contextlib.contextmanager
 def leaving_on_error() -> Iterator[None]:
-    """Where this block fails, the process ends without waiting for the others, which so learn of it.
+    """Where this block fails, the process ends within seconds, and so the others learn of it.
 
-    At its exit jax waits for all processes, minutes long, while those wait for this one in a collective.  On CPUs they
-    see their connection break at once; elsewhere jax ends them when heartbeats have been missing for 100 s.
+    At its exit jax waits minutes for all processes to come to theirs, while those may wait for this one in a
+    collective.  They see it gone when their connection breaks (CPUs: at once), or when jax, which misses its
+    heartbeats for 100 s, ends them with a message of its own.
     """
     try:
         yield
     except BaseException as error:
-        if jax.process_count() > 1:
-            atexit.register(_leave, 2 if isinstance(error, UserError | OSError) else 1)
-            if "Gloo" in str(error):
-                raise UserError(
-                    "lost another process of this run, which says why; the same command continues from the last "
-                    f"checkpoint ({str(error).splitlines()[0]})"
-                ) from error
+        if jax.process_count() == 1:
+            raise
+        lost = "Gloo" in str(error)
+        status = 2 if lost or isinstance(error, UserError | OSError) else 1
+        _end_within(GRACE if jax.process_index() else 2 * GRACE, status)
+        if lost:
+            raise UserError(
+                "lost another process of this run, which says why; the same command continues from the last "
+                f"checkpoint ({str(error).splitlines()[0]})"
+            ) from error
         raise
 
 
-def _leave(status: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+def _end_within(seconds: float, status: int) -> None:
+    # Time for all to exit in order where all of them fail alike; process 0 later, as jax ends all others with it.
+    def end():
+        sys.stdout.flush()
+        os._exit(status)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()

@@ -6,6 +6,7 @@ leaves it to jax when everyone has come.
 """
 
 import contextlib
+import os
 import socket
 import time
 
@@ -39,7 +40,10 @@ def _receive(port: int, num_processes: int, timeout: float) -> str:
         family = socket.AF_INET6 if dual else socket.AF_INET
         server = socket.create_server(("", port), family=family, dualstack_ipv6=dual)
     except OSError as error:
-        return f"port {port} of process 0 cannot be used ({error.strerror}): give another in SMKE_COORDINATOR, and every process a number of its own"
+        return (
+            f"process 0 cannot use port {port} ({os.strerror(error.errno)}): give another in SMKE_COORDINATOR, "
+            "and every process a SMKE_PROCESS_ID of its own"
+        )
     guests: dict[int, socket.socket] = {}
     problem = ""
     with contextlib.ExitStack() as open_sockets:

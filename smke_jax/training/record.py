@@ -14,7 +14,13 @@ from ml_collections import ConfigDict
 from smke_jax import atomic
 from smke_jax.config import base
 from smke_jax.errors import UserError
+from smke_jax.parallel.process import failing_together
 
+# Of the config, what says where a run is computed and not what; it may change when a run is continued.
+PLACEMENT = frozenset(
+    f"config.{key}"
+    for key in ("num_devices", "sharding", "fsdp_size", "loss_impl", "profile_steps", "data.threads", "data.in_memory")
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "smke_jax")
 
 
@@ -33,16 +39,24 @@ def flatten(config: Any, prefix: str = "config") -> dict[str, Any]:
 def check_or_write(workdir: Path, config: ConfigDict, identity: dict[str, str]) -> None:
     """Writes run.json and config.json into a new run; refuses to continue a run that was started otherwise.
 
-    `identity` holds digests of what a config only names: data, tokenizer, teacher.
+    `identity` holds digests of what a config only names: data, tokenizer, teacher.  Where a run is computed may change
+    (`PLACEMENT`).
     """
+    with failing_together():
+        if jax.process_index() == 0:
+            _check_or_write(workdir, config, identity)
+    with failing_together():
+        if not (workdir / "run.json").exists():
+            raise UserError(f"{workdir} of process 0 is another here: give a --workdir that all processes share")
+
+
+def _check_or_write(workdir, config, identity):
     path = workdir / "run.json"
     if path.exists():
         recorded = _read(path)
         # A field that did not exist then stands at its default, which is what the code did without it.
         then = {**flatten(base()), **recorded["config"], **recorded["identity"]}
         _refuse_difference(workdir, then, {**flatten(config), **identity})
-        return
-    if jax.process_index():
         return
     record = {
         "config": flatten(config),
@@ -97,7 +111,7 @@ def _read(path):
 
 
 def _refuse_difference(workdir, old, new):
-    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    keys = [key for key in sorted({*old, *new} - PLACEMENT) if old.get(key) != new.get(key)]
     if keys:
         lines = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys)
         raise UserError(f"{workdir} holds a run of another config ({lines}): give those values, or another --workdir")

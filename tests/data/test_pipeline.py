@@ -42,6 +42,11 @@ def same(a: list[dict], b: list[dict]) -> bool:
     return all(x.keys() == y.keys() and all(np.array_equal(x[k], y[k]) for k in x) for x, y in zip(a, b, strict=True))
 
 
+def joined(shares: tuple[dict, ...]) -> dict:
+    """One global batch from all processes' shares of it."""
+    return {k: np.concatenate([share[k] for share in shares]) for k in shares[0]}
+
+
 def ids(batches: list[dict]) -> list[int]:
     return np.concatenate([b["id"] for b in batches]).tolist()
 
@@ -122,8 +127,7 @@ def test_processes_hold_consecutive_rows_of_the_same_batches(tokenizer, unit, co
     alone = take(batches(tokenizer, unit=unit), 9)  # across the ends of epochs of 5 and 2 batches
     shares = [take(batches(tokenizer, unit=unit, process=(i, count)), 9) for i in range(count)]
     assert all(len(batch["id"]) == 4 // count for share in shares for batch in share)
-    together = [{k: np.concatenate([share[step][k] for share in shares]) for k in alone[step]} for step in range(9)]
-    assert same(together, alone)
+    assert same([joined(step) for step in zip(*shares)], alone)
 
 
 @pytest.mark.parametrize("before, after", [(1, 4), (4, 1), (2, 4)])
@@ -132,8 +136,7 @@ def test_a_saved_position_holds_for_any_number_of_processes(tokenizer, before, a
         return [batches(tokenizer, process=(i, count)) for i in range(count)]
 
     def advance(iterators, steps):
-        shares = [take(iterator, steps) for iterator in iterators]
-        return [{k: np.concatenate([share[step][k] for share in shares]) for k in shares[0][0]} for step in range(steps)]
+        return [joined(step) for step in zip(*(take(iterator, steps) for iterator in iterators))]
 
     whole, first, second = start(1), start(before), start(after)
     advance(whole, 7), advance(first, 7)
