@@ -74,9 +74,10 @@ def train_batches(
 ) -> grain.DatasetIterator:
     """An endless iterator of {'id' (b,), 'text', 'text_mask' (b, L), and the uint8 arrays of `views`}.
 
-    `batch_size` is the global one, b this process's share; process is (index, count), and the processes' rows are
-    disjoint slices of one global order that does not depend on their number.  Each epoch is shuffled anew and its
-    incomplete last batch dropped.  Without a tokenizer the batches have no text.
+    `batch_size` is the global one, b this process's share; process is (index, count).  Process p holds the rows
+    [p·b, (p + 1)·b) of every global batch, which is the same, in the same order, for any number of processes; so is
+    the iterator's state, which counts batches.  Each epoch is shuffled anew and its incomplete last batch dropped.
+    Without a tokenizer the batches have no text.
     """
     index, count = process
     rows = make_rows(source.num_captions, unit)
@@ -105,8 +106,8 @@ def train_batches(
         .slice(slice(0, batches * batch_size))
         .repeat()
         .random_map(load)
-        .slice(slice(index, None, count))  # after the random numbers, which then do not depend on `process` either
         .batch(batch_size // count, drop_remainder=True, batch_fn=collate)
+        .slice(slice(index, None, count))  # last: neither order nor random numbers depend on `process` then
     )
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH_BATCHES * max(threads, 1))
     return iter(dataset.to_iter_dataset(options))

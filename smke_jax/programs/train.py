@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from smke_jax.__main__ import run_program
 from smke_jax.errors import UserError
-from smke_jax.parallel.process import start_processes
+from smke_jax.parallel.process import leaving_on_error, start_processes
 from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.record import flatten
 
@@ -25,13 +25,17 @@ def main(argv: list[str]) -> int:
     values = flags.FlagValues()
     config_file = flags.DEFINE_string("config", None, "config file", flag_values=values)
     workdir = flags.DEFINE_string("workdir", None, "run directory; an existing one is continued", flag_values=values)
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, else SMKE_COORDINATOR", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "how many processes, else SMKE_NUM_PROCESSES", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "this one's number, else SMKE_PROCESS_ID", flag_values=values)
     overrides = [argument for argument in argv if re.match(r"--?(no)?config\.", argument)]
     _parse(values, [argument for argument in argv if argument not in overrides])
     if config_file.value is None or workdir.value is None:
         raise UserError("smke train needs --config=FILE and --workdir=DIR")
     config = override(load_config(config_file.value), overrides)
-    start_processes()
-    train_and_evaluate(config, workdir.value)
+    start_processes(values.coordinator, values.num_processes, values.process_id)
+    with leaving_on_error():
+        train_and_evaluate(config, workdir.value)
     return 0
 
 

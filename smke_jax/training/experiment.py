@@ -17,6 +17,7 @@ from smke_jax.data.transforms import build_views
 from smke_jax.errors import UserError
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
+from smke_jax.parallel.process import check_same, failing_together
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.recipe import Recipe, build_recipe, init_params
@@ -81,6 +82,15 @@ def build_experiment(config: ConfigDict, workdir: Path, source=None) -> Experime
 
 
 def _tokenizer(config, directory: Path, source) -> Tokenizer:
+    # Process 0 alone looks at what is there and writes; on a network file system others may not see it before then.
+    tokenizer = None
+    with failing_together():
+        if jax.process_index() == 0:
+            tokenizer = _kept_tokenizer(config, directory, source)
+    return tokenizer or load_tokenizer(directory)
+
+
+def _kept_tokenizer(config, directory: Path, source) -> Tokenizer:
     if directory.is_dir() and (directory.parent / "run.json").exists():
         return load_tokenizer(directory)  # a folder without its run.json is left over from a refused command
     given = config.data.tokenizer or tower_tokenizer(config)
@@ -95,10 +105,9 @@ def _tokenizer(config, directory: Path, source) -> Tokenizer:
     else:
         captions = (caption for i in range(len(source)) for caption in source[i].captions)
         tokenizer = train_wordpiece(captions, config.data.vocab_size)
-    if jax.process_index() == 0:
-        shutil.rmtree(directory, ignore_errors=True)
-        with atomic.replacing(directory) as neighbour:  # a run killed now must find a whole vocabulary, or none
-            tokenizer.save(neighbour)
+    shutil.rmtree(directory, ignore_errors=True)
+    with atomic.replacing(directory) as neighbour:  # a run killed now must find a whole vocabulary, or none
+        tokenizer.save(neighbour)
     return tokenizer
 
 
@@ -137,23 +146,21 @@ def check_model(experiment: Experiment, shapes: dict[str, Any]) -> list[Tower]:
 def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Parameters of the frozen passes, on the mesh, and {'teacher weights': digest, …} of what they came from."""
     frozen, identity = {}, {}
-    for p in experiment.recipe.passes:
-        if p.grad:
-            continue
-        path, rows = (
-            experiment.config.teacher.checkpoint,
-            {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in shapes.items()},
-        )
-        init = jax.jit(lambda p=p, rows=rows: p.init(jax.random.key(experiment.config.seed + 1), rows))
-        if path == "random":
-            params, identity[f"{p.name} weights"] = init(), "random"
-        else:
-            params = fit(jax.eval_shape(init), load_params(path), source=path)
-            identity |= {f"{p.name} {what}": digest for what, digest in digests(path).items()}
-        frozen[p.name] = jax.device_put(
-            kernels_as(params, experiment.config.teacher.dtype), replicated(experiment.mesh)
-        )
-    return frozen, identity
+    path = experiment.config.teacher.checkpoint
+    rows = {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in shapes.items()}
+    with failing_together():
+        for p in experiment.recipe.passes:
+            if p.grad:
+                continue
+            init = jax.jit(lambda p=p: p.init(jax.random.key(experiment.config.seed + 1), rows))
+            if path == "random":
+                frozen[p.name], identity[f"{p.name} weights"] = init(), "random"
+            else:
+                frozen[p.name] = fit(jax.eval_shape(init), load_params(path), source=path)
+                identity |= {f"{p.name} {what}": digest for what, digest in digests(path).items()}
+    check_same(identity)
+    frozen = {name: kernels_as(params, experiment.config.teacher.dtype) for name, params in frozen.items()}
+    return jax.device_put(frozen, replicated(experiment.mesh)), identity
 
 
 def kernels_as(params: Any, dtype: str) -> Any:

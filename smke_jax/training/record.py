@@ -14,7 +14,13 @@ from ml_collections import ConfigDict
 from smke_jax import atomic
 from smke_jax.config import base
 from smke_jax.errors import UserError
+from smke_jax.parallel.process import failing_together
 
+# Of the config, what says where a run is computed and not what; it may change when a run is continued.
+PLACEMENT = frozenset(
+    f"config.{key}"
+    for key in ("num_devices", "sharding", "fsdp_size", "loss_impl", "profile_steps", "data.threads", "data.in_memory")
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "smke_jax")
 
 
@@ -33,8 +39,18 @@ def flatten(config: Any, prefix: str = "config") -> dict[str, Any]:
 def check_or_write(workdir: Path, config: ConfigDict, identity: dict[str, str]) -> None:
     """Writes run.json and config.json into a new run; refuses to continue a run that was started otherwise.
 
-    `identity` holds digests of what a config only names: data, tokenizer, teacher.
+    `identity` holds digests of what a config only names: data, tokenizer, teacher.  Where a run is computed may change
+    (`PLACEMENT`).
     """
+    with failing_together():
+        if jax.process_index() == 0:
+            _check_or_write(workdir, config, identity)
+    with failing_together():
+        if not (workdir / "run.json").exists():
+            raise UserError(f"{workdir} of process 0 is another here: give a --workdir that all processes share")
+
+
+def _check_or_write(workdir, config, identity):
     path = workdir / "run.json"
     if path.exists():
         recorded = _read(path)
@@ -44,8 +60,6 @@ def check_or_write(workdir: Path, config: ConfigDict, identity: dict[str, str]) 
             raise UserError(
                 f"{workdir} holds a run of another config ({different}): give those values, or another --workdir"
             )
-        return
-    if jax.process_index():
         return
     record = {
         "config": flatten(config),
@@ -61,8 +75,8 @@ def check_or_write(workdir: Path, config: ConfigDict, identity: dict[str, str]) 
 
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """'config.a: 1 there, 2 now; …' of flattened configs, empty where they are equal."""
-    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    """'config.a: 1 there, 2 now; …' of flattened configs, empty where they are equal but for `PLACEMENT`."""
+    keys = [key for key in sorted({*old, *new} - PLACEMENT) if old.get(key) != new.get(key)]
     return "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys)
 
 
