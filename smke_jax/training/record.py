@@ -16,11 +16,14 @@ from smke_jax.config import base
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import failing_together
 
-# Of the config, what says where a run is computed and not what; it may change when a run is continued.
+# Of the config, what says where and how a run is computed and not what; it may change when a run is continued.
 PLACEMENT = frozenset(
     f"config.{key}"
-    for key in ("num_devices", "sharding", "fsdp_size", "loss_impl", "profile_steps", "data.threads", "data.in_memory")
-)
+    for key in (
+        "num_devices", "sharding", "fsdp_size", "loss_impl", "micro_batch", "student.remat", "profile_steps",
+        "data.threads", "data.in_memory",
+    )
+)  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "smke_jax")
 
 
