@@ -184,11 +184,11 @@ def test_another_config_of_the_same_name_is_refused_before_anything_runs(tmp_pat
 def test_a_field_newer_than_the_jobs_stands_at_its_default(tmp_path):
     run(tmp_path, job("a"))
     records = json.loads((tmp_path / "jobs.json").read_text())
-    del records["a"]["config"]["config.micro_batch"]
+    del records["a"]["config"]["config.checkpoint.keep"]
     (tmp_path / "jobs.json").write_text(json.dumps(records))
     assert states(run(tmp_path, job("a"))[0]) == {"a": "finished"}
-    with pytest.raises(UserError, match="micro_batch: 0 there, 8 now"):
-        run(tmp_path, job("a", **{"config.micro_batch": 8}))
+    with pytest.raises(UserError, match="checkpoint.keep: 2 there, 8 now"):
+        run(tmp_path, job("a", **{"config.checkpoint.keep": 8}))
 
 
 def test_a_damaged_record_of_the_jobs_is_named(tmp_path):
