@@ -17,7 +17,7 @@ from pathlib import Path
 
 from smke_jax.__main__ import run_program
 from smke_jax.errors import UserError
-from smke_jax.programs.train import load_config, load_sweep, override
+from smke_jax.programs.train import load_config, load_sweep, override, split_overrides
 from smke_jax.reporting.compare import compare
 from smke_jax.training.experiment import resolve
 from smke_jax.training.jobs import FAILED, FINISHED, Job, count_devices, is_finished, run_jobs
@@ -26,8 +26,8 @@ from smke_jax.training.record import flatten
 
 def main(argv: list[str]) -> int:
     """Parses the command line, trains what is not finished and compares; returns the exit status."""
-    overrides = [argument for argument in argv if re.match(r"--?(no)?config\.", argument)]
-    arguments = _parser().parse_args([argument for argument in argv if argument not in overrides])
+    argv, overrides = split_overrides(argv)
+    arguments = _parser().parse_args(argv)
     jobs = plan_jobs(arguments.config, _axes(arguments, overrides), overrides)
     environment = _simulated(arguments.simulate_devices)
     skipped = _without_devices(jobs, environment)

@@ -28,8 +28,8 @@ def main(argv: list[str]) -> int:
     flags.DEFINE_string("coordinator", None, "host:port of process 0, else SMKE_COORDINATOR", flag_values=values)
     flags.DEFINE_integer("num_processes", None, "how many processes, else SMKE_NUM_PROCESSES", flag_values=values)
     flags.DEFINE_integer("process_id", None, "this one's number, else SMKE_PROCESS_ID", flag_values=values)
-    overrides = [argument for argument in argv if re.match(r"--?(no)?config\.", argument)]
-    _parse(values, [argument for argument in argv if argument not in overrides])
+    argv, overrides = split_overrides(argv)
+    _parse(values, argv)
     if config_file.value is None or workdir.value is None:
         raise UserError("smke train needs --config=FILE and --workdir=DIR")
     config = override(load_config(config_file.value), overrides)
@@ -37,6 +37,12 @@ def main(argv: list[str]) -> int:
     with leaving_on_error():
         train_and_evaluate(config, workdir.value)
     return 0
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """(the program's own arguments, the `--config.a.b=value` among them)."""
+    overrides = [argument for argument in argv if re.match(r"--?(no)?config\.", argument)]
+    return [argument for argument in argv if argument not in overrides], overrides
 
 
 def load_config(location: str) -> ConfigDict:

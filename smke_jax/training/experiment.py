@@ -1,12 +1,14 @@
-"""Everything that a config names, opened and checked: tokenizer, recipe, teacher, initial weights, mesh."""
+"""Everything that a config names, opened and checked: tokenizer, recipe, teacher, initial weights, mesh, step."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
 from smke_jax import atomic
@@ -20,7 +22,9 @@ from smke_jax.parallel.mesh import make_mesh, replicated
 from smke_jax.parallel.process import check_same, failing_together
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
+from smke_jax.training.optimizer import build_optimizer
 from smke_jax.training.recipe import Recipe, build_recipe, init_params
+from smke_jax.training.step import abstract_state, make_train_step
 from smke_jax.training.towers import Tower, read_towers, tower_tokenizer
 from smke_jax.training.validation import validate
 
@@ -77,8 +81,33 @@ def build_experiment(config: ConfigDict, workdir: Path, source=None) -> Experime
     """
     tokenizer = _tokenizer(config, workdir / "tokenizer", source) if "student" in config.passes else None
     recipe = build_recipe(config, vocab_size=tokenizer and tokenizer.vocab_size)
-    mesh = make_mesh(config.num_devices or None, fsdp_size=config.fsdp_size if config.sharding == "fsdp" else 1)
-    return Experiment(config, mesh, tokenizer, recipe)
+    return Experiment(config, build_mesh(config), tokenizer, recipe)
+
+
+def build_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    """The mesh over config.num_devices devices, laid out for config.sharding."""
+    return make_mesh(config.num_devices or None, fsdp_size=config.fsdp_size if config.sharding == "fsdp" else 1)
+
+
+class TrainingStep(NamedTuple):
+    """The update of an experiment, not yet compiled."""
+
+    tx: optax.GradientTransformation
+    schedule: Callable  # step -> learning rate
+    state: Any  # TrainState of shapes with their shardings
+    run: Callable  # jitted (state, frozen, batch) -> (state, metrics)
+
+
+def build_step(experiment: Experiment, shapes: dict[str, Any]) -> TrainingStep:
+    """The optimiser and the train step of `experiment` for a global batch of `shapes`."""
+    config, recipe, mesh = experiment.config, experiment.recipe, experiment.mesh
+    tx, schedule = build_optimizer(config.optimizer, batch_size=config.batch_size, total_steps=config.total_steps)
+    state = abstract_state(recipe, tx, mesh, shapes, sharding=config.sharding)
+    run = make_train_step(
+        recipe, tx, mesh, total_steps=config.total_steps, layout=state,
+        micro_batch=config.micro_batch, loss_impl=config.loss_impl,
+    )  # fmt: skip
+    return TrainingStep(tx, schedule, state, run)
 
 
 def _tokenizer(config, directory: Path, source) -> Tokenizer:
@@ -113,10 +142,11 @@ def _kept_tokenizer(config, directory: Path, source) -> Tokenizer:
 
 def open_training_data(config: ConfigDict):
     """(source of the training split, the function that makes its views)."""
-    return open_source(config.data, config.data.split), _views(config)
+    return open_source(config.data, config.data.split), training_views(config)
 
 
-def _views(config):
+def training_views(config: ConfigDict):
+    """The function that makes the views of a training image."""
     size = config.student.image.image_size
     uses_teacher = "teacher" in config.passes or "views" in config.passes
     return build_views(config.data, image_size=size, teacher_size=config.teacher.image_size if uses_teacher else size)
@@ -145,22 +175,32 @@ def check_model(experiment: Experiment, shapes: dict[str, Any]) -> list[Tower]:
 
 def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Parameters of the frozen passes, on the mesh, and {'teacher weights': digest, …} of what they came from."""
-    frozen, identity = {}, {}
-    path = experiment.config.teacher.checkpoint
-    rows = {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in shapes.items()}
+    frozen, identity, path = {}, {}, experiment.config.teacher.checkpoint
     with failing_together():
-        for p in experiment.recipe.passes:
-            if p.grad:
-                continue
-            init = jax.jit(lambda p=p: p.init(jax.random.key(experiment.config.seed + 1), rows))
+        for name, init in _frozen_inits(experiment, shapes).items():
             if path == "random":
-                frozen[p.name], identity[f"{p.name} weights"] = init(), "random"
+                frozen[name], identity[f"{name} weights"] = init(), "random"
             else:
-                frozen[p.name] = fit(jax.eval_shape(init), load_params(path), source=path)
-                identity |= {f"{p.name} {what}": digest for what, digest in digests(path).items()}
+                frozen[name] = fit(jax.eval_shape(init), load_params(path), source=path)
+                identity |= {f"{name} {what}": digest for what, digest in digests(path).items()}
     check_same(identity)
     frozen = {name: kernels_as(params, experiment.config.teacher.dtype) for name, params in frozen.items()}
     return jax.device_put(frozen, replicated(experiment.mesh)), identity
+
+
+def frozen_shapes(experiment: Experiment, shapes: dict[str, Any]) -> dict[str, Any]:
+    """The same parameters as shapes."""
+    dtype = experiment.config.teacher.dtype
+    inits = _frozen_inits(experiment, shapes)
+    return {name: jax.eval_shape(lambda init=init: kernels_as(init(), dtype)) for name, init in inits.items()}
+
+
+def _frozen_inits(experiment, shapes):
+    rows = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in shapes.items()}
+    key = jax.random.key(experiment.config.seed + 1)
+    blank = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rows)  # noqa: E731
+    frozen = [p for p in experiment.recipe.passes if not p.grad]
+    return {p.name: jax.jit(lambda p=p: p.init(key, blank())) for p in frozen}
 
 
 def kernels_as(params: Any, dtype: str) -> Any:
@@ -192,7 +232,7 @@ def restore_run(workdir: Path, step: int | Literal["best"] | None = None) -> Tra
             f"{workdir / 'tokenizer'} is not the vocabulary that this run was trained with "
             f"(it has {experiment.tokenizer.vocab_size} tokens): put the original back"
         )
-    shapes = batch_shapes(config, _views(config))
+    shapes = batch_shapes(config, training_views(config))
     everywhere = replicated(experiment.mesh)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),

@@ -17,6 +17,11 @@ from smke_jax.training.recipe import Recipe
 log = logging.getLogger("smke_jax")
 
 
+def with_kept_targets(recipe: Recipe) -> Recipe:
+    """`recipe` with the teacher's forward replaced by what is kept of it."""
+    return recipe._replace(passes=tuple(kept_pass(p.provides) if p.name == "teacher" else p for p in recipe.passes))
+
+
 class KeptTargets:
     """{representation: its value for every image of the training split}, read from disk as it is needed.
 
@@ -49,12 +54,6 @@ class KeptTargets:
     def rows(self, ids: np.ndarray) -> dict[str, np.ndarray]:
         """The features of the images `ids` (b,)."""
         return {name: np.asarray(features[ids]) for name, features in self._features.items()}
-
-    def recipe(self, recipe: Recipe) -> Recipe:
-        """`recipe` with the teacher's forward replaced by what is kept."""
-        return recipe._replace(
-            passes=tuple(kept_pass(self.provides) if p.name == "teacher" else p for p in recipe.passes)
-        )
 
     @staticmethod
     def _path(directory: Path, name: str) -> Path:

@@ -25,16 +25,17 @@ from smke_jax.training.experiment import (
     Experiment,
     batch_shapes,
     build_experiment,
+    build_step,
     check_model,
     load_frozen,
     open_training_data,
     resolve,
 )
-from smke_jax.training.kept_targets import KeptTargets
-from smke_jax.training.optimizer import build_optimizer
+from smke_jax.training.kept_targets import KeptTargets, with_kept_targets
+from smke_jax.training.memory import memory_advice
 from smke_jax.training.profiling import Profiler
 from smke_jax.training.state import TrainState, count_parameters
-from smke_jax.training.step import abstract_state, bad_names, init_state, make_train_step
+from smke_jax.training.step import bad_names, init_state
 from smke_jax.training.towers import describe_origins, load_towers
 from smke_jax.training.writers import MetricWriter, Progress
 
@@ -87,7 +88,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     kept = None
     if config.teacher.cache:
         kept = KeptTargets(experiment.recipe, frozen, source, workdir / "targets", config, experiment.mesh)
-        experiment, frozen = experiment._replace(recipe=kept.recipe(experiment.recipe)), {"teacher": {}}
+        experiment, frozen = experiment._replace(recipe=with_kept_targets(experiment.recipe)), {"teacher": {}}
         shapes = batch_shapes(config, views) | kept.shapes(config.batch_size)
     with contextlib.closing(batches), Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
         return _Loop(experiment, workdir, frozen, kept, towers, shapes, checkpoints, identity, gallery).run(batches)
@@ -120,16 +121,8 @@ class _Loop:
         self.experiment, self.config = experiment, experiment.config
         self.workdir, self.frozen, self.towers, self.shapes = workdir, frozen, towers, shapes
         self.kept, self.checkpoints, self.identity, self.gallery = kept, checkpoints, identity, gallery
-        config, mesh = self.config, experiment.mesh
-        self.tx, self.schedule = build_optimizer(
-            config.optimizer, batch_size=config.batch_size, total_steps=config.total_steps
-        )
-        self.abstract = abstract_state(experiment.recipe, self.tx, mesh, shapes, sharding=config.sharding)
-        self.step_fn = make_train_step(
-            experiment.recipe, self.tx, mesh, total_steps=config.total_steps, layout=self.abstract,
-            micro_batch=config.micro_batch, loss_impl=config.loss_impl,
-        )  # fmt: skip
-        self.encode = None if gallery is None else make_encoder(experiment.student().run, mesh)
+        self.tx, self.schedule, self.abstract, self.step_fn = build_step(experiment, shapes)
+        self.encode = None if gallery is None else make_encoder(experiment.student().run, experiment.mesh)
 
     def run(self, batches) -> Outcome:
         config = self.config
@@ -163,11 +156,12 @@ class _Loop:
                     if self.kept is not None:
                         batch |= self.kept.rows(batch["id"])
                 step += 1
-                with profiler.step(step):
-                    state, values = self.step_fn(state, self.frozen, put_batch(batch, self.experiment.mesh))
-                profiler.step_done(step, values)
-                progress.step_done(values)
-                self._check(pending)  # one step late, so that the device never waits for the host
+                with memory_advice(config, self.experiment.mesh.size):
+                    with profiler.step(step):
+                        state, values = self.step_fn(state, self.frozen, put_batch(batch, self.experiment.mesh))
+                    profiler.step_done(step, values)
+                    progress.step_done(values)
+                    self._check(pending)  # one step late, so that the device never waits for the host
                 pending = (step, values, batch["id"])
                 if _multiple(step, config.log.every) or step == config.total_steps:
                     self._log(writer, progress, step, values)

@@ -19,7 +19,7 @@ LAYERS = (
     ("training.recipe", "training.optimizer", "training.state"),
     ("training.step", "evaluation", "training", "search", "reporting"),
     ("training.experiment", "training.loop"),
-    ("embedder",),
+    ("embedder", "planning"),
     ("programs", "__main__"),
     ("benchmarks",),
 )
