@@ -149,9 +149,9 @@ def test_only_the_step_maps_over_devices():
 
 
 def test_axis_names_are_known_to_parallel_and_the_step():
-    knows = {m for m in MODULES if names(m) & {"DATA_AXIS", "PartitionSpec", "NamedSharding", "make_mesh", "Mesh"}}
-    axis = {m for m in MODULES if names(m) & {"DATA_AXIS", "PartitionSpec"}}
-    assert axis <= {"parallel.mesh", "training.step"}
+    knows = {m for m in MODULES if names(m) & {"DATA_AXES", "PartitionSpec", "NamedSharding", "make_mesh", "Mesh"}}
+    axis = {m for m in MODULES if names(m) & {"DATA_AXES", "FSDP_AXIS", "PartitionSpec"}}
+    assert axis <= {"parallel.mesh", "parallel.rules", "training.step"}
     knows = {m for m in knows if not m.startswith(("parallel", "benchmarks"))}
     assert knows <= {"training.step", "training.experiment", "embedder"}
 
