@@ -1,6 +1,7 @@
 """How benchmarks measure: in turns, with the spread, and memory in a process of its own."""
 
 import concurrent.futures
+import importlib.util
 import multiprocessing
 import re
 import statistics
@@ -12,6 +13,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+
+from smke_jax.errors import UserError
+
+
+def say(line: str) -> None:
+    """One line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def require_torch() -> None:
+    """Raises UserError where there is nothing to compare with."""
+    if importlib.util.find_spec("torch") is None:
+        raise UserError("this benchmark compares with PyTorch: pip install 'smke_jax[torch]'")
 
 
 def in_turns(runs: dict[str, Callable[[int], Any]], *, rounds: int, seconds: float) -> dict[str, list[float]]:
@@ -26,7 +40,7 @@ def in_turns(runs: dict[str, Callable[[int], Any]], *, rounds: int, seconds: flo
     for i in range(rounds):
         for name, run in runs.items():
             speeds[name].append(steps[name] / _seconds(run, steps[name]))
-        print(f"  round {i + 1} of {rounds}", end="\r", file=sys.stderr, flush=True)
+        say(f"  round {i + 1} of {rounds}")
     return speeds
 
 

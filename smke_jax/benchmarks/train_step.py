@@ -6,7 +6,7 @@ Student forward and backward, frozen teacher, ITC, contrastive target loss with 
 memory.  Both start from the same parameters, and the first loss of both has to agree before anything is timed.
 """
 
-import importlib.util
+import argparse
 import os
 import statistics
 import sys
@@ -18,11 +18,19 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from smke_jax.__main__ import run_program
 from smke_jax.benchmarks import record
-from smke_jax.benchmarks.measure import alone, in_turns, matmul_rate, peak_resident_gib, resident_gib, spread
+from smke_jax.benchmarks.measure import (
+    alone,
+    in_turns,
+    matmul_rate,
+    peak_resident_gib,
+    require_torch,
+    resident_gib,
+    say,
+    spread,
+)
 from smke_jax.benchmarks.sizes import SIZES, flops_per_example, made_up_batch, shapes_of, step_config
 from smke_jax.errors import UserError
 from smke_jax.parallel.mesh import make_mesh, put_batch
@@ -37,18 +45,19 @@ WARM_UP = 2  # steps before anything is timed
 
 
 class Device(NamedTuple):
-    """What is measured where: JAX's and PyTorch's names, PyTorch's forms, compute type, size of the matrix product."""
+    """Where the steps run: its names in JAX and PyTorch, PyTorch's forms there, and what goes with it."""
 
     jax: str
     torch: str
     against: tuple[str, ...]
     dtype: str
-    matmul: int
+    matmul: int  # rows of the square matrices whose product is the yardstick of MFU
+    file: str
 
 
 DEVICES = {
-    "cpu": Device("cpu", "cpu", (EAGER,), "float32", 2048),
-    "gpu": Device("cuda", "cuda", (EAGER, COMPILED), "bfloat16", 8192),
+    "cpu": Device("cpu", "cpu", (EAGER,), "float32", 2048, "train_step.md"),
+    "gpu": Device("cuda", "cuda", (EAGER, COMPILED), "bfloat16", 8192, "train_step_gpu.md"),
 }
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2e-2}  # of the first losses to each other, relative
 
@@ -163,7 +172,7 @@ def _start(device: Device) -> None:
 
 def measure(size: str, config, device: Device, *, rounds: int, seconds: float, peak: float) -> list[str]:
     """The rows of one size; `peak` is the rate of operations that MFU is a share of."""
-    _say(f"{size}: building, compiling, comparing the first losses")
+    say(f"{size}: building, compiling, comparing the first losses")
     found = contenders(config, device)
     speeds = in_turns({name: c.run for name, c in found.items()}, rounds=rounds, seconds=seconds)
     parameters = count_parameters(found[JAX].initial[0])
@@ -181,12 +190,8 @@ def measure(size: str, config, device: Device, *, rounds: int, seconds: float, p
             f"{contender.compiled_s:.1f}" if contender.compiled_s else "",
         )
         rows.append(f"| {' | '.join(cells)} |")
-        _say(rows[-1])
+        say(rows[-1])
     return rows
-
-
-def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 TABLE = """\
@@ -205,8 +210,8 @@ def report(rows: list[str], configs: dict[str, Any], device: Device, peak: float
     return "\n".join(
         [
             f"Computed in {device.dtype}, parameters and losses in fp32. Medians of {rounds} rounds in turns, lowest",
-            "and highest in brackets. PyTorch has SDPA and fused AdamW. MFU is the share of the rate of a matrix product",
-            f"of {device.matmul}³ in JAX just before, {peak / 1e12:.3g} TFLOP/s. Memory is of each alone in a process,",
+            "and highest in brackets. PyTorch has SDPA and fused AdamW. MFU is the share of the rate of one product of",
+            f"{device.matmul}³ in JAX just before, {peak / 1e12:.3g} TFLOP/s. Memory is of each alone in a process,",
             "its compiler included.",
             "",
             TABLE,
@@ -223,33 +228,39 @@ def report(rows: list[str], configs: dict[str, Any], device: Device, peak: float
 
 def main(argv: list[str]) -> int:
     """Measures the sizes asked for and writes the table."""
-    values = flags.FlagValues()
-    sizes = flags.DEFINE_list("sizes", list(SIZES), f"of {', '.join(SIZES)}", flag_values=values)
-    name = flags.DEFINE_enum("device", "cpu", list(DEVICES), "where", flag_values=values)
-    batch = flags.DEFINE_integer("batch_size", 0, "0: each size's own", flag_values=values)
-    rounds = flags.DEFINE_integer("rounds", 7, "times that all run in turns", flag_values=values)
-    seconds = flags.DEFINE_float("seconds", 3.0, "that each runs in a round", flag_values=values)
-    out = flags.DEFINE_string("out", None, "Markdown file; beside this program by default", flag_values=values)
-    values(["train_step", *argv])
-    unknown = [size for size in sizes.value if size not in SIZES]
-    if unknown:
-        raise UserError(f"unknown size {unknown[0]!r}: known are {', '.join(SIZES)}")
-    if importlib.util.find_spec("torch") is None:
-        raise UserError("this benchmark compares with PyTorch: pip install 'smke_jax[torch]'")
-    device = DEVICES[name.value]
+    arguments = _parser().parse_args(argv)
+    require_torch()
+    device = DEVICES[arguments.device]
     _start(device)
-    configs = {
-        size: step_config(size, dtype=device.dtype, batch_size=batch.value, gpu=name.value == "gpu")
-        for size in sizes.value
-    }
+    options = {"dtype": device.dtype, "batch_size": arguments.batch_size, "gpu": arguments.device == "gpu"}
+    configs = {size: step_config(size, **options) for size in arguments.sizes}
     peak = matmul_rate(device.dtype, device.matmul)
-    options = {"rounds": rounds.value, "seconds": seconds.value, "peak": peak}
-    rows = [row for size, config in configs.items() for row in measure(size, config, device, **options)]
-    path = out.value or Path(__file__).with_name("train_step.md" if name.value == "cpu" else "train_step_gpu.md")
+    rows = []
+    for size, config in configs.items():
+        rows += measure(size, config, device, rounds=arguments.rounds, seconds=arguments.seconds, peak=peak)
+    path = arguments.out or Path(__file__).with_name(device.file)
     command = " ".join(["python -m smke_jax.benchmarks.train_step", *argv])
-    record.write(path, "The train step against PyTorch", command, report(rows, configs, device, peak, rounds.value))
-    _say(f"{path} is written")
+    record.write(path, "The train step against PyTorch", command, report(rows, configs, device, peak, arguments.rounds))
+    say(f"{path} is written")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("train_step", description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--sizes", type=_sizes, default=list(SIZES), metavar="A,B", help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--device", choices=list(DEVICES), default="cpu")
+    parser.add_argument("--batch_size", type=int, default=0, metavar="N", help="default: each size's own")
+    parser.add_argument("--rounds", type=int, default=7, metavar="N", help="times that all run in turns")
+    parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="that each runs in a round")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="default: beside this program")
+    return parser
+
+
+def _sizes(text: str) -> list[str]:
+    for size in text.split(","):
+        if size not in SIZES:
+            raise UserError(f"unknown size {size!r}: known are {', '.join(SIZES)}")
+    return text.split(",")
 
 
 if __name__ == "__main__":
