@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
+from PIL import Image
 
 from smke_jax import atomic
 from smke_jax.convert.params_file import digests, fit, load_params, read_description
@@ -155,7 +156,7 @@ def training_views(config: ConfigDict):
 def batch_shapes(config: ConfigDict, views) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of one global batch, from one blank image."""
     rng = np.random.default_rng(0)
-    arrays = views(np.zeros((64, 64, 3), np.uint8), rng)
+    arrays = views(Image.new("RGB", (64, 64)), rng)
     shapes = {k: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype) for k, x in arrays.items()}
     shapes["id"] = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
     if "student" in config.passes:
