@@ -108,7 +108,5 @@ def test_another_program_at_the_address():
 
 @pytest.mark.parametrize("address", ["node1", "node1:", ":9876", "node1:port", "node1:70000"])
 def test_an_address_without_host_or_port(address):
-    assert (
-        attempt(address, 2, 1, 1.0)
-        == f"SMKE_COORDINATOR is {address!r}: give host:port of process 0, such as node1:9876"
-    )
+    said = attempt(address, 2, 1, 1.0)
+    assert said == f"SMKE_COORDINATOR is {address!r}: give host:port of process 0, such as node1:9876"
