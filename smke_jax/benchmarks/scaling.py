@@ -3,7 +3,7 @@
     python -m smke_jax.benchmarks.scaling [--config=configs/s_smke.py:random] [--per_device=64] [--config.a.b=value …]
 
 The step is compiled for as many simulated CPU devices as each row says, with nothing run: bytes, collectives and
-memory are those of the compiled programs, at every size.  Step times are predictions from `planning/devices.py`.
+memory are those of the compiled programs.  Step times are predictions from `planning/devices.py`.
 """
 
 import argparse
@@ -12,22 +12,24 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+import jax
 from ml_collections import ConfigDict
 
 from smke_jax.__main__ import run_program
 from smke_jax.benchmarks import record
 from smke_jax.planning.devices import DEVICES, HIGHEST, Device
 from smke_jax.planning.predict import StepTime, step_time
-from smke_jax.planning.program import Program, compile_step, planned, take_devices
+from smke_jax.planning.program import MOST_SIMULATED, Program, compile_step, planned, take_devices
 from smke_jax.programs.train import load_config, override, split_overrides
 
 log = logging.getLogger("smke_jax")
 
 IMPLEMENTATIONS = ("gather", "ring")
+SIZES = [1, 2, 4, 8, 64, 256, 512, 1024, 2048, 4096]
 HARDWARE = ("tpu-v5e", "h200")
 COMPILED = """Per device and step.  FLOPs of matrix products are counted in the traced program, "fp32" being what the
 losses ask full precision for; the bytes that a device sends (calls in brackets) and temporaries are read from the
-compiled one."""
+compiled one.  More devices than {most:,} are a straight line through the two sizes before."""
 PREDICTED = """Predicted at {shares}.  Efficiency is the time of one device, with its own smaller contrastive batch,
 over that of many: it pays for the growth of the losses too.  "hidden" has the exchange of gradients behind the
 student's backward pass, taken as half of all products."""
@@ -39,8 +41,10 @@ def main(argv: list[str]) -> int:
     argv, overrides = split_overrides(argv)
     arguments = _parser().parse_args(argv)
     config = override(load_config(arguments.config), overrides)
-    take_devices(DEVICES["cpu"], max(arguments.devices))
-    programs = compile_all(planned(config)[0], arguments.devices, arguments.per_device)
+    compiled = [n for n in arguments.devices if n <= MOST_SIMULATED]
+    take_devices(DEVICES["cpu"], max(compiled))
+    programs = compile_all(planned(config)[0], compiled, arguments.per_device)
+    programs |= extrapolate(programs, [n for n in arguments.devices if n > MOST_SIMULATED])
     body = report(programs, arguments.per_device, arguments.utilisation, arguments.link_use)
     given = f"--config={arguments.config} --per_device={arguments.per_device} " + " ".join(overrides)
     command = f"python -m smke_jax.benchmarks.scaling {given}".strip()
@@ -53,7 +57,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", default="configs/s_smke.py:random", metavar="FILE[:VARIANT]")
     parser.add_argument("--per_device", type=int, default=64, metavar="N", help="examples (default: %(default)s)")
     sizes = lambda text: sorted({1, *map(int, text.split(","))})  # noqa: E731
-    parser.add_argument("--devices", type=sizes, default=[1, 2, 4, 8, 64, 256, 512, 4096], metavar="A,B", help="with 1")
+    parser.add_argument(
+        "--devices", type=sizes, default=[1, 2, 4, 8, 64, 256, 512, 1024, 2048, 4096], metavar="A,B", help="with 1"
+    )
     parser.add_argument("--utilisation", type=float, default=0.4, metavar="X", help="of the peak (default: 0.4)")
     parser.add_argument("--link_use", type=float, default=0.8, metavar="X", help="of the links (default: 0.8)")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"), metavar="FILE")
@@ -78,10 +84,26 @@ def compile_all(config: ConfigDict, sizes: Iterable[int], per_device: int) -> Pr
     return programs
 
 
+def extrapolate(programs: Programs, sizes: Iterable[int]) -> Programs:
+    """What more devices than can be simulated would do, on a straight line through the two largest compiled sizes.
+
+    With as many examples to each device, what is exchanged and kept is linear in the devices but for the exchange of
+    gradients, which no longer grows.
+    """
+    compiled = sorted({devices for _, devices in programs})
+    found = {}
+    for devices in sizes:
+        for impl in IMPLEMENTATIONS:
+            (few, less), (many, more) = ((n, programs[impl, n]) for n in compiled[-2:])
+            beyond = (devices - few) / (many - few)
+            found[impl, devices] = jax.tree.map(lambda a, b, x=beyond: a + x * (b - a), less, more)
+    return found
+
+
 def report(programs: Programs, per_device: int, utilisation: float, link_use: float) -> str:
     """Markdown: what was compiled, then for each HARDWARE what is predicted and what follows."""
     shares = f"{utilisation:.0%} of the peak FLOP/s and {link_use:.0%} of the bandwidth of links"
-    parts = [COMPILED, _compiled(programs, per_device), PREDICTED.format(shares=shares)]
+    parts = [COMPILED.format(most=MOST_SIMULATED), _compiled(programs, per_device), PREDICTED.format(shares=shares)]
     for name in HARDWARE:
         device = DEVICES[name]
         times = {
@@ -97,12 +119,12 @@ def _compiled(programs: Programs, per_device: int) -> str:
     for (impl, devices), program in programs.items():
         sent, calls = program.traffic.sent, program.traffic.calls
         exchanged = [
-            f"{sent[kind] / 1e6:,.1f} ({calls[kind]:,})" if kind in sent else "-"
+            f"{sent[kind] / 1e6:,.1f} ({calls[kind]:,.0f})" if kind in sent else "-"
             for kind in ("all-reduce", "all-gather", "reduce-scatter", "collective-permute")
         ]
         exact = program.flops[HIGHEST]
         rows.append(
-            (devices, impl, f"{devices * per_device:,}", f"{(program.flops.total() - exact) / 1e12:.2f}",
+            (devices, impl, f"{devices * per_device:,}", f"{(sum(program.flops.values()) - exact) / 1e12:.2f}",
              f"{exact / 1e12:.2f}", *exchanged, f"{program.memory['temporaries'] / 1e9:.2f}")
         )  # fmt: skip
     heads = (

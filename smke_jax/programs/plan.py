@@ -169,13 +169,13 @@ def _largest(config: ConfigDict, device: Device, program: Program, notes: list[s
     def search(start: int, micro_batch: int) -> Figure:
         limit = device.memory * device.usable
         batch = largest_batch(lambda batch: memory(batch, micro_batch), start, devices, limit)
+        if 2 * batch in refused:
+            notes.append(f"more than {batch:,} examples were not tried: {refused[2 * batch]}")
         return Figure("largest batch that fits", f"micro_batch={micro_batch}", batch, "", "compiled")
 
     found = [search(config.batch_size, config.micro_batch)]
     largest = int(found[0].value)
-    if 2 * largest in refused:
-        notes.append(f"more than {largest:,} examples were not tried: {refused[2 * largest]}")
-    elif not config.micro_batch and 2 * devices <= largest < MOST:
+    if not config.micro_batch and 2 * devices <= largest < MOST and 2 * largest not in refused:
         # Half of its first batch has to be in micro-batches too, or the line through the two says nothing.
         found.append(search(4 * largest, largest // devices // 2))
     return found

@@ -7,6 +7,8 @@ import tiny
 
 from smke_jax.__main__ import run_program
 from smke_jax.benchmarks import scaling
+from smke_jax.planning.program import Program
+from smke_jax.planning.traffic import Traffic
 
 
 @pytest.fixture(scope="module")
@@ -62,3 +64,12 @@ def test_a_bank_grows_with_the_batch(monkeypatch):
         (8, 40, "gather"), (8, 40, "ring"), (128, 128, "gather"), (128, 128, "ring"),
     ]  # fmt: skip
     assert config.terms.target_itc.bank_size == 40
+
+
+def test_what_cannot_be_simulated_lies_on_the_line():
+    def program(devices):
+        traffic = Traffic({"all-gather": 7.0 * devices}, {"all-gather": 3}, 0)
+        return Program({"temporaries": 100 + devices}, {"highest": 2.0 * devices}, traffic, {"trained": 5})
+
+    compiled = {(impl, n): program(n) for n in (1, 1024, 2048) for impl in scaling.IMPLEMENTATIONS}
+    assert scaling.extrapolate(compiled, [4096]) == {(impl, 4096): program(4096) for impl in scaling.IMPLEMENTATIONS}
