@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.evaluation.embed import embed_images, make_encoder
+from smke_jax.passes.base import only
 from smke_jax.passes.frozen import kept_pass
 from smke_jax.training.recipe import Recipe
 
@@ -29,7 +30,7 @@ class KeptTargets:
     """
 
     def __init__(self, recipe: Recipe, frozen: dict[str, Any], source, directory: Path, config, mesh):
-        (teacher,) = (p for p in recipe.passes if p.name == "teacher")
+        (teacher,) = (only(p, recipe.needs) for p in recipe.passes if p.name == "teacher")
         self.provides = teacher.provides
         missing = [name for name in self.provides if not self._path(directory, name).exists()]
         if missing:
