@@ -1,4 +1,4 @@
-"""S-SMKE with cross-modal late interaction: contrast by the likeness of patches and words besides that of [CLS] (FILIP).
+"""S-SMKE with cross-modal late interaction: patches and words are contrasted besides [CLS] (FILIP).
 
     smke train --config=configs/cmli.py --workdir=runs/cmli --config.data.dir=DATA
 
