@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -102,6 +103,13 @@ def failing_together() -> Iterator[None]:
     for process, message in enumerate(_gather(own and str(own))):
         if message:
             raise own or UserError(f"process {process}: {message}")
+
+
+def check_shared(path: Path) -> None:
+    """Raises UserError on all processes where one of them does not see `path`, which process 0 has written."""
+    with failing_together():
+        if not path.exists():
+            raise UserError(f"{path} of process 0 is not here: give a --workdir that all processes share")
 
 
 def release_others(error: Exception) -> None:
