@@ -1,4 +1,7 @@
-"""Frozen image teachers.  Every one maps normalised images (B, S, S, 3) to a feature (B, D): its [CLS], or logits."""
+"""Frozen image teachers.  Every one maps normalised images (B, S, S, 3) to a feature (B, D): its [CLS], or logits.
+
+Those that cut the image in patches also sow their 'tokens' (B, N, D), the same of every patch.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -84,8 +87,10 @@ class Beit(nn.Module):
                 dtype=self.dtype,
                 name=f"block_{i}",
             )(x, bias=shared if self.shared_bias else own).out
-        cls = x[:, 0].astype(jnp.float32)
-        return LayerNorm(self.norm_eps, name="norm")(cls) if self.final_norm else cls
+        norm = LayerNorm(self.norm_eps, name="norm") if self.final_norm else lambda x: x
+        x = x.astype(jnp.float32)
+        self.sow("intermediates", "tokens", norm(x[:, 1:]))
+        return norm(x[:, 0])
 
 
 class Data2Vec2(ImageEncoder):
@@ -94,7 +99,9 @@ class Data2Vec2(ImageEncoder):
     @nn.compact
     def __call__(self, images, *, deterministic: bool = True):
         """Normalised images (B, S, S, 3) -> [CLS] feature (B, D), fp32."""
-        return super().__call__(images, deterministic=deterministic)[:, 0].astype(jnp.float32)
+        x = super().__call__(images, deterministic=deterministic).astype(jnp.float32)
+        self.sow("intermediates", "tokens", x[:, 1:])
+        return x[:, 0]
 
 
 TEACHERS = {"beit": Beit, "data2vec2": Data2Vec2, "vit": Vit, "resnet": ResNet}

@@ -20,7 +20,7 @@ from smke_jax.errors import UserError
 from smke_jax.parallel.rendezvous import meet
 
 START_TIMEOUT = 300.0  # seconds: hosts of one job may come up minutes apart
-GRACE = 3.0  # seconds
+GRACE = 3.0  # seconds that a process which fails leaves the others to fail by themselves
 
 
 def start_processes(
@@ -53,8 +53,6 @@ def start_processes(
         _join(f"the {os.environ['SLURM_NTASKS']} tasks of this SLURM job (srun starts them)", timeout)
     elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or _on_a_tpu_machine():
         _join("the other hosts of this TPU", timeout)
-    if jax.process_index():
-        logging.getLogger("smke_jax").setLevel(logging.WARNING)  # process 0 speaks for all
 
 
 def _number(name: str, value: Any, kind: Callable = int):
@@ -83,6 +81,8 @@ def _join(others: str, timeout: float, *place: Any, **options: Any) -> None:
         raise UserError(f"{others} cannot be joined ({str(error).splitlines()[0]}); {remedy}") from error
     finally:
         timer.cancel()
+    if jax.process_index():
+        logging.getLogger("smke_jax").setLevel(logging.WARNING)  # process 0 speaks for all
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from smke_jax.errors import UserError
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
 from smke_jax.parallel.process import check_same, check_shared, failing_together
+from smke_jax.passes.base import only
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.optimizer import build_optimizer
@@ -39,10 +40,10 @@ class Experiment(NamedTuple):
     recipe: Recipe
 
     def student(self):
-        """The pass that makes the representations retrieval is done with."""
+        """The pass that makes the representations retrieval is done with, and nothing else."""
         for p in self.recipe.passes:
             if p.name == "student":
-                return p
+                return only(p, (f"{side}/{self.config.eval.level}" for side in ("image", "text")))
         raise UserError(f"this run has no student (its passes: {', '.join(p.name for p in self.recipe.passes)})")
 
 
