@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from smke_jax.errors import UserError
 from smke_jax.parallel.rendezvous import meet
 
 START_TIMEOUT = 300.0  # seconds: hosts of one job may come up minutes apart
-GRACE = 3.0  # seconds
+GRACE = 3.0  # seconds that a process which fails leaves the others to fail by themselves
 
 
 def start_processes(
@@ -52,8 +53,6 @@ def start_processes(
         _join(f"the {os.environ['SLURM_NTASKS']} tasks of this SLURM job (srun starts them)", timeout)
     elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or _on_a_tpu_machine():
         _join("the other hosts of this TPU", timeout)
-    if jax.process_index():
-        logging.getLogger("smke_jax").setLevel(logging.WARNING)  # process 0 speaks for all
 
 
 def _number(name: str, value: Any, kind: Callable = int):
@@ -82,6 +81,8 @@ def _join(others: str, timeout: float, *place: Any, **options: Any) -> None:
         raise UserError(f"{others} cannot be joined ({str(error).splitlines()[0]}); {remedy}") from error
     finally:
         timer.cancel()
+    if jax.process_index():
+        logging.getLogger("smke_jax").setLevel(logging.WARNING)  # process 0 speaks for all
 
 
 @contextlib.contextmanager
@@ -102,6 +103,13 @@ def failing_together() -> Iterator[None]:
     for process, message in enumerate(_gather(own and str(own))):
         if message:
             raise own or UserError(f"process {process}: {message}")
+
+
+def check_shared(path: Path) -> None:
+    """Raises UserError on all processes where one of them does not see `path`, which process 0 has written."""
+    with failing_together():
+        if not path.exists():
+            raise UserError(f"{path} of process 0 is not here: give a --workdir that all processes share")
 
 
 def release_others(error: Exception) -> None:

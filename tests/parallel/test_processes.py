@@ -82,6 +82,13 @@ def test_sigterm_stops_all_at_the_same_step(tmp_path):
     assert 4 <= turn < 600 and others == [[turn], [turn]]
 
 
+def test_each_process_reads_its_part_of_a_gallery_and_gets_the_whole(tmp_path):
+    ended = workers.run(tmp_path, 2, 1, "embed", limit=FAIL_LIMIT)
+    for e in ended:
+        assert e.noted("sums") == [[4 * 4 * 10 * i * 2 for i in range(1, 12)]], e
+    assert [sorted(e.noted("read")) for e in ended] == [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10]]
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> Path:
     """Checkpoints of steps 1 and 2, of arrays that no process holds whole."""
@@ -163,6 +170,10 @@ def losses(workdir: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
+def recalls(workdir: Path) -> list[dict]:
+    return [json.loads((workdir / f"evals/{step}/retrieval.json").read_text()) for step in (3, TOTAL)]
+
+
 def files(workdir: Path) -> set[str]:
     """All of a run's files but those that checkpoints are made of."""
     return {str(path.relative_to(workdir)) for path in workdir.rglob("*")
@@ -184,6 +195,7 @@ def test_a_run_of_several_processes_is_the_run_of_one(alone, tmp_path, config_fi
     assert global_ids(ended) == ids and len(ids) == TOTAL
     assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=1e-5)
     assert files(tmp_path / "run") == files(whole)
+    assert recalls(tmp_path / "run") == recalls(whole)
     wrote = [{path for path in e.noted("wrote") if not path.startswith("checkpoints")} for e in ended]
     assert any("run.json" in path for path in wrote[0]) and "metrics.jsonl" in wrote[0]
     assert wrote[1:] == [set()] * (count - 1)
@@ -227,3 +239,10 @@ def test_different_configs_are_refused_on_all_hosts(tmp_path, config_file):
     for ended in workers.finish(tmp_path, start_training(tmp_path, config_file, 2, 1, each=rates), FAIL_LIMIT):
         assert "config.optimizer.learning_rate is 0.0001 on process 0 and 0.0002 on process 1" in only_line(ended)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_is_not_shared_is_refused_on_all_hosts(tmp_path, config_file):
+    own = lambda i: {"workdir": tmp_path / f"disk-{i}"}  # noqa: E731
+    for ended in workers.finish(tmp_path, start_training(tmp_path, config_file, 2, 1, each=own), FAIL_LIMIT):
+        assert "disk-1/tokenizer of process 0 is not here: give a --workdir that all" in only_line(ended)
+    assert not (tmp_path / "disk-0/run.json").exists()
