@@ -18,6 +18,11 @@ def make_encoder(run: Callable, mesh) -> Callable:
     return jax.jit(lambda params, batch: run(params, batch, None, False), out_shardings=replicated(mesh))
 
 
+def divisible(batch_size: int, mesh) -> int:
+    """`batch_size` rounded up to what divides over the devices."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
 def embed_images(
     encode: Callable, params, source, *, name: str, image_size: int, batch_size: int, mesh, threads: int = 2
 ) -> np.ndarray:

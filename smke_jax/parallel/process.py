@@ -50,6 +50,7 @@ def start_processes(
     elif len(missing) < len(given):
         raise UserError(f"{', '.join(missing)} not set: one process among several needs all of {', '.join(given)}")
     elif os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in os.environ:
+        _check_one_task_per_gpu()
         _join(f"the {os.environ['SLURM_NTASKS']} tasks of this SLURM job (srun starts them)", timeout)
     elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or _on_a_tpu_machine():
         _join("the other hosts of this TPU", timeout)
@@ -60,6 +61,17 @@ def _number(name: str, value: Any, kind: Callable = int):
         return kind(value)
     except ValueError:
         raise UserError(f"{name} is {value!r}: give a number") from None
+
+
+def _check_one_task_per_gpu() -> None:
+    """jax gives every SLURM task one GPU, so that those of a node with fewer tasks would stand idle."""
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0].partition(",")[0]
+    if gpus.isdigit() and tasks.isdigit() and int(gpus) > int(tasks):
+        raise UserError(
+            f"this SLURM step has {gpus} GPUs and {tasks} tasks on a node, and a task takes one GPU: "
+            f"start it with srun --ntasks-per-node={gpus}"
+        )
 
 
 def _on_a_tpu_machine() -> bool:

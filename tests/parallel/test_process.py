@@ -92,6 +92,13 @@ def test_slurm_and_tpus_are_left_to_jax(joined, monkeypatch):
     assert len(joined) == 3
 
 
+def test_gpus_of_a_slurm_job_that_would_stand_idle_are_refused(joined, monkeypatch):
+    task = dict(SLURM_NTASKS="2", SLURM_PROCID="0", SLURM_STEP_TASKS_PER_NODE="1(x2)")
+    environment(monkeypatch, **task, SLURM_GPUS_ON_NODE="8")
+    with pytest.raises(UserError, match="8 GPUs and 1 tasks on a node.*srun --ntasks-per-node=8"):
+        start_processes()
+
+
 def test_a_job_that_cannot_be_read_is_one_line(joined, monkeypatch):
     environment(monkeypatch, SLURM_NTASKS="2", SLURM_PROCID="1")
 
