@@ -20,7 +20,7 @@ from smke_jax.errors import UserError
 from smke_jax.parallel.rendezvous import meet
 
 START_TIMEOUT = 300.0  # seconds: hosts of one job may come up minutes apart
-GRACE = 3.0  # seconds that a process which fails leaves the others to fail by themselves
+GRACE = 5.0  # seconds that a process which fails leaves the others to fail by themselves
 
 
 def start_processes(

@@ -116,7 +116,7 @@ def test_a_slurm_task_that_never_comes_is_one_line(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", "from smke_jax.parallel.process import start_processes; start_processes()"],
         env={**os.environ, **task, "SLURM_LOCALID": "0", "SMKE_START_TIMEOUT": "1"},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert ended.returncode == 2
     assert ended.stderr.startswith(
