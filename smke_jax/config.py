@@ -50,7 +50,10 @@ def base() -> ConfigDict:
     c.student = ConfigDict()
     c.student.dtype = "float32"  # of activations; bfloat16 on accelerators. Parameters and losses stay fp32
     c.student.remat = "none"  # of smke_jax.models.layers.REMAT: what the backward pass computes again to save memory
-    c.student.token_types = True
+    c.student.head_dim = 0  # width of the head: the classes where the teacher's logits are learned; 0 its features
+    c.student.token_types = True  # every token is told its modality by a vector added to it,
+    c.student.token_types_at = "after"  # before the towers' first block or after their last: before | after
+    c.student.token_type_scale = 1e-5  # times a learned scale that starts here; None adds it as it is
     c.student.image = ConfigDict()
     c.student.image.init = "random"  # or what `smke convert` wrote of a Data2Vec2 image encoder
     c.student.image.image_size = 224
@@ -78,6 +81,8 @@ def base() -> ConfigDict:
     c.student.text.dropout = 0.0
     c.student.text.init_std = 0.02
     c.student.shared = ConfigDict()
+    c.student.shared.type = "transformer"  # of smke_jax.models.shared.SHARED: transformer | mlp
+    c.student.shared.depth = 1  # transformer
     c.student.shared.num_heads = 12
     c.student.shared.mlp_dim = 3072
     c.student.shared.norm_eps = 1e-6
@@ -109,6 +114,10 @@ def base() -> ConfigDict:
     c.teacher.norm_order = "post"  # data2vec2
     c.teacher.token_drop = 0.0  # data2vec2, while it is trained: share of patches left out
     c.teacher.init_std = 0.02
+    # Logits for a teacher without a classifier, to try recipes that learn a classifier's: the cosines of its [CLS]
+    # with so many fixed random directions, over a temperature. 0 has none.
+    c.teacher.stand_in_classes = 0
+    c.teacher.stand_in_temperature = 0.1
     c.projector = ()  # widths of the projector that self-supervised training puts on the encoder
 
     c.optimizer = ConfigDict()
