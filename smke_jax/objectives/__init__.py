@@ -1,6 +1,9 @@
 """Objectives.  A new one is one file here, one line below, and its name in a config's `terms`."""
 
+from smke_jax.objectives.cosine import cosine
 from smke_jax.objectives.itc import itc
+from smke_jax.objectives.kl import kl
+from smke_jax.objectives.ranking import ranking
 from smke_jax.objectives.reconstruct import reconstruct
 from smke_jax.objectives.regress import regress
 from smke_jax.objectives.siglip import siglip
@@ -8,7 +11,10 @@ from smke_jax.objectives.target_itc import target_itc
 from smke_jax.objectives.vicreg import vicreg
 
 TERMS = {
+    "cosine": cosine,
     "itc": itc,
+    "kl": kl,
+    "ranking": ranking,
     "reconstruct": reconstruct,
     "regress": regress,
     "siglip": siglip,

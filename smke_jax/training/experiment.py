@@ -156,11 +156,15 @@ def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[st
     return frozen, identity
 
 
+CLASSIFIERS = ("fc/kernel", "head/kernel")  # a teacher's, which compute in fp32
+
+
 def kernels_as(params: Any, dtype: str) -> Any:
     """`params` with the matrices that are only ever used in `dtype` stored in it: the same results, half the memory."""
 
     def cast(path, x):
-        return jnp.asarray(x, dtype) if jax.tree_util.keystr(path[-1:], simple=True) == "kernel" else x
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return jnp.asarray(x, dtype) if name.endswith("kernel") and name not in CLASSIFIERS else x
 
     return jax.tree_util.tree_map_with_path(cast, params)
 

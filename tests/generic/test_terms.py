@@ -16,9 +16,17 @@ from smke_jax.training.step import make_train_step, run_terms, term_key
 
 # {case: (key of TERMS, options)}
 CASES = {
+    "cosine": ("cosine", {"margin": -0.9}),
+    "cosine, two levels without negatives": ("cosine", {"levels": ("fc1", "out"), "negatives": False}),
     "itc": ("itc", {}),
     "itc, same image masked": ("itc", {"mask_same_image": True}),
     "itc, one level, text first": ("itc", {"pair": ("text", "image"), "levels": ("out",)}),
+    "kl": ("kl", {}),
+    "ranking": ("ranking", {"margin": 0.9}),
+    "ranking, symmetric, same image masked": (
+        "ranking",
+        {"levels": ("out",), "symmetric": True, "mask_same_image": True},
+    ),
     "regress": ("regress", {}),
     "siglip": ("siglip", {"levels": ("fc1", "out"), "mask_same_image": True}),
     "target_itc": ("target_itc", {}),
@@ -38,12 +46,12 @@ SHAPES = {  # of one example
     "image/fc1": (9,), "text/fc1": (9,),
     "image/out": (8,), "text/out": (8,),
     "image/head": (6,), "text/head": (6,),
-    "target/cls": (6,),
+    "target/cls": (6,), "target/logits": (6,),
     "view1/cls": (7,), "view2/cls": (7,),
     "view1/projection": (6,), "view2/projection": (6,),
     "view1/pixels": (4, 4, 3), "view2/pixels": (4, 4, 3),
 }  # fmt: skip
-DATA = ("id", "view1/pixels", "view2/pixels", "target/cls")  # what nothing is to be learned through
+DATA = ("id", "view1/pixels", "view2/pixels", "target/cls", "target/logits")  # what nothing is to be learned through
 
 KEY = jax.random.key(3)
 ALONE = Scope(key=term_key(KEY, "t"))  # one device, with the numbers of the term 't' of `run_on`
