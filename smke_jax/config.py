@@ -49,6 +49,9 @@ def base() -> ConfigDict:
 
     c.student = ConfigDict()
     c.student.dtype = "float32"  # of activations; bfloat16 on accelerators. Parameters and losses stay fp32
+    # The whole student from what `smke export` wrote of another run, whose fields below have to be the same; the terms'
+    # temperatures come along. 'random' where the parts below start by themselves.
+    c.student.init = "random"
     c.student.remat = "none"  # of smke_jax.models.layers.REMAT: what the backward pass computes again to save memory
     c.student.head_dim = 0  # width of the head: the classes where the teacher's logits are learned; 0 its features
     c.student.token_types = True  # every token is told its modality by a vector added to it,
@@ -122,7 +125,8 @@ def base() -> ConfigDict:
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # of smke_jax.training.optimizer.OPTIMIZERS: adamw | muon
-    c.optimizer.learning_rate = 1e-4  # at a global batch of 256; the peak is this · batch_size / 256
+    c.optimizer.learning_rate = 1e-4  # peak at a global batch of
+    c.optimizer.reference_batch = 256  # in proportion to which it grows with batch_size; 0 takes it as it is
     c.optimizer.warmup_fraction = 0.1
     c.optimizer.weight_decay = 0.01
     c.optimizer.betas = (0.9, 0.98)
@@ -155,11 +159,35 @@ def towers(c: ConfigDict, **fields) -> None:
         part.update({k: v for k, v in fields.items() if k in part})
 
 
-def variant_of(c: ConfigDict, variant: str, known: tuple[str, ...] = ()) -> ConfigDict:
-    """`c` as it is, or in one of the FORMS; refuses a variant that is none of them, neither '' nor one of `known`."""
-    if variant not in ("", *FORMS, *known):
-        raise UserError(f"unknown variant {variant!r}: there are {', '.join((*FORMS, *known))}")
-    return FORMS[variant](c) if variant in FORMS else c
+def thesis() -> ConfigDict:
+    """What the image-text runs of the thesis share: data, pretrained parts, two GPUs, 7 epochs (spec 0.3-0.6)."""
+    c = base()
+    c.batch_size = 512
+    c.total_steps = 44_636
+    c.data.dir = "data/coco_cc"
+    c.student.dtype = c.teacher.dtype = "bfloat16"
+    c.student.image.init = "weights/data2vec2-base"
+    c.student.text.init = "weights/bert-base-uncased"  # its vocabulary comes along
+    c.teacher.checkpoint = "weights/beitv2-base-pt1k"
+    c.eval.every = c.checkpoint.every = 6_376  # an epoch
+    return c
+
+
+def split_variant(variant: str, known: tuple[str, ...] = ()) -> tuple[str, str]:
+    """('before', 'flickr8k') of 'before,flickr8k': one of `known`, and one of the FORMS; either may be left out."""
+    kind, _, form = variant.rpartition(",")
+    if form in known and not kind:
+        kind, form = form, ""
+    if kind not in ("", *known) or form not in ("", *FORMS):
+        kinds = f"{', '.join(known)}, alone or with a form (as {known[0]},smoke); forms: " if known else ""
+        raise UserError(f"unknown variant {variant!r}: there are {kinds}{', '.join(FORMS)}")
+    return kind, form
+
+
+def variant_of(c: ConfigDict, form: str) -> ConfigDict:
+    """`c` as it is for '', or in one of the FORMS; a config with variants of its own calls `split_variant` first."""
+    _, form = split_variant(form)
+    return FORMS[form](c) if form else c
 
 
 def flickr8k(c: ConfigDict) -> ConfigDict:
@@ -176,12 +204,14 @@ def flickr8k(c: ConfigDict) -> ConfigDict:
     c.student.image.update(image_size=96, patch_size=16, depth=4, token_drop=0.5, init=FLICKR8K_TEACHER)
     c.student.text.update(depth=2, max_positions=64, dropout=0.2)
     c.teacher.checkpoint = FLICKR8K_TEACHER if "teacher" in c.passes else ""
+    _stand_in(c)
     c.student.dtype = c.teacher.dtype = "float32"
     for term in c.terms.values():
         if "bank_size" in term:
             term.bank_size = min(term.bank_size, 4096)
     c.optimizer.update(name="muon", learning_rate=2e-3, weight_decay=0.5, clip_norm=1.0)
     c.eval.update(every=0, split="dev")
+    c.checkpoint.every = 100
     c.log.every = 25
     return c
 
@@ -190,9 +220,11 @@ def smoke(c: ConfigDict) -> ConfigDict:
     """The same recipe on the built-in scenes, small enough for two steps in a test."""
     c.batch_size, c.total_steps, c.epochs = 16, 2, 0.0
     c.data.update(source="scenes", dir="", split="train", tokenizer="", vocab_size=300, max_length=12, in_memory=False)
-    towers(c, init="random", image_size=32, patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=48)
+    towers(c, init="random", image_size=32, patch_size=16, width=32, num_heads=2, mlp_dim=48)
+    c.student.image.depth = c.student.text.depth = 1
     c.teacher.update(image_size=32, patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=48)
     c.teacher.checkpoint = "random" if "teacher" in c.passes else ""
+    _stand_in(c)
     c.projector = c.projector and (24, 24)
     for term in c.terms.values():
         if "bank_size" in term:
@@ -200,6 +232,12 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.eval.split, c.eval.batch_size = "gallery", 64
     c.log.every = 1
     return c
+
+
+def _stand_in(c: ConfigDict) -> None:
+    """Classes for a teacher that has none, where a recipe learns a classifier's logits."""
+    if "kl" in c.terms:
+        c.student.head_dim = c.teacher.stand_in_classes = 256
 
 
 FLICKR8K_TEACHER = "runs/teacher_flickr8k/export"

@@ -9,7 +9,7 @@ def cosine(levels: tuple[str, ...] = ("out",), margin: float = 0.5, negatives: b
     """Mean over `levels` of ½ (1 - cos of each pair) + ½ max(0, cos of each image and another's text - margin).
 
     Needs 'image/<level>' and 'text/<level>' (B, D).  The other text is drawn anew in every step, the same at all
-    levels.  Without `negatives` the first part alone is left, whole: it is least where the student says always the same.
+    levels.  Without `negatives` the first part alone is left, whole: least where the student says always the same.
     """
 
     def value(params, slots, reps, scope):

@@ -21,6 +21,7 @@ class Pass(NamedTuple):
     grad:     whether its parameters are trained
     init:     (key, batch) -> params
     run:      (params, batch, key, train) -> representations; makes those whose inputs the batch has
+    watched:  those of them that are watched for collapse
     """
 
     name: str
@@ -28,6 +29,7 @@ class Pass(NamedTuple):
     grad: bool
     init: Callable[[jax.Array, Batch], Any]
     run: Callable[[Any, Batch, jax.Array, bool], dict[str, jax.Array]]
+    watched: tuple[str, ...] = ()
 
 
 def to_network(images: jax.Array, mean=MEAN, std=STD) -> jax.Array:

@@ -8,9 +8,7 @@ import jax
 from smke_jax.passes.base import MEAN, STD, Pass, to_network
 
 
-def teacher_pass(
-    model: nn.Module, mean=MEAN, std=STD, *, head: Callable[[jax.Array], jax.Array] | None = None
-) -> Pass:
+def teacher_pass(model: nn.Module, mean=MEAN, std=STD, *, head: Callable[[jax.Array], jax.Array] | None = None) -> Pass:
     """'target/cls' (B, D) of batch['teacher_image'], or of batch['image'] where student and teacher share the view.
 
     Of a model that classifies also 'target/logits' (B, classes); `head` makes them of [CLS] for one that does not.

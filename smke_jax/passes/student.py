@@ -23,4 +23,5 @@ def student_pass(model: Student) -> Pass:
             reps |= {f"text/{level}": x for level, x in text.items()}
         return reps
 
-    return Pass("student", tuple(f"{m}/{level}" for m in ("image", "text") for level in LEVELS), True, init, run)
+    provides = tuple(f"{m}/{level}" for m in ("image", "text") for level in LEVELS)
+    return Pass("student", provides, True, init, run, watched=("image/out", "text/out"))

@@ -34,12 +34,15 @@ from smke_jax.training.experiment import (
 from smke_jax.training.kept_targets import KeptTargets
 from smke_jax.training.optimizer import build_optimizer
 from smke_jax.training.profiling import Profiler
+from smke_jax.training.start import describe_origins, load_parts
 from smke_jax.training.state import TrainState, count_parameters
 from smke_jax.training.step import abstract_state, bad_names, init_state, make_train_step
-from smke_jax.training.towers import describe_origins, load_towers
 from smke_jax.training.writers import MetricWriter, Progress
 
 log = logging.getLogger("smke_jax")
+
+COLLAPSED = 0.01  # 'embedding_std' of vectors with a mean cosine of 0.9999,
+WATCHED_FROM = 100  # steps, and the warm-up: embeddings of random weights can be as near to each other
 
 
 class Outcome(NamedTuple):
@@ -64,12 +67,12 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     experiment = build_experiment(config, workdir, source)
     check_batch_size(config.batch_size, experiment.mesh, config.micro_batch)
     shapes = batch_shapes(config, views)
-    towers = check_model(experiment, shapes)
+    initial = check_model(experiment, shapes)
     # Opened now, so that a split that is not there is not found out after hours of training.
     gallery = open_source(config.data, config.eval.split) if "student" in config.passes and config.eval.split else None
     frozen, teacher_identity = load_frozen(experiment, shapes)
     identity = {"data": source.digest, **teacher_identity}
-    identity |= {f"{tower.name} {what}": digest for tower in towers for what, digest in tower.digests.items()}
+    identity |= {f"{part.name} {what}": digest for part in initial for what, digest in part.digests.items()}
     if experiment.tokenizer is not None:
         identity["tokenizer"] = experiment.tokenizer.digest
     # The teacher sees nothing in training where its features are kept.
@@ -86,7 +89,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
         experiment, frozen = experiment._replace(recipe=kept.recipe(experiment.recipe)), {"teacher": {}}
         shapes = batch_shapes(config, views) | kept.shapes(config.batch_size)
     with contextlib.closing(batches), Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
-        return _Loop(experiment, workdir, frozen, kept, towers, shapes, checkpoints, identity, gallery).run(batches)
+        return _Loop(experiment, workdir, frozen, kept, initial, shapes, checkpoints, identity, gallery).run(batches)
 
 
 def _total_steps(config, source) -> int:
@@ -107,14 +110,15 @@ class _Loop:
         workdir: Path,
         frozen,
         kept: KeptTargets | None,
-        towers,
+        initial,
         shapes,
         checkpoints: Checkpointer,
         identity,
         gallery,
     ):
         self.experiment, self.config = experiment, experiment.config
-        self.workdir, self.frozen, self.towers, self.shapes = workdir, frozen, towers, shapes
+        self.workdir, self.frozen, self.initial, self.shapes = workdir, frozen, initial, shapes
+        self.warned = False
         self.kept, self.checkpoints, self.identity, self.gallery = kept, checkpoints, identity, gallery
         config, mesh = self.config, experiment.mesh
         self.tx, self.schedule = build_optimizer(
@@ -177,17 +181,17 @@ class _Loop:
         return _multiple(step, self.config.eval.every) or _multiple(step, self.config.checkpoint.every)
 
     def _initial_state(self, batches) -> tuple[TrainState, int]:
-        """From the newest sound checkpoint, or fresh with the towers that the config names."""
+        """From the newest sound checkpoint, or fresh with what the config names to start from."""
         found = self.checkpoints.restore_latest(self.abstract.params, _without_params(self.abstract))
         if found is None:
             state = init_state(
                 self.experiment.recipe, self.tx, self.experiment.mesh, self.shapes,
                 seed=self.config.seed, sharding=self.config.sharding,
             )  # fmt: skip
-            state = state.replace(params=load_towers(state.params, self.towers))
+            state = state.replace(params=load_parts(state.params, self.initial))
             log.info("%s parameters are trained", f"{count_parameters(state.params):,}")
-            if self.towers:
-                log.info("%s", "\n".join(describe_origins(state.params, self.towers)))
+            if self.initial:
+                log.info("%s", "\n".join(describe_origins(state.params, self.initial)))
             return state, 0
         batches.set_state(found.data)
         log.info("continuing from step %d of %s", found.step, self.workdir)
@@ -195,8 +199,18 @@ class _Loop:
 
     def _log(self, writer, progress, step, values):
         scalars = {k: float(v) for k, v in jax.device_get(values).items() if k != "first_bad"}
+        self._warn_of_collapse(step, scalars)
         scalars["learning_rate"] = float(self.schedule(step - 1))
         writer.write(step, {**scalars, **progress.log(step, scalars["loss"])})
+
+    def _warn_of_collapse(self, step, scalars):
+        """Says once that the embeddings of all examples have become nearly the same."""
+        low = {k: v for k, v in scalars.items() if k.startswith("embedding_std/") and v < COLLAPSED}
+        if self.warned or not low or step <= max(WATCHED_FROM, self.config.optimizer.warmup_fraction * self.config.total_steps):
+            return
+        said = ", ".join(f"{k} {v:.2g}" for k, v in low.items())
+        log.warning("step %d: the embeddings have collapsed to one another (%s, of at most 1)", step, said)
+        self.warned = True
 
     def _check(self, pending) -> None:
         """Stops at the first non-finite tensor of an earlier step, keeping the ids of its batch."""

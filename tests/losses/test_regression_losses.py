@@ -1,4 +1,4 @@
-"""Mean squared error, KL divergence and VICReg against float64 references, in value and gradient, on 1, 2 and 8 devices."""
+"""Mean squared error, KL divergence and VICReg against float64 references: value and gradient, 1, 2 and 8 devices."""
 
 import jax
 import jax.numpy as jnp
