@@ -206,11 +206,11 @@ class _Loop:
     def _warn_of_collapse(self, step, scalars):
         """Says once that the embeddings of all examples have become nearly the same."""
         low = {k: v for k, v in scalars.items() if k.startswith("embedding_std/") and v < COLLAPSED}
-        if self.warned or not low or step <= max(WATCHED_FROM, self.config.optimizer.warmup_fraction * self.config.total_steps):
-            return
-        said = ", ".join(f"{k} {v:.2g}" for k, v in low.items())
-        log.warning("step %d: the embeddings have collapsed to one another (%s, of at most 1)", step, said)
-        self.warned = True
+        warmup = self.config.optimizer.warmup_fraction * self.config.total_steps
+        if low and step > max(WATCHED_FROM, warmup) and not self.warned:
+            said = ", ".join(f"{k} {v:.2g}" for k, v in low.items())
+            log.warning("step %d: all embeddings have become nearly the same (%s of at most 1)", step, said)
+            self.warned = True
 
     def _check(self, pending) -> None:
         """Stops at the first non-finite tensor of an earlier step, keeping the ids of its batch."""
