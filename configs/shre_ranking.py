@@ -21,7 +21,7 @@ def get_config(variant: str = ""):
     c = thesis()
     c.batch_size, c.total_steps = 256, 89_273
     c.eval.every = c.checkpoint.every = 12_753
-    c.teacher.checkpoint = "weights/resnet50-a1"
+    c.teacher.update(checkpoint="weights/resnet50-a1", type="resnet", width=1000)
     c.student.token_types = False
     c.student.shared.type = "mlp"
     c.student.head_dim = 1000

@@ -31,7 +31,7 @@ VARIANTS = {
 def get_config(variant: str = ""):
     kind, form = split_variant(variant, tuple(VARIANTS))
     c = thesis()
-    c.teacher.checkpoint = "weights/resnet50-a1"
+    c.teacher.update(checkpoint="weights/resnet50-a1", type="resnet", width=1000)
     c.student.token_types = False
     c.student.head_dim = 1000
     c.terms.kl = {}

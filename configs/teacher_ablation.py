@@ -29,9 +29,13 @@ TARGETS = {"target_itc": {"bank_size": 65_536}}
 # {name: (the teacher's fields, the terms that learn from it, width of the head)}
 VARIANTS = {
     "beitv2": ({"final_norm": False}, TARGETS, 768),
-    "beitv2_ft": ({"checkpoint": "weights/beitv2-base-ft1k", "final_norm": False}, {"kl": {}}, 1000),
-    "data2vec2": ({"checkpoint": "weights/data2vec2-base"}, TARGETS, 768),
-    "dino": ({"checkpoint": "weights/dino-base"}, TARGETS, 768),
+    "beitv2_ft": (
+        {"checkpoint": "weights/beitv2-base-ft1k", "final_norm": False, "num_classes": 1000},
+        {"kl": {}},
+        1000,
+    ),
+    "data2vec2": ({"checkpoint": "weights/data2vec2-base", "type": "data2vec2"}, TARGETS, 768),
+    "dino": ({"checkpoint": "weights/dino-base", "type": "vit"}, TARGETS, 768),
     "none": ({"checkpoint": ""}, {}, 768),
 }
 

@@ -114,6 +114,7 @@ def base() -> ConfigDict:
     c.teacher.dtype = "float32"
     c.teacher.layer_scale = 0.1  # beit
     c.teacher.shared_bias = True  # beit: one relative position table for all blocks
+    c.teacher.num_classes = 0  # beit, fine-tuned: of its classifier, which reads the mean of the patches
     c.teacher.norm_order = "post"  # data2vec2
     c.teacher.token_drop = 0.0  # data2vec2, while it is trained: share of patches left out
     c.teacher.init_std = 0.02
@@ -237,7 +238,8 @@ def smoke(c: ConfigDict) -> ConfigDict:
 def _stand_in(c: ConfigDict) -> None:
     """Classes for a teacher that has none, where a recipe learns a classifier's logits."""
     if "kl" in c.terms:
-        c.student.head_dim = c.teacher.stand_in_classes = 256
+        c.teacher.update(type="beit", num_classes=0, stand_in_classes=256)
+        c.student.head_dim = c.teacher.stand_in_classes
 
 
 FLICKR8K_TEACHER = "runs/teacher_flickr8k/export"

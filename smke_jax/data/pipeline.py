@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import grain
 import numpy as np
+from PIL import Image
 
-from smke_jax.data.decode import BadImage, decode_image
+from smke_jax.data.decode import BadImage, open_image
 from smke_jax.data.sources import Example
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.errors import UserError
@@ -16,10 +17,15 @@ PREFETCH_BATCHES = 4
 
 def pixels(example: Example) -> np.ndarray:
     """The example's image as uint8 (H, W, 3); a damaged file is refused by name."""
+    return example.image if isinstance(example.image, np.ndarray) else np.array(picture(example))
+
+
+def picture(example: Example) -> Image.Image:
+    """The same as views take it, without the way through an array."""
     if isinstance(example.image, np.ndarray):
-        return example.image
+        return Image.fromarray(example.image)
     try:
-        return decode_image(example.image)
+        return open_image(example.image)
     except BadImage as error:
         raise UserError(
             f"image {example.name!r} cannot be decoded ({error}) though it could when the dataset was made: "
@@ -74,9 +80,10 @@ def train_batches(
 ) -> grain.DatasetIterator:
     """An endless iterator of {'id' (b,), 'text', 'text_mask' (b, L), and the uint8 arrays of `views`}.
 
-    `batch_size` is the global one, b this process's share; process is (index, count), and the processes' rows are
-    disjoint slices of one global order that does not depend on their number.  Each epoch is shuffled anew and its
-    incomplete last batch dropped.  Without a tokenizer the batches have no text.
+    `batch_size` is the global one, b this process's share; process is (index, count).  Process p holds the rows
+    [p·b, (p + 1)·b) of every global batch, which is the same, in the same order, for any number of processes; so is
+    the iterator's state, which counts batches.  Each epoch is shuffled anew and its incomplete last batch dropped.
+    Without a tokenizer the batches have no text.
     """
     index, count = process
     rows = make_rows(source.num_captions, unit)
@@ -89,7 +96,7 @@ def train_batches(
         example = source[image]
         if caption < 0:
             caption = int(rng.integers(len(example.captions)))
-        return {"id": np.int32(image), "caption": example.captions[caption], **views(pixels(example), rng)}
+        return {"id": np.int32(image), "caption": example.captions[caption], **views(picture(example), rng)}
 
     def collate(examples):
         batch = {k: np.stack([e[k] for e in examples]) for k in examples[0] if k != "caption"}
@@ -105,8 +112,8 @@ def train_batches(
         .slice(slice(0, batches * batch_size))
         .repeat()
         .random_map(load)
-        .slice(slice(index, None, count))  # after the random numbers, which then do not depend on `process` either
         .batch(batch_size // count, drop_remainder=True, batch_fn=collate)
+        .slice(slice(index, None, count))  # last: neither order nor random numbers depend on `process` then
     )
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH_BATCHES * max(threads, 1))
     return iter(dataset.to_iter_dataset(options))

@@ -1,5 +1,6 @@
 """Frozen image teachers.  Every one maps normalised images (B, S, S, 3) to a feature (B, D): its [CLS], or logits.
 
+Those that cut the image in patches also sow their 'tokens' (B, N, D), the same of every patch.
 One that classifies has `num_classes` and sows its 'logits' (B, num_classes).
 """
 
@@ -89,11 +90,13 @@ class Beit(nn.Module):
                 dtype=self.dtype,
                 name=f"block_{i}",
             )(x, bias=shared if self.shared_bias else own).out
+        norm = LayerNorm(self.norm_eps, name="norm") if self.final_norm else lambda x: x
+        x = x.astype(jnp.float32)
+        self.sow("intermediates", "tokens", norm(x[:, 1:]))
         if self.num_classes:
-            pooled = LayerNorm(self.norm_eps, name="fc_norm")(x[:, 1:].astype(jnp.float32).mean(axis=1))
+            pooled = LayerNorm(self.norm_eps, name="fc_norm")(x[:, 1:].mean(axis=1))
             self.sow("intermediates", "logits", nn.Dense(self.num_classes, name="head")(pooled))
-        cls = x[:, 0].astype(jnp.float32)
-        return LayerNorm(self.norm_eps, name="norm")(cls) if self.final_norm else cls
+        return norm(x[:, 0])
 
 
 class Data2Vec2(ImageEncoder):
@@ -102,7 +105,9 @@ class Data2Vec2(ImageEncoder):
     @nn.compact
     def __call__(self, images, *, deterministic: bool = True):
         """Normalised images (B, S, S, 3) -> [CLS] feature (B, D), fp32."""
-        return super().__call__(images, deterministic=deterministic)[:, 0].astype(jnp.float32)
+        x = super().__call__(images, deterministic=deterministic).astype(jnp.float32)
+        self.sow("intermediates", "tokens", x[:, 1:])
+        return x[:, 0]
 
 
 def stand_in_head(num_classes: int, temperature: float):

@@ -48,4 +48,6 @@ class Vit(nn.Module):
         x += self.param("position_embedding", kernel_init(0.02), x.shape[1:]).astype(self.dtype)
         if self.norm_embeddings:
             x = LayerNorm(self.norm_eps, self.dtype, name="embedding_norm")(x)
-        return run_blocks(self, x, layer_scale=self.layer_scale)[:, 0].astype(jnp.float32)
+        x = run_blocks(self, x, layer_scale=self.layer_scale).astype(jnp.float32)
+        self.sow("intermediates", "tokens", x[:, 1:])
+        return x[:, 0]

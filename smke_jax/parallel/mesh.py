@@ -16,14 +16,16 @@ def make_mesh(num_devices: int | None = None, *, fsdp_size: int = 1) -> jax.shar
     `fsdp_size` neighbouring devices share one copy of what `smke_jax.parallel.rules` splits; 0 is all of them.
     Axes are Auto: Linen modules fail under JAX's default of Explicit.
     """
-    devices = jax.devices()
+    # Not jax.make_mesh, nor by number as on a pod: process i has to hold the i-th block of rows.
+    devices = sorted(jax.devices(), key=lambda device: (device.process_index, device.id))
     if num_devices is not None and num_devices > len(devices):
         raise UserError(f"{num_devices} devices were asked for, this machine shows {len(devices)}")
+    if num_devices not in (None, len(devices)) and jax.process_count() > 1:
+        raise UserError(f"config.num_devices is {num_devices}: several processes need 0, all their {len(devices)}")
     devices = devices[:num_devices]
     fsdp_size = fsdp_size or len(devices)
     if len(devices) % fsdp_size:
         raise UserError(f"config.fsdp_size {fsdp_size} does not divide {len(devices)} devices: set one that does, or 0")
-    # Not jax.make_mesh, which may reorder the devices of a pod: process i has to hold the i-th block of rows.
     grid = np.array(devices).reshape(-1, fsdp_size)
     return jax.sharding.Mesh(grid, DATA_AXES, axis_types=(AxisType.Auto,) * 2)
 

@@ -22,7 +22,7 @@ from smke_jax.convert.export.check import draw_samples
 from smke_jax.convert.export.write import write
 from smke_jax.errors import UserError
 from smke_jax.programs.evaluate import step_argument
-from smke_jax.reporting.metrics_log import read_metrics, series
+from smke_jax.reporting.metrics_log import read_metrics, training_seconds
 from smke_jax.training.experiment import TrainedRun, restore_run, trained_network
 from smke_jax.training.state import count_parameters
 
@@ -64,10 +64,8 @@ def network_of(run: TrainedRun, workdir: Path) -> Network:
 def _hours(metrics: Path, step: int, batch_size: int) -> float | None:
     """What the steps up to `step` took, by the examples per second that were logged."""
     rows = read_metrics(metrics) if metrics.is_file() else []
-    steps, rates = series([row for row in rows if row.get("step", 0) <= step], "examples_per_second")
-    if not steps:
-        return None
-    return float(np.sum(np.diff([0, *steps]) * batch_size / rates)) / 3600
+    seconds = training_seconds([row for row in rows if row.get("step", 0) <= step], batch_size)
+    return float(seconds.sum()) / 3600 if len(seconds) else None
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,14 +5,17 @@ import importlib.util
 import re
 import sys
 import traceback
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from smke_jax.__main__ import run_program
 from smke_jax.errors import UserError
-from smke_jax.parallel.process import start_processes
+from smke_jax.parallel.process import leaving_on_error, start_processes
 from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.record import flatten
 
@@ -22,18 +25,41 @@ def main(argv: list[str]) -> int:
     values = flags.FlagValues()
     config_file = flags.DEFINE_string("config", None, "config file", flag_values=values)
     workdir = flags.DEFINE_string("workdir", None, "run directory; an existing one is continued", flag_values=values)
-    overrides = [argument for argument in argv if re.match(r"--?(no)?config\.", argument)]
-    _parse(values, [argument for argument in argv if argument not in overrides])
+    flags.DEFINE_string("coordinator", None, "host:port of process 0, else SMKE_COORDINATOR", flag_values=values)
+    flags.DEFINE_integer("num_processes", None, "how many processes, else SMKE_NUM_PROCESSES", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "this one's number, else SMKE_PROCESS_ID", flag_values=values)
+    argv, overrides = split_overrides(argv)
+    _parse(values, argv)
     if config_file.value is None or workdir.value is None:
         raise UserError("smke train needs --config=FILE and --workdir=DIR")
     config = override(load_config(config_file.value), overrides)
-    start_processes()
-    train_and_evaluate(config, workdir.value)
+    start_processes(values.coordinator, values.num_processes, values.process_id)
+    with leaving_on_error():
+        train_and_evaluate(config, workdir.value)
     return 0
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
+    """(the program's own arguments, the `--config.a.b=value` among them)."""
+    overrides = [argument for argument in argv if re.match(r"--?(no)?config\.", argument)]
+    return [argument for argument in argv if argument not in overrides], overrides
 
 
 def load_config(location: str) -> ConfigDict:
     """What `get_config` of FILE, or of FILE:VARIANT with the variant, returns; UserError where it does not run."""
+    return _run(location, lambda module, variant: module.get_config(*variant).lock())
+
+
+def load_sweep(location: str) -> dict[str, tuple]:
+    """{'config.key': its values} that `get_sweep` of FILE or FILE:VARIANT returns; empty where there is none."""
+    grid = _run(location, lambda module, variant: getattr(module, "get_sweep", lambda *_: {})(*variant))
+    if not isinstance(grid, dict) or not all(isinstance(values, tuple | list) for values in grid.values()):
+        raise UserError(f"get_sweep() of {location} has to return {{'config.key': (value, …), …}}")
+    return {key: tuple(values) for key, values in grid.items()}
+
+
+def _run(location: str, use: Callable[[ModuleType, list[str]], Any]) -> Any:
+    """`use(module of the config file, [VARIANT] or [])`, with whatever goes wrong in it as a UserError."""
     name, _, variant = location.partition(":")
     path = Path(name)
     if not path.is_file():
@@ -44,7 +70,7 @@ def load_config(location: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config(*[variant] if variant else []).lock()
+        return use(module, [variant] if variant else [])
     except UserError:
         raise
     except Exception as error:  # a config is code, and may fail in any way

@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
+
 from smke_jax.errors import UserError
 
 
@@ -54,6 +56,12 @@ def series(rows, key: str) -> tuple[list[float], list[float]]:
     points = {row["step"]: row[key] for row in rows if _is_finite(row.get("step")) and _is_finite(row.get(key))}
     steps = sorted(points)
     return steps, [points[step] for step in steps]
+
+
+def training_seconds(rows, batch_size: int) -> np.ndarray:
+    """(n,) what the steps up to each logged examples_per_second took, since the one before it."""
+    steps, rates = series(rows, "examples_per_second")
+    return np.diff([0, *steps]) * batch_size / np.asarray(rates)
 
 
 def count_not_finite(rows, key: str) -> int:

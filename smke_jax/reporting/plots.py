@@ -41,7 +41,7 @@ def loss_figure(rows) -> Figure | None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter("")
-    return _with_legend(figure, axes)
+    return with_legend(figure, axes)
 
 
 def logit_scale_figure(rows) -> Figure | None:
@@ -54,7 +54,7 @@ def logit_scale_figure(rows) -> Figure | None:
         _draw(axes, rows, key, COLOURS[number % len(COLOURS)])
     if max(max(series(rows, key)[1]) for key in keys) > 50:
         axes.axhline(100, color="#888888", linewidth=1, linestyle="--", label="100, the usual ceiling")
-    return _with_legend(figure, axes)
+    return with_legend(figure, axes)
 
 
 def recall_figure(rows, direction: str) -> Figure | None:
@@ -69,7 +69,7 @@ def recall_figure(rows, direction: str) -> Figure | None:
     for key, colour in zip(keys, COLOURS):
         _draw(axes, rows, key, colour, label="R@" + key.rsplit("/r", 1)[1])
     axes.set_ylim(0, 100)
-    return _with_legend(figure, axes)
+    return with_legend(figure, axes)
 
 
 def throughput_figure(rows) -> Figure | None:
@@ -84,7 +84,7 @@ def throughput_figure(rows) -> Figure | None:
     figure = Figure(figsize=(6.4, 1.2 + 1.6 * len(panels)), layout="constrained")
     for number, key in enumerate(panels):
         axes = figure.add_subplot(len(panels), 1, number + 1)
-        _style(axes, labels[key])
+        style_axes(axes, labels[key])
         _draw(axes, rows, key, COLOURS[number % len(COLOURS)])
         axes.set_ylim(bottom=0)
     axes.set_xlabel("step")
@@ -129,12 +129,13 @@ def retrieval_grid(path, *, text_to_image=(), image_to_text=(), title: str = "",
 def _curves(ylabel):
     figure = Figure(figsize=(6.4, 3.6), layout="constrained")
     axes = figure.add_subplot()
-    _style(axes, ylabel)
+    style_axes(axes, ylabel)
     axes.set_xlabel("step")
     return figure, axes
 
 
-def _style(axes, ylabel):
+def style_axes(axes, ylabel: str) -> None:
+    """The look of every plot: a light grid, and no frame on the sides without a scale."""
     axes.set_ylabel(ylabel)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
@@ -155,7 +156,8 @@ def _draw(axes, rows, key, colour, label=None):
     axes.plot(steps, values, color=colour, linewidth=1.8, marker=marker, markersize=4, label=label or key)
 
 
-def _with_legend(figure, axes):
+def with_legend(figure: Figure, axes) -> Figure:
+    """`figure` with the labels of `axes` above it; labels are data, so `$` starts no formula."""
     handles, labels = axes.get_legend_handles_labels()
     legend = figure.legend(handles, labels, loc="outside upper center", ncols=min(len(handles), 3), frameon=False)
     for text in legend.get_texts():

@@ -17,9 +17,9 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
 from smke_jax.errors import UserError
+from smke_jax.parallel.process import failing_together, release_others
 from smke_jax.training import checkpoint_record as records
 from smke_jax.training.checkpoint_record import Damaged
 from smke_jax.training.retention import NewestAndBest, remove_uncommitted
@@ -231,6 +231,7 @@ class Checkpointer:
         try:
             return dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
         except Exception as error:
+            release_others(error)
             if records.out_of_memory(error):
                 raise
             code, text = records.os_error(error) or (None, None)
@@ -258,12 +259,11 @@ class Checkpointer:
         """Renames steps to damaged-<step>-<n>: a damaged checkpoint may still hold what someone needs."""
         if self._read_only or not steps:
             return
-        if jax.process_index() == 0:
-            for step in steps:
-                names = (self.directory / f"damaged-{step}-{n}" for n in itertools.count())
-                (self.directory / str(step)).rename(next(name for name in names if not name.exists()))
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("checkpoints set aside")
+        with failing_together():  # the others go on when it is done
+            if jax.process_index() == 0:
+                for step in steps:
+                    names = (self.directory / f"damaged-{step}-{n}" for n in itertools.count())
+                    (self.directory / str(step)).rename(next(name for name in names if not name.exists()))
         self._reload()
 
     def _reload(self) -> None:
@@ -284,8 +284,9 @@ class Checkpointer:
             yield
         except Exception as error:
             self._saving = None
+            self._metrics.pop(step, None)
             remove_uncommitted(self.directory)
-            self._reload()  # orbax has already forgotten the steps it would have deleted after this save
+            self._manager.reload()  # it has already forgotten the steps it would have deleted after this save
             code, text = records.os_error(error) or (None, None)
             if code is None:
                 raise

@@ -1,13 +1,16 @@
-"""Everything that a config names, opened and checked: tokenizer, recipe, teacher, initial weights, mesh."""
+"""Everything that a config names, opened and checked: tokenizer, recipe, teacher, initial weights, mesh, step."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from ml_collections import ConfigDict
+from PIL import Image
 
 from smke_jax import atomic
 from smke_jax.convert.params_file import digests, fit, load_params, read_description
@@ -17,10 +20,14 @@ from smke_jax.data.transforms import build_views
 from smke_jax.errors import UserError
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
+from smke_jax.parallel.process import check_same, check_shared, failing_together
+from smke_jax.passes.base import only
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
+from smke_jax.training.optimizer import build_optimizer
 from smke_jax.training.recipe import Recipe, build_recipe, init_params
 from smke_jax.training.start import Part, read_parts, start_tokenizer, text_init
+from smke_jax.training.step import abstract_state, make_train_step
 from smke_jax.training.validation import validate
 
 
@@ -33,10 +40,10 @@ class Experiment(NamedTuple):
     recipe: Recipe
 
     def student(self):
-        """The pass that makes the representations retrieval is done with."""
+        """The pass that makes the representations retrieval is done with, and nothing else."""
         for p in self.recipe.passes:
             if p.name == "student":
-                return p
+                return only(p, (f"{side}/{self.config.eval.level}" for side in ("image", "text")))
         raise UserError(f"this run has no student (its passes: {', '.join(p.name for p in self.recipe.passes)})")
 
 
@@ -76,11 +83,46 @@ def build_experiment(config: ConfigDict, workdir: Path, source=None) -> Experime
     """
     tokenizer = _tokenizer(config, workdir / "tokenizer", source) if "student" in config.passes else None
     recipe = build_recipe(config, vocab_size=tokenizer and tokenizer.vocab_size)
-    mesh = make_mesh(config.num_devices or None, fsdp_size=config.fsdp_size if config.sharding == "fsdp" else 1)
-    return Experiment(config, mesh, tokenizer, recipe)
+    return Experiment(config, build_mesh(config), tokenizer, recipe)
+
+
+def build_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    """The mesh over config.num_devices devices, laid out for config.sharding."""
+    return make_mesh(config.num_devices or None, fsdp_size=config.fsdp_size if config.sharding == "fsdp" else 1)
+
+
+class TrainingStep(NamedTuple):
+    """The update of an experiment, not yet compiled."""
+
+    tx: optax.GradientTransformation
+    schedule: Callable  # step -> learning rate
+    state: Any  # TrainState of shapes with their shardings
+    run: Callable  # jitted (state, frozen, batch) -> (state, metrics)
+
+
+def build_step(experiment: Experiment, shapes: dict[str, Any]) -> TrainingStep:
+    """The optimiser and the train step of `experiment` for a global batch of `shapes`."""
+    config, recipe, mesh = experiment.config, experiment.recipe, experiment.mesh
+    tx, schedule = build_optimizer(config.optimizer, batch_size=config.batch_size, total_steps=config.total_steps)
+    state = abstract_state(recipe, tx, mesh, shapes, sharding=config.sharding)
+    run = make_train_step(
+        recipe, tx, mesh, total_steps=config.total_steps, layout=state,
+        micro_batch=config.micro_batch, loss_impl=config.loss_impl,
+    )  # fmt: skip
+    return TrainingStep(tx, schedule, state, run)
 
 
 def _tokenizer(config, directory: Path, source) -> Tokenizer:
+    # Process 0 alone looks at what is there and writes; on a network file system others may not see it before then.
+    tokenizer = None
+    with failing_together():
+        if jax.process_index() == 0:
+            tokenizer = _kept_tokenizer(config, directory, source)
+    check_shared(directory)
+    return tokenizer or load_tokenizer(directory)
+
+
+def _kept_tokenizer(config, directory: Path, source) -> Tokenizer:
     if directory.is_dir() and (directory.parent / "run.json").exists():
         return load_tokenizer(directory)  # a folder without its run.json is left over from a refused command
     given = config.data.tokenizer or start_tokenizer(config)
@@ -95,19 +137,19 @@ def _tokenizer(config, directory: Path, source) -> Tokenizer:
     else:
         captions = (caption for i in range(len(source)) for caption in source[i].captions)
         tokenizer = train_wordpiece(captions, config.data.vocab_size)
-    if jax.process_index() == 0:
-        shutil.rmtree(directory, ignore_errors=True)
-        with atomic.replacing(directory) as neighbour:  # a run killed now must find a whole vocabulary, or none
-            tokenizer.save(neighbour)
+    shutil.rmtree(directory, ignore_errors=True)
+    with atomic.replacing(directory) as neighbour:  # a run killed now must find a whole vocabulary, or none
+        tokenizer.save(neighbour)
     return tokenizer
 
 
 def open_training_data(config: ConfigDict):
     """(source of the training split, the function that makes its views)."""
-    return open_source(config.data, config.data.split), _views(config)
+    return open_source(config.data, config.data.split), training_views(config)
 
 
-def _views(config):
+def training_views(config: ConfigDict):
+    """The function that makes the views of a training image."""
     size = config.student.image.image_size
     uses_teacher = "teacher" in config.passes or "views" in config.passes
     return build_views(config.data, image_size=size, teacher_size=config.teacher.image_size if uses_teacher else size)
@@ -116,7 +158,7 @@ def _views(config):
 def batch_shapes(config: ConfigDict, views) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of one global batch, from one blank image."""
     rng = np.random.default_rng(0)
-    arrays = views(np.zeros((64, 64, 3), np.uint8), rng)
+    arrays = views(Image.new("RGB", (64, 64)), rng)
     shapes = {k: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype) for k, x in arrays.items()}
     shapes["id"] = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
     if "student" in config.passes:
@@ -136,24 +178,32 @@ def check_model(experiment: Experiment, shapes: dict[str, Any]) -> list[Part]:
 
 def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
     """Parameters of the frozen passes, on the mesh, and {'teacher weights': digest, …} of what they came from."""
-    frozen, identity = {}, {}
-    for p in experiment.recipe.passes:
-        if p.grad:
-            continue
-        path, rows = (
-            experiment.config.teacher.checkpoint,
-            {k: jnp.zeros((1, *x.shape[1:]), x.dtype) for k, x in shapes.items()},
-        )
-        init = jax.jit(lambda p=p, rows=rows: p.init(jax.random.key(experiment.config.seed + 1), rows))
-        if path == "random":
-            params, identity[f"{p.name} weights"] = init(), "random"
-        else:
-            params = fit(jax.eval_shape(init), load_params(path), source=path)
-            identity |= {f"{p.name} {what}": digest for what, digest in digests(path).items()}
-        frozen[p.name] = jax.device_put(
-            kernels_as(params, experiment.config.teacher.dtype), replicated(experiment.mesh)
-        )
-    return frozen, identity
+    frozen, identity, path = {}, {}, experiment.config.teacher.checkpoint
+    with failing_together():
+        for name, init in _frozen_inits(experiment, shapes).items():
+            if path == "random":
+                frozen[name], identity[f"{name} weights"] = init(), "random"
+            else:
+                frozen[name] = fit(jax.eval_shape(init), load_params(path), source=path)
+                identity |= {f"{name} {what}": digest for what, digest in digests(path).items()}
+    check_same(identity)
+    frozen = {name: kernels_as(params, experiment.config.teacher.dtype) for name, params in frozen.items()}
+    return jax.device_put(frozen, replicated(experiment.mesh)), identity
+
+
+def frozen_shapes(experiment: Experiment, shapes: dict[str, Any]) -> dict[str, Any]:
+    """The same parameters as shapes."""
+    dtype = experiment.config.teacher.dtype
+    inits = _frozen_inits(experiment, shapes)
+    return {name: jax.eval_shape(lambda init=init: kernels_as(init(), dtype)) for name, init in inits.items()}
+
+
+def _frozen_inits(experiment, shapes):
+    rows = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in shapes.items()}
+    key = jax.random.key(experiment.config.seed + 1)
+    blank = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rows)  # noqa: E731
+    frozen = [p for p in experiment.recipe.passes if not p.grad]
+    return {p.name: jax.jit(lambda p=p: p.init(key, blank())) for p in frozen}
 
 
 CLASSIFIERS = ("fc/kernel", "head/kernel")  # a teacher's, which compute in fp32
@@ -189,7 +239,7 @@ def restore_run(workdir: Path, step: int | Literal["best"] | None = None) -> Tra
             f"{workdir / 'tokenizer'} is not the vocabulary that this run was trained with "
             f"(it has {experiment.tokenizer.vocab_size} tokens): put the original back"
         )
-    shapes = batch_shapes(config, _views(config))
+    shapes = batch_shapes(config, training_views(config))
     everywhere = replicated(experiment.mesh)
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),

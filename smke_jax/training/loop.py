@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import signal
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,24 +18,25 @@ from smke_jax.evaluation.embed import make_encoder
 from smke_jax.evaluation.evaluate import evaluate_retrieval
 from smke_jax.evaluation.retrieval import format_table, write_json
 from smke_jax.parallel.mesh import check_batch_size, put_batch
-from smke_jax.parallel.process import any_process, process_suffix
+from smke_jax.parallel.process import check_same, failing_together, gather_rows, stop_requests
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.experiment import (
     Experiment,
     batch_shapes,
     build_experiment,
+    build_step,
     check_model,
     load_frozen,
     open_training_data,
     resolve,
 )
-from smke_jax.training.kept_targets import KeptTargets
-from smke_jax.training.optimizer import build_optimizer
+from smke_jax.training.kept_targets import KeptTargets, with_kept_targets
+from smke_jax.training.memory import memory_advice
 from smke_jax.training.profiling import Profiler
 from smke_jax.training.start import describe_origins, load_parts
 from smke_jax.training.state import TrainState, count_parameters
-from smke_jax.training.step import abstract_state, bad_names, init_state, make_train_step
+from smke_jax.training.step import bad_names, init_state
 from smke_jax.training.writers import MetricWriter, Progress
 
 log = logging.getLogger("smke_jax")
@@ -59,22 +59,27 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     Raises UserError for everything that the user can mend, before compilation where it can be seen by then.
     """
     workdir = Path(workdir)
-    config = resolve(config)
-    source, views = open_training_data(config)
-    config.total_steps = _total_steps(config, source)
-    config.epochs = 0.0
+    with failing_together():
+        config = resolve(config)
+        source, views = open_training_data(config)
+        config.total_steps = _total_steps(config, source)
+        config.epochs = 0.0
+    check_same({**record.flatten(config), "data": source.digest})
     workdir.mkdir(parents=True, exist_ok=True)
     experiment = build_experiment(config, workdir, source)
     check_batch_size(config.batch_size, experiment.mesh, config.micro_batch)
     shapes = batch_shapes(config, views)
-    initial = check_model(experiment, shapes)
-    # Opened now, so that a split that is not there is not found out after hours of training.
-    gallery = open_source(config.data, config.eval.split) if "student" in config.passes and config.eval.split else None
+    with failing_together():
+        initial = check_model(experiment, shapes)
+        # Opened now, so that a split that is not there is not found out after hours of training.
+        retrieves = "student" in config.passes and config.eval.split
+        gallery = open_source(config.data, config.eval.split) if retrieves else None
     frozen, teacher_identity = load_frozen(experiment, shapes)
     identity = {"data": source.digest, **teacher_identity}
     identity |= {f"{part.name} {what}": digest for part in initial for what, digest in part.digests.items()}
     if experiment.tokenizer is not None:
         identity["tokenizer"] = experiment.tokenizer.digest
+    check_same(identity)
     # The teacher sees nothing in training where its features are kept.
     views = dataclasses.replace(views, teacher_view="same") if config.teacher.cache else views
     batches = train_batches(
@@ -86,7 +91,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     kept = None
     if config.teacher.cache:
         kept = KeptTargets(experiment.recipe, frozen, source, workdir / "targets", config, experiment.mesh)
-        experiment, frozen = experiment._replace(recipe=kept.recipe(experiment.recipe)), {"teacher": {}}
+        experiment, frozen = experiment._replace(recipe=with_kept_targets(experiment.recipe)), {"teacher": {}}
         shapes = batch_shapes(config, views) | kept.shapes(config.batch_size)
     with contextlib.closing(batches), Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
         return _Loop(experiment, workdir, frozen, kept, initial, shapes, checkpoints, identity, gallery).run(batches)
@@ -120,16 +125,8 @@ class _Loop:
         self.workdir, self.frozen, self.initial, self.shapes = workdir, frozen, initial, shapes
         self.warned = False
         self.kept, self.checkpoints, self.identity, self.gallery = kept, checkpoints, identity, gallery
-        config, mesh = self.config, experiment.mesh
-        self.tx, self.schedule = build_optimizer(
-            config.optimizer, batch_size=config.batch_size, total_steps=config.total_steps
-        )
-        self.abstract = abstract_state(experiment.recipe, self.tx, mesh, shapes, sharding=config.sharding)
-        self.step_fn = make_train_step(
-            experiment.recipe, self.tx, mesh, total_steps=config.total_steps, layout=self.abstract,
-            micro_batch=config.micro_batch, loss_impl=config.loss_impl,
-        )  # fmt: skip
-        self.encode = None if gallery is None else make_encoder(experiment.student().run, mesh)
+        self.tx, self.schedule, self.abstract, self.step_fn = build_step(experiment, shapes)
+        self.encode = None if gallery is None else make_encoder(experiment.student().run, experiment.mesh)
 
     def run(self, batches) -> Outcome:
         config = self.config
@@ -139,12 +136,11 @@ class _Loop:
         with (
             MetricWriter(self.workdir, tensorboard=config.log.tensorboard) as writer,
             Profiler(self.workdir / "profile", config.profile_steps) as profiler,
-            _sigterm() as stopping,
+            stop_requests() as asked_to_stop,
         ):
             writer.truncate_after(start)
             while True:
-                asked = any_process(stopping.is_set, step, every=config.log.every)
-                last = step >= config.total_steps or asked
+                last = asked_to_stop(step) or step >= config.total_steps
                 if step > start and (last or self._due(step)):
                     pending = self._check(pending)  # waits for the step, so that the pause holds nothing of it
                     with progress.pause():
@@ -164,11 +160,12 @@ class _Loop:
                     if self.kept is not None:
                         batch |= self.kept.rows(batch["id"])
                 step += 1
-                with profiler.step(step):
-                    state, values = self.step_fn(state, self.frozen, put_batch(batch, self.experiment.mesh))
-                profiler.step_done(step, values)
-                progress.step_done(values)
-                self._check(pending)  # one step late, so that the device never waits for the host
+                with memory_advice(config, self.experiment.mesh.size):
+                    with profiler.step(step):
+                        state, values = self.step_fn(state, self.frozen, put_batch(batch, self.experiment.mesh))
+                    profiler.step_done(step, values)
+                    progress.step_done(values)
+                    self._check(pending)  # one step late, so that the device never waits for the host
                 pending = (step, values, batch["id"])
                 if _multiple(step, config.log.every) or step == config.total_steps:
                     self._log(writer, progress, step, values)
@@ -218,8 +215,9 @@ class _Loop:
             return None
         step, values, ids = pending
         name = bad_names(self.experiment.recipe, self.shapes, self.abstract.params)[int(values["first_bad"])]
-        path = self.workdir / f"non-finite-step-{step}{process_suffix()}.json"
-        atomic.write_text(path, json.dumps({"step": step, "tensor": name, "ids": ids.tolist()}) + "\n")
+        path, ids = self.workdir / f"non-finite-step-{step}.json", gather_rows(ids)
+        if jax.process_index() == 0:
+            atomic.write_text(path, json.dumps({"step": step, "tensor": name, "ids": ids.tolist()}) + "\n")
         raise UserError(
             f"step {step}: {name} is not finite (loss {float(values['loss'])}); its batch's ids are in {path}; "
             "look at those images, or start another --workdir with a lower learning rate"
@@ -252,26 +250,3 @@ def _without_params(state: TrainState) -> dict:
 
 def _multiple(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
-
-
-class _Flag:
-    is_set = False
-
-
-@contextlib.contextmanager
-def _sigterm():
-    """A flag that SIGTERM sets, so that the loop ends at a whole step and saves (preemption)."""
-    flag = _Flag()
-
-    def handler(number, frame):
-        flag.is_set = True
-
-    try:
-        previous = signal.signal(signal.SIGTERM, handler)
-    except ValueError:  # not in the main thread, as in notebooks: nothing to hook
-        yield flag
-        return
-    try:
-        yield flag
-    finally:
-        signal.signal(signal.SIGTERM, previous)

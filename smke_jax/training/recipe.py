@@ -11,7 +11,7 @@ from smke_jax.models.student import build_student
 from smke_jax.models.teachers import build_teacher, stand_in_head
 from smke_jax.objectives import TERMS
 from smke_jax.objectives.base import Term
-from smke_jax.passes.base import Pass
+from smke_jax.passes.base import Pass, only
 from smke_jax.passes.frozen import teacher_pass
 from smke_jax.passes.student import student_pass
 from smke_jax.passes.views import ProjectedEncoder, views_pass
@@ -20,7 +20,8 @@ from smke_jax.passes.views import ProjectedEncoder, views_pass
 class Recipe(NamedTuple):
     """What is trained on what.
 
-    passes:  in order; the trained ones own params[pass.name], the frozen ones frozen[pass.name]
+    passes:  in order; the trained ones own params[pass.name], the frozen ones frozen[pass.name].  A step asks of them
+             what `needs` names
     terms:   {name: Term}, owning params['terms'][name] and slots[name]
     weights: {name: schedule of training progress in [0, 1] -> weight}
     """
@@ -28,6 +29,11 @@ class Recipe(NamedTuple):
     passes: tuple[Pass, ...]
     terms: dict[str, Term]
     weights: dict[str, Callable[[jax.Array], jax.Array]]
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Representations that the terms read, and those that passes have watched."""
+        return frozenset().union(*(term.needs for term in self.terms.values()), *(p.watched for p in self.passes))
 
 
 def build_recipe(config, *, vocab_size: int | None) -> Recipe:
@@ -119,9 +125,9 @@ def init_params(recipe: Recipe, key: jax.Array, batch: dict[str, Any]) -> tuple[
 
 
 def representation_shapes(recipe: Recipe, batch: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """{name: shape and type} of everything the passes make of a batch (arrays or shapes), and its ids."""
+    """{name: shape and type} of what the terms need of the passes for a batch (arrays or shapes), and its ids."""
     key = jax.random.key(0)
     reps = {"id": batch["id"]}
-    for p in recipe.passes:
+    for p in (only(p, recipe.needs) for p in recipe.passes):
         reps |= jax.eval_shape(lambda b, p=p: p.run(p.init(key, b), b, key, False), dict(batch))
     return reps

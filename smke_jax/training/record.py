@@ -14,7 +14,16 @@ from ml_collections import ConfigDict
 from smke_jax import atomic
 from smke_jax.config import base
 from smke_jax.errors import UserError
+from smke_jax.parallel.process import check_shared, failing_together
 
+# Of the config, what says where and how a run is computed and not what; it may change when a run is continued.
+PLACEMENT = frozenset(
+    f"config.{key}"
+    for key in (
+        "num_devices", "sharding", "fsdp_size", "loss_impl", "micro_batch", "student.remat", "profile_steps",
+        "data.threads", "data.in_memory",
+    )
+)  # fmt: skip
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "smke_jax")
 
 
@@ -33,16 +42,25 @@ def flatten(config: Any, prefix: str = "config") -> dict[str, Any]:
 def check_or_write(workdir: Path, config: ConfigDict, identity: dict[str, str]) -> None:
     """Writes run.json and config.json into a new run; refuses to continue a run that was started otherwise.
 
-    `identity` holds digests of what a config only names: data, tokenizer, teacher.
+    `identity` holds digests of what a config only names: data, tokenizer, teacher.  Where a run is computed may change
+    (`PLACEMENT`).
     """
+    with failing_together():
+        if jax.process_index() == 0:
+            _check_or_write(workdir, config, identity)
+    check_shared(workdir / "run.json")
+
+
+def _check_or_write(workdir, config, identity):
     path = workdir / "run.json"
     if path.exists():
         recorded = _read(path)
         # A field that did not exist then stands at its default, which is what the code did without it.
         then = {**flatten(base()), **recorded["config"], **recorded["identity"]}
-        _refuse_difference(workdir, then, {**flatten(config), **identity})
-        return
-    if jax.process_index():
+        if different := differences(then, {**flatten(config), **identity}):
+            raise UserError(
+                f"{workdir} holds a run of another config ({different}): give those values, or another --workdir"
+            )
         return
     record = {
         "config": flatten(config),
@@ -55,6 +73,12 @@ def check_or_write(workdir: Path, config: ConfigDict, identity: dict[str, str]) 
     }
     atomic.write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
     atomic.write_text(path, json.dumps(record, indent=2) + "\n")
+
+
+def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """'config.a: 1 there, 2 now; …' of flattened configs, empty where they are equal but for `PLACEMENT`."""
+    keys = [key for key in sorted({*old, *new} - PLACEMENT) if old.get(key) != new.get(key)]
+    return "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys)
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -94,10 +118,3 @@ def _read(path):
         return json.loads(path.read_text())
     except ValueError:
         raise UserError(f"{path} is damaged: restore it, or start a new --workdir") from None
-
-
-def _refuse_difference(workdir, old, new):
-    keys = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-    if keys:
-        lines = "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys)
-        raise UserError(f"{workdir} holds a run of another config ({lines}): give those values, or another --workdir")

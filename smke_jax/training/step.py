@@ -14,6 +14,7 @@ from smke_jax.losses.collective import Scope, mean
 from smke_jax.losses.contrastive import normalise
 from smke_jax.parallel.mesh import DATA_AXES, replicated, sharded
 from smke_jax.parallel.rules import shardings, specs
+from smke_jax.passes.base import only
 from smke_jax.passes.micro_batch import in_micro_batches
 from smke_jax.training.recipe import Recipe, init_params, representation_shapes
 from smke_jax.training.state import TrainState
@@ -117,7 +118,8 @@ def make_train_step(
     occurs more than once in the batch), 'embedding_std/<representation>' of those that passes have watched, and
     'first_bad', the position of the first non-finite tensor in `bad_names` or -1.
     """
-    recipe = recipe._replace(passes=tuple(in_micro_batches(p, mesh, micro_batch) for p in recipe.passes))
+    needed = (only(p, recipe.needs) for p in recipe.passes)
+    recipe = recipe._replace(passes=tuple(in_micro_batches(p, mesh, micro_batch) for p in needed))
     loss = make_loss(recipe, mesh, loss_impl=loss_impl)
 
     def step(state: TrainState, frozen, batch):

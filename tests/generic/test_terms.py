@@ -16,11 +16,18 @@ from smke_jax.training.step import make_train_step, run_terms, term_key
 
 # {case: (key of TERMS, options)}
 CASES = {
+    "cmli": ("cmli", {}),
+    "cmli, projected, same image masked": ("cmli", {"width": 3, "mask_same_image": True}),
     "cosine": ("cosine", {"margin": -0.9}),
     "cosine, two levels without negatives": ("cosine", {"levels": ("fc1", "out"), "negatives": False}),
     "itc": ("itc", {}),
     "itc, same image masked": ("itc", {"mask_same_image": True}),
     "itc, one level, text first": ("itc", {"pair": ("text", "image"), "levels": ("out",)}),
+    "itm": ("itm", {"width": 7}),
+    "itm, uniform, gelu, same image masked": (
+        "itm",
+        {"hardness": 0.0, "fusion": "gelu", "width": 7, "levels": ("out",), "mask_same_image": True},
+    ),
     "kl": ("kl", {}),
     "ranking": ("ranking", {"margin": 0.9}),
     "ranking, symmetric, same image masked": (
@@ -29,6 +36,8 @@ CASES = {
     ),
     "regress": ("regress", {}),
     "siglip": ("siglip", {"levels": ("fc1", "out"), "mask_same_image": True}),
+    "target_cmli": ("target_cmli", {"width": 3}),
+    "target_cmli_cosine": ("target_cmli_cosine", {}),
     "target_itc": ("target_itc", {}),
     "target_itc, same image masked": ("target_itc", {"mask_same_image": True, "learnable_scale": True}),
     "target_itc, bank": ("target_itc", {"bank_size": 40}),
@@ -46,12 +55,22 @@ SHAPES = {  # of one example
     "image/fc1": (9,), "text/fc1": (9,),
     "image/out": (8,), "text/out": (8,),
     "image/head": (6,), "text/head": (6,),
-    "target/cls": (6,), "target/logits": (6,),
+    "image/tokens": (4, 8), "text/tokens": (5, 8), "text/mask": (5,),
+    "image/head_tokens": (4, 6), "text/head_tokens": (5, 6),
+    "target/cls": (6,), "target/logits": (6,), "target/tokens": (4, 6),
     "view1/cls": (7,), "view2/cls": (7,),
     "view1/projection": (6,), "view2/projection": (6,),
     "view1/pixels": (4, 4, 3), "view2/pixels": (4, 4, 3),
 }  # fmt: skip
-DATA = ("id", "view1/pixels", "view2/pixels", "target/cls", "target/logits")  # what nothing is to be learned through
+DATA = (
+    "id",
+    "text/mask",
+    "view1/pixels",
+    "view2/pixels",
+    "target/cls",
+    "target/logits",
+    "target/tokens",
+)  # what nothing is to be learned through
 
 KEY = jax.random.key(3)
 ALONE = Scope(key=term_key(KEY, "t"))  # one device, with the numbers of the term 't' of `run_on`
@@ -71,6 +90,8 @@ def made_up(names, seed):
     for name in sorted(names):
         if name == "id":
             reps[name] = rng.integers(0, 10, BATCH).astype(np.int32)
+        elif name == "text/mask":
+            reps[name] = (np.arange(5) < rng.integers(1, 6, (BATCH, 1))).astype(np.int32)
         else:
             reps[name] = rng.normal(size=(BATCH, *SHAPES[name])).astype(np.float32)
     return reps

@@ -24,8 +24,7 @@ def config(**teacher):
     c = base()
     c.terms.kl = {}
     c = smoke(c)
-    with c.teacher.unlocked():
-        c.teacher.update(teacher)
+    c.teacher.update(teacher)
     return c
 
 

@@ -1,0 +1,135 @@
+"""`smke sweep`: a config over a grid of values, one run directory for each combination.
+
+    smke sweep --config=configs/scaling.py --out=runs/scaling
+    smke sweep --config=FILE --out=DIR --axis config.batch_size=256,512 --axis config.num_devices=1,2 --seeds=1,2,3
+
+A config may name its own grid in `get_sweep()`; --axis replaces or adds to it, and any --config.key=value holds for
+all runs. The same command leaves finished runs alone and continues interrupted ones.
+"""
+
+import argparse
+import itertools
+import re
+import shlex
+import signal
+import sys
+from pathlib import Path
+
+from smke_jax.__main__ import run_program
+from smke_jax.errors import UserError
+from smke_jax.programs.train import load_config, load_sweep, override, split_overrides
+from smke_jax.reporting.compare import compare
+from smke_jax.training.experiment import resolve
+from smke_jax.training.jobs import FAILED, FINISHED, Job, count_devices, is_finished, run_jobs
+from smke_jax.training.record import flatten
+
+
+def main(argv: list[str]) -> int:
+    """Parses the command line, trains what is not finished and compares; returns the exit status."""
+    argv, overrides = split_overrides(argv)
+    arguments = _parser().parse_args(argv)
+    jobs = plan_jobs(arguments.config, _axes(arguments, overrides), overrides)
+    environment = _simulated(arguments.simulate_devices)
+    skipped = _without_devices(jobs, environment)
+    if arguments.dry_run:
+        for job in jobs:
+            state = "finished" if is_finished(arguments.out / job.name) else "to be run"
+            state = f"skipped, {skipped[job.name]}" if job.name in skipped else state
+            print(f"{job.name}: {state}\n  smke {shlex.join(job.command(arguments.out / job.name)[3:])}")
+        return 0
+    records, stopped_by = run_jobs(jobs, arguments.out, skipped=skipped, environment=environment)
+    if stopped_by:
+        print(f"stopped by {signal.Signals(stopped_by).name}; the same command continues", file=sys.stderr)
+        return 128 + stopped_by
+    if any((arguments.out / job.name / "run.json").exists() for job in jobs):
+        print(compare([arguments.out], arguments.out))
+    unfinished = [f"{name} {record['state']}: {record['error']}" for name, record in records.items()
+                  if record["state"] != FINISHED]  # fmt: skip
+    print(f"{len(jobs) - len(unfinished)} of {len(jobs)} runs are finished", *unfinished, sep="\n", file=sys.stderr)
+    return 1 if any(record["state"] == FAILED for record in records.values()) else 0
+
+
+def plan_jobs(config: str, axes: dict[str, tuple], overrides: list[str]) -> list[Job]:
+    """A job for every combination of the axes' values; UserError for keys and values that no run could work with."""
+    short = {key: key.rpartition(".")[2] for key in axes}
+    if len(set(short.values())) < len(short):
+        short = {key: key.removeprefix("config.") for key in axes}
+    jobs = {}
+    for values in itertools.product(*axes.values()):
+        name = ",".join(f"{short[key]}={value}" for key, value in zip(axes, values))
+        name = re.sub(r"[^\w.,+=-]+", "-", name)
+        if name in jobs:
+            raise UserError(f"two runs of the sweep would have the directory {name}: give values with other names")
+        jobs[name] = make_job(name, config, [*overrides, *(f"--{key}={value}" for key, value in zip(axes, values))])
+    return list(jobs.values())
+
+
+def make_job(name: str, config: str, overrides: list[str]) -> Job:
+    """The job NAME of a config location under `--config.key=value` flags; UserError for what no run could work with."""
+    fields = override(load_config(config), overrides)
+    resolve(fields)  # raises for what `smke train` would refuse
+    return Job(name, config, tuple(overrides), flatten(fields))
+
+
+def _axes(arguments, overrides: list[str]) -> dict[str, tuple]:
+    given = {re.sub("^--?(no)?", "", argument).partition("=")[0] for argument in overrides}
+    axes = {key: values for key, values in load_sweep(arguments.config).items() if key not in given}
+    axes |= dict(arguments.axis)
+    if arguments.seeds:
+        axes["config.seed"] = arguments.seeds
+    if not axes:
+        raise UserError("nothing to vary: give --axis config.batch_size=256,512, or a config with get_sweep()")
+    for key, values in axes.items():
+        if key in given:
+            raise UserError(f"{key} is both an axis and a single value: give one of them")
+        if not values:
+            raise UserError(f"the axis {key} has no values: give --axis {key}=A,B")
+    return axes
+
+
+def _simulated(devices: int) -> dict[str, str]:
+    return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)} if devices else {}
+
+
+def _without_devices(jobs: list[Job], environment: dict[str, str]) -> dict[str, str]:
+    """{name: reason} of the jobs that ask for more devices than there are."""
+    asked = {job.name: job.fields["config.num_devices"] for job in jobs}
+    if not any(asked.values()):
+        return {}
+    there = count_devices(environment)
+    return {
+        name: f"it asks for {number} devices and this machine shows {there}"
+        for name, number in asked.items()
+        if number > there
+    }
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary, _, more = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "smke sweep", description=summary, epilog=more, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="as of `smke train`")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the run directories")
+    parser.add_argument("--axis", type=_axis, action="append", default=[], metavar="config.KEY=A,B,…")
+    parser.add_argument("--seeds", type=_values, metavar="A,B,…", help="short for --axis config.seed=A,B,…")
+    parser.add_argument("--dry_run", action="store_true", help="print the runs and their commands alone")
+    parser.add_argument(
+        "--simulate_devices", type=int, default=0, metavar="N", help="train on N simulated devices on the CPU"
+    )
+    return parser
+
+
+def _axis(text: str) -> tuple[str, tuple[str, ...]]:
+    key, _, values = text.partition("=")
+    return key, _values(values)
+
+
+def _values(text: str) -> tuple[str, ...]:
+    """Separated at the commas outside brackets, each once."""
+    return tuple(dict.fromkeys(re.findall(r"(?:\([^()]*\)|\[[^\[\]]*\]|[^,])+", text)))
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv[1:]))
