@@ -68,11 +68,10 @@ def _student(params, config: ConfigDict) -> list[Part]:
     for name, values in model.get("logit_scales", {}).items():
         wanted = params["terms"].get(name, {}).get("logit_scale")
         if wanted is not None and len(wanted) <= len(values):
-            # The last ones: levels are named from the first to the last, and what is left of them is the last.
+            # Levels are named from the first layer to the last, and those that are left out are the first.
             kept = np.array(values[len(values) - len(wanted) :], np.float32)
-            scales.append(
-                Part(("terms", name, "logit_scale"), kept, f"{len(kept)} of {len(values)} scales from {path}")
-            )
+            origin = f"{len(kept)} of {len(values)} logit scales from {path}"
+            scales.append(Part(("terms", name, "logit_scale"), kept, origin))
     return [student, *scales]
 
 
