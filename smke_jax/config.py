@@ -49,8 +49,14 @@ def base() -> ConfigDict:
 
     c.student = ConfigDict()
     c.student.dtype = "float32"  # of activations; bfloat16 on accelerators. Parameters and losses stay fp32
+    # The whole student from what `smke export` wrote of another run, whose fields below have to be the same; the terms'
+    # temperatures come along. 'random' where the parts below start by themselves.
+    c.student.init = "random"
     c.student.remat = "none"  # of smke_jax.models.layers.REMAT: what the backward pass computes again to save memory
-    c.student.token_types = True
+    c.student.head_dim = 0  # width of the head: the classes where the teacher's logits are learned; 0 its features
+    c.student.token_types = True  # every token is told its modality by a vector added to it,
+    c.student.token_types_at = "after"  # before the towers' first block or after their last: before | after
+    c.student.token_type_scale = 1e-5  # times a learned scale that starts here; None adds it as it is
     c.student.image = ConfigDict()
     c.student.image.init = "random"  # or what `smke convert` wrote of a Data2Vec2 image encoder
     c.student.image.image_size = 224
@@ -78,6 +84,8 @@ def base() -> ConfigDict:
     c.student.text.dropout = 0.0
     c.student.text.init_std = 0.02
     c.student.shared = ConfigDict()
+    c.student.shared.type = "transformer"  # of smke_jax.models.shared.SHARED: transformer | mlp
+    c.student.shared.depth = 1  # transformer
     c.student.shared.num_heads = 12
     c.student.shared.mlp_dim = 3072
     c.student.shared.norm_eps = 1e-6
@@ -106,14 +114,20 @@ def base() -> ConfigDict:
     c.teacher.dtype = "float32"
     c.teacher.layer_scale = 0.1  # beit
     c.teacher.shared_bias = True  # beit: one relative position table for all blocks
+    c.teacher.num_classes = 0  # beit, fine-tuned: of its classifier, which reads the mean of the patches
     c.teacher.norm_order = "post"  # data2vec2
     c.teacher.token_drop = 0.0  # data2vec2, while it is trained: share of patches left out
     c.teacher.init_std = 0.02
+    # Logits for a teacher without a classifier, to try recipes that learn a classifier's: the cosines of its [CLS]
+    # with so many fixed random directions, over a temperature. 0 has none.
+    c.teacher.stand_in_classes = 0
+    c.teacher.stand_in_temperature = 0.1
     c.projector = ()  # widths of the projector that self-supervised training puts on the encoder
 
     c.optimizer = ConfigDict()
     c.optimizer.name = "adamw"  # of smke_jax.training.optimizer.OPTIMIZERS: adamw | muon
-    c.optimizer.learning_rate = 1e-4  # at a global batch of 256; the peak is this · batch_size / 256
+    c.optimizer.learning_rate = 1e-4  # peak at a global batch of
+    c.optimizer.reference_batch = 256  # in proportion to which it grows with batch_size; 0 takes it as it is
     c.optimizer.warmup_fraction = 0.1
     c.optimizer.weight_decay = 0.01
     c.optimizer.betas = (0.9, 0.98)
@@ -160,11 +174,21 @@ def thesis() -> ConfigDict:
     return c
 
 
-def variant_of(c: ConfigDict, variant: str, known: tuple[str, ...] = ()) -> ConfigDict:
-    """`c` as it is, or in one of the FORMS; refuses a variant that is none of them, neither '' nor one of `known`."""
-    if variant not in ("", *FORMS, *known):
-        raise UserError(f"unknown variant {variant!r}: there are {', '.join((*FORMS, *known))}")
-    return FORMS[variant](c) if variant in FORMS else c
+def split_variant(variant: str, known: tuple[str, ...] = ()) -> tuple[str, str]:
+    """('before', 'flickr8k') of 'before,flickr8k': one of `known`, and one of the FORMS; either may be left out."""
+    kind, _, form = variant.rpartition(",")
+    if form in known and not kind:
+        kind, form = form, ""
+    if kind not in ("", *known) or form not in ("", *FORMS):
+        kinds = f"{', '.join(known)}, alone or with a form (as {known[0]},smoke); forms: " if known else ""
+        raise UserError(f"unknown variant {variant!r}: there are {kinds}{', '.join(FORMS)}")
+    return kind, form
+
+
+def variant_of(c: ConfigDict, form: str) -> ConfigDict:
+    """`c` as it is for '', or in one of the FORMS; a config with variants of its own calls `split_variant` first."""
+    _, form = split_variant(form)
+    return FORMS[form](c) if form else c
 
 
 def flickr8k(c: ConfigDict) -> ConfigDict:
@@ -181,12 +205,14 @@ def flickr8k(c: ConfigDict) -> ConfigDict:
     c.student.image.update(image_size=96, patch_size=16, depth=4, token_drop=0.5, init=FLICKR8K_TEACHER)
     c.student.text.update(depth=2, max_positions=64, dropout=0.2)
     c.teacher.checkpoint = FLICKR8K_TEACHER if "teacher" in c.passes else ""
+    _stand_in(c)
     c.student.dtype = c.teacher.dtype = "float32"
     for term in c.terms.values():
         if "bank_size" in term:
             term.bank_size = min(term.bank_size, 4096)
     c.optimizer.update(name="muon", learning_rate=2e-3, weight_decay=0.5, clip_norm=1.0)
     c.eval.update(every=0, split="dev")
+    c.checkpoint.every = 100
     c.log.every = 25
     return c
 
@@ -195,9 +221,11 @@ def smoke(c: ConfigDict) -> ConfigDict:
     """The same recipe on the built-in scenes, small enough for two steps in a test."""
     c.batch_size, c.total_steps, c.epochs = 16, 2, 0.0
     c.data.update(source="scenes", dir="", split="train", tokenizer="", vocab_size=300, max_length=12, in_memory=False)
-    towers(c, init="random", image_size=32, patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=48)
+    towers(c, init="random", image_size=32, patch_size=16, width=32, num_heads=2, mlp_dim=48)
+    c.student.image.depth = c.student.text.depth = 1
     c.teacher.update(image_size=32, patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=48)
     c.teacher.checkpoint = "random" if "teacher" in c.passes else ""
+    _stand_in(c)
     c.projector = c.projector and (24, 24)
     for term in c.terms.values():
         if "bank_size" in term:
@@ -205,6 +233,13 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.eval.split, c.eval.batch_size = "gallery", 64
     c.log.every = 1
     return c
+
+
+def _stand_in(c: ConfigDict) -> None:
+    """Classes for a teacher that has none, where a recipe learns a classifier's logits."""
+    if "kl" in c.terms:
+        c.teacher.update(type="beit", num_classes=0, stand_in_classes=256)
+        c.student.head_dim = c.teacher.stand_in_classes
 
 
 FLICKR8K_TEACHER = "runs/teacher_flickr8k/export"

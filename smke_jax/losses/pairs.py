@@ -45,6 +45,12 @@ SUM_SOFTPLUS = Reduction(
     lambda logits, total: jax.nn.sigmoid(logits),
     0.0,
 )
+SUM_RELU = Reduction(
+    lambda logits, axis: jnp.sum(jax.nn.relu(logits), axis=axis),
+    jnp.sum,
+    lambda logits, total: (logits > 0).astype(jnp.float32),
+    0.0,
+)
 
 
 class Side(NamedTuple):

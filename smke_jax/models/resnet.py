@@ -50,7 +50,7 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Classification network; as a teacher it gives its logits, whose number is its `width`.
+    """Classification network; as a teacher it gives its logits, whose number is its `width`, also as 'logits'.
 
     `stem_width` is the number of channels after the first convolution.  The defaults are those of ResNet-50.
     Agrees with transformers' ResNetForImageClassification.
@@ -60,6 +60,10 @@ class ResNet(nn.Module):
     stem_width: int = 64
     depths: tuple[int, ...] = (3, 4, 6, 3)
     dtype: jnp.dtype = jnp.float32
+
+    @property
+    def num_classes(self) -> int:
+        return self.width
 
     @nn.compact
     def __call__(self, images):
@@ -71,7 +75,9 @@ class ResNet(nn.Module):
             for i in range(depth):
                 stride = 2 if stage and not i else 1
                 x = Bottleneck(self.stem_width * 2**stage, stride, self.dtype, name=f"layer{stage + 1}_{i}")(x)
-        return nn.Dense(self.width, name="fc")(x.astype(jnp.float32).mean((1, 2)))
+        logits = nn.Dense(self.width, name="fc")(x.astype(jnp.float32).mean((1, 2)))
+        self.sow("intermediates", "logits", logits)
+        return logits
 
 
 def conv(channels: int, size: int, stride: int, dtype, *, name: str) -> nn.Conv:

@@ -1,9 +1,11 @@
 """Frozen image teachers.  Every one maps normalised images (B, S, S, 3) to a feature (B, D): its [CLS], or logits.
 
 Those that cut the image in patches also sow their 'tokens' (B, N, D), the same of every patch.
+One that classifies has `num_classes` and sows its 'logits' (B, num_classes).
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -47,7 +49,7 @@ class Beit(nn.Module):
 
     `shared_bias` uses one table for all blocks (pretraining checkpoints) or one each (fine-tuned, timm, HF).
     `final_norm` False has no last norm and returns the last block's output as it is: the memory bank run of the thesis
-    (spec 15), and networks fine-tuned with mean pooling, whose norm belongs to the mean.
+    (spec 15), and networks fine-tuned with mean pooling, whose norm belongs to the mean.  Those have `num_classes`.
     """
 
     image_size: int
@@ -61,6 +63,7 @@ class Beit(nn.Module):
     layer_scale: float = 0.1
     shared_bias: bool = True
     final_norm: bool = True
+    num_classes: int = 0
     init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
 
@@ -90,6 +93,9 @@ class Beit(nn.Module):
         norm = LayerNorm(self.norm_eps, name="norm") if self.final_norm else lambda x: x
         x = x.astype(jnp.float32)
         self.sow("intermediates", "tokens", norm(x[:, 1:]))
+        if self.num_classes:
+            pooled = LayerNorm(self.norm_eps, name="fc_norm")(x[:, 1:].mean(axis=1))
+            self.sow("intermediates", "logits", nn.Dense(self.num_classes, name="head")(pooled))
         return norm(x[:, 0])
 
 
@@ -102,6 +108,23 @@ class Data2Vec2(ImageEncoder):
         x = super().__call__(images, deterministic=deterministic).astype(jnp.float32)
         self.sow("intermediates", "tokens", x[:, 1:])
         return x[:, 0]
+
+
+def stand_in_head(num_classes: int, temperature: float):
+    """[CLS] (B, D) -> logits (B, num_classes) for a network without a classifier: no class means anything.
+
+    They are cosines with fixed random directions, over `temperature`: a recipe that learns a classifier's logits can
+    be run where there is none.
+    """
+
+    def logits(cls):
+        directions = jax.random.normal(jax.random.key(0), (cls.shape[-1], num_classes))
+        cosines = (cls @ directions) / (
+            jnp.linalg.norm(cls, axis=-1, keepdims=True) * jnp.linalg.norm(directions, axis=0)
+        )
+        return cosines / temperature
+
+    return logits
 
 
 TEACHERS = {"beit": Beit, "data2vec2": Data2Vec2, "vit": Vit, "resnet": ResNet}

@@ -11,6 +11,7 @@ class TextEncoder(nn.Module):
     """BERT encoder.  ids (B, L) int, mask (B, L) with 1 = token -> (B, L, D), [CLS] first.
 
     Outputs at tokens do not depend on how much padding follows them.  Token-type id is 0 throughout.
+    `added` (D,) joins every token after the embeddings and their LayerNorm.
     """
 
     vocab_size: int
@@ -29,7 +30,7 @@ class TextEncoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, ids, mask, *, deterministic: bool = True):
+    def __call__(self, ids, mask, *, added=None, deterministic: bool = True):
         length = ids.shape[1]
         if length > self.max_positions:
             raise ValueError(f"captions are {length} tokens long, this encoder has {self.max_positions} positions")
@@ -41,6 +42,8 @@ class TextEncoder(nn.Module):
         x += table("position_embedding", self.max_positions)[:length]
         x += table("type_embedding", self.type_vocab_size)[0]
         x = LayerNorm(self.norm_eps, self.dtype, name="embedding_norm")(x)
+        if added is not None:
+            x += added.astype(self.dtype)
         return run_blocks(self, x, mask, deterministic=deterministic)
 
 

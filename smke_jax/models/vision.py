@@ -63,6 +63,7 @@ class ImageEncoder(nn.Module):
     Patches get fixed positions, [CLS] gets none; post-norm puts a LayerNorm before the first block and none after
     the last (layer_norm_first=False), pre-norm the other way round.  In training a random share `token_drop` of the
     patches is left out (FLIP, Li et al. 2023): faster, and it keeps a small set of photos from being memorised.
+    `added` (D,) joins every token, [CLS] too, before the first LayerNorm.
     """
 
     image_size: int
@@ -81,7 +82,7 @@ class ImageEncoder(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images, *, deterministic: bool = True):
+    def __call__(self, images, *, added=None, deterministic: bool = True):
         size = self.image_size
         if images.shape[1:] != (size, size, 3):
             raise ValueError(f"images are {images.shape[1:]}, this encoder takes ({size}, {size}, 3)")
@@ -94,7 +95,8 @@ class ImageEncoder(nn.Module):
         x += positions.astype(self.dtype)
         cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
         x = prepend(cls, x)
-
+        if added is not None:
+            x += added.astype(self.dtype)
         if self.norm_order != "pre":
             x = LayerNorm(self.norm_eps, self.dtype, name="norm")(x)
         return run_blocks(self, x, deterministic=deterministic)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from smke_jax.errors import UserError
 from smke_jax.losses.collective import Scope
 
 Params = Any
@@ -32,6 +33,16 @@ class Term(NamedTuple):
     init: Callable[[jax.Array, Mapping[str, jax.ShapeDtypeStruct]], tuple[Params, Slots]]
     value: Callable[[Params, Slots, Reps, Scope], tuple[jax.Array, Metrics]]
     update: Callable[[Slots, Reps], Slots] = lambda slots, reps: slots
+
+
+def equal_widths(term: str, shapes: Mapping[str, jax.ShapeDtypeStruct], prediction: str, target: str) -> None:
+    """Raises UserError where `prediction` has not as many channels as the `target` that `term` compares it with."""
+    have, want = (shapes[name].shape[-1] for name in (prediction, target))
+    if have != want:
+        raise UserError(
+            f"config.terms.{term}: {prediction} has {have} channels and {target} {want}: "
+            f"set config.student.head_dim={want}"
+        )
 
 
 def no_state(key, shapes) -> tuple[Params, Slots]:

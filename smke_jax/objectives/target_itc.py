@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from smke_jax.errors import UserError
 from smke_jax.losses.contrastive import info_nce, normalise
 from smke_jax.objectives import memory_bank
-from smke_jax.objectives.base import INITIAL_LOG_SCALE, Term
+from smke_jax.objectives.base import INITIAL_LOG_SCALE, Term, equal_widths
 
 
 def target_itc(
@@ -22,6 +22,7 @@ def target_itc(
     """
 
     def init(key, shapes):
+        equal_widths("target_itc", shapes, "image/head", "target/cls")
         params = {"logit_scale": jnp.full(1, INITIAL_LOG_SCALE, jnp.float32)} if learnable_scale else {}
         if not bank_size:
             return params, ()

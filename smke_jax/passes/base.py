@@ -22,6 +22,7 @@ class Pass(NamedTuple):
     grad:     whether its parameters are trained
     init:     (key, batch) -> params
     run:      (params, batch, key, train) -> representations; makes those whose inputs the batch has
+    watched:  those of them that are watched for collapse
     """
 
     name: str
@@ -29,6 +30,7 @@ class Pass(NamedTuple):
     grad: bool
     init: Callable[[jax.Array, Batch], Any]
     run: Callable[[Any, Batch, jax.Array, bool], dict[str, jax.Array]]
+    watched: tuple[str, ...] = ()
 
 
 def only(p: Pass, names: Iterable[str]) -> Pass:

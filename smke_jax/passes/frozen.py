@@ -1,14 +1,18 @@
 """The frozen teacher's forward."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
+import jax
 
 from smke_jax.passes.base import MEAN, STD, Pass, apply_and_reveal, to_network
 
 
-def teacher_pass(model: nn.Module, mean=MEAN, std=STD) -> Pass:
+def teacher_pass(model: nn.Module, mean=MEAN, std=STD, *, head: Callable[[jax.Array], jax.Array] | None = None) -> Pass:
     """'target/cls' (B, D) of batch['teacher_image'], or of batch['image'] where student and teacher share the view.
 
     A teacher that cuts the image in patches also makes 'target/tokens' (B, N, D), one of every patch.
+    Of a model that classifies also 'target/logits' (B, classes); `head` makes them of [CLS] for one that does not.
     `mean` and `std` (3,) are those of the pixels in [0, 1] that the teacher was trained with.
     """
 
@@ -20,10 +24,15 @@ def teacher_pass(model: nn.Module, mean=MEAN, std=STD) -> Pass:
 
     def run(params, batch, key, train):
         cls, sown = apply_and_reveal(model, params, images(batch))
-        return {"target/cls": cls, **{f"target/{name}": x for name, x in sown.items()}}
+        reps = {"target/cls": cls} | {f"target/{name}": x for name, x in sown.items()}
+        return reps if head is None else reps | {"target/logits": head(cls)}
 
-    provides = ("target/cls", "target/tokens") if hasattr(model, "patch_size") else ("target/cls",)
-    return Pass("teacher", provides, False, init, run)
+    made = {
+        "target/cls": True,
+        "target/logits": head is not None or getattr(model, "num_classes", 0),
+        "target/tokens": hasattr(model, "patch_size"),
+    }
+    return Pass("teacher", tuple(name for name, there in made.items() if there), False, init, run)
 
 
 def kept_pass(provides: tuple[str, ...]) -> Pass:

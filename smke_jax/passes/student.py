@@ -32,4 +32,4 @@ def student_pass(model: Student) -> Pass:
         return reps
 
     provides = tuple(f"{m}/{name}" for m in ("image", "text") for name in (*LEVELS, *TOKENS))
-    return Pass("student", (*provides, "text/mask"), True, init, run)
+    return Pass("student", (*provides, "text/mask"), True, init, run, watched=("image/out", "text/out"))

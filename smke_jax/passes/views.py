@@ -45,6 +45,5 @@ def views_pass(model: ProjectedEncoder, mean=MEAN, std=STD) -> Pass:
             reps |= {f"{name}/cls": cls[rows], f"{name}/projection": projection[rows], f"{name}/pixels": pixels[rows]}
         return reps
 
-    return Pass(
-        "views", tuple(f"view{i}/{what}" for i in (1, 2) for what in ("cls", "projection", "pixels")), True, init, run
-    )
+    provides = tuple(f"view{i}/{what}" for i in (1, 2) for what in ("cls", "projection", "pixels"))
+    return Pass("views", provides, True, init, run, watched=("view1/cls",))

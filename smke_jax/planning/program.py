@@ -17,7 +17,7 @@ from smke_jax.planning.flops import counted, step_inputs
 from smke_jax.planning.traffic import Traffic, traffic
 from smke_jax.training.experiment import Experiment, build_mesh, build_step, check_model, frozen_shapes, resolve
 from smke_jax.training.recipe import build_recipe
-from smke_jax.training.towers import tower_tokenizer
+from smke_jax.training.start import start_tokenizer
 
 # Options of the compiler for simulated devices.  Their machine code never runs, so it need not be good.  Accelerators
 # schedule for little memory; the CPU's default does not, and hides there what rematerialisation saves.
@@ -64,7 +64,7 @@ def planned(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
         assumed.append(f"no weights at {path!r}: the teacher is what the fields of config.teacher say")
         config.teacher.checkpoint = "random"
     config = resolve(config)
-    given = config.data.tokenizer or tower_tokenizer(config)
+    given = config.data.tokenizer or start_tokenizer(config)
     if given and Path(given).is_dir():
         config.data.vocab_size = load_tokenizer(given).vocab_size
     elif "student" in config.passes:

@@ -26,8 +26,8 @@ from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.optimizer import build_optimizer
 from smke_jax.training.recipe import Recipe, build_recipe, init_params
+from smke_jax.training.start import Part, read_parts, start_tokenizer, text_init
 from smke_jax.training.step import abstract_state, make_train_step
-from smke_jax.training.towers import Tower, read_towers, tower_tokenizer
 from smke_jax.training.validation import validate
 
 
@@ -125,12 +125,12 @@ def _tokenizer(config, directory: Path, source) -> Tokenizer:
 def _kept_tokenizer(config, directory: Path, source) -> Tokenizer:
     if directory.is_dir() and (directory.parent / "run.json").exists():
         return load_tokenizer(directory)  # a folder without its run.json is left over from a refused command
-    given = config.data.tokenizer or tower_tokenizer(config)
+    given = config.data.tokenizer or start_tokenizer(config)
     if given:
         tokenizer = load_tokenizer(given)
-    elif config.student.text.init != "random":
+    elif text_init(config) != "random":
         raise UserError(
-            f"{config.student.text.init} came without its vocabulary: give config.data.tokenizer, one with vocab.txt"
+            f"{text_init(config)} came without its vocabulary: give config.data.tokenizer, one with vocab.txt"
         )
     elif source is None:
         raise UserError(f"no tokenizer at {directory}: this run did not get as far as writing one")
@@ -167,13 +167,13 @@ def batch_shapes(config: ConfigDict, views) -> dict[str, jax.ShapeDtypeStruct]:
     return shapes
 
 
-def check_model(experiment: Experiment, shapes: dict[str, Any]) -> list[Tower]:
-    """Refuses a model that cannot be built, before anything is compiled; returns the pretrained towers that fit it."""
+def check_model(experiment: Experiment, shapes: dict[str, Any]) -> list[Part]:
+    """Refuses a model that cannot be built, before anything is compiled; returns what it starts from."""
     try:
         params = jax.eval_shape(lambda key: init_params(experiment.recipe, key, shapes)[0], jax.random.key(0))
     except (ValueError, TypeError, KeyError, IndexError) as error:  # what is said of sizes that do not go together
         raise UserError(f"the model of this config cannot be built: {str(error).splitlines()[0]}") from None
-    return read_towers(params["student"], experiment.config) if "student" in params else []
+    return read_parts(params, experiment.config) if "student" in params else []
 
 
 def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -206,11 +206,15 @@ def _frozen_inits(experiment, shapes):
     return {p.name: jax.jit(lambda p=p: p.init(key, blank())) for p in frozen}
 
 
+CLASSIFIERS = ("fc/kernel", "head/kernel")  # a teacher's, which compute in fp32
+
+
 def kernels_as(params: Any, dtype: str) -> Any:
     """`params` with the matrices that are only ever used in `dtype` stored in it: the same results, half the memory."""
 
     def cast(path, x):
-        return jnp.asarray(x, dtype) if jax.tree_util.keystr(path[-1:], simple=True) == "kernel" else x
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return jnp.asarray(x, dtype) if name.endswith("kernel") and name not in CLASSIFIERS else x
 
     return jax.tree_util.tree_map_with_path(cast, params)
 

@@ -35,12 +35,15 @@ from smke_jax.training.experiment import (
 from smke_jax.training.kept_targets import KeptTargets, with_kept_targets
 from smke_jax.training.memory import memory_advice
 from smke_jax.training.profiling import Profiler
+from smke_jax.training.start import describe_origins, load_parts
 from smke_jax.training.state import TrainState, count_parameters
 from smke_jax.training.step import bad_names, init_state
-from smke_jax.training.towers import describe_origins, load_towers
 from smke_jax.training.writers import MetricWriter, Progress
 
 log = logging.getLogger("smke_jax")
+
+COLLAPSED = 0.01  # 'embedding_std' of vectors with a mean cosine of 0.9999,
+WATCHED_FROM = 100  # steps, and the warm-up: embeddings of random weights can be as near to each other
 
 
 class Outcome(NamedTuple):
@@ -68,13 +71,13 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     check_batch_size(config.batch_size, experiment.mesh, config.micro_batch)
     shapes = batch_shapes(config, views)
     with failing_together():
-        towers = check_model(experiment, shapes)
+        initial = check_model(experiment, shapes)
         # Opened now, so that a split that is not there is not found out after hours of training.
         retrieves = "student" in config.passes and config.eval.split
         gallery = open_source(config.data, config.eval.split) if retrieves else None
     frozen, teacher_identity = load_frozen(experiment, shapes)
     identity = {"data": source.digest, **teacher_identity}
-    identity |= {f"{tower.name} {what}": digest for tower in towers for what, digest in tower.digests.items()}
+    identity |= {f"{part.name} {what}": digest for part in initial for what, digest in part.digests.items()}
     if experiment.tokenizer is not None:
         identity["tokenizer"] = experiment.tokenizer.digest
     check_same(identity)
@@ -96,7 +99,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
             kept = KeptTargets(experiment.recipe, frozen, source, workdir / "targets", config, experiment.mesh)
             experiment, frozen = experiment._replace(recipe=with_kept_targets(experiment.recipe)), {"teacher": {}}
             shapes = batch_shapes(config, views) | kept.shapes(config.batch_size)
-        return _Loop(experiment, workdir, frozen, kept, towers, shapes, checkpoints, identity, gallery).run(batches)
+        return _Loop(experiment, workdir, frozen, kept, initial, shapes, checkpoints, identity, gallery).run(batches)
 
 
 def _total_steps(config, source) -> int:
@@ -117,14 +120,15 @@ class _Loop:
         workdir: Path,
         frozen,
         kept: KeptTargets | None,
-        towers,
+        initial,
         shapes,
         checkpoints: Checkpointer,
         identity,
         gallery,
     ):
         self.experiment, self.config = experiment, experiment.config
-        self.workdir, self.frozen, self.towers, self.shapes = workdir, frozen, towers, shapes
+        self.workdir, self.frozen, self.initial, self.shapes = workdir, frozen, initial, shapes
+        self.warned = False
         self.kept, self.checkpoints, self.identity, self.gallery = kept, checkpoints, identity, gallery
         self.tx, self.schedule, self.abstract, self.step_fn = build_step(experiment, shapes)
         for line in undivided(self.abstract, experiment.mesh):
@@ -181,17 +185,17 @@ class _Loop:
         return _multiple(step, self.config.eval.every) or _multiple(step, self.config.checkpoint.every)
 
     def _initial_state(self, batches) -> tuple[TrainState, int]:
-        """From the newest sound checkpoint, or fresh with the towers that the config names."""
+        """From the newest sound checkpoint, or fresh with what the config names to start from."""
         found = self.checkpoints.restore_latest(self.abstract.params, _without_params(self.abstract))
         if found is None:
             state = init_state(
                 self.experiment.recipe, self.tx, self.experiment.mesh, self.shapes,
                 seed=self.config.seed, sharding=self.config.sharding,
             )  # fmt: skip
-            state = state.replace(params=load_towers(state.params, self.towers))
+            state = state.replace(params=load_parts(state.params, self.initial))
             log.info("%s parameters are trained", f"{count_parameters(state.params):,}")
-            if self.towers:
-                log.info("%s", "\n".join(describe_origins(state.params, self.towers)))
+            if self.initial:
+                log.info("%s", "\n".join(describe_origins(state.params, self.initial)))
             return state, 0
         batches.set_state(found.data)
         log.info("continuing from step %d of %s", found.step, self.workdir)
@@ -199,8 +203,18 @@ class _Loop:
 
     def _log(self, writer, progress, step, values):
         scalars = {k: float(v) for k, v in jax.device_get(values).items() if k != "first_bad"}
+        self._warn_of_collapse(step, scalars)
         scalars["learning_rate"] = float(self.schedule(step - 1))
         writer.write(step, {**scalars, **progress.log(step, scalars["loss"])})
+
+    def _warn_of_collapse(self, step, scalars):
+        """Says once that the embeddings of all examples have become nearly the same."""
+        low = {k: v for k, v in scalars.items() if k.startswith("embedding_std/") and v < COLLAPSED}
+        warmup = self.config.optimizer.warmup_fraction * self.config.total_steps
+        if low and step > max(WATCHED_FROM, warmup) and not self.warned:
+            said = ", ".join(f"{k} {v:.2g}" for k, v in low.items())
+            log.warning("step %d: all embeddings have become nearly the same (%s of at most 1)", step, said)
+            self.warned = True
 
     def _check(self, pending) -> None:
         """Stops at the first non-finite tensor of an earlier step, keeping the ids of its batch."""

@@ -62,11 +62,12 @@ def clamp_log_scales() -> optax.GradientTransformation:
 def build_optimizer(config, *, batch_size: int, total_steps: int) -> tuple[optax.GradientTransformation, Callable]:
     """`config` (config.optimizer) -> (transformation, schedule).
 
-    The peak rate is config.learning_rate · batch_size / 256.  `config.lr_rules` is a list of (regex, factor), first
-    match wins; factor 0 freezes: no update, no decay, no optimiser state.
+    The peak rate is config.learning_rate · batch_size / reference_batch, or as it is where that is 0.
+    `config.lr_rules` is a list of (regex, factor), first match wins; factor 0 freezes: no update, no decay, no
+    optimiser state.
     """
     schedule = learning_rate(
-        peak=config.learning_rate * batch_size / 256,
+        peak=config.learning_rate * (batch_size / config.reference_batch if config.reference_batch else 1),
         total_steps=total_steps,
         warmup_fraction=config.warmup_fraction,
     )

@@ -8,7 +8,7 @@ import numpy as np
 
 from smke_jax.errors import UserError
 from smke_jax.models.student import build_student
-from smke_jax.models.teachers import build_teacher
+from smke_jax.models.teachers import build_teacher, stand_in_head
 from smke_jax.objectives import TERMS
 from smke_jax.objectives.base import Term
 from smke_jax.passes.base import Pass, only
@@ -32,8 +32,8 @@ class Recipe(NamedTuple):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Representations that the terms read."""
-        return frozenset().union(*(term.needs for term in self.terms.values()))
+        """Representations that the terms read, and those that passes have watched."""
+        return frozenset().union(*(term.needs for term in self.terms.values()), *(p.watched for p in self.passes))
 
 
 def build_recipe(config, *, vocab_size: int | None) -> Recipe:
@@ -84,12 +84,18 @@ def _lookup(table, name, kind):
 
 
 def _student(config, vocab_size):
-    target_dim = config.teacher.width if "teacher" in config.passes else config.student.image.width
+    features = config.teacher.width if "teacher" in config.passes else config.student.image.width
+    target_dim = config.student.head_dim or features
     return student_pass(build_student(config.student, vocab_size=vocab_size, target_dim=target_dim))
 
 
 def _teacher(config, vocab_size):
-    return teacher_pass(build_teacher(config.teacher), config.teacher.mean, config.teacher.std)
+    teacher = config.teacher
+    model, classes = build_teacher(teacher), teacher.stand_in_classes
+    if classes and getattr(model, "num_classes", 0):
+        raise UserError(f"{teacher.checkpoint} has a classifier of its own: set config.teacher.stand_in_classes=0")
+    head = stand_in_head(classes, teacher.stand_in_temperature) if classes else None
+    return teacher_pass(model, teacher.mean, teacher.std, head=head)
 
 
 def _views(config, vocab_size):

@@ -1,5 +1,6 @@
 """The train step: the only place with value_and_grad."""
 
+import math
 import zlib
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import optax
 from jax.sharding import PartitionSpec
 
 from smke_jax.losses.collective import Scope, mean
+from smke_jax.losses.contrastive import normalise
 from smke_jax.parallel.mesh import DATA_AXES, replicated, sharded
 from smke_jax.parallel.rules import shardings, specs
 from smke_jax.passes.base import only
@@ -113,8 +115,8 @@ def make_train_step(
     layout: the state's shardings, as arrays or `abstract_state` have them; None is a whole copy on every device.
     micro_batch: see `in_micro_batches`.  loss_impl: see `Scope`.
     metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', 'collisions' (the share of examples whose image
-    occurs more than once in the batch), and 'first_bad', the position of the first
-    non-finite tensor in `bad_names` or -1.
+    occurs more than once in the batch), 'embedding_std/<representation>' of those that passes have watched, and
+    'first_bad', the position of the first non-finite tensor in `bad_names` or -1.
     """
     needed = (only(p, recipe.needs) for p in recipe.passes)
     recipe = recipe._replace(passes=tuple(in_micro_batches(p, mesh, micro_batch) for p in needed))
@@ -136,6 +138,7 @@ def make_train_step(
         metrics |= {f"{name}/loss": value for name, value in losses.items()}
         metrics |= {"loss": total, "grad_norm": optax.tree.norm(grads)}
         metrics["collisions"] = _collisions(batch["id"])
+        metrics |= {f"embedding_std/{name}": _embedding_std(reps[name]) for p in recipe.passes for name in p.watched}
         metrics["first_bad"] = _first_bad(_watched(state.params, reps, losses, grads, params))
         return TrainState(state.step + 1, params, opt_state, slots, state.rng), metrics
 
@@ -174,6 +177,14 @@ def _collisions(ids: jax.Array) -> jax.Array:
     same = ordered[1:] == ordered[:-1]
     twin = jnp.concatenate([same, jnp.array([False])]) | jnp.concatenate([jnp.array([False]), same])
     return jnp.mean(twin.astype(jnp.float32))
+
+
+def _embedding_std(x: jax.Array) -> jax.Array:
+    """Standard deviation per dimension of L2-normalised rows, mean over dimensions, times √D.  (B, D) -> ().
+
+    1 where they point in all directions alike, 0 where all are the same: collapsed (Chen, He 2021, figure 2).
+    """
+    return jnp.mean(jnp.std(normalise(x), axis=0)) * math.sqrt(x.shape[-1])
 
 
 def _first_bad(tree) -> jax.Array:

@@ -11,6 +11,8 @@ from smke_jax.data.transforms import TEACHER_VIEWS, VIEWS
 from smke_jax.errors import UserError
 from smke_jax.losses.collective import IMPLEMENTATIONS
 from smke_jax.models.layers import ACTIVATIONS, REMAT
+from smke_jax.models.shared import SHARED
+from smke_jax.models.student import TOKEN_TYPES_AT
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.rules import RULES
 from smke_jax.passes.student import LEVELS
@@ -23,6 +25,8 @@ CHOICES = {
     "sharding": RULES,
     "loss_impl": IMPLEMENTATIONS,
     "student.remat": REMAT,
+    "student.shared.type": SHARED,
+    "student.token_types_at": TOKEN_TYPES_AT,
     "optimizer.name": OPTIMIZERS,
     "data.views": VIEWS,
     "data.teacher_view": TEACHER_VIEWS,
@@ -45,9 +49,14 @@ RANGES = {
     "data.jitter": (0, 1, True),
     "data.grayscale": (0, 1, True),
     "data.threads": (0, None, True),
+    "student.head_dim": (0, None, True),
+    "student.shared.depth": (1, None, True),
+    "teacher.stand_in_classes": (0, None, True),
+    "teacher.stand_in_temperature": (1e-3, None, True),
     "student.image.token_drop": (0, 1, False),
     "teacher.token_drop": (0, 1, False),
     **{f"{part}.dropout": (0, 1, False) for part in (*TOWERS, "student.shared")},
+    "optimizer.reference_batch": (0, None, True),
     "optimizer.warmup_fraction": (0, 1, False),
     "optimizer.clip_norm": (0, None, True),
     "eval.every": (0, None, True),

@@ -32,7 +32,8 @@ class Reference(NamedTuple):
     state:   {name: array}, as a file of this layout holds it, with everything that is left out on reading
     config:  what a config.json beside the file says
     inputs:  what our model is called with: NHWC images, or ids and mask
-    outputs: what PyTorch made of the same: every hidden state from the first block's output on, then the result
+    outputs: what PyTorch made of the same: every hidden state from the first block's output on, the result, and the
+             logits of a classifier
     """
 
     state: dict[str, np.ndarray]
@@ -60,12 +61,13 @@ class Measured(NamedTuple):
 
 
 def block_outputs(model, params, *inputs) -> list[np.ndarray]:
-    """The output of every Block in order, then what the model returns (its first part, where it is a tuple)."""
+    """The output of every Block in order, what the model returns (its first part, where it is a tuple), its logits."""
     capture = lambda module, name: isinstance(module, Block)  # noqa: E731
     result, extra = model.apply({"params": params}, *inputs, capture_intermediates=capture, mutable=["intermediates"])
     blocks = extra["intermediates"]
     names = sorted((n for n in blocks if n.startswith("block_")), key=lambda n: int(n.rpartition("_")[2]))
-    return [*(blocks[n]["__call__"][0].out for n in names), result[0] if isinstance(result, tuple) else result]
+    result = result[0] if isinstance(result, tuple) else result
+    return [*(blocks[n]["__call__"][0].out for n in names), result, *blocks.get("logits", ())]
 
 
 def measure(case: Case) -> Measured:

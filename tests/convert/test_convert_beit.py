@@ -67,7 +67,10 @@ def hf(kind, sizes: dict, **settings) -> Reference:
         out = encoder(pixels(given), output_hidden_states=True)
         last = network.layernorm(out.last_hidden_state) if hasattr(network, "lm_head") else out.last_hidden_state
     hidden = [h.numpy() for h in (*out.hidden_states[1:], last[:, 0])]
-    assert len(hidden) == sizes["depth"] + 1
+    if kind.__name__.endswith("ForImageClassification"):
+        with torch.no_grad():
+            hidden.append(network(pixels(given)).logits.numpy())
+    assert len(hidden) == sizes["depth"] + 1 + hasattr(network, "classifier")
     with tempfile.TemporaryDirectory() as directory:
         network.save_pretrained(directory)
         written = json.loads(Path(directory, "config.json").read_text())
@@ -125,14 +128,22 @@ def source(state, config=None) -> Source:
 PRETRAINED, FINETUNED = (unilm(TINY, finetuned=x).state for x in (False, True))
 
 
-def test_a_wrapper_is_taken_off_and_heads_are_left_out():
+def test_a_wrapper_is_taken_off_and_heads_of_pretraining_are_left_out():
     conversion = convert(source({f"module.{name}": x for name, x in PRETRAINED.items()}))
     assert conversion.report.sound and conversion.description["shared_bias"] and conversion.description["final_norm"]
     left_out = {name.split(".")[0] for name in conversion.report.ignored}
     assert left_out == {"mask_token", "lm_head", "cls_pt_layers", "rel_pos_bias"}
     conversion = convert(source(FINETUNED))
     assert not conversion.description["shared_bias"] and not conversion.description["final_norm"]
-    assert {name.split(".")[0] for name in conversion.report.ignored} == {"fc_norm", "head", "blocks"}
+    assert {name.split(".")[0] for name in conversion.report.ignored} == {"blocks"}
+    assert conversion.description["num_classes"] == 5 and conversion.params["head"]["kernel"].shape == (32, 5)
+
+
+def test_a_classifier_is_whole_or_left_out():
+    for state in (without(FINETUNED, "fc_norm."), without(FINETUNED, "head.")):
+        conversion = convert(source(state))
+        assert conversion.report.sound and "num_classes" not in conversion.description
+        assert {"fc_norm", "head"} & {name.split(".")[0] for name in conversion.report.ignored}
 
 
 def test_a_teacher_without_last_norm_takes_a_file_that_has_one():

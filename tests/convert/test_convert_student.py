@@ -281,6 +281,22 @@ def test_runs_without_two_logit_scales_are_refused(s_smke, scales):
         state_dict(conversion.params, conversion.description | {"logit_scales": scales})
 
 
+OTHER_FORMS = [
+    ({"shared": {"type": "mlp"}}, "shared.type is 'mlp', and in PyTorch always transformer"),
+    ({"shared": {"depth": 2}}, "shared.depth is 2"),
+    ({"token_types_at": "before"}, "token_types_at is 'before'"),
+    ({"token_type_scale": None}, "token_type_scale is None"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), OTHER_FORMS)
+def test_students_that_the_pytorch_file_cannot_build_are_refused(s_smke, changes, message):
+    _, conversion = s_smke
+    shared = {**conversion.description["shared"], **changes.get("shared", {})}
+    with pytest.raises(UserError, match=message):
+        pytorch.smke_config({**conversion.description, **changes, "shared": shared})
+
+
 def test_the_exported_module_loads_strictly_and_its_config_says_all(s_smke):
     _, conversion = s_smke
     config = json.loads(json.dumps(pytorch.smke_config(conversion.description)))

@@ -75,7 +75,7 @@ class Unilm(nn.Module):
         self.patch_embed.proj = nn.Conv2d(3, width, patch, patch)
         self.blocks = nn.ModuleList(Block(width, heads, mlp, grid if finetuned else None) for _ in range(depth))
         if finetuned:
-            self.fc_norm, self.head = nn.LayerNorm(width), nn.Linear(width, 5)
+            self.fc_norm, self.head = nn.LayerNorm(width, eps=1e-6), nn.Linear(width, 5)
         else:
             self.rel_pos_bias = nn.Module()
             add_positions(self.rel_pos_bias, heads, grid)
@@ -86,7 +86,7 @@ class Unilm(nn.Module):
 
     @torch.no_grad()
     def forward(self, x) -> list[torch.Tensor]:
-        """The output of every block, then the feature."""
+        """The output of every block, then the feature, and the logits of a fine-tuned one."""
         x = self.patch_embed.proj(x).flatten(2).transpose(1, 2)
         x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], 1)
         shared = bias_of(self.rel_pos_bias) if hasattr(self, "rel_pos_bias") else None
@@ -94,4 +94,6 @@ class Unilm(nn.Module):
         for block in self.blocks:
             x = block(x, shared)
             hidden.append(x)
-        return [*hidden, (self.norm(x) if hasattr(self, "norm") else x)[:, 0]]
+        if hasattr(self, "head"):
+            return [*hidden, x[:, 0], self.head(self.fc_norm(x[:, 1:].mean(1)))]
+        return [*hidden, self.norm(x)[:, 0]]

@@ -5,14 +5,17 @@ import json
 import math
 from pathlib import Path
 
+import jax
 import pytest
 from ml_collections import ConfigDict
 
-from smke_jax.config import base
+from smke_jax.config import FORMS, base
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
 from smke_jax.errors import UserError
+from smke_jax.training.experiment import batch_shapes, resolve, training_views
 from smke_jax.training.loop import train_and_evaluate
+from smke_jax.training.recipe import build_recipe, init_params
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.py"))
 SCENES = make_scenes(96, 16)
@@ -82,6 +85,30 @@ def test_its_smoke_variant_takes_two_steps(path, tmp_path, monkeypatch):
     if "student" in config.passes:
         assert outcome.metrics["n_images"] == 16
         assert (tmp_path / "evals" / "2" / "retrieval.json").is_file()
+
+
+VARIANTS = [(path, kind) for path in FILES for kind in getattr(load(path), "VARIANTS", ())]
+
+
+@pytest.mark.parametrize(("path", "kind"), VARIANTS, ids=lambda x: x if isinstance(x, str) else x.stem)
+@pytest.mark.parametrize("form", FORMS)
+def test_its_other_variants_can_be_built(path, kind, form):
+    config = load(path).get_config(f"{kind},{form}")
+    config.teacher.checkpoint = "random" if "teacher" in config.passes else ""
+    config.student.init = config.student.image.init = "random"
+    config = resolve(config)
+    recipe, shapes = build_recipe(config, vocab_size=300), batch_shapes(config, training_views(config))
+    params, _ = jax.eval_shape(lambda key: init_params(recipe, key, shapes), jax.random.key(0))
+    assert params["student"]
+
+
+def test_variants_are_refused_by_name():
+    get_config = load(FILES[0].parent / "token_types.py").get_config
+    for wrong in ("beside", "before,flickr30k", "smoke,before", "none,before"):
+        with pytest.raises(UserError, match="unknown variant .* none, before, after, after_scaled"):
+            get_config(wrong)
+    assert get_config("before,smoke").student.token_types_at == get_config("before").student.token_types_at == "before"
+    assert get_config("smoke").total_steps == 2
 
 
 def test_s_smke_without_its_weights_names_the_file_it_lacks(tmp_path, monkeypatch):

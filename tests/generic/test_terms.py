@@ -18,6 +18,8 @@ from smke_jax.training.step import make_train_step, run_terms, term_key
 CASES = {
     "cmli": ("cmli", {}),
     "cmli, projected, same image masked": ("cmli", {"width": 3, "mask_same_image": True}),
+    "cosine": ("cosine", {"margin": -0.9}),
+    "cosine, two levels without negatives": ("cosine", {"levels": ("fc1", "out"), "negatives": False}),
     "itc": ("itc", {}),
     "itc, same image masked": ("itc", {"mask_same_image": True}),
     "itc, one level, text first": ("itc", {"pair": ("text", "image"), "levels": ("out",)}),
@@ -25,6 +27,12 @@ CASES = {
     "itm, uniform, gelu, same image masked": (
         "itm",
         {"hardness": 0.0, "fusion": "gelu", "width": 7, "levels": ("out",), "mask_same_image": True},
+    ),
+    "kl": ("kl", {}),
+    "ranking": ("ranking", {"margin": 0.9}),
+    "ranking, symmetric, same image masked": (
+        "ranking",
+        {"levels": ("out",), "symmetric": True, "mask_same_image": True},
     ),
     "regress": ("regress", {}),
     "siglip": ("siglip", {"levels": ("fc1", "out"), "mask_same_image": True}),
@@ -49,7 +57,7 @@ SHAPES = {  # of one example
     "image/head": (6,), "text/head": (6,),
     "image/tokens": (4, 8), "text/tokens": (5, 8), "text/mask": (5,),
     "image/head_tokens": (4, 6), "text/head_tokens": (5, 6),
-    "target/cls": (6,), "target/tokens": (4, 6),
+    "target/cls": (6,), "target/logits": (6,), "target/tokens": (4, 6),
     "view1/cls": (7,), "view2/cls": (7,),
     "view1/projection": (6,), "view2/projection": (6,),
     "view1/pixels": (4, 4, 3), "view2/pixels": (4, 4, 3),
@@ -60,6 +68,7 @@ DATA = (
     "view1/pixels",
     "view2/pixels",
     "target/cls",
+    "target/logits",
     "target/tokens",
 )  # what nothing is to be learned through
 

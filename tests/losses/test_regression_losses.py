@@ -1,4 +1,4 @@
-"""Mean squared error and VICReg against float64 references, in value and gradient, on 1, 2 and 8 devices."""
+"""Mean squared error, KL divergence and VICReg against float64 references: value and gradient, 1, 2 and 8 devices."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ import torch
 from jax.sharding import PartitionSpec
 
 from smke_jax.losses.collective import Scope
-from smke_jax.losses.distillation import mean_squared_error
+from smke_jax.losses.distillation import kl_divergence, mean_squared_error
 from smke_jax.losses.vicreg import vicreg
 from smke_jax.parallel.mesh import DATA_AXES, make_mesh
 
@@ -59,6 +59,20 @@ def test_mean_squared_error_is_fp32_whatever_comes_in():
     loss = mean_squared_error(a, b)
     assert loss.dtype == jnp.float32
     np.testing.assert_allclose(loss, np.mean((np.asarray(a, np.float64) - np.asarray(b, np.float64)) ** 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+def test_kl_divergence_is_that_of_pytorch(devices):
+    a, b = (20 * x for x in pair())  # as sharp as logits of a classifier
+    value, (d_a, d_b) = jax.value_and_grad(on(devices, kl_divergence), argnums=(0, 1))(a, b)
+    logits, target = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in (a, b))
+    q, p = logits.log_softmax(-1), target.log_softmax(-1)
+    expected = torch.nn.functional.kl_div(q, p, reduction="batchmean", log_target=True)
+    expected.backward()
+    np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
+    for ours, theirs in ((d_a, logits.grad), (d_b, target.grad)):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * theirs.abs().max())
+    assert abs(kl_divergence(b, b)) < 1e-6
 
 
 def numpy_vicreg(a, b):

@@ -16,7 +16,7 @@ from smke_jax.models.student import build_student
 from smke_jax.training.experiment import resolve
 from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.record import read_config
-from smke_jax.training.towers import describe_origins, load_towers, read_towers
+from smke_jax.training.start import describe_origins, load_parts, read_parts
 
 SIZES = {"width": 32, "num_heads": 2, "mlp_dim": 48}
 IMAGE = {"type": "data2vec2", "image_size": 64, "patch_size": 16, "depth": 3, **SIZES}
@@ -59,11 +59,11 @@ def student_shapes(config):
 
 def test_the_first_layers_are_taken(config):
     shapes = student_shapes(config)
-    towers = read_towers(shapes, config)
+    towers = read_parts({"student": shapes}, config)
     zeros = jax.tree.map(
         lambda x: jax.numpy.zeros(x.shape, x.dtype), {"student": shapes, "terms": {"itc": {"logit_scale": np.ones(2)}}}
     )
-    params = load_towers(zeros, towers)
+    params = load_parts(zeros, towers)
     for name, path in (("image_encoder", config.student.image.init), ("text_encoder", config.student.text.init)):
         theirs = flatten_dict(load_params(path))
         ours = flatten_dict(params["student"][name])
@@ -90,7 +90,7 @@ def test_another_architecture_is_refused(config, tmp_path, tower, changes, messa
     model = {**{"image": IMAGE, "text": TEXT}[tower], **changes}
     config.student[tower].init = write(tmp_path / "other", model, 3)
     with pytest.raises(UserError, match=message):
-        read_towers(student_shapes(config), config)
+        read_parts({"student": student_shapes(config)}, config)
 
 
 def test_a_vocabulary_has_to_come_from_somewhere(config, tmp_path):

@@ -160,6 +160,7 @@ def test_metrics(trained):
     itc = [f"{what}_{level}" for what in ("loss", "accuracy", "logit_scale") for level in ("fc1", "out")]
     target = ["loss_image", "loss_text", "accuracy_image", "accuracy_text", "logit_scale", "bank_filled", "loss"]
     expected = {"loss", "grad_norm", "first_bad", "itc/loss", "collisions"}
+    expected |= {"embedding_std/image/out", "embedding_std/text/out"}
     expected |= {f"itc/{k}" for k in itc} | {f"target_itc/{k}" for k in target}
     for metrics in trained[1]:
         assert set(metrics) == expected

@@ -27,12 +27,27 @@ FIELDS = {
 
 
 def smke_config(description: dict) -> dict:
-    """The fields of SmkeConfig for a student's description."""
+    """The fields of SmkeConfig for a student's description; UserError for one that the PyTorch file cannot build."""
+    _refuse_other_forms(description)
     parts = {part: {key: description[part][key] for key in keys} for part, keys in FIELDS.items()}
     parts["text"]["type_vocab_size"] = description["text"].get("type_vocab_size", 2)
     parts["text"]["max_length"] = description["max_length"]  # transformers has another meaning for it at the top
     whole = ("vocab_size", "target_dim", "token_types", "level", "logit_scales")
     return {**{key: description[key] for key in whole}, "norm_eps": 1e-6, **parts}
+
+
+def _refuse_other_forms(description: dict) -> None:
+    shared, types = description["shared"], description["token_types"]
+    forms = {
+        "shared.type": (shared.get("type", "transformer"), "transformer"),
+        "shared.depth": (shared.get("depth", 1), 1),
+        "token_types_at": (description.get("token_types_at", "after") if types else "after", "after"),
+    }
+    if types and description.get("token_type_scale", 0) is None:
+        forms["token_type_scale"] = (None, "a number")
+    for key, (value, known) in forms.items():
+        if value != known:
+            raise UserError(f"config.student.{key} is {value!r}, and in PyTorch always {known}: use --format=flax")
 
 
 def require(package: str, extra: str) -> ModuleType:

@@ -37,6 +37,16 @@ def describe_beit(kernel, table, fc1) -> dict:
     }
 
 
+def classifier(norm: str, head: str, state) -> dict:
+    """'num_classes' of a classifier on the mean of the patches: a LayerNorm `norm` and a Linear `head`, where it is."""
+    return {"num_classes": len(state[f"{head}.weight"])} if {f"{norm}.weight", f"{head}.weight"} <= set(state) else {}
+
+
+def classifier_rules(norm: str, head: str, description: dict) -> list[Rule]:
+    """The two layers of that classifier, where the description has it."""
+    return [*layer_norm(norm, "fc_norm"), *linear(head, "head")] if description.get("num_classes") else []
+
+
 def bias_tables(shared: str, own: str, description: dict) -> list[Rule]:
     """The table named `shared`, or the tables named `own` (with '{i}'), as the description has it."""
     if description["shared_bias"]:
@@ -59,6 +69,7 @@ def _describe(state, config) -> dict:
         "depth": depth_of(state, "blocks."),
         "shared_bias": shared,
         "final_norm": "norm.weight" in state,  # mean-pooled classifiers have fc_norm, after the mean, in its place
+        **classifier("fc_norm", "head", state),
         **_pixel_statistics(state, config),
     }
 
@@ -88,6 +99,7 @@ def _rules(description: dict) -> list[Rule]:
         *bias_tables(SHARED + TABLE, OWN + TABLE, description),
         *per_layer(block, description["depth"]),
         *(layer_norm("norm", "norm") if description["final_norm"] else ()),
+        *classifier_rules("fc_norm", "head", description),
     ]
 
 
@@ -108,8 +120,8 @@ UNILM = Layout(
         "mask_token": "for masked pretraining only",
         "lm_head.": "for masked pretraining only",
         "cls_pt_": "for masked pretraining only",
-        "fc_norm.": "of the classifier",
-        "head.": "of the classifier",
+        "fc_norm.": "of a classifier that is not there",
+        "head.": "of a classifier on [CLS], which gives no feature",
     },
     constants=_constants,
 )

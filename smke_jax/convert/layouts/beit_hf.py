@@ -1,7 +1,15 @@
 """BEiT and the first Data2Vec for images, one architecture under one set of names: transformers (spec 26.3)."""
 
 from smke_jax.convert import names
-from smke_jax.convert.layouts.beit import INDEX, TABLE, bias_indices, bias_tables, describe_beit
+from smke_jax.convert.layouts.beit import (
+    INDEX,
+    TABLE,
+    bias_indices,
+    bias_tables,
+    classifier,
+    classifier_rules,
+    describe_beit,
+)
 from smke_jax.convert.pixels import HALF, pixel_statistics
 from smke_jax.convert.rules import Layout, Rule, layer_norm, linear, patch_embed, per_layer
 from smke_jax.convert.shapes import activation_of, depth_of, stated
@@ -9,6 +17,7 @@ from smke_jax.convert.shapes import activation_of, depth_of, stated
 PREFIXES = ("beit.", "data2vec_vision.")  # of the encoder inside a network for a task
 ATTENTION = "encoder.layer.{i}.attention.attention."
 SHARED, OWN = "encoder.relative_position_bias.", ATTENTION + "relative_position_bias."
+CLASSIFIER = ("pooler.layernorm", "classifier")
 IN_MEMORY = {
     r"^shared_position_bias\.": SHARED,
     **names.VIT,
@@ -34,6 +43,7 @@ def _describe(state, config) -> dict:
         "depth": depth_of(state, "encoder.layer.", stated(config, "num_hidden_layers")),
         "shared_bias": shared,
         "final_norm": "layernorm.weight" in state,  # with mean pooling there is one after the mean, in the pooler
+        **classifier(*CLASSIFIER, state),
         "norm_eps": config.get("layer_norm_eps", 1e-12),
         "activation": activation_of(config),
         **pixel_statistics(config, HALF),
@@ -59,6 +69,7 @@ def _rules(description: dict) -> list[Rule]:
         *bias_tables(SHARED + TABLE, OWN + TABLE, description),
         *per_layer(layer, description["depth"]),
         *(layer_norm("layernorm", "norm") if description["final_norm"] else ()),
+        *classifier_rules(*CLASSIFIER, description),
     ]
 
 
@@ -73,8 +84,8 @@ HF = Layout(
         "embeddings.mask_token": "for masked pretraining only",
         "lm_head.": "for masked pretraining only",
         "head.": "for masked pretraining only",
-        "pooler.": "of the classifier",
-        "classifier.": "of the classifier",
+        "pooler.": "of a classifier that is not there",
+        "classifier.": "of a classifier on [CLS], which gives no feature",
     },
     constants=lambda description: bias_indices(SHARED + INDEX, OWN + INDEX, description),
 )

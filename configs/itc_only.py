@@ -1,0 +1,21 @@
+"""The student by contrast alone, without a teacher: what distillation has to be compared with.
+
+    smke train --config=configs/itc_only.py --workdir=runs/itc_only --config.data.dir=DATA
+
+The paper's setting: configs/s_smke.py without its teacher; the head is there and nothing trains it.  It is the row
+"none" of configs/teacher_ablation.py.
+
+Published: COCO 5k image to text 47.48 / 76.46 / 85.98, text to image 34.20 / 64.02 / 75.94; Flickr30K 61.0 / 86.0 /
+92.1 and 47.1 / 74.82 / 83.78; ImageNet zero-shot 25.8; 4.5 h.
+Measured here: see configs/README.md.
+"""
+
+from smke_jax.config import thesis, variant_of
+
+
+def get_config(variant: str = ""):
+    c = thesis()
+    c.passes = ("student",)
+    c.teacher.checkpoint = ""
+    c.terms.itc = {"levels": ("fc1", "out")}
+    return variant_of(c, variant)

@@ -1,0 +1,22 @@
+"""S-SMKE without contrast: both modalities regress the teacher's [CLS], and nothing else brings them together.
+
+    smke train --config=configs/no_itc.py --workdir=runs/no_itc --config.data.dir=DATA
+
+configs/s_smke_mse.py without its contrast.  Retrieval compares the heads, which are what the two modalities have in
+common then.  The thesis' run was an earlier model: its text tower was Data2Vec2's, and it had no head, so that the
+normalised output of the shared block was at once the prediction and what was compared.
+
+Published, of that model: COCO 5k image to text 33.52 / 59.34 / 70.14, text to image 11.26 / 29.12 / 40.40; Flickr30K
+8.86 / 29.88 / 41.98 and 4.45 / 18.42 / 26.82.
+Measured here: see configs/README.md.
+"""
+
+from smke_jax.config import thesis, variant_of
+
+
+def get_config(variant: str = ""):
+    c = thesis()
+    c.student.token_types = False
+    c.terms.regress = {}
+    c.eval.level = "head"
+    return variant_of(c, variant)
