@@ -14,22 +14,14 @@ cores on 2026-11-22: `configs/s_smke.py:random` with BERT's vocabulary, batch 8 
 compilation included, at a peak of 5.1 GB.
 """
 
-from smke_jax.config import base, variant_of
+from smke_jax.config import thesis, variant_of
 
 
 def get_config(variant: str = ""):
-    c = base()
-    c.batch_size = 512
-    c.total_steps = 44_636
+    c = thesis()
     c.terms.itc = {"levels": ("fc1", "out")}
     c.terms.target_itc = {"bank_size": 65_536}
-    c.data.dir = "data/coco_cc"
-    c.student.dtype = c.teacher.dtype = "bfloat16"
-    c.student.image.init = "weights/data2vec2-base"
-    c.student.text.init = "weights/bert-base-uncased"  # its vocabulary comes along
-    c.teacher.checkpoint = "weights/beitv2-base-pt1k"
     c.teacher.final_norm = False  # as the thesis' memory bank run (spec 15)
-    c.eval.every = c.checkpoint.every = 6_376  # an epoch
     if variant == "random":
         c.student.image.init = c.student.text.init = c.teacher.checkpoint = "random"
     return variant_of(c, variant, ("random",))

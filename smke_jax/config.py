@@ -146,6 +146,20 @@ def towers(c: ConfigDict, **fields) -> None:
         part.update({k: v for k, v in fields.items() if k in part})
 
 
+def thesis() -> ConfigDict:
+    """What the image-text runs of the thesis share: data, pretrained parts, two GPUs, 7 epochs (spec 0.3-0.6)."""
+    c = base()
+    c.batch_size = 512
+    c.total_steps = 44_636
+    c.data.dir = "data/coco_cc"
+    c.student.dtype = c.teacher.dtype = "bfloat16"
+    c.student.image.init = "weights/data2vec2-base"
+    c.student.text.init = "weights/bert-base-uncased"  # its vocabulary comes along
+    c.teacher.checkpoint = "weights/beitv2-base-pt1k"
+    c.eval.every = c.checkpoint.every = 6_376  # an epoch
+    return c
+
+
 def variant_of(c: ConfigDict, variant: str, known: tuple[str, ...] = ()) -> ConfigDict:
     """`c` as it is, or in one of the FORMS; refuses a variant that is none of them, neither '' nor one of `known`."""
     if variant not in ("", *FORMS, *known):

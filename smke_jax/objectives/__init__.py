@@ -1,5 +1,6 @@
 """Objectives.  A new one is one file here, one line below, and its name in a config's `terms`."""
 
+from smke_jax.objectives.bank_itc import bank_itc
 from smke_jax.objectives.itc import itc
 from smke_jax.objectives.reconstruct import reconstruct
 from smke_jax.objectives.regress import regress
@@ -8,6 +9,7 @@ from smke_jax.objectives.target_itc import target_itc
 from smke_jax.objectives.vicreg import vicreg
 
 TERMS = {
+    "bank_itc": bank_itc,
     "itc": itc,
     "reconstruct": reconstruct,
     "regress": regress,

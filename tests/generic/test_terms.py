@@ -16,6 +16,11 @@ from smke_jax.training.step import make_train_step, run_terms, term_key
 
 # {case: (key of TERMS, options)}
 CASES = {
+    "bank_itc": ("bank_itc", {"levels": ("fc1", "out"), "bank_size": 40}),
+    "bank_itc, momentum, random bank": (
+        "bank_itc",
+        {"keys": "momentum/", "bank_size": 21, "random_bank": True, "mask_same_image": True},
+    ),
     "itc": ("itc", {}),
     "itc, same image masked": ("itc", {"mask_same_image": True}),
     "itc, one level, text first": ("itc", {"pair": ("text", "image"), "levels": ("out",)}),
@@ -38,12 +43,14 @@ SHAPES = {  # of one example
     "image/fc1": (9,), "text/fc1": (9,),
     "image/out": (8,), "text/out": (8,),
     "image/head": (6,), "text/head": (6,),
+    "momentum/image/out": (8,), "momentum/text/out": (8,),
     "target/cls": (6,),
     "view1/cls": (7,), "view2/cls": (7,),
     "view1/projection": (6,), "view2/projection": (6,),
     "view1/pixels": (4, 4, 3), "view2/pixels": (4, 4, 3),
 }  # fmt: skip
-DATA = ("id", "view1/pixels", "view2/pixels", "target/cls")  # what nothing is to be learned through
+# What nothing is to be learned through.
+DATA = ("id", "view1/pixels", "view2/pixels", "target/cls", "momentum/image/out", "momentum/text/out")
 
 KEY = jax.random.key(3)
 ALONE = Scope(key=term_key(KEY, "t"))  # one device, with the numbers of the term 't' of `run_on`
