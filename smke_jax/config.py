@@ -25,6 +25,7 @@ def base() -> ConfigDict:
 
     # What is computed: passes make representations, terms are losses on them (smke_jax/passes, smke_jax/objectives).
     c.passes = ("teacher", "student")
+    c.ema_decay = 0.995  # per step, of the student's moving average that the pass 'momentum' runs with
     # {name: its arguments}; besides them `weight` (1.0), `final_weight` (reached linearly at the end of training)
     # and `type` (when the name is not the type).
     c.terms = ConfigDict()

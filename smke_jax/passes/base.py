@@ -13,14 +13,22 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
+class Average(NamedTuple):
+    """A moving average of parameters: decay · average + (1 - decay) · parameters in every step."""
+
+    of: str  # name of the trained pass that they belong to
+    decay: float
+
+
 class Pass(NamedTuple):
     """A forward of one network over the batch; it may be cut into micro-batches, as no example sees another.
 
-    name:     its key in `TrainState.params`, or in the step's `frozen` argument
+    name:     its key in `TrainState.params`; in `TrainState.ema` where it has an `average`; else in the step's `frozen`
     provides: representations it makes from a full batch
     grad:     whether its parameters are trained
     init:     (key, batch) -> params
     run:      (params, batch, key, train) -> representations; makes those whose inputs the batch has
+    average:  of which parameters it runs with, where they are neither trained nor frozen
     """
 
     name: str
@@ -28,6 +36,7 @@ class Pass(NamedTuple):
     grad: bool
     init: Callable[[jax.Array, Batch], Any]
     run: Callable[[Any, Batch, jax.Array, bool], dict[str, jax.Array]]
+    average: Average | None = None
 
 
 def to_network(images: jax.Array, mean=MEAN, std=STD) -> jax.Array:

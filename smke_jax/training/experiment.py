@@ -199,7 +199,7 @@ def _frozen_inits(experiment, shapes):
     rows = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in shapes.items()}
     key = jax.random.key(experiment.config.seed + 1)
     blank = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rows)  # noqa: E731
-    frozen = [p for p in experiment.recipe.passes if not p.grad]
+    frozen = [p for p in experiment.recipe.passes if not p.grad and p.average is None]
     return {p.name: jax.jit(lambda p=p: p.init(key, blank())) for p in frozen}
 
 

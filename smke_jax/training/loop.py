@@ -231,7 +231,8 @@ class _Loop:
 
 
 def _without_params(state: TrainState) -> dict:
-    return {"step": state.step, "opt_state": state.opt_state, "slots": state.slots, "rng": state.rng}
+    rest = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "params"}
+    return {name: part for name, part in rest.items() if part is not None}
 
 
 def _multiple(step: int, every: int) -> bool:

@@ -13,6 +13,7 @@ from smke_jax.objectives import TERMS
 from smke_jax.objectives.base import Term
 from smke_jax.passes.base import Pass
 from smke_jax.passes.frozen import teacher_pass
+from smke_jax.passes.momentum import momentum_pass
 from smke_jax.passes.student import student_pass
 from smke_jax.passes.views import ProjectedEncoder, views_pass
 
@@ -20,7 +21,8 @@ from smke_jax.passes.views import ProjectedEncoder, views_pass
 class Recipe(NamedTuple):
     """What is trained on what.
 
-    passes:  in order; the trained ones own params[pass.name], the frozen ones frozen[pass.name]
+    passes:  in order; the trained ones own params[pass.name], those of averages ema[pass.name], others
+             frozen[pass.name]
     terms:   {name: Term}, owning params['terms'][name] and slots[name]
     weights: {name: schedule of training progress in [0, 1] -> weight}
     """
@@ -38,6 +40,9 @@ def build_recipe(config, *, vocab_size: int | None) -> Recipe:
     passes = tuple(_lookup(PASSES, name, "pass")(config, vocab_size) for name in config.passes)
     if not any(p.grad for p in passes):
         raise UserError(f"config.passes {tuple(config.passes)} trains nothing: add one of {sorted(TRAINED)}")
+    for p in passes:
+        if p.average and p.average.of not in config.passes:
+            raise UserError(f"the pass {p.name!r} follows {p.average.of!r}, which is not among config.passes: add it")
     terms, weights = {}, {}
     for name, options in config.terms.items():
         options = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in options.items()}
@@ -82,6 +87,10 @@ def _student(config, vocab_size):
     return student_pass(build_student(config.student, vocab_size=vocab_size, target_dim=target_dim))
 
 
+def _momentum(config, vocab_size):
+    return momentum_pass(_student(config, vocab_size), config.ema_decay)
+
+
 def _teacher(config, vocab_size):
     return teacher_pass(build_teacher(config.teacher), config.teacher.mean, config.teacher.std)
 
@@ -91,7 +100,7 @@ def _views(config, vocab_size):
     return views_pass(encoder, config.teacher.mean, config.teacher.std)
 
 
-PASSES = {"student": _student, "teacher": _teacher, "views": _views}
+PASSES = {"momentum": _momentum, "student": _student, "teacher": _teacher, "views": _views}
 TRAINED = ("student", "views")
 
 

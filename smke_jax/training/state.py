@@ -15,6 +15,7 @@ class TrainState:
     opt_state: optax state
     slots:     {term name: slots}, such as memory banks
     rng:       constant key; every step folds its number in
+    ema:       {pass name: moving average of another pass's params}; None without such a pass
     """
 
     step: jax.Array
@@ -22,6 +23,7 @@ class TrainState:
     opt_state: Any
     slots: Any
     rng: jax.Array
+    ema: Any = None
 
 
 def count_parameters(params: Any) -> int:

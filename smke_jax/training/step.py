@@ -39,7 +39,9 @@ def _initialise(recipe, tx, batch, seed):
     def init():
         key = jax.random.key(seed)
         params, slots = init_params(recipe, key, batch)
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), slots, jax.random.fold_in(key, 1))
+        ema = {p.name: jax.tree.map(jnp.zeros_like, params[p.average.of]) for p in recipe.passes if p.average}
+        step, rng = jnp.zeros((), jnp.int32), jax.random.fold_in(key, 1)
+        return TrainState(step, params, tx.init(params), slots, rng, ema or None)
 
     return init
 
@@ -87,6 +89,19 @@ def make_loss(recipe: Recipe, mesh, *, loss_impl: str = "auto") -> Callable:
     return loss
 
 
+def _averages(recipe: Recipe, state: TrainState) -> dict[str, Any]:
+    """The moving averages that this step's passes run with.
+
+    Before the first step there is nothing to average: it takes the parameters as they are, wherever they came from.
+    """
+
+    def follow(p):
+        share = jnp.where(state.step == 0, 1.0, 1.0 - p.average.decay)
+        return optax.incremental_update(state.params[p.average.of], state.ema[p.name], share)
+
+    return {p.name: follow(p) for p in recipe.passes if p.average}
+
+
 def _run(recipe, params, batch, key, *, grad: bool) -> dict[str, jax.Array]:
     """Representations by the passes that are trained, or by those that are not."""
     reps = {}
@@ -120,7 +135,8 @@ def make_train_step(
 
     def step(state: TrainState, frozen, batch):
         key = jax.random.fold_in(state.rng, state.step)
-        frozen_reps = jax.lax.stop_gradient(_run(recipe, frozen, batch, key, grad=False))
+        ema = _averages(recipe, state)
+        frozen_reps = jax.lax.stop_gradient(_run(recipe, {**frozen, **ema}, batch, key, grad=False))
         (total, (reps, losses, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
             state.params, frozen_reps, state.slots, batch, key, state.step / total_steps
         )
@@ -135,7 +151,7 @@ def make_train_step(
         metrics |= {"loss": total, "grad_norm": optax.tree.norm(grads)}
         metrics["collisions"] = _collisions(batch["id"])
         metrics["first_bad"] = _first_bad(_watched(state.params, reps, losses, grads, params))
-        return TrainState(state.step + 1, params, opt_state, slots, state.rng), metrics
+        return TrainState(state.step + 1, params, opt_state, slots, state.rng, ema or None), metrics
 
     everywhere = replicated(mesh)
     of_state = everywhere if layout is None else jax.tree.map(lambda x: x.sharding, layout)

@@ -40,6 +40,7 @@ RANGES = {
     "num_devices": (0, None, True),
     "fsdp_size": (0, None, True),
     "micro_batch": (0, None, True),
+    "ema_decay": (0, 1, False),
     "data.max_length": (3, None, True),
     "data.flip": (0, 1, True),
     "data.jitter": (0, 1, True),
