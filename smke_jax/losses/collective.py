@@ -72,6 +72,17 @@ def own_rows(x: jax.Array, scope: Scope) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(scope.axis) * count, count)
 
 
+def take_rows(table: jax.Array, rows: jax.Array, scope: Scope) -> jax.Array:
+    """Rows of a table that is spread over the devices in equal parts.  (n, …), (b,) numbers among all n -> (b, …)."""
+    if scope.axis is None:
+        return table[rows]
+    here = gather(rows, scope) - jax.lax.axis_index(scope.axis) * len(table)
+    mine = (here >= 0) & (here < len(table))
+    found = table[jnp.where(mine, here, 0)]
+    found = jnp.where(mine.reshape(-1, *[1] * (table.ndim - 1)), found, jnp.zeros((), table.dtype))
+    return own_rows(total(found, scope), scope)
+
+
 def as_varying(tree, reference: jax.Array):
     """`tree` marked as different on every device wherever `reference` is: what loops and rules for gradients need."""
     varying = lambda x: jax.typeof(x).mat.varying  # noqa: E731

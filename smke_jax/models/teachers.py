@@ -31,11 +31,12 @@ class RelativePositionBias(nn.Module):
 
     grid: int
     num_heads: int
+    initial: nn.initializers.Initializer = kernel_init(0.02)
 
     @nn.compact
     def __call__(self):
         rows = (2 * self.grid - 1) ** 2 + 3
-        table = self.param("table", kernel_init(0.02), (rows, self.num_heads))
+        table = self.param("table", self.initial, (rows, self.num_heads))
         return table[relative_position_index(self.grid)].transpose(2, 0, 1)[None]
 
 

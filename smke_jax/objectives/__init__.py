@@ -2,6 +2,7 @@
 
 from smke_jax.objectives.bank_itc import bank_itc
 from smke_jax.objectives.itc import itc
+from smke_jax.objectives.proximal_itc import proximal_itc
 from smke_jax.objectives.reconstruct import reconstruct
 from smke_jax.objectives.regress import regress
 from smke_jax.objectives.siglip import siglip
@@ -11,6 +12,7 @@ from smke_jax.objectives.vicreg import vicreg
 TERMS = {
     "bank_itc": bank_itc,
     "itc": itc,
+    "proximal_itc": proximal_itc,
     "reconstruct": reconstruct,
     "regress": regress,
     "siglip": siglip,

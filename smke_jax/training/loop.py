@@ -61,6 +61,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
         source, views = open_training_data(config)
         config.total_steps = _total_steps(config, source)
         config.epochs = 0.0
+        for term in config.terms.values():
+            if "num_images" in term:  # known once the data is open
+                term.num_images = len(source)
     check_same({**record.flatten(config), "data": source.digest})
     workdir.mkdir(parents=True, exist_ok=True)
     experiment = build_experiment(config, workdir, source)

@@ -24,6 +24,8 @@ CASES = {
     "itc": ("itc", {}),
     "itc, same image masked": ("itc", {"mask_same_image": True}),
     "itc, one level, text first": ("itc", {"pair": ("text", "image"), "levels": ("out",)}),
+    "proximal_itc": ("proximal_itc", {"num_images": 1000}),
+    "proximal_itc, same image masked": ("proximal_itc", {"num_images": 9, "mask_same_image": True, "level": "fc1"}),
     "regress": ("regress", {}),
     "siglip": ("siglip", {"levels": ("fc1", "out"), "mask_same_image": True}),
     "target_itc": ("target_itc", {}),

@@ -1,11 +1,11 @@
 """Micro-batches, fsdp, remat and the ring in the real train step: the same numbers, less memory, no stray transfers."""
 
 import functools
-import re
 
 import jax
 import numpy as np
 import pytest
+from compiled import collectives
 
 from smke_jax.config import base, smoke
 from smke_jax.errors import UserError
@@ -144,13 +144,6 @@ def test_rules_by_path_and_shape():
     assert found["slots"]["u"]["features"] == jax.P(), "20 rows do not divide by 8"
     replicated_params = rules.specs(tree, mesh)["params"]
     assert all(spec == jax.P() for spec in replicated_params.values())
-
-
-def collectives(compiled) -> list[tuple[str, int]]:
-    """(kind, elements of the result) of every collective in a compiled program."""
-    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    found = re.findall(rf"= \(?\w+\[([\d,]*)\][^ ]* ({kinds})\(", compiled.as_text())
-    return [(kind, int(np.prod([int(n) for n in shape.split(",") if n]))) for shape, kind in found]
 
 
 @pytest.mark.parametrize("impl", ["gather", "ring"])
