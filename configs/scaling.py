@@ -1,15 +1,15 @@
-"""Batch size × devices at an equal number of examples: the students of configs/scenes.py and configs/flickr8k.py.
+"""Batch size × devices at an equal number of examples: the S-SMKE student of configs/scenes.py on drawn scenes.
 
     smke sweep --config=configs/scaling.py --out=runs/scaling
 
-trains the S-SMKE student on drawn scenes for every combination of `get_sweep` and compares them; combinations that
-need more devices than there are get skipped. One of them alone:
+trains it for every combination of `get_sweep` and compares them; combinations that need more devices than there are
+get skipped.  One of them alone:
 
     smke train --config=configs/scaling.py --workdir=runs/scaling_512 --config.batch_size=512
 
-`configs/scaling.py:flickr8k` is the student of photos and needs what the head of configs/flickr8k.py names. The
-learning rate stands for a batch of 256 and grows in proportion to the batch, as in every config; `--axis
-config.optimizer.learning_rate=…` finds out whether that suits a batch.
+`configs/scaling.py:flickr8k` is the form on photos and needs what the head of configs/flickr8k.py names.  The learning
+rate stands for a batch of 256 and grows in proportion to the batch, as in every config; whether that suits a batch,
+`--axis config.optimizer.learning_rate=…` finds out.
 """
 
 from pathlib import Path
@@ -17,17 +17,17 @@ from pathlib import Path
 from smke_jax.config import variant_of
 from smke_jax.programs.train import load_config
 
-EXAMPLES = 2**18  # of each run: 13 epochs of the scenes, 44 of Flickr8k's training photos
+EXAMPLES = 2**18  # that each run sees: 13 epochs of the scenes, 44 of Flickr8k's training photos
 
 
 def get_config(variant: str = ""):
-    recipe = "flickr8k.py" if variant == "flickr8k" else "scenes.py"
-    c = load_config(str(Path(__file__).with_name(recipe)))
-    c.total_steps = EXAMPLES // c.get_ref("batch_size")  # follows --config.batch_size
-    c.terms.target_itc.bank_size = 4096  # no smaller than the largest batch
-    c.eval.every = 0
+    c = load_config(str(Path(__file__).with_name("scenes.py")))
     c.log.every = 16
-    return variant_of(c, variant, ("flickr8k",))
+    c = variant_of(c, variant)
+    examples = 32 if variant == "smoke" else EXAMPLES
+    c.total_steps = examples // c.get_ref("batch_size")  # follows --config.batch_size
+    c.terms.target_itc.bank_size = 4096  # no smaller than the largest batch
+    return c
 
 
 def get_sweep(variant: str = ""):

@@ -50,6 +50,7 @@ def base() -> ConfigDict:
 
     c.student = ConfigDict()
     c.student.dtype = "float32"  # of activations; bfloat16 on accelerators. Parameters and losses stay fp32
+    c.student.head_dim = 0  # width of the head: the classes where the teacher's logits are learned; 0 its features
     c.student.remat = "none"  # of smke_jax.models.layers.REMAT: what the backward pass computes again to save memory
     c.student.token_types = True
     c.student.image = ConfigDict()
@@ -110,6 +111,11 @@ def base() -> ConfigDict:
     c.teacher.norm_order = "post"  # data2vec2
     c.teacher.token_drop = 0.0  # data2vec2, while it is trained: share of patches left out
     c.teacher.init_std = 0.02
+    c.quantizer = ConfigDict()  # the passes 'autoencoder', which learns a codebook, and 'quantizer', which uses it
+    c.quantizer.run = ""  # quantizer: the run directory of an autoencoder; 'random' to try code without one
+    c.quantizer.num_codes = 1024
+    c.quantizer.code_dim = 16
+    c.quantizer.masked = 0.9  # autoencoder: share of the patches that the decoder does not see
     c.projector = ()  # widths of the projector that self-supervised training puts on the encoder
 
     c.optimizer = ConfigDict()
@@ -182,6 +188,7 @@ def flickr8k(c: ConfigDict) -> ConfigDict:
     c.student.image.update(image_size=96, patch_size=16, depth=4, token_drop=0.5, init=FLICKR8K_TEACHER)
     c.student.text.update(depth=2, max_positions=64, dropout=0.2)
     c.teacher.checkpoint = FLICKR8K_TEACHER if "teacher" in c.passes else ""
+    c.quantizer.update(num_codes=128, code_dim=8)
     c.student.dtype = c.teacher.dtype = "float32"
     for term in c.terms.values():
         if "bank_size" in term:
@@ -199,6 +206,7 @@ def smoke(c: ConfigDict) -> ConfigDict:
     towers(c, init="random", image_size=32, patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=48)
     c.teacher.update(image_size=32, patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=48)
     c.teacher.checkpoint = "random" if "teacher" in c.passes else ""
+    c.quantizer.update(num_codes=24, code_dim=4, run="random" if "quantizer" in c.passes else "")
     c.projector = c.projector and (24, 24)
     for term in c.terms.values():
         if "bank_size" in term:

@@ -20,6 +20,11 @@ class BadImage(ValueError):
 
 
 def decode_image(data: bytes, *, min_side: int | None = None) -> np.ndarray:
+    """What `open_image` makes of the same, as a uint8 array (H, W, 3)."""
+    return np.array(open_image(data, min_side=min_side), np.uint8)
+
+
+def open_image(data: bytes, *, min_side: int | None = None) -> Image.Image:
     """Decodes any still picture PIL can read.
 
     Transparency is composited over white, 16-bit greys keep their high byte, EXIF orientation is applied,
@@ -32,14 +37,13 @@ def decode_image(data: bytes, *, min_side: int | None = None) -> np.ndarray:
         Other formats ignore it.
 
     Returns:
-      uint8 array (H, W, 3).
+      an 8-bit RGB image, wholly decoded.
 
     Raises:
       BadImage: truncated, damaged, too large to be safe, or no picture at all.
     """
     try:
-        image = _load(data, min_side)
-        return np.array(to_rgb(image), np.uint8)
+        return to_rgb(_load(data, min_side))
     except BadImage:
         raise
     except Image.DecompressionBombError:
@@ -73,6 +77,8 @@ def _load(data: bytes, min_side: int | None) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any mode -> RGB; transparency over white, 16-bit greys by their high byte."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
     if image.mode.startswith("I"):
         grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")

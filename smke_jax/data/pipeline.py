@@ -5,8 +5,9 @@ from collections.abc import Callable
 
 import grain
 import numpy as np
+from PIL import Image
 
-from smke_jax.data.decode import BadImage, decode_image
+from smke_jax.data.decode import BadImage, open_image
 from smke_jax.data.sources import Example
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.errors import UserError
@@ -16,10 +17,15 @@ PREFETCH_BATCHES = 4
 
 def pixels(example: Example) -> np.ndarray:
     """The example's image as uint8 (H, W, 3); a damaged file is refused by name."""
+    return example.image if isinstance(example.image, np.ndarray) else np.array(picture(example))
+
+
+def picture(example: Example) -> Image.Image:
+    """The same as views take it, without the way through an array."""
     if isinstance(example.image, np.ndarray):
-        return example.image
+        return Image.fromarray(example.image)
     try:
-        return decode_image(example.image)
+        return open_image(example.image)
     except BadImage as error:
         raise UserError(
             f"image {example.name!r} cannot be decoded ({error}) though it could when the dataset was made: "
@@ -90,7 +96,7 @@ def train_batches(
         example = source[image]
         if caption < 0:
             caption = int(rng.integers(len(example.captions)))
-        return {"id": np.int32(image), "caption": example.captions[caption], **views(pixels(example), rng)}
+        return {"id": np.int32(image), "caption": example.captions[caption], **views(picture(example), rng)}
 
     def collate(examples):
         batch = {k: np.stack([e[k] for e in examples]) for k in examples[0] if k != "caption"}

@@ -44,9 +44,9 @@ def random_crop(
     return Crop((left, top, left + w, top + h), mirrored)
 
 
-def render(image: np.ndarray, crop: Crop, size: int) -> Image.Image:
-    """What `crop` sees of uint8 (H, W, 3), bicubic, size × size."""
-    view = Image.fromarray(image).resize((size, size), BICUBIC, box=crop.box)
+def render(image: Image.Image, crop: Crop, size: int) -> Image.Image:
+    """What `crop` sees of an RGB image, bicubic, size × size."""
+    view = image.resize((size, size), BICUBIC, box=crop.box)
     return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if crop.flip else view
 
 
@@ -76,11 +76,13 @@ class View:
     jitter: float = 0.0
     grayscale: float = 0.0
 
-    def crop(self, image: np.ndarray, rng: np.random.Generator) -> Crop:
-        return random_crop(image.shape[:2], rng, scale=self.crop_scale, ratio=self.crop_ratio, flip=self.flip)
+    def crop(self, image: Image.Image, rng: np.random.Generator) -> Crop:
+        return random_crop(
+            (image.height, image.width), rng, scale=self.crop_scale, ratio=self.crop_ratio, flip=self.flip
+        )
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator, crop: Crop | None = None) -> np.ndarray:
-        """uint8 (H, W, 3) -> uint8 (size, size, 3), through `crop` where one is given."""
+    def __call__(self, image: Image.Image, rng: np.random.Generator, crop: Crop | None = None) -> np.ndarray:
+        """RGB image -> uint8 (size, size, 3), through `crop` where one is given."""
         view = render(image, crop or self.crop(image, rng), self.size)
         if self.jitter:
             view = color_jitter(view, rng, self.jitter)
@@ -97,7 +99,7 @@ class StudentTeacherViews:
     teacher: View
     teacher_view: str = "shared"
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> dict[str, np.ndarray]:
         crop = self.student.crop(image, rng)
         views = {"image": self.student(image, rng, crop)}
         teacher_image = TEACHER_VIEWS[self.teacher_view](self, image, rng, crop)
@@ -115,7 +117,7 @@ class StudentTeacherViews:
         return self.teacher(image, rng)
 
     def _fixed(self, image, rng, crop):
-        return squash(image, self.teacher.size)
+        return squash(np.asarray(image), self.teacher.size)
 
 
 # shared: the student's crop, without its change of colours.  same: with it.  independent: a crop of its own with colour
@@ -134,7 +136,7 @@ class TwoViews:
 
     view: View
 
-    def __call__(self, image: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def __call__(self, image: Image.Image, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"view1": self.view(image, rng), "view2": self.view(image, rng)}
 
 
@@ -161,5 +163,5 @@ VIEWS = {"student_teacher": _student_teacher, "two_views": _two_views}
 
 
 def build_views(data, *, image_size: int, teacher_size: int):
-    """The function (image, rng) -> {name: uint8 view} that `data` (config.data) describes."""
+    """The function (RGB image, rng) -> {name: uint8 view} that `data` (config.data) describes."""
     return VIEWS[data.views](data, image_size, teacher_size)

@@ -83,6 +83,11 @@ def take_rows(table: jax.Array, rows: jax.Array, scope: Scope) -> jax.Array:
     return own_rows(total(found, scope), scope)
 
 
+def rows_of_columns(x: jax.Array, scope: Scope) -> jax.Array:
+    """From this device's columns of every row to all columns of its rows.  (B, b) -> (b, B)."""
+    return x if scope.axis is None else jax.lax.all_to_all(x, scope.axis, split_axis=0, concat_axis=1, tiled=True)
+
+
 def as_varying(tree, reference: jax.Array):
     """`tree` marked as different on every device wherever `reference` is: what loops and rules for gradients need."""
     varying = lambda x: jax.typeof(x).mat.varying  # noqa: E731

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from smke_jax.losses.collective import ALONE, Scope, global_rows
-from smke_jax.losses.pairs import LOG_SUM_EXP, SUM_SOFTPLUS, Affine, Side, symmetric_totals, totals
+from smke_jax.losses.collective import ALONE, Scope, gather, global_rows
+from smke_jax.losses.pairs import EXCLUDED, LOG_SUM_EXP, SUM_SOFTPLUS, Affine, Side, symmetric_totals, totals
 
 
 def normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
@@ -53,6 +53,18 @@ def symmetric_info_nce(
     both = symmetric_totals(*_sides(a, b, ids, scope), Affine(scale), LOG_SUM_EXP, scope)
     (loss_ab, accuracy_ab), (loss_ba, accuracy_ba) = (_cross_entropy(own, *one) for one in both)
     return (loss_ab + loss_ba) / 2, (accuracy_ab + accuracy_ba) / 2
+
+
+def matrix_info_nce(
+    scores: jax.Array, scale: jax.Array, *, scope: Scope = ALONE, ids: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """`info_nce` from the scores (b, B) of each row here with the candidates of all devices, its own among them."""
+    rows = global_rows(len(scores), scope)
+    ids = rows if ids is None else ids
+    logits = scale * scores
+    own = jnp.take_along_axis(logits, rows[:, None], axis=1)[:, 0]
+    others = jnp.where(ids[:, None] == gather(ids, scope), EXCLUDED, logits)
+    return _cross_entropy(own, jax.nn.logsumexp(others, axis=1), jax.lax.stop_gradient(jnp.max(others, axis=1)))
 
 
 def sigmoid_loss(

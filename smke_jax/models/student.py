@@ -19,6 +19,7 @@ class Student(nn.Module):
       'fc1'  (B, mlp_dim)     first MLP layer of the shared block before its activation
       'out'  (B, D)           shared block output: the retrieval embedding
       'head' (B, target_dim)  head(LN(out)): the prediction of the teacher's [CLS]
+    They sow 'tokens' (B, L - 1, D) and 'head_tokens' (B, L - 1, target_dim): 'out' and 'head' from all other positions.
     """
 
     image_encoder: ImageEncoder
@@ -62,7 +63,9 @@ class Student(nn.Module):
             # Added after the encoders with a LayerScale of 1e-5 (variant 9c): it starts as almost nothing.
             tokens += self.type_scale(self.type_embedding[modality]).astype(tokens.dtype)
         block = run_block(self.shared, self.remat, tokens, mask, deterministic=deterministic)
-        out = block.out[:, 0].astype(jnp.float32)
+        out, tokens = block.out[:, 0].astype(jnp.float32), block.out[:, 1:]
+        self.sow("intermediates", "tokens", tokens)
+        self.sow("intermediates", "head_tokens", self.head(self.head_norm(tokens)))
         return {"fc1": block.fc1[:, 0].astype(jnp.float32), "out": out, "head": self.head(self.head_norm(out))}
 
 

@@ -1,4 +1,8 @@
-"""Frozen image teachers.  Every one maps normalised images (B, S, S, 3) to a feature (B, D): its [CLS], or logits."""
+"""Frozen image teachers.  Every one maps normalised images (B, S, S, 3) to a feature (B, D): its [CLS], or logits.
+
+Those that cut the image in patches also sow their 'tokens' (B, N, D), the same of every patch, and their 'patches'
+(B, N, D), embedded and without positions.
+"""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -67,6 +71,7 @@ class Beit(nn.Module):
         """Normalised images (B, S, S, 3) -> [CLS] feature (B, D), fp32."""
         embed = PatchEmbed(self.patch_size, self.width, self.init_std, self.dtype, name="patch_embed")
         patches = embed(patchify(images, self.patch_size))
+        self.sow("intermediates", "patches", patches)
         cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
         x = prepend(cls, patches)
         grid = self.image_size // self.patch_size
@@ -85,8 +90,10 @@ class Beit(nn.Module):
                 dtype=self.dtype,
                 name=f"block_{i}",
             )(x, bias=shared if self.shared_bias else own).out
-        cls = x[:, 0].astype(jnp.float32)
-        return LayerNorm(self.norm_eps, name="norm")(cls) if self.final_norm else cls
+        norm = LayerNorm(self.norm_eps, name="norm") if self.final_norm else lambda x: x
+        x = x.astype(jnp.float32)
+        self.sow("intermediates", "tokens", norm(x[:, 1:]))
+        return norm(x[:, 0])
 
 
 class Data2Vec2(ImageEncoder):
@@ -95,7 +102,9 @@ class Data2Vec2(ImageEncoder):
     @nn.compact
     def __call__(self, images, *, deterministic: bool = True):
         """Normalised images (B, S, S, 3) -> [CLS] feature (B, D), fp32."""
-        return super().__call__(images, deterministic=deterministic)[:, 0].astype(jnp.float32)
+        x = super().__call__(images, deterministic=deterministic).astype(jnp.float32)
+        self.sow("intermediates", "tokens", x[:, 1:])
+        return x[:, 0]
 
 
 TEACHERS = {"beit": Beit, "data2vec2": Data2Vec2, "vit": Vit, "resnet": ResNet}

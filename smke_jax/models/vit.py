@@ -43,9 +43,12 @@ class Vit(nn.Module):
             self.patch_size, self.width, self.init_std, self.dtype, use_bias=self.patch_bias, name="patch_embed"
         )
         patches = embed(patchify(images, self.patch_size))
+        self.sow("intermediates", "patches", patches)
         cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
         x = prepend(cls, patches)
         x += self.param("position_embedding", kernel_init(0.02), x.shape[1:]).astype(self.dtype)
         if self.norm_embeddings:
             x = LayerNorm(self.norm_eps, self.dtype, name="embedding_norm")(x)
-        return run_blocks(self, x, layer_scale=self.layer_scale)[:, 0].astype(jnp.float32)
+        x = run_blocks(self, x, layer_scale=self.layer_scale).astype(jnp.float32)
+        self.sow("intermediates", "tokens", x[:, 1:])
+        return x[:, 0]

@@ -1,8 +1,9 @@
 """What a pass is: per-example work that turns a batch into named representations."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -29,6 +30,8 @@ class Pass(NamedTuple):
     init:     (key, batch) -> params
     run:      (params, batch, key, train) -> representations; makes those whose inputs the batch has
     average:  of which parameters it runs with, where they are neither trained nor frozen
+    needs:    representations of passes before it that `run` finds in its batch
+    reads:    terms whose slots `run` finds in its params, under their names; `init` makes stand-ins for them
     """
 
     name: str
@@ -37,6 +40,25 @@ class Pass(NamedTuple):
     init: Callable[[jax.Array, Batch], Any]
     run: Callable[[Any, Batch, jax.Array, bool], dict[str, jax.Array]]
     average: Average | None = None
+    needs: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+
+
+def only(p: Pass, names: Iterable[str]) -> Pass:
+    """`p` making those of `names` that it can: what nobody reads is compiled away, also within micro-batches."""
+    names = frozenset(names)
+
+    def run(params, batch, key, train):
+        return {name: x for name, x in p.run(params, batch, key, train).items() if name in names}
+
+    return p._replace(provides=tuple(name for name in p.provides if name in names), run=run)
+
+
+def apply_and_reveal(model: nn.Module, params, *inputs, **options) -> tuple[Any, dict[str, jax.Array]]:
+    """`model.apply` -> (its output, {name: array} of what its outermost module sows, such as its tokens)."""
+    out, sown = model.apply({"params": params}, *inputs, mutable=["intermediates"], **options)
+    of_others = lambda x: isinstance(x, Mapping)  # noqa: E731
+    return out, {name: x[0] for name, x in sown.get("intermediates", {}).items() if not of_others(x)}
 
 
 def to_network(images: jax.Array, mean=MEAN, std=STD) -> jax.Array:

@@ -2,12 +2,14 @@
 
 import flax.linen as nn
 
-from smke_jax.passes.base import MEAN, STD, Pass, to_network
+from smke_jax.passes.base import MEAN, STD, Pass, apply_and_reveal, to_network
 
 
 def teacher_pass(model: nn.Module, mean=MEAN, std=STD) -> Pass:
     """'target/cls' (B, D) of batch['teacher_image'], or of batch['image'] where student and teacher share the view.
 
+    A teacher that cuts the image in patches also makes 'target/tokens' (B, N, D), one of every patch, and
+    'target/patches' (B, N, D), what it begins with: the embedded patches, without positions.
     `mean` and `std` (3,) are those of the pixels in [0, 1] that the teacher was trained with.
     """
 
@@ -18,9 +20,11 @@ def teacher_pass(model: nn.Module, mean=MEAN, std=STD) -> Pass:
         return model.init(key, images(batch))["params"]
 
     def run(params, batch, key, train):
-        return {"target/cls": model.apply({"params": params}, images(batch))}
+        cls, sown = apply_and_reveal(model, params, images(batch))
+        return {"target/cls": cls, **{f"target/{name}": x for name, x in sown.items()}}
 
-    return Pass("teacher", ("target/cls",), False, init, run)
+    provides = ("target/cls", "target/tokens", "target/patches") if hasattr(model, "patch_size") else ("target/cls",)
+    return Pass("teacher", provides, False, init, run)
 
 
 def kept_pass(provides: tuple[str, ...]) -> Pass:

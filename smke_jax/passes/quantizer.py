@@ -24,7 +24,7 @@ def autoencoder_pass(model: Autoencoder, num_codes: int) -> Pass:
         return dict(zip(names, out, strict=True))
 
     names = ("code/latent", "code/similarity", "code/reconstruction")
-    return Pass("autoencoder", names, True, init, run, needs=("target/cls", "target/patches"), reads="image_vq")
+    return Pass("autoencoder", names, True, init, run, needs=("target/cls", "target/patches"), reads=("image_vq",))
 
 
 def quantizer_pass(model: Quantizer) -> Pass:

@@ -11,20 +11,24 @@ from collections.abc import Callable
 
 import jax
 from jax.extend.core import jaxprs_in_params
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from smke_jax.losses.collective import Scope
+from smke_jax.passes.base import only
 from smke_jax.planning.devices import HIGHEST
 from smke_jax.training.experiment import batch_shapes, training_views
 from smke_jax.training.kept_targets import with_kept_targets
-from smke_jax.training.recipe import Recipe, build_recipe
+from smke_jax.training.recipe import Recipe, build_recipe, given, representation_shapes
 
 
 def matmul_flops(function: Callable, *args) -> Counter[str]:
     """{precision: FLOPs} of the matrix products and convolutions in function(*args); shapes will do as `args`.
 
     precision: the operands' type, such as 'bfloat16', or HIGHEST.  A multiplication and its addition are two FLOPs.
+    What no result depends on costs nothing, as XLA leaves it out.
     """
-    return counted(jax.make_jaxpr(function)(*args).jaxpr)
+    jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+    return counted(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
 def flops_per_example(config) -> dict[str, Counter[str]]:
@@ -37,15 +41,14 @@ def flops_per_example(config) -> dict[str, Counter[str]]:
     config.student.remat = "none"
     # The size of the vocabulary does not matter: looking words up costs no product.
     recipe, batch = step_inputs(build_recipe(config, vocab_size=config.data.vocab_size), config)
-    needed = {need for term in recipe.terms.values() for need in term.needs}
     key, parts, trained, fixed = jax.random.key(0), {}, {}, {"id": batch["id"]}
-    for p in recipe.passes:
-        rows = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+    for p in (only(p, recipe.needs) for p in recipe.passes):
+        inputs = given(p, batch, {**fixed, **trained})
+        rows = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in inputs.items()}
         params = jax.eval_shape(p.init, key, rows)
 
         def forward(params, rows, p=p):
-            reps = p.run(params, rows, key, p.grad)
-            return {name: reps[name] for name in needed.intersection(reps)}
+            return p.run(params, rows, key, p.grad)
 
         if p.grad:
             parts[f"{p.name} forward"], parts[f"{p.name} backward"] = _both_ways(forward, params, rows)
@@ -66,23 +69,23 @@ def step_inputs(recipe: Recipe, config) -> tuple[Recipe, dict[str, jax.ShapeDtyp
     batch = batch_shapes(config, views)
     if not config.teacher.cache:
         return recipe, batch
-    key = jax.random.key(0)
-    (teacher,) = (p for p in recipe.passes if p.name == "teacher")
-    targets = jax.eval_shape(lambda batch: teacher.run(teacher.init(key, batch), batch, key, False), batch)
-    return with_kept_targets(recipe), batch_shapes(config, dataclasses.replace(views, teacher_view="same")) | targets
+    kept, made = with_kept_targets(recipe), representation_shapes(recipe, batch)
+    (teacher,) = (p for p in kept.passes if p.name == "teacher")
+    targets = {name: made[name] for name in teacher.provides}
+    return kept, batch_shapes(config, dataclasses.replace(views, teacher_view="same")) | targets
 
 
 def _losses(recipe, trained, fixed) -> tuple[Counter[str], Counter[str]]:
     """Forward and backward of all terms together, on one device and in the form that computes nothing twice."""
     reps = {name: {need: {**fixed, **trained}[need] for need in term.needs} for name, term in recipe.terms.items()}
     init = lambda: {name: term.init(jax.random.key(0), reps[name]) for name, term in recipe.terms.items()}  # noqa: E731
-    state = jax.eval_shape(init)
+    state, scope = jax.eval_shape(init), Scope(None, "gather", jax.random.key(0))
 
     def loss(wanted, slots, fixed):
         params, trained = wanted
         arrays = {**fixed, **trained}
         return [
-            term.value(params[name], slots[name], {need: arrays[need] for need in term.needs}, Scope(None, "gather"))[0]
+            term.value(params[name], slots[name], {need: arrays[need] for need in term.needs}, scope)[0]
             for name, term in recipe.terms.items()
         ]
 

@@ -1,7 +1,6 @@
 """The compiled train step of a config and what it needs per device, with nothing made but shapes."""
 
 import math
-from collections import Counter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,11 +10,13 @@ from ml_collections import ConfigDict
 
 from smke_jax.convert.params_file import params_path
 from smke_jax.data.tokenizer import load_tokenizer
+from smke_jax.errors import UserError
 from smke_jax.parallel.mesh import check_batch_size
 from smke_jax.planning.devices import Device
 from smke_jax.planning.flops import counted, step_inputs
 from smke_jax.planning.traffic import Traffic, traffic
-from smke_jax.training.experiment import Experiment, build_mesh, build_step, check_model, frozen_shapes, resolve
+from smke_jax.training.experiment import Experiment, build_mesh, build_step, check_model, resolve
+from smke_jax.training.frozen import frozen_shapes
 from smke_jax.training.recipe import build_recipe
 from smke_jax.training.towers import tower_tokenizer
 
@@ -23,12 +24,14 @@ from smke_jax.training.towers import tower_tokenizer
 # schedule for little memory; the CPU's default does not, and hides there what rematerialisation saves.
 SIMULATED = {"xla_backend_optimization_level": 0, "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
+MOST_SIMULATED = 2048  # CPU devices of one process: above, XLA takes them for those of another
+
 
 class Program(NamedTuple):
     """What one device holds and does in one step."""
 
     memory: dict[str, int]  # bytes by what they are for
-    flops: Counter[str]  # {precision: FLOPs of matrix products}, those that are repeated to save memory included
+    flops: dict[str, float]  # {precision: FLOPs of matrix products}, those that are repeated to save memory included
     traffic: Traffic
     parameters: dict[str, int]  # {'trained' | 'frozen': scalars}, of the whole model
 
@@ -43,6 +46,8 @@ def take_devices(device: Device, count: int) -> bool:
     Call it before any array is made: those of a backend that is exchanged are lost.
     """
     here = jax.devices()
+    if here[0].device_kind != device.kind and count > MOST_SIMULATED:
+        raise UserError(f"{count} devices are more than the {MOST_SIMULATED} that one process can simulate")
     if here[0].device_kind == device.kind and len(here) >= count:
         return True
     if here[0].platform != "cpu" or len(here) < count:
@@ -81,7 +86,7 @@ def compile_step(config: ConfigDict) -> Program:
     devices = experiment.mesh.size
     return Program(
         _memory(compiled, step.state, frozen, shapes),
-        Counter({precision: flops / devices for precision, flops in counted(traced.jaxpr.jaxpr).items()}),
+        {precision: flops / devices for precision, flops in counted(traced.jaxpr.jaxpr).items()},
         traffic(compiled.as_text()),
         {"trained": _scalars(step.state.params), "frozen": _scalars(frozen)},
     )
@@ -95,6 +100,7 @@ def _memory(compiled, state, frozen, batch) -> dict[str, int]:
     return {
         "parameters": _sum(held[0].params),
         "optimiser state": _sum(held[0].opt_state),
+        "moving averages": _sum(held[0].ema),
         "slots": _sum(held[0].slots),
         "frozen parameters": _sum(held[1]),
         "batch": _sum(held[2]),

@@ -24,16 +24,16 @@ def main(argv: list[str]) -> int:
     run = restore_run(arguments.workdir, step=None if arguments.step == "latest" else arguments.step)
     if "views" in run.params:
         return _probe(run, arguments)
-    student, config = run.experiment.student(), run.experiment.config
+    config = run.experiment.config
     trained_with = config.copy_and_resolve_references()
     if arguments.data:
         config.data.update(source="prepared", dir=str(arguments.data))
     config.eval.update(split=arguments.split or config.eval.split, level=arguments.level or config.eval.level)
 
-    source = open_source(config.data, config.eval.split)
+    source, mesh = open_source(config.data, config.eval.split), run.experiment.mesh
     metrics = evaluate_retrieval(
-        make_encoder(student.run, run.experiment.mesh), run.params["student"], source, run.experiment.tokenizer,
-        config, run.experiment.mesh, dataset=f"{source.dataset} {config.eval.split}",
+        make_encoder(run.experiment.student().run, mesh), run.params["student"], source, run.experiment.tokenizer,
+        config, mesh, dataset=f"{source.dataset} {config.eval.split}",
     ).metrics  # fmt: skip
     print(f"step {run.step}\n{format_table(metrics)}")
     for path in (arguments.workdir / "evals" / str(run.step) / _file_name(trained_with, config), arguments.out):

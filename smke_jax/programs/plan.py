@@ -152,31 +152,32 @@ def _predicted(config: ConfigDict, device: Device, times: StepTime, flops: float
 def _largest(config: ConfigDict, device: Device, program: Program, notes: list[str]) -> list[Figure]:
     """Of the config as it is and, where it has no micro-batches, with micro-batches of half of what then fits."""
     devices, refused = config.num_devices, {}
+    known = {(config.batch_size, config.micro_batch): program.total_memory}
 
-    def search(micro_batch: int) -> Figure:
-        def memory(batch: int) -> float:
-            if (batch, micro_batch) == (config.batch_size, config.micro_batch):
-                return program.total_memory
-            log.info(
-                "compiling for a batch of %s%s", f"{batch:,}", f" in micro-batches of {micro_batch}" * bool(micro_batch)
-            )
+    def memory(batch: int, micro_batch: int) -> float:
+        micro_batch *= micro_batch < batch // devices  # else there is one, of everything
+        if (batch, micro_batch) not in known:
+            log.info("compiling for a batch of %s, micro_batch=%d", f"{batch:,}", micro_batch)
             changed = config.copy_and_resolve_references()
             changed.update(batch_size=batch, micro_batch=micro_batch)
             try:
-                return compile_step(changed).total_memory
+                known[batch, micro_batch] = compile_step(changed).total_memory
             except UserError as error:  # a memory bank smaller than the batch, say
-                refused[batch] = error
-                return math.inf
+                known[batch, micro_batch], refused[batch] = math.inf, error
+        return known[batch, micro_batch]
 
-        batch = largest_batch(memory, config.batch_size, devices, device.memory * device.usable)
+    def search(start: int, micro_batch: int) -> Figure:
+        limit = device.memory * device.usable
+        batch = largest_batch(lambda batch: memory(batch, micro_batch), start, devices, limit)
+        if 2 * batch in refused:
+            notes.append(f"more than {batch:,} examples were not tried: {refused[2 * batch]}")
         return Figure("largest batch that fits", f"micro_batch={micro_batch}", batch, "", "compiled")
 
-    found = [search(config.micro_batch)]
+    found = [search(config.batch_size, config.micro_batch)]
     largest = int(found[0].value)
-    if 2 * largest in refused:
-        notes.append(f"more than {largest:,} examples were not tried: {refused[2 * largest]}")
-    elif not config.micro_batch and 2 * devices <= largest < MOST:
-        found.append(search(largest // devices // 2))
+    if not config.micro_batch and 2 * devices <= largest < MOST and 2 * largest not in refused:
+        # Half of its first batch has to be in micro-batches too, or the line through the two says nothing.
+        found.append(search(4 * largest, largest // devices // 2))
     return found
 
 

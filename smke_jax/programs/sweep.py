@@ -60,11 +60,15 @@ def plan_jobs(config: str, axes: dict[str, tuple], overrides: list[str]) -> list
         name = re.sub(r"[^\w.,+=-]+", "-", name)
         if name in jobs:
             raise UserError(f"two runs of the sweep would have the directory {name}: give values with other names")
-        flags = (*overrides, *(f"--{key}={value}" for key, value in zip(axes, values)))
-        fields = override(load_config(config), list(flags))
-        resolve(fields)  # raises for what `smke train` would refuse
-        jobs[name] = Job(name, config, flags, flatten(fields))
+        jobs[name] = make_job(name, config, [*overrides, *(f"--{key}={value}" for key, value in zip(axes, values))])
     return list(jobs.values())
+
+
+def make_job(name: str, config: str, overrides: list[str]) -> Job:
+    """The job NAME of a config location under `--config.key=value` flags; UserError for what no run could work with."""
+    fields = override(load_config(config), overrides)
+    resolve(fields)  # raises for what `smke train` would refuse
+    return Job(name, config, tuple(overrides), flatten(fields))
 
 
 def _axes(arguments, overrides: list[str]) -> dict[str, tuple]:

@@ -10,16 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
+from PIL import Image
 
 from smke_jax import atomic
-from smke_jax.convert.params_file import digests, fit, load_params, read_description
+from smke_jax.convert.params_file import read_description
 from smke_jax.data.datasets import open_source
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
 from smke_jax.data.transforms import build_views
 from smke_jax.errors import UserError
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
-from smke_jax.parallel.process import check_same, failing_together
+from smke_jax.parallel.process import failing_together
+from smke_jax.passes.base import only
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.optimizer import build_optimizer
@@ -38,10 +40,10 @@ class Experiment(NamedTuple):
     recipe: Recipe
 
     def student(self):
-        """The pass that makes the representations retrieval is done with."""
+        """The pass that makes the representations retrieval is done with, and nothing else."""
         for p in self.recipe.passes:
             if p.name == "student":
-                return p
+                return only(p, (f"{side}/{self.config.eval.level}" for side in ("image", "text")))
         raise UserError(f"this run has no student (its passes: {', '.join(p.name for p in self.recipe.passes)})")
 
 
@@ -155,7 +157,7 @@ def training_views(config: ConfigDict):
 def batch_shapes(config: ConfigDict, views) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of one global batch, from one blank image."""
     rng = np.random.default_rng(0)
-    arrays = views(np.zeros((64, 64, 3), np.uint8), rng)
+    arrays = views(Image.new("RGB", (64, 64)), rng)
     shapes = {k: jax.ShapeDtypeStruct((config.batch_size, *x.shape), x.dtype) for k, x in arrays.items()}
     shapes["id"] = jax.ShapeDtypeStruct((config.batch_size,), jnp.int32)
     if "student" in config.passes:
@@ -171,45 +173,6 @@ def check_model(experiment: Experiment, shapes: dict[str, Any]) -> list[Tower]:
     except (ValueError, TypeError, KeyError, IndexError) as error:  # what is said of sizes that do not go together
         raise UserError(f"the model of this config cannot be built: {str(error).splitlines()[0]}") from None
     return read_towers(params["student"], experiment.config) if "student" in params else []
-
-
-def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Parameters of the frozen passes, on the mesh, and {'teacher weights': digest, …} of what they came from."""
-    frozen, identity, path = {}, {}, experiment.config.teacher.checkpoint
-    with failing_together():
-        for name, init in _frozen_inits(experiment, shapes).items():
-            if path == "random":
-                frozen[name], identity[f"{name} weights"] = init(), "random"
-            else:
-                frozen[name] = fit(jax.eval_shape(init), load_params(path), source=path)
-                identity |= {f"{name} {what}": digest for what, digest in digests(path).items()}
-    check_same(identity)
-    frozen = {name: kernels_as(params, experiment.config.teacher.dtype) for name, params in frozen.items()}
-    return jax.device_put(frozen, replicated(experiment.mesh)), identity
-
-
-def frozen_shapes(experiment: Experiment, shapes: dict[str, Any]) -> dict[str, Any]:
-    """The same parameters as shapes."""
-    dtype = experiment.config.teacher.dtype
-    inits = _frozen_inits(experiment, shapes)
-    return {name: jax.eval_shape(lambda init=init: kernels_as(init(), dtype)) for name, init in inits.items()}
-
-
-def _frozen_inits(experiment, shapes):
-    rows = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in shapes.items()}
-    key = jax.random.key(experiment.config.seed + 1)
-    blank = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rows)  # noqa: E731
-    frozen = [p for p in experiment.recipe.passes if not p.grad and p.average is None]
-    return {p.name: jax.jit(lambda p=p: p.init(key, blank())) for p in frozen}
-
-
-def kernels_as(params: Any, dtype: str) -> Any:
-    """`params` with the matrices that are only ever used in `dtype` stored in it: the same results, half the memory."""
-
-    def cast(path, x):
-        return jnp.asarray(x, dtype) if jax.tree_util.keystr(path[-1:], simple=True) == "kernel" else x
-
-    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 class TrainedRun(NamedTuple):
@@ -249,6 +212,8 @@ def trained_network(run: TrainedRun) -> tuple[Any, dict]:
     if "views" in run.params:
         fields = {"type", "mean", "std", *TEACHERS[config.teacher.type].__dataclass_fields__}
         return run.params["views"]["encoder"], {k: v for k, v in config.teacher.items() if k in fields}
+    if "autoencoder" in run.params:
+        raise UserError("this run learned codes, which are no model by themselves: name it as config.quantizer.run")
     run.experiment.student()  # a run without either says so
     student = run.params["student"]
     sizes = {"vocab_size": run.experiment.tokenizer.vocab_size, "target_dim": student["head"]["bias"].shape[0]}

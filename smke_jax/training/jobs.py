@@ -69,7 +69,7 @@ def run_jobs(
                 if not code and is_finished(workdir):
                     state, error = FINISHED, ""
                 elif stop.number or not code:
-                    state, error = STOPPED, "saved before its end; the same command continues"
+                    state, error = STOPPED, "the same command continues it"
                 else:
                     state, error = FAILED, _reason(code, lines)
                 seconds = time.monotonic() - started

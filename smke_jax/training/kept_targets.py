@@ -11,6 +11,7 @@ from jax.experimental import multihost_utils
 from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.evaluation.embed import embed_images, make_encoder
+from smke_jax.passes.base import Pass, only
 from smke_jax.passes.frozen import kept_pass
 from smke_jax.training.recipe import Recipe
 
@@ -19,7 +20,14 @@ log = logging.getLogger("smke_jax")
 
 def with_kept_targets(recipe: Recipe) -> Recipe:
     """`recipe` with the teacher's forward replaced by what is kept of it."""
-    return recipe._replace(passes=tuple(kept_pass(p.provides) if p.name == "teacher" else p for p in recipe.passes))
+    kept = kept_pass(_teacher(recipe).provides)
+    return recipe._replace(passes=tuple(kept if p.name == "teacher" else p for p in recipe.passes))
+
+
+def _teacher(recipe: Recipe) -> Pass:
+    """The teacher's pass, making what the terms read."""
+    (teacher,) = (p for p in recipe.passes if p.name == "teacher")
+    return only(teacher, recipe.needs)
 
 
 class KeptTargets:
@@ -29,7 +37,7 @@ class KeptTargets:
     """
 
     def __init__(self, recipe: Recipe, frozen: dict[str, Any], source, directory: Path, config, mesh):
-        (teacher,) = (p for p in recipe.passes if p.name == "teacher")
+        teacher = _teacher(recipe)
         self.provides = teacher.provides
         missing = [name for name in self.provides if not self._path(directory, name).exists()]
         if missing:

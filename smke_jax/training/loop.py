@@ -27,10 +27,10 @@ from smke_jax.training.experiment import (
     build_experiment,
     build_step,
     check_model,
-    load_frozen,
     open_training_data,
     resolve,
 )
+from smke_jax.training.frozen import load_frozen
 from smke_jax.training.kept_targets import KeptTargets, with_kept_targets
 from smke_jax.training.memory import memory_advice
 from smke_jax.training.profiling import Profiler
@@ -91,7 +91,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     kept = None
     if config.teacher.cache:
         kept = KeptTargets(experiment.recipe, frozen, source, workdir / "targets", config, experiment.mesh)
-        experiment, frozen = experiment._replace(recipe=with_kept_targets(experiment.recipe)), {"teacher": {}}
+        experiment, frozen = experiment._replace(recipe=with_kept_targets(experiment.recipe)), frozen | {"teacher": {}}
         shapes = batch_shapes(config, views) | kept.shapes(config.batch_size)
     with contextlib.closing(batches), Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
         return _Loop(experiment, workdir, frozen, kept, towers, shapes, checkpoints, identity, gallery).run(batches)
@@ -178,7 +178,7 @@ class _Loop:
 
     def _initial_state(self, batches) -> tuple[TrainState, int]:
         """From the newest sound checkpoint, or fresh with the towers that the config names."""
-        found = self.checkpoints.restore_latest(self.abstract.params, _without_params(self.abstract))
+        found = self.checkpoints.restore_latest(self.abstract.params, self.abstract.without_params())
         if found is None:
             state = init_state(
                 self.experiment.recipe, self.tx, self.experiment.mesh, self.shapes,
@@ -228,14 +228,9 @@ class _Loop:
 
     def _save(self, state, step, batches, evaluated):
         self.checkpoints.save(
-            step, state.params, _without_params(state), batches.get_state(), {"identity": self.identity},
+            step, state.params, state.without_params(), batches.get_state(), {"identity": self.identity},
             metric=evaluated["recall_sum"] if evaluated else None,
         )  # fmt: skip
-
-
-def _without_params(state: TrainState) -> dict:
-    rest = {f.name: getattr(state, f.name) for f in dataclasses.fields(state) if f.name != "params"}
-    return {name: part for name, part in rest.items() if part is not None}
 
 
 def _multiple(step: int, every: int) -> bool:

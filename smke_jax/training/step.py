@@ -12,8 +12,9 @@ from jax.sharding import PartitionSpec
 from smke_jax.losses.collective import Scope, mean
 from smke_jax.parallel.mesh import DATA_AXES, replicated, sharded
 from smke_jax.parallel.rules import shardings, specs
+from smke_jax.passes.base import only
 from smke_jax.passes.micro_batch import in_micro_batches
-from smke_jax.training.recipe import Recipe, init_params, representation_shapes
+from smke_jax.training.recipe import Recipe, given, init_params, representation_shapes
 from smke_jax.training.state import TrainState
 
 
@@ -81,7 +82,7 @@ def make_loss(recipe: Recipe, mesh, *, loss_impl: str = "auto") -> Callable:
     """(params, frozen reps, slots, batch, key, progress) -> (total, (reps, losses, metrics)); differentiable."""
 
     def loss(params, frozen_reps, slots, batch, key, progress):
-        reps = {"id": batch["id"], **frozen_reps, **_run(recipe, params, batch, key, grad=True)}
+        reps = _run(recipe, params, slots, batch, key, {"id": batch["id"], **frozen_reps}, grad=True)
         losses, metrics = run_terms(recipe, mesh, params["terms"], slots, reps, key=key, loss_impl=loss_impl)
         total = sum(recipe.weights[name](progress) * value for name, value in losses.items())
         return total, (reps, losses, metrics)
@@ -102,13 +103,14 @@ def _averages(recipe: Recipe, state: TrainState) -> dict[str, Any]:
     return {p.name: follow(p) for p in recipe.passes if p.average}
 
 
-def _run(recipe, params, batch, key, *, grad: bool) -> dict[str, jax.Array]:
-    """Representations by the passes that are trained, or by those that are not."""
-    reps = {}
+def _run(recipe, params, slots, batch, key, reps, *, grad: bool) -> dict[str, jax.Array]:
+    """`reps`, and those by the passes that are trained, or by those that are not."""
     for i, p in enumerate(recipe.passes):
         if p.grad == grad:
+            own = {**params[p.name], **{name: slots[name] for name in p.reads}}
             with jax.named_scope(p.name):
-                reps |= p.run(params[p.name], batch, jax.random.fold_in(key, i), grad)
+                made = p.run(own, given(p, batch, reps), jax.random.fold_in(key, i), grad)
+            reps = {**reps, **made}
     return reps
 
 
@@ -130,13 +132,14 @@ def make_train_step(
     occurs more than once in the batch), and 'first_bad', the position of the first
     non-finite tensor in `bad_names` or -1.
     """
-    recipe = recipe._replace(passes=tuple(in_micro_batches(p, mesh, micro_batch) for p in recipe.passes))
+    needed = (only(p, recipe.needs) for p in recipe.passes)
+    recipe = recipe._replace(passes=tuple(in_micro_batches(p, mesh, micro_batch) for p in needed))
     loss = make_loss(recipe, mesh, loss_impl=loss_impl)
 
     def step(state: TrainState, frozen, batch):
         key = jax.random.fold_in(state.rng, state.step)
         ema = _averages(recipe, state)
-        frozen_reps = jax.lax.stop_gradient(_run(recipe, {**frozen, **ema}, batch, key, grad=False))
+        frozen_reps = jax.lax.stop_gradient(_run(recipe, {**frozen, **ema}, {}, batch, key, {}, grad=False))
         (total, (reps, losses, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
             state.params, frozen_reps, state.slots, batch, key, state.step / total_steps
         )

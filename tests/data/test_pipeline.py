@@ -26,7 +26,7 @@ def tokenizer():
 
 
 def views(image, rng):
-    return {"image": image, "draw": np.float64(rng.random())}
+    return {"image": np.asarray(image), "draw": np.float64(rng.random())}
 
 
 def batches(tokenizer=None, source=None, **changes):

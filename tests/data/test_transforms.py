@@ -10,10 +10,14 @@ from smke_jax.data.transforms import Crop, StudentTeacherViews, View, build_view
 THESIS = {"scale": (0.9, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5}
 
 
-def smooth(height=90, width=120) -> np.ndarray:
+def smooth(height=90, width=120) -> Image.Image:
     """A picture without fine detail, different in every place and channel."""
     y, x = np.mgrid[:height, :width] / [[[height]], [[width]]]
-    return np.stack([255 * x, 255 * y, 255 * (x + y) / 2], axis=-1).astype(np.uint8)
+    return Image.fromarray(np.stack([255 * x, 255 * y, 255 * (x + y) / 2], axis=-1).astype(np.uint8))
+
+
+def flat(size: int, color: tuple[int, int, int]) -> Image.Image:
+    return Image.new("RGB", (size, size), color)
 
 
 def rng(seed=0) -> np.random.Generator:
@@ -56,7 +60,7 @@ def test_flip_rate(probability, low, high):
 def test_a_crop_shows_its_box_and_its_mirror_image():
     image = smooth()
     plain = np.asarray(render(image, Crop((20, 10, 60, 50), False), 40))
-    np.testing.assert_array_equal(plain, image[10:50, 20:60])
+    np.testing.assert_array_equal(plain, np.asarray(image)[10:50, 20:60])
     mirrored = np.asarray(render(image, Crop((20, 10, 60, 50), True), 40))
     np.testing.assert_array_equal(mirrored, plain[:, ::-1])
 
@@ -82,10 +86,10 @@ def test_one_array_serves_both_at_one_resolution():
 
 
 def test_the_shared_teacher_view_is_not_jittered_when_the_students_is():
-    grey = np.full((50, 50, 3), (40, 120, 200), np.uint8)
-    views = build_views(data(jitter=0.4), image_size=16, teacher_size=32)(grey, rng())
-    assert np.all(views["teacher_image"] == grey[0, 0])
-    assert np.any(views["image"] != grey[0, 0])
+    blue = (40, 120, 200)
+    views = build_views(data(jitter=0.4), image_size=16, teacher_size=32)(flat(50, blue), rng())
+    assert np.all(views["teacher_image"] == blue)
+    assert np.any(views["image"] != blue)
 
 
 def test_an_independent_teacher_view_has_its_own_crop_and_jitter():
@@ -93,10 +97,10 @@ def test_an_independent_teacher_view_has_its_own_crop_and_jitter():
     crops = [Image.fromarray(views(smooth(), rng(seed))["teacher_image"]) for seed in range(8)]
     plain = [Image.fromarray(views(smooth(), rng(seed))["image"]) for seed in range(8)]
     assert all(np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(crops, plain))
-    flat = np.full((50, 50, 3), (40, 120, 200), np.uint8)
-    out = views(flat, rng())
-    assert np.all(out["image"] == flat[0, 0])  # the student's is not jittered
-    assert np.any(out["teacher_image"] != flat[0, 0])
+    blue = (40, 120, 200)
+    out = views(flat(50, blue), rng())
+    assert np.all(out["image"] == blue)  # the student's is not jittered
+    assert np.any(out["teacher_image"] != blue)
     # Without jitter the crop alone still differs.
     bare = StudentTeacherViews(View(32, crop_scale=(0.3, 0.6)), View(32, crop_scale=(0.3, 0.6)), "independent")
     once = bare(smooth(), rng(1))
@@ -106,7 +110,7 @@ def test_an_independent_teacher_view_has_its_own_crop_and_jitter():
 def test_a_fixed_teacher_view_is_the_evaluation_view():
     views = build_views(data(teacher_view="fixed", jitter=0.3), image_size=32, teacher_size=24)
     seen = [views(smooth(), rng(seed)) for seed in (0, 1)]
-    np.testing.assert_array_equal(seen[0]["teacher_image"], squash(smooth(), 24))
+    np.testing.assert_array_equal(seen[0]["teacher_image"], squash(np.asarray(smooth()), 24))
     np.testing.assert_array_equal(seen[0]["teacher_image"], seen[1]["teacher_image"])
     assert np.any(seen[0]["image"] != seen[1]["image"])
 
@@ -128,8 +132,8 @@ def test_grayscale_rate():
 
 
 def test_jitter_changes_brightness_contrast_and_colour_within_its_strength():
-    flat = np.full((30, 30, 3), 100, np.uint8)
-    means = [View(8, jitter=0.2)(flat, rng(seed)).mean() for seed in range(100)]
+    grey = flat(30, (100, 100, 100))
+    means = [View(8, jitter=0.2)(grey, rng(seed)).mean() for seed in range(100)]
     assert 79 <= min(means) < 88 and 112 < max(means) <= 121  # brightness alone acts on a grey picture
 
 
@@ -143,7 +147,7 @@ def test_squash_keeps_the_whole_image_and_gives_up_its_aspect_ratio(shape):
 
 
 def test_squash_leaves_an_image_of_the_right_size_alone():
-    image = smooth(32, 32)
+    image = np.asarray(smooth(32, 32))
     np.testing.assert_array_equal(squash(image, 32), image)
 
 

@@ -21,13 +21,25 @@ CASES = {
         "bank_itc",
         {"keys": "momentum/", "bank_size": 21, "random_bank": True, "mask_same_image": True},
     ),
+    "cmli": ("cmli", {}),
+    "cmli, projected, same image masked": ("cmli", {"width": 3, "mask_same_image": True}),
+    "image_vq": ("image_vq", {}),
+    "image_vq, restart": ("image_vq", {"commitment": 0.3, "decay": 0.5, "dead_below": 0.7, "restart": True}),
     "itc": ("itc", {}),
     "itc, same image masked": ("itc", {"mask_same_image": True}),
     "itc, one level, text first": ("itc", {"pair": ("text", "image"), "levels": ("out",)}),
+    "itm": ("itm", {"width": 7}),
+    "itm, uniform, gelu, same image masked": (
+        "itm",
+        {"hardness": 0.0, "fusion": "gelu", "width": 7, "levels": ("out",), "mask_same_image": True},
+    ),
     "proximal_itc": ("proximal_itc", {"num_images": 1000}),
     "proximal_itc, same image masked": ("proximal_itc", {"num_images": 9, "mask_same_image": True, "level": "fc1"}),
     "regress": ("regress", {}),
     "siglip": ("siglip", {"levels": ("fc1", "out"), "mask_same_image": True}),
+    "target_cmli": ("target_cmli", {"width": 3}),
+    "target_cmli_cosine": ("target_cmli_cosine", {}),
+    "target_code": ("target_code", {}),
     "target_itc": ("target_itc", {}),
     "target_itc, same image masked": ("target_itc", {"mask_same_image": True, "learnable_scale": True}),
     "target_itc, bank": ("target_itc", {"bank_size": 40}),
@@ -45,14 +57,27 @@ SHAPES = {  # of one example
     "image/fc1": (9,), "text/fc1": (9,),
     "image/out": (8,), "text/out": (8,),
     "image/head": (6,), "text/head": (6,),
+    "image/tokens": (4, 8), "text/tokens": (5, 8), "text/mask": (5,),
+    "image/head_tokens": (4, 6), "text/head_tokens": (5, 6),
     "momentum/image/out": (8,), "momentum/text/out": (8,),
-    "target/cls": (6,),
+    "code/latent": (3,), "code/similarity": (12,), "code/reconstruction": (6,), "target/code": (),
+    "target/cls": (6,), "target/tokens": (4, 6),
     "view1/cls": (7,), "view2/cls": (7,),
     "view1/projection": (6,), "view2/projection": (6,),
     "view1/pixels": (4, 4, 3), "view2/pixels": (4, 4, 3),
 }  # fmt: skip
-# What nothing is to be learned through.
-DATA = ("id", "view1/pixels", "view2/pixels", "target/cls", "momentum/image/out", "momentum/text/out")
+DATA = (
+    "id",
+    "text/mask",
+    "view1/pixels",
+    "view2/pixels",
+    "target/cls",
+    "target/tokens",
+    "target/code",
+    "code/similarity",
+    "momentum/image/out",
+    "momentum/text/out",
+)  # what nothing is to be learned through
 
 KEY = jax.random.key(3)
 ALONE = Scope(key=term_key(KEY, "t"))  # one device, with the numbers of the term 't' of `run_on`
@@ -72,6 +97,10 @@ def made_up(names, seed):
     for name in sorted(names):
         if name == "id":
             reps[name] = rng.integers(0, 10, BATCH).astype(np.int32)
+        elif name == "target/code":
+            reps[name] = rng.integers(0, 6, BATCH).astype(np.int32)
+        elif name == "text/mask":
+            reps[name] = (np.arange(5) < rng.integers(1, 6, (BATCH, 1))).astype(np.int32)
         else:
             reps[name] = rng.normal(size=(BATCH, *SHAPES[name])).astype(np.float32)
     return reps

@@ -15,6 +15,7 @@ from smke_jax.models.student import Student, build_student
 from smke_jax.models.text import TextEncoder
 from smke_jax.models.vision import ImageEncoder, sincos_positions
 from smke_jax.parallel.mesh import make_mesh, put_batch, replicated
+from smke_jax.passes.base import apply_and_reveal
 from smke_jax.training.recipe import build_recipe, init_params
 from smke_jax.training.state import count_parameters
 
@@ -93,7 +94,7 @@ def test_memory_bank_of_the_thesis(full_size):
 
 
 def reference(p, modality):
-    """(fc1, out, head) of one modality in PyTorch, composed of parts that test_towers checks one by one."""
+    """{level: (B, L, …)} of one modality in PyTorch, composed of parts that test_towers checks one by one."""
     if modality == "image":
         e = p["image_encoder"]
         x = torch.nn.functional.conv2d(
@@ -114,8 +115,7 @@ def reference(p, modality):
     if "type_embedding" in p:
         x = x + p["type_scale"]["gamma"] * p["type_embedding"][row]
     out, fc1, _ = block(p["shared"], x, heads=HEADS, order="pre", eps=1e-6, mask=mask)
-    out = out[:, 0]
-    return {"fc1": fc1[:, 0], "out": out, "head": linear(p["head"], layer_norm(p["head_norm"], out, 1e-6))}
+    return {"fc1": fc1, "out": out, "head": linear(p["head"], layer_norm(p["head_norm"], out, 1e-6))}
 
 
 @pytest.mark.parametrize("devices,token_types", [(1, True), (2, True), (8, True), (1, False)])
@@ -140,7 +140,7 @@ def test_student_equals_pytorch(devices, token_types):
         out, grads = run(jax.device_put(params, replicated(mesh)), batch)
 
     p = to_torch(params)
-    expected = {(side, level): x for side in ("image", "text") for level, x in reference(p, side).items()}
+    expected = {(side, level): x[:, 0] for side in ("image", "text") for level, x in reference(p, side).items()}
     sum((expected[key] * torch.tensor(COTANGENTS[key])).sum() for key in KEYS).backward()
     assert set(out) == set(expected)
     for key in KEYS:
@@ -148,6 +148,19 @@ def test_student_equals_pytorch(devices, token_types):
     used = [x for x in jax.tree.leaves(p) if x.grad is None]
     assert not used, "a parameter that PyTorch does not use"
     assert_near(grads, gradients(p))
+
+
+@pytest.mark.parametrize("side,inputs", [("image", (IMAGES,)), ("text", (IDS, MASK))], ids=["image", "text"])
+def test_sown_tokens_are_out_and_head_of_the_other_positions(side, inputs):
+    model = student()
+    params = randomised(shapes_of(model), seed=5)
+    run = quick_jit(lambda *arrays: apply_and_reveal(model, *arrays, method=f"encode_{side}"))
+    with jax.default_matmul_precision("highest"):
+        _, sown = run(params, *inputs)
+    expected = reference(to_torch(params), side)
+    assert set(sown) == {"tokens", "head_tokens"}
+    assert_near(sown["tokens"], expected["out"][:, 1:].detach().numpy())
+    assert_near(sown["head_tokens"], expected["head"][:, 1:].detach().numpy())
 
 
 def test_methods_equal_the_call():

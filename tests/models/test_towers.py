@@ -13,6 +13,7 @@ from transformers import BeitConfig, BeitModel, BertConfig, BertModel
 from smke_jax.models.teachers import Beit, Data2Vec2, relative_position_index
 from smke_jax.models.text import TextEncoder
 from smke_jax.models.vision import ImageEncoder, PatchEmbed, patchify, sincos_positions
+from smke_jax.passes.base import apply_and_reveal
 
 WIDTH, DEPTH, HEADS, MLP, VOCAB = 8, 2, 2, 12, 11
 SIZE, PATCH = 12, 4  # 3 × 3 patches
@@ -230,9 +231,12 @@ def test_beit_equals_hugging_face(shared, final_norm):
     state, grad_state = beit_state(params), beit_state(grads)
     theirs = load(BeitModel(config, add_pooling_layer=False), state)
     pixels = torch.tensor(IMAGES.transpose(0, 3, 1, 2), dtype=torch.float64)
-    expected = theirs(pixels).last_hidden_state[:, 0]
-    (expected * torch.tensor(cotangent)).sum().backward()
-    assert_near(out, expected.detach().numpy())
+    sequence = theirs(pixels).last_hidden_state
+    (sequence[:, 0] * torch.tensor(cotangent)).sum().backward()
+    assert_near(out, sequence[:, 0].detach().numpy())
+    with jax.default_matmul_precision("highest"):
+        _, sown = jax.jit(lambda params: apply_and_reveal(model, params, IMAGES))(params)
+    assert_near(sown["tokens"], sequence[:, 1:].detach().numpy())
     assert_near(grad_state, {k: v.grad.numpy() for k, v in theirs.named_parameters()})
 
 

@@ -69,6 +69,22 @@ def test_what_is_computed_twice_counts_once():
     assert flops_per_example(again) == flops_per_example(plain)
 
 
+def test_what_no_term_reads_costs_nothing():
+    c = config()
+    plain = flops_per_example(c)["student forward"]
+    c.terms.target_cmli = {}
+    tokens = 4 + 11  # all positions but [CLS]
+    assert flops_per_example(c)["student forward"] == {"float32": plain.total() + 2 * tokens * 32 * 48}
+
+
+def test_terms_that_draw_random_numbers_are_counted():
+    c = config()
+    plain = flops_per_example(c)["losses forward"].total()
+    c.terms.itm = {"levels": ("out",), "width": 8}
+    drawing, projecting, head = 2 * 2 * 16 * 32, 2 * 2 * 32 * 8, 3 * 2 * 8 * 2
+    assert flops_per_example(c)["losses forward"].total() == plain + drawing + projecting + head
+
+
 def test_a_kept_teacher_costs_nothing():
     c = base()
     c.terms.regress = {}

@@ -4,8 +4,9 @@ import pytest
 import tiny
 
 from smke_jax.errors import UserError
+from smke_jax.planning.devices import DEVICES
 from smke_jax.planning.flops import flops_per_example
-from smke_jax.planning.program import compile_step, planned
+from smke_jax.planning.program import compile_step, planned, take_devices
 from smke_jax.programs.demo import RECORDED
 
 
@@ -33,7 +34,7 @@ def test_memory_is_what_the_arrays_take(program):
 
 def test_what_is_not_repeated_is_what_the_model_costs(program):
     model = sum(part.total() for part in flops_per_example(config()).values())
-    done = program.flops.total() * 2 / 8
+    done = sum(program.flops.values()) * 2 / 8
     assert model <= done < 1.02 * model
 
 
@@ -46,7 +47,7 @@ def test_gradients_are_exchanged_once(program):
 def test_micro_batches_repeat_the_forward_pass_and_the_ring_passes_on(program):
     again = compile_step(config(micro_batch=2, loss_impl="ring"))
     forward = flops_per_example(config())["student forward"].total() * 4
-    assert again.flops.total() - program.flops.total() == pytest.approx(forward, rel=0.05)
+    assert sum(again.flops.values()) - sum(program.flops.values()) == pytest.approx(forward, rel=0.05)
     assert again.traffic.calls["collective-permute"] and "collective-permute" not in program.traffic.calls
 
 
@@ -69,6 +70,11 @@ def test_an_exported_vocabulary_counts(tmp_path):
     c.data.tokenizer = str(tmp_path)
     resolved, assumed = planned(c)
     assert resolved.data.vocab_size < 40 and not any("vocabulary" in line for line in assumed)
+
+
+def test_more_devices_than_can_be_simulated_are_refused():
+    with pytest.raises(UserError, match="4096 devices are more than the 2048 that one process can simulate"):
+        take_devices(DEVICES["h200"], 4096)
 
 
 def test_a_batch_that_does_not_divide_is_refused():

@@ -6,7 +6,6 @@ import os
 import re
 import subprocess
 import sys
-from collections import Counter
 
 import pytest
 import tiny
@@ -37,7 +36,7 @@ def invented(monkeypatch):
             raise UserError("the bank is smaller than the batch")
         examples = min(config.batch_size // config.num_devices, config.micro_batch or math.inf)
         memory = {"parameters": 3e8, "optimiser state": 7e8, "temporaries": 1e8 * examples + 1e6 * config.batch_size}
-        return Program(memory, Counter({"float32": 1e12}), Traffic({}, {}, 0), {"trained": 10, "frozen": 20})
+        return Program(memory, {"float32": 1e12}, Traffic({}, {}, 0), {"trained": 10, "frozen": 20})
 
     monkeypatch.setattr("smke_jax.programs.plan.compile_step", compile_step)
 

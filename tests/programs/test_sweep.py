@@ -154,15 +154,15 @@ def test_a_grid_that_does_not_run(fails, config_file, grid, problem):
     assert problem in message and ("tiny_config.py" in message or "config.seed" in message)
 
 
-@pytest.mark.parametrize("variant", ["", "flickr8k"])
-def test_the_scaling_study_sees_equal_examples_in_every_run(variant, monkeypatch):
+@pytest.mark.parametrize("variant,runs,examples", [("", 20, 2**18), ("flickr8k", 20, 2**18), ("smoke", 4, 32)])
+def test_the_scaling_study_sees_equal_examples_in_every_run(variant, runs, examples, monkeypatch):
     monkeypatch.setattr(sweep, "resolve", lambda config: None)  # the teacher of flickr8k is a run that is not here
     location = f"{SCALING}:{variant}"
     jobs = sweep.plan_jobs(location, load_sweep(location), [])
-    assert len(jobs) == 20 and jobs[0].name == "batch_size=128,num_devices=1"
+    assert len(jobs) == runs
     for job in jobs:
         batch, devices = job.fields["config.batch_size"], job.fields["config.num_devices"]
-        assert batch * job.fields["config.total_steps"] == 2**18
+        assert batch * job.fields["config.total_steps"] == examples
         assert batch % devices == 0 and job.fields["config.terms.target_itc.bank_size"] >= batch
     (job,) = sweep.plan_jobs(location, {"config.batch_size": (512,)}, ["--config.total_steps=7"])
     assert job.fields["config.total_steps"] == 7

@@ -14,9 +14,9 @@ from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.data.transforms import squash
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model
-from smke_jax.passes.base import MEAN, STD
+from smke_jax.passes.base import MEAN, STD, only
 from smke_jax.passes.frozen import teacher_pass
-from smke_jax.passes.student import student_pass
+from smke_jax.passes.student import LEVELS, student_pass
 
 log = logging.getLogger("smke_jax")
 
@@ -77,9 +77,10 @@ def embed(description: dict, params: Any, batch: Batch) -> dict[str, np.ndarray]
     model = build_model({**description, "dtype": "float32"})
     is_student = description["type"] == "student"
     if is_student:
-        run = student_pass(model).run
+        p, names = student_pass(model), [f"{modality}/{level}" for modality in ("image", "text") for level in LEVELS]
     else:
-        run = teacher_pass(model, description.get("mean", MEAN), description.get("std", STD)).run
+        p, names = teacher_pass(model, description.get("mean", MEAN), description.get("std", STD)), ["target/cls"]
+    run = only(p, names).run
     with jax.default_matmul_precision("highest"):
         reps = jax.device_get(jax.jit(lambda params, batch: run(params, batch, None, False))(params, batch))
     if is_student:

@@ -1,0 +1,23 @@
+"""S-SMKE with cross-modal late interaction: patches and words are contrasted besides [CLS] (FILIP).
+
+    smke train --config=configs/cmli.py --workdir=runs/cmli --config.data.dir=DATA
+
+The paper's setting: configs/s_smke_mse.py with token types, and the token-wise contrast of FILIP over the global batch
+as a third loss of the same weight.  The thesis gave it up for its memory: the cosines of all tokens of 512 images with
+those of 512 captions.  Here a block of them exists at a time, so that it fits; what stays is their computation, by far
+the most expensive part of a step (`smke plan --config=configs/cmli.py`).  `--config.terms.cmli.width=32` compares the
+tokens after a projection to so many dimensions, at 1/24 of it.
+
+Published: nothing, it was never trained.
+Measured here: see configs/README.md.
+"""
+
+from smke_jax.config import thesis, variant_of
+
+
+def get_config(variant: str = ""):
+    c = thesis()
+    c.terms.regress = {}
+    c.terms.itc = {"levels": ("fc1", "out")}
+    c.terms.cmli = {"width": 0}
+    return variant_of(c, variant)

@@ -1,0 +1,59 @@
+"""Likeness of images and captions token by token (FILIP, Yao et al. 2022, section 3.1; spec 13).
+
+Tokens are L2-normalised, so that a dot product is a cosine.  A mask (…, L) is 1 at the words that count.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from smke_jax.losses.collective import ALONE, Scope, gather, rows_of_columns
+from smke_jax.losses.pairs import BLOCK
+
+WORST = -1.0  # the smallest cosine: what a patch finds in a caption without words
+
+
+def late_interaction(
+    patches: jax.Array, words: jax.Array, mask: jax.Array, *, scope: Scope = ALONE
+) -> tuple[jax.Array, jax.Array]:
+    """Scores of the images here with all captions, and of the captions here with all images -> (b, B), (b, B) fp32.
+
+    patches (b, N, D), words (b, L, D), mask (b, L): of this device.
+    Of an image with a caption: the mean over patches of the cosine with the word most like each; of a caption with an
+    image: the mean over words of the cosine with the patch most like each.
+    Captions travel to every device and are compared a few at a time, in the backward pass again: of the cosines
+    (b, B, N, L) there are never more than a block.
+    """
+    words, mask = gather(words, scope), gather(mask, scope)
+
+    @jax.checkpoint
+    def with_caption(caption):
+        words, mask = caption  # (L, D), (L,)
+        cosines = _cosines(patches, words)  # (b, N, L)
+        of_images = jnp.mean(jnp.max(jnp.where(mask, cosines, WORST), axis=2), axis=1)
+        return of_images, _mean_of_words(jnp.max(cosines, axis=1), mask)
+
+    together = max(1, BLOCK // (patches.shape[0] * patches.shape[1] * words.shape[1]))
+    of_images, of_captions = jax.lax.map(with_caption, (words, mask.astype(bool)), batch_size=together)  # (B, b) each
+    return of_images.T, rows_of_columns(of_captions, scope)
+
+
+def best_patches(words: jax.Array, patches: jax.Array) -> jax.Array:
+    """For every word the position of the patch most like it in its own image.  (b, L, D), (b, N, D) -> (b, L)."""
+    return jnp.argmax(jnp.einsum("bld,bnd->bln", words, patches, precision=jax.lax.Precision.HIGHEST), axis=2)
+
+
+def best_pair(words: jax.Array, patches: jax.Array, mask: jax.Array) -> jax.Array:
+    """The largest cosine of any word with any patch of its own image.  (b, L, D), (b, N, D), (b, L) -> (b,)."""
+    cosines = jnp.einsum("bld,bnd->bln", words, patches, precision=jax.lax.Precision.HIGHEST)
+    return jnp.max(jnp.where(mask[:, :, None] > 0, cosines, WORST), axis=(1, 2))
+
+
+def _cosines(patches, words):
+    return jnp.einsum(
+        "and,ld->anl", patches, words, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
+    )
+
+
+def _mean_of_words(values, mask):
+    """(b, L), (L,) -> (b,); 0 without words."""
+    return jnp.sum(jnp.where(mask, values, 0.0), axis=1) / jnp.maximum(jnp.sum(mask), 1)
