@@ -172,9 +172,7 @@ def init_params(recipe: Recipe, key: jax.Array, batch: dict[str, Any]) -> tuple[
 def blank_rows(recipe: Recipe, batch: dict[str, Any], count: int) -> dict[str, jax.Array]:
     """`count` examples of zeros of what passes are given: a batch, of arrays or shapes, and what they make of it."""
     rows = {name: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype) for name, x in batch.items()}
-    return {
-        name: jax.numpy.zeros(x.shape, x.dtype) for name, x in {**rows, **representation_shapes(recipe, rows)}.items()
-    }
+    return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), rows | representation_shapes(recipe, rows))
 
 
 def representation_shapes(recipe: Recipe, batch: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:

@@ -8,8 +8,8 @@ import optax
 import pytest
 import torch
 from test_resume import assert_ended_alike, train
-from test_scaling import VOCAB, build, config
-from test_scaling import batches as real_batches
+from test_step_at_scale import VOCAB, build, config
+from test_step_at_scale import batches as real_batches
 from tiny import tiny_config
 
 from smke_jax.errors import UserError
