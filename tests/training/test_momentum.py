@@ -7,10 +7,8 @@ import numpy as np
 import optax
 import pytest
 import torch
-from test_resume import assert_ended_alike, train
 from test_step_at_scale import VOCAB, build, config
 from test_step_at_scale import batches as real_batches
-from tiny import tiny_config
 
 from smke_jax.errors import UserError
 from smke_jax.objectives.bank_itc import bank_itc
@@ -161,14 +159,3 @@ def test_a_follower_without_its_leader_is_refused():
     c.passes = ("momentum", "views")
     with pytest.raises(UserError, match="the pass 'momentum' follows 'student', which is not among config.passes"):
         build_recipe(c, vocab_size=VOCAB)
-
-
-@pytest.mark.slow
-def test_stopped_and_continued_it_ends_as_if_never_stopped(tmp_path):
-    """Bit by bit, the average and the banks included."""
-    whole = train(tmp_path / "whole", config=momentum_config(tiny_config()))
-    first = train(tmp_path / "stopped", config=momentum_config(tiny_config()), stop_at=3)
-    rest = train(tmp_path / "stopped", config=momentum_config(tiny_config()))
-    assert (first.outcome.step, list(rest.ids)) == (3, [4, 5, 6])
-    assert_ended_alike(tmp_path / "stopped", tmp_path / "whole")
-    jax.tree.map(np.testing.assert_array_equal, rest.outcome.params, whole.outcome.params)
