@@ -12,7 +12,7 @@ from smke_jax.errors import UserError
 from smke_jax.parallel.mesh import replicated
 from smke_jax.parallel.process import check_same, failing_together
 from smke_jax.training import record
-from smke_jax.training.checkpoint import Checkpointer
+from smke_jax.training.checkpoint import Checkpointer, Restored
 from smke_jax.training.experiment import Experiment, batch_shapes, build_experiment, build_step, training_views
 from smke_jax.training.recipe import blank_rows
 
@@ -67,16 +67,17 @@ def _weights(path, init, config, identity):
 
 def _codebook(workdir, init, config, identity):
     """The way down to the codes and the codes, of the newest checkpoint of a run with an autoencoder."""
-    found, made_with = _restore(Path(workdir))
+    found, learner = restore_autoencoder(Path(workdir))
+    theirs = learner.config
     if record.read_run(Path(workdir))["identity"]["teacher weights"] != identity["teacher weights"]:
         raise UserError(
-            f"config.quantizer.run: the codes of {workdir} are of {made_with.teacher.checkpoint}, another teacher than "
+            f"config.quantizer.run: the codes of {workdir} are of {theirs.teacher.checkpoint}, another teacher than "
             f"config.teacher.checkpoint {config.teacher.checkpoint}: give the one that they were learned with"
         )
     for field in ("num_codes", "code_dim"):
-        if made_with.quantizer[field] != config.quantizer[field]:
+        if theirs.quantizer[field] != config.quantizer[field]:
             raise UserError(
-                f"config.quantizer.{field} is {config.quantizer[field]} and was {made_with.quantizer[field]} in "
+                f"config.quantizer.{field} is {config.quantizer[field]} and was {theirs.quantizer[field]} in "
                 f"{workdir}: set it so"
             )
     params = {"down": found.params["autoencoder"]["down"], "codes": found.train["slots"]["image_vq"]["codes"]}
@@ -85,7 +86,8 @@ def _codebook(workdir, init, config, identity):
     return fit(jax.eval_shape(init), params, source=workdir), {"weights": content.hexdigest()}
 
 
-def _restore(workdir: Path):
+def restore_autoencoder(workdir: Path) -> tuple[Restored, Experiment]:
+    """The newest sound checkpoint of a run that learned codes, on all devices of this machine."""
     config = record.read_config(workdir)
     if "autoencoder" not in config.passes:
         raise UserError(f"config.quantizer.run: {workdir} learned no codes: give a run of configs/image_vq.py")
@@ -96,7 +98,7 @@ def _restore(workdir: Path):
         found = checkpoints.restore_latest(abstract.params, abstract.without_params())
     if found is None:
         raise UserError(f"config.quantizer.run: {workdir} has no checkpoint yet: train it first")
-    return found, config
+    return found, experiment
 
 
 # {pass: (the field of its section of the config that says where from, (that, init, config, identity so far) ->
