@@ -24,8 +24,6 @@ def get_config(variant: str = ""):
         c.terms.target_cmli = {"width": 32}
     c = variant_of(c, variant, ("cosine",))
     if variant == "flickr8k":
-        c.student.image.image_size = (
-            128  # the teacher's: every patch needs its counterpart there, and so none is dropped
-        )
-        c.student.image.token_drop = 0.0
+        # The teacher's size, and nothing dropped: every patch needs its counterpart there.
+        c.student.image.update(image_size=128, token_drop=0.0)
     return c

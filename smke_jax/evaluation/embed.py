@@ -18,11 +18,23 @@ def make_encoder(run: Callable, mesh) -> Callable:
     return jax.jit(lambda params, batch: run(params, batch, None, False), out_shardings=replicated(mesh))
 
 
+def divisible(batch_size: int, mesh) -> int:
+    """`batch_size` rounded up to what divides over the devices."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
 def embed_images(
     encode: Callable, params, source, *, name: str, image_size: int, batch_size: int, mesh, threads: int = 2
 ) -> np.ndarray:
     """Representation `name`, such as 'image/out', of every image in order -> (N, D) fp32."""
-    dataset = grain.MapDataset.range(len(source)).map(lambda i: squash(pixels(source[i]), image_size))
+    process, share = jax.process_index(), batch_size // jax.process_count()
+    blank = np.zeros((image_size, image_size, 3), np.uint8)
+
+    def view(i):
+        mine = i % batch_size // share == process  # the rows that `embed_batches` takes; other processes read theirs
+        return squash(pixels(source[i]), image_size) if mine else blank
+
+    dataset = grain.MapDataset.range(len(source)).map(view)
     images = iter(dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=batch_size)))
     batches = ({"image": np.stack(rows)} for rows in chunks(images, batch_size))
     return embed_batches(encode, params, batches, name, len(source), batch_size, mesh)

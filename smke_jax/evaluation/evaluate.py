@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smke_jax.evaluation.embed import embed_images, embed_texts
+from smke_jax.evaluation.embed import divisible, embed_images, embed_texts
 from smke_jax.evaluation.retrieval import retrieval_metrics
 
 
@@ -23,10 +23,9 @@ def evaluate_retrieval(encode, params, source, tokenizer, config, mesh, *, datas
 
     `encode` comes from `make_encoder` of the student pass; `dataset` names the split in the protocol string.
     """
-    batch_size = -(-config.eval.batch_size // mesh.size) * mesh.size
     captions = [caption for i in range(len(source)) for caption in source[i].captions]
     caption_image = np.repeat(np.arange(len(source)), source.num_captions)
-    common = {"batch_size": batch_size, "mesh": mesh}
+    common = {"batch_size": divisible(config.eval.batch_size, mesh), "mesh": mesh}
     images = embed_images(
         encode, params, source, name=f"image/{config.eval.level}", image_size=config.student.image.image_size,
         threads=config.data.threads, **common,

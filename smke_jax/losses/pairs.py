@@ -76,23 +76,27 @@ def totals(
     if _use_ring(len(queries.ids), len(keys.ids), scope):
         return _ring(keys, queries, affine, reduction, scope, both=False, fixed_stay=fixed_keys)[1]
     if len(keys.ids) <= len(queries.ids):
-        keys = Side(gather(keys.rows, scope), gather(keys.ids, scope))
-        return _of_rows(_masked_logits(queries, keys, affine), reduction)
+        return _of_rows(_masked_logits(queries, _gathered(keys, scope), affine), reduction)
     # More keys than queries, as in a memory bank: the queries travel, and their totals come home.
-    queries = Side(gather(queries.rows, scope), gather(queries.ids, scope))
-    parts = _of_rows(_masked_logits(queries, keys, affine), reduction)
-    joined = _join(Totals(*(gather(part[None], scope) for part in parts)), reduction)
-    return Totals(*(own_rows(part, scope) for part in joined))
+    return _home(_of_rows(_masked_logits(_gathered(queries, scope), keys, affine), reduction), reduction, scope)
 
 
 def symmetric_totals(a: Side, b: Side, affine: Affine, reduction: Reduction, scope: Scope) -> tuple[Totals, Totals]:
     """Of every row of `a` with all of `b`, and of every row of `b` with all of `a`."""
     if _use_ring(len(a.ids), len(b.ids), scope):
         return _ring(a, b, affine, reduction, scope, both=True, fixed_stay=False)
-    if size(scope) == 1:
-        logits = _masked_logits(a, b, affine)
-        return _of_rows(logits, reduction), _of_rows(logits, reduction, axis=0)
-    return totals(a, b, affine, reduction, scope), totals(b, a, affine, reduction, scope)
+    logits = _masked_logits(a, _gathered(b, scope), affine)
+    return _of_rows(logits, reduction), _home(_of_rows(logits, reduction, axis=0), reduction, scope)
+
+
+def _gathered(side: Side, scope: Scope) -> Side:
+    return Side(gather(side.rows, scope), gather(side.ids, scope))
+
+
+def _home(parts: Totals, reduction: Reduction, scope: Scope) -> Totals:
+    """Every device's totals of all rows (B,), joined -> of its own rows (b,)."""
+    joined = _join(Totals(*(gather(part[None], scope) for part in parts)), reduction)
+    return Totals(*(own_rows(part, scope) for part in joined))
 
 
 def _use_ring(here: int, there: int, scope: Scope) -> bool:

@@ -1,4 +1,4 @@
-"""A ring of teacher features with the ids of the images they came from, as explicit state."""
+"""A ring of past features with the ids of the images they came from, as explicit state."""
 
 from typing import NamedTuple
 
@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.errors import UserError
-from smke_jax.losses.collective import ALONE, Scope
+from smke_jax.losses.collective import Scope
 from smke_jax.losses.pairs import NOBODY, Side
 
 UNFILLED, RANDOM = NOBODY, -2  # ids of slots that hold nothing yet, and of random initial content
@@ -45,7 +45,7 @@ def negatives(bank: MemoryBank, ids: jax.Array, size: int, scope: Scope) -> tupl
     than the captioned set would hold every image's own target as a negative.  Where there are fewer than `size`
     slots here, the other devices of `scope` hold the rest.
     """
-    return Side(bank.features, bank.ids), ids, scope if len(bank.ids) < size else ALONE
+    return Side(bank.features, bank.ids), ids, scope if len(bank.ids) < size else scope._replace(axis=None)
 
 
 def filled(bank: MemoryBank) -> jax.Array:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.errors import UserError
-from smke_jax.losses.collective import ALONE, gather, take_rows
+from smke_jax.losses.collective import gather, take_rows
 from smke_jax.losses.contrastive import info_nce, normalise
 from smke_jax.losses.pairs import NOBODY, Side
 from smke_jax.objectives.base import INITIAL_LOG_SCALE, Term
@@ -39,7 +39,7 @@ def proximal_itc(num_images: int, level: str = "out", proximal: float = 30.0, ma
     def value(params, banks, reps, scope):
         scale, ids = jnp.exp(params["logit_scale"][0]), reps["id"]
         features = {side: normalise(reps[f"{side}/{level}"]) for side in OTHER}
-        spread = scope if len(banks["ids"]) < size else ALONE
+        spread = scope if len(banks["ids"]) < size else scope._replace(axis=None)
         # An image of the batch is there as it is now: what the bank knows of it is no negative besides.
         others = jnp.where(jnp.isin(banks["ids"], gather(ids, scope)), NOBODY, banks["ids"])
         seen = take_rows(banks["ids"], ids, spread) == ids

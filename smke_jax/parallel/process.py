@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from smke_jax.errors import UserError
 from smke_jax.parallel.rendezvous import meet
 
 START_TIMEOUT = 300.0  # seconds: hosts of one job may come up minutes apart
-GRACE = 3.0  # seconds
+GRACE = 5.0  # seconds that a process which fails leaves the others to fail by themselves
 
 
 def start_processes(
@@ -49,11 +50,10 @@ def start_processes(
     elif len(missing) < len(given):
         raise UserError(f"{', '.join(missing)} not set: one process among several needs all of {', '.join(given)}")
     elif os.environ.get("SLURM_NTASKS", "1") != "1" and "SLURM_PROCID" in os.environ:
+        _check_one_task_per_gpu()
         _join(f"the {os.environ['SLURM_NTASKS']} tasks of this SLURM job (srun starts them)", timeout)
     elif "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or _on_a_tpu_machine():
         _join("the other hosts of this TPU", timeout)
-    if jax.process_index():
-        logging.getLogger("smke_jax").setLevel(logging.WARNING)  # process 0 speaks for all
 
 
 def _number(name: str, value: Any, kind: Callable = int):
@@ -61,6 +61,17 @@ def _number(name: str, value: Any, kind: Callable = int):
         return kind(value)
     except ValueError:
         raise UserError(f"{name} is {value!r}: give a number") from None
+
+
+def _check_one_task_per_gpu() -> None:
+    """jax gives every SLURM task one GPU, so that those of a node with fewer tasks would stand idle."""
+    gpus = os.environ.get("SLURM_GPUS_ON_NODE", "")
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "").partition("(")[0].partition(",")[0]
+    if gpus.isdigit() and tasks.isdigit() and int(gpus) > int(tasks):
+        raise UserError(
+            f"this SLURM step has {gpus} GPUs and {tasks} tasks on a node, and a task takes one GPU: "
+            f"start it with srun --ntasks-per-node={gpus}"
+        )
 
 
 def _on_a_tpu_machine() -> bool:
@@ -82,6 +93,8 @@ def _join(others: str, timeout: float, *place: Any, **options: Any) -> None:
         raise UserError(f"{others} cannot be joined ({str(error).splitlines()[0]}); {remedy}") from error
     finally:
         timer.cancel()
+    if jax.process_index():
+        logging.getLogger("smke_jax").setLevel(logging.WARNING)  # process 0 speaks for all
 
 
 @contextlib.contextmanager
@@ -102,6 +115,13 @@ def failing_together() -> Iterator[None]:
     for process, message in enumerate(_gather(own and str(own))):
         if message:
             raise own or UserError(f"process {process}: {message}")
+
+
+def check_shared(path: Path) -> None:
+    """Raises UserError on all processes where one of them does not see `path`, which process 0 has written."""
+    with failing_together():
+        if not path.exists():
+            raise UserError(f"{path} of process 0 is not here: give a --workdir that all processes share")
 
 
 def release_others(error: Exception) -> None:

@@ -45,6 +45,20 @@ RULES: dict[str, tuple[Rule, ...]] = {
 }
 
 
+def undivided(tree: Any, mesh: Mesh) -> list[str]:
+    """One line for each bank of a state that cannot be split over the devices, as its rows do not divide."""
+    lines = []
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if re.search(BANKS[0], name) and leaf.ndim > 1 and leaf.shape[0] % mesh.size:
+            mib, fitting = leaf.size * leaf.dtype.itemsize / 2**20, -(-leaf.shape[0] // mesh.size) * mesh.size
+            lines.append(
+                f"{name}: {leaf.shape[0]} rows do not divide over {mesh.size} devices, so each holds all of them "
+                f"({mib:.0f} MiB); {fitting} would"
+            )
+    return lines
+
+
 def specs(tree: Any, mesh: Mesh, sharding: str = "replicated") -> Any:
     """The PartitionSpec of every array or shape of a state, or of a part of one such as {'slots': …}."""
 

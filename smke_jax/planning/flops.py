@@ -123,9 +123,9 @@ def counted(jaxpr) -> Counter[str]:
 
 
 def _precision(equation) -> str:
-    precision = equation.params["precision"]
+    precision, dtype = equation.params["precision"], str(equation.invars[0].aval.dtype)
     highest = precision is not None and jax.lax.Precision.HIGHEST in tuple(precision)
-    return HIGHEST if highest else str(equation.invars[0].aval.dtype)
+    return HIGHEST if highest and dtype == "float32" else dtype  # of half-precision operands it asks nothing more
 
 
 def _dot(params, left, right, out) -> int:

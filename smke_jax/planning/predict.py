@@ -68,13 +68,13 @@ def largest_batch(memory: Callable[[int], float], start: int, devices: int, limi
     """
     memory = functools.cache(memory)
     rounded = lambda batch: devices * 2 ** max(0, math.floor(math.log2(max(1.0, batch / devices))))  # noqa: E731
-    large = rounded(max(start, 2 * devices))
+    most, large = rounded(MOST), rounded(max(start, 2 * devices))
     slope = (memory(large) - memory(large // 2)) / (large - large // 2)
-    batch = min(MOST, rounded(large + (limit - memory(large)) / slope)) if slope > 0 else MOST
+    batch = min(most, rounded(large + (limit - memory(large)) / slope)) if slope > 0 else most
     while memory(batch) > limit:
-        if batch == devices:
+        if batch <= devices:
             return 0
         batch //= 2
-    while 2 * batch <= MOST and memory(2 * batch) <= limit:
+    while 2 * batch <= most and memory(2 * batch) <= limit:
         batch *= 2
     return batch

@@ -20,7 +20,7 @@ from smke_jax.data.transforms import build_views
 from smke_jax.errors import UserError
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
-from smke_jax.parallel.process import failing_together
+from smke_jax.parallel.process import check_shared, failing_together
 from smke_jax.passes.base import only
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
@@ -118,6 +118,7 @@ def _tokenizer(config, directory: Path, source) -> Tokenizer:
     with failing_together():
         if jax.process_index() == 0:
             tokenizer = _kept_tokenizer(config, directory, source)
+    check_shared(directory)
     return tokenizer or load_tokenizer(directory)
 
 

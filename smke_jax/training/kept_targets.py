@@ -10,7 +10,8 @@ from jax.experimental import multihost_utils
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
-from smke_jax.evaluation.embed import embed_images, make_encoder
+from smke_jax.evaluation.embed import divisible, embed_images, make_encoder
+from smke_jax.parallel.process import failing_together
 from smke_jax.passes.base import Pass, only
 from smke_jax.passes.frozen import kept_pass
 from smke_jax.training.recipe import Recipe
@@ -39,21 +40,25 @@ class KeptTargets:
     def __init__(self, recipe: Recipe, frozen: dict[str, Any], source, directory: Path, config, mesh):
         teacher = _teacher(recipe)
         self.provides = teacher.provides
-        missing = [name for name in self.provides if not self._path(directory, name).exists()]
+        # Process 0 decides for all: elsewhere a shared folder may show an older state.
+        there = np.array([self._path(directory, name).exists() for name in self.provides])
+        there = multihost_utils.broadcast_one_to_all(there)
+        missing = [name for name, found in zip(self.provides, there, strict=True) if not found]
         if missing:
             log.info("the teacher's features of %s images, once", f"{len(source):,}")
         encode = make_encoder(teacher.run, mesh)
         for name in missing:
             features = embed_images(
                 encode, frozen["teacher"], source, name=name, image_size=config.teacher.image_size,
-                batch_size=config.eval.batch_size, mesh=mesh, threads=config.data.threads,
+                batch_size=divisible(config.eval.batch_size, mesh), mesh=mesh, threads=config.data.threads,
             )  # fmt: skip
             if jax.process_index() == 0:
                 with atomic.replacing(self._path(directory, name)) as path:
                     np.save(path, features)
         if missing and jax.process_count() > 1:
             multihost_utils.sync_global_devices("kept targets")
-        self._features = {name: self._open(self._path(directory, name), len(source)) for name in self.provides}
+        with failing_together():
+            self._features = {name: self._open(self._path(directory, name), len(source)) for name in self.provides}
 
     def shapes(self, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
         """What a batch gets."""

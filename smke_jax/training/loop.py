@@ -19,6 +19,7 @@ from smke_jax.evaluation.evaluate import evaluate_retrieval
 from smke_jax.evaluation.retrieval import format_table, write_json
 from smke_jax.parallel.mesh import check_batch_size, put_batch
 from smke_jax.parallel.process import check_same, failing_together, gather_rows, stop_requests
+from smke_jax.parallel.rules import undivided
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.experiment import (
@@ -89,11 +90,18 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     )  # fmt: skip
     record.check_or_write(workdir, config, identity)  # last: what was refused above leaves the directory free
     kept = None
-    if config.teacher.cache:
-        kept = KeptTargets(experiment.recipe, frozen, source, workdir / "targets", config, experiment.mesh)
-        experiment, frozen = experiment._replace(recipe=with_kept_targets(experiment.recipe)), frozen | {"teacher": {}}
-        shapes = batch_shapes(config, views) | kept.shapes(config.batch_size)
-    with contextlib.closing(batches), Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
+    with (
+        contextlib.closing(batches),
+        Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
+        memory_advice(config, experiment.mesh.size),
+    ):
+        if config.teacher.cache:
+            kept = KeptTargets(experiment.recipe, frozen, source, workdir / "targets", config, experiment.mesh)
+            experiment, frozen = (
+                experiment._replace(recipe=with_kept_targets(experiment.recipe)),
+                frozen | {"teacher": {}},
+            )
+            shapes = batch_shapes(config, views) | kept.shapes(config.batch_size)
         return _Loop(experiment, workdir, frozen, kept, towers, shapes, checkpoints, identity, gallery).run(batches)
 
 
@@ -125,6 +133,8 @@ class _Loop:
         self.workdir, self.frozen, self.towers, self.shapes = workdir, frozen, towers, shapes
         self.kept, self.checkpoints, self.identity, self.gallery = kept, checkpoints, identity, gallery
         self.tx, self.schedule, self.abstract, self.step_fn = build_step(experiment, shapes)
+        for line in undivided(self.abstract, experiment.mesh):
+            log.warning("%s", line)
         self.encode = None if gallery is None else make_encoder(experiment.student().run, experiment.mesh)
 
     def run(self, batches) -> Outcome:
@@ -149,7 +159,8 @@ class _Loop:
                             try:
                                 evaluated = metrics = self._evaluate(state, step, writer)
                             except BaseException:  # a gallery that cannot be read must not cost the training
-                                self._save(state, step, batches, None)
+                                if jax.process_count() == 1:  # the others wait elsewhere and could not save with it
+                                    self._save(state, step, batches, None)
                                 raise
                         self._save(state, step, batches, evaluated)
                 if last:
@@ -159,12 +170,11 @@ class _Loop:
                     if self.kept is not None:
                         batch |= self.kept.rows(batch["id"])
                 step += 1
-                with memory_advice(config, self.experiment.mesh.size):
-                    with profiler.step(step):
-                        state, values = self.step_fn(state, self.frozen, put_batch(batch, self.experiment.mesh))
-                    profiler.step_done(step, values)
-                    progress.step_done(values)
-                    self._check(pending)  # one step late, so that the device never waits for the host
+                with profiler.step(step):
+                    state, values = self.step_fn(state, self.frozen, put_batch(batch, self.experiment.mesh))
+                profiler.step_done(step, values)
+                progress.step_done(values)
+                self._check(pending)  # one step late, so that the device never waits for the host
                 pending = (step, values, batch["id"])
                 if _multiple(step, config.log.every) or step == config.total_steps:
                     self._log(writer, progress, step, values)

@@ -22,8 +22,11 @@ class Profiler:
         self._running = False
 
     def step(self, number: int) -> jax.profiler.StepTraceAnnotation:
-        """What step `number`, counted from 1, has to run in."""
-        if number == self._first:
+        """What step `number`, counted from 1, has to run in; a run that continues later begins with its first step."""
+        if self._last is not None and number > self._last and not self._running:
+            log.warning("no profile: steps %d to %d are past", self._first, self._last)
+            self._last = None
+        elif self._last is not None and number >= self._first and not self._running:
             jax.profiler.start_trace(self._directory)
             self._running = True
         return jax.profiler.StepTraceAnnotation("train", step_num=number)
@@ -35,9 +38,9 @@ class Profiler:
             self._stop()
 
     def _stop(self) -> None:
-        self._running = False
+        self._running, self._last = False, None
         jax.profiler.stop_trace()
-        log.info("profile of steps %d to %d: %s", self._first, self._last, self._directory)
+        log.info("profile: %s", self._directory)
 
     def __enter__(self) -> "Profiler":
         return self

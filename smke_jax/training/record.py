@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from smke_jax import atomic
 from smke_jax.config import base
 from smke_jax.errors import UserError
-from smke_jax.parallel.process import failing_together
+from smke_jax.parallel.process import check_shared, failing_together
 
 # Of the config, what says where and how a run is computed and not what; it may change when a run is continued.
 PLACEMENT = frozenset(
@@ -48,9 +48,7 @@ def check_or_write(workdir: Path, config: ConfigDict, identity: dict[str, str]) 
     with failing_together():
         if jax.process_index() == 0:
             _check_or_write(workdir, config, identity)
-    with failing_together():
-        if not (workdir / "run.json").exists():
-            raise UserError(f"{workdir} of process 0 is another here: give a --workdir that all processes share")
+    check_shared(workdir / "run.json")
 
 
 def _check_or_write(workdir, config, identity):

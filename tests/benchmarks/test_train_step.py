@@ -14,6 +14,7 @@ from smke_jax.convert.layouts.student import SMKE_HF
 from smke_jax.convert.rules import to_torch
 from smke_jax.errors import UserError
 from smke_jax.parallel.mesh import make_mesh, put_batch
+from smke_jax.passes.base import only
 from smke_jax.training.experiment import Experiment
 from smke_jax.training.frozen import load_frozen
 from smke_jax.training.recipe import build_recipe, init_params
@@ -90,7 +91,7 @@ def test_flops_are_those_of_xla():
     config = step_config("base")
     batch = shapes_of(made_up_batch(config))
     recipe = build_recipe(config, vocab_size=config.data.vocab_size)
-    student = next(p for p in recipe.passes if p.grad)
+    student = only(next(p for p in recipe.passes if p.grad), recipe.needs)
     zeros = lambda: {name: jnp.zeros(x.shape, x.dtype) for name, x in batch.items()}  # noqa: E731
     params = jax.eval_shape(lambda: student.init(jax.random.key(0), zeros()))
     forward = jax.jit(lambda params, batch: student.run(params, batch, jax.random.key(0), False)).lower(params, batch)

@@ -139,7 +139,7 @@ def test_progress_line(capsys):
     progress = Progress("train", 100, every=0)
     progress.start -= 10
     progress.update(50)
-    assert capsys.readouterr().err == "train: 50/100, 5 images/s, 0 min 10 s left\n"
+    assert capsys.readouterr().err == "train: 50/100, 5/s, 0 min 10 s left\n"
     Progress("train", 100, every=60).update(50)
     assert capsys.readouterr().err == ""
 

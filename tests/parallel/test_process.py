@@ -92,6 +92,13 @@ def test_slurm_and_tpus_are_left_to_jax(joined, monkeypatch):
     assert len(joined) == 3
 
 
+def test_gpus_of_a_slurm_job_that_would_stand_idle_are_refused(joined, monkeypatch):
+    task = dict(SLURM_NTASKS="2", SLURM_PROCID="0", SLURM_STEP_TASKS_PER_NODE="1(x2)")
+    environment(monkeypatch, **task, SLURM_GPUS_ON_NODE="8")
+    with pytest.raises(UserError, match="8 GPUs and 1 tasks on a node.*srun --ntasks-per-node=8"):
+        start_processes()
+
+
 def test_a_job_that_cannot_be_read_is_one_line(joined, monkeypatch):
     environment(monkeypatch, SLURM_NTASKS="2", SLURM_PROCID="1")
 
@@ -109,7 +116,7 @@ def test_a_slurm_task_that_never_comes_is_one_line(tmp_path):
     ended = subprocess.run(
         [sys.executable, "-c", "from smke_jax.parallel.process import start_processes; start_processes()"],
         env={**os.environ, **task, "SLURM_LOCALID": "0", "SMKE_START_TIMEOUT": "1"},
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=200,
     )  # fmt: skip
     assert ended.returncode == 2
     assert ended.stderr.startswith(

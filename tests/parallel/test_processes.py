@@ -18,7 +18,7 @@ from smke_jax.training.digest import tree_digest
 from smke_jax.training.loop import train_and_evaluate
 
 TOTAL = 6  # an epoch is 4 batches
-FAIL_LIMIT = 60.0  # seconds, most of them for imports; nothing here may wait for jax's 100 s or orbax' 600 s
+FAIL_LIMIT = 200.0  # seconds, for busy machines; jax's own waiting for others takes 300 s
 
 
 @pytest.fixture
@@ -37,15 +37,14 @@ def only_line(ended: workers.Ended) -> str:
 # Without a model.
 
 
-def test_a_missing_process_is_named_and_the_others_end(tmp_path, config_file):
+@pytest.mark.parametrize(
+    "here, said",
+    [(0, "error: processes 1, 2, 3 of 4 did not come within 1 s: "), (2, "error: process 0 was not at 127.0.0.1:")],
+)
+def test_a_missing_process_ends_the_others_with_one_line(tmp_path, config_file, here, said):
     arguments = ["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]
-    began = time.monotonic()
-    here = workers.run(tmp_path, 4, 1, *arguments, only=[0, 2], limit=FAIL_LIMIT, SMKE_START_TIMEOUT="4")
-    assert time.monotonic() - began < FAIL_LIMIT
-    for ended in here:
-        assert "processes 1, 3 of 4 did not come within 4 s" in only_line(ended)
-    (alone,) = workers.run(tmp_path, 4, 1, *arguments, only=[2], limit=FAIL_LIMIT, SMKE_START_TIMEOUT="1")
-    assert "process 0 was not at 127.0.0.1:" in only_line(alone) and "SMKE_COORDINATOR" in only_line(alone)
+    (ended,) = workers.run(tmp_path, 4, 1, *arguments, only=[here], limit=FAIL_LIMIT, SMKE_START_TIMEOUT="1")
+    assert only_line(ended).startswith(said) and "SMKE_COORDINATOR" in only_line(ended)
     assert not (tmp_path / "run").exists()
 
 
@@ -80,6 +79,13 @@ def test_sigterm_stops_all_at_the_same_step(tmp_path):
     assert [e.status for e in ended] == [0, 0, 0]
     ((turn,), *others) = (e.noted("stopped") for e in ended)
     assert 4 <= turn < 600 and others == [[turn], [turn]]
+
+
+def test_each_process_reads_its_part_of_a_gallery_and_gets_the_whole(tmp_path):
+    ended = workers.run(tmp_path, 2, 1, "embed", limit=FAIL_LIMIT)
+    for e in ended:
+        assert e.noted("sums") == [[4 * 4 * 10 * i * 2 for i in range(1, 12)]], e
+    assert [sorted(e.noted("read")) for e in ended] == [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10]]
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +169,10 @@ def losses(workdir: Path) -> dict[int, float]:
     return {line["step"]: line["loss"] for line in lines if "loss" in line}
 
 
+def recalls(workdir: Path) -> list[dict]:
+    return [json.loads((workdir / f"evals/{step}/retrieval.json").read_text()) for step in (3, TOTAL)]
+
+
 def files(workdir: Path) -> set[str]:
     """All of a run's files but those that checkpoints are made of."""
     return {str(path.relative_to(workdir)) for path in workdir.rglob("*")
@@ -184,6 +194,7 @@ def test_a_run_of_several_processes_is_the_run_of_one(alone, tmp_path, config_fi
     assert global_ids(ended) == ids and len(ids) == TOTAL
     assert losses(tmp_path / "run") == pytest.approx(losses(whole), rel=1e-5)
     assert files(tmp_path / "run") == files(whole)
+    assert recalls(tmp_path / "run") == recalls(whole)
     wrote = [{path for path in e.noted("wrote") if not path.startswith("checkpoints")} for e in ended]
     assert any("run.json" in path for path in wrote[0]) and "metrics.jsonl" in wrote[0]
     assert wrote[1:] == [set()] * (count - 1)
@@ -227,3 +238,10 @@ def test_different_configs_are_refused_on_all_hosts(tmp_path, config_file):
     for ended in workers.finish(tmp_path, start_training(tmp_path, config_file, 2, 1, each=rates), FAIL_LIMIT):
         assert "config.optimizer.learning_rate is 0.0001 on process 0 and 0.0002 on process 1" in only_line(ended)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_that_is_not_shared_is_refused_on_all_hosts(tmp_path, config_file):
+    own = lambda i: {"workdir": tmp_path / f"disk-{i}"}  # noqa: E731
+    for ended in workers.finish(tmp_path, start_training(tmp_path, config_file, 2, 1, each=own), FAIL_LIMIT):
+        assert "disk-1/tokenizer of process 0 is not here: give a --workdir that all" in only_line(ended)
+    assert not (tmp_path / "disk-0/run.json").exists()

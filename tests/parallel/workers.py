@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 TESTS = Path(__file__).resolve().parent.parent
-LIMIT = 240.0  # seconds; a process that still runs then is killed
+LIMIT = 600.0  # seconds; a process that still runs then is killed
 
 
 class Ended(NamedTuple):
@@ -44,7 +44,7 @@ def start(folder: Path, count: int, devices: int, *arguments: str, only=None, ea
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_NUM_CPU_DEVICES": str(devices),
-        "SMKE_COORDINATOR": f"127.0.0.1:{free_port()}", "SMKE_NUM_PROCESSES": str(count), "SMKE_START_TIMEOUT": "60",
+        "SMKE_COORDINATOR": f"127.0.0.1:{free_port()}", "SMKE_NUM_PROCESSES": str(count), "SMKE_START_TIMEOUT": "180",
         **more,
     }  # fmt: skip
     processes = {}
@@ -100,7 +100,7 @@ def _train(arguments: list[str]) -> int:
 
     from smke_jax.training import loop
 
-    (workdir,) = (Path(a.partition("=")[2]) for a in arguments if a.startswith("--workdir="))
+    *_, workdir = (Path(a.partition("=")[2]) for a in arguments if a.startswith("--workdir="))
     put = loop.put_batch
 
     def noting_put(batch, mesh):
@@ -211,7 +211,26 @@ def _restore(process: int, folder: Path) -> None:
     note(restored=found.step, same=jax.tree.leaves(same), data=found.data, steps=checkpoints.steps())
 
 
+def _embed(process: int, folder: Path) -> None:
+    import numpy as np
+
+    from smke_jax.data.sources import ArraySource
+    from smke_jax.evaluation.embed import embed_images, make_encoder
+    from smke_jax.parallel.mesh import make_mesh
+
+    class Noted(ArraySource):
+        def __getitem__(self, i):
+            note(read=int(i))
+            return super().__getitem__(i)
+
+    images = np.broadcast_to(10 * np.arange(1, 12, dtype=np.uint8)[:, None, None, None], (11, 8, 8, 3))
+    encode = make_encoder(lambda params, batch, key, train: {"sum": batch["image"].sum((1, 2)) * params}, make_mesh())
+    source, options = Noted(images, [["a"]] * 11), {"name": "sum", "image_size": 4, "batch_size": 4}
+    note(sums=embed_images(encode, np.float32(2), source, mesh=make_mesh(), **options)[:, 0].tolist())
+
+
 ACTS = {
+    "embed": _embed,
     "differ": _differ,
     "fail-together": _fail_together,
     "fail-alone": _fail_alone,

@@ -124,7 +124,12 @@ def test_loops_branches_and_devices_count_as_often_as_they_run():
 
 @pytest.mark.parametrize(
     ("dtype", "precision", "kind"),
-    [("bfloat16", None, "bfloat16"), ("float32", None, "float32"), ("float32", jax.lax.Precision.HIGHEST, HIGHEST)],
+    [
+        ("bfloat16", None, "bfloat16"),
+        ("bfloat16", jax.lax.Precision.HIGHEST, "bfloat16"),
+        ("float32", None, "float32"),
+        ("float32", jax.lax.Precision.HIGHEST, HIGHEST),
+    ],
 )
 def test_precisions_are_told_apart(dtype, precision, kind):
     a = np.ones((2, 2), dtype)

@@ -65,4 +65,7 @@ def test_the_largest_batch_fits_and_its_double_does_not(memory, start, limit):
 def test_the_search_knows_its_ends():
     assert largest_batch(lambda b: 1e9, 64, 8, 1e6) == 0
     assert largest_batch(lambda b: b, 64, 8, 1e12) == MOST
+    # Of 12 devices no power of two is a multiple.
+    assert largest_batch(lambda b: b if b % 12 == 0 else 1e99, 96, 12, 1e12) == 12 * 2**16
+    assert largest_batch(lambda b: 1e9 + b, 96, 12, 1e6) == 0
     assert largest_batch(lambda b: 5e5 + 60_000 * b / 8, 64, 8, 6e5) == 8

@@ -1,13 +1,21 @@
 """The compiled train step as `smke plan` sees it, against what training would hold."""
 
+from pathlib import Path
+
+import jax
 import pytest
 import tiny
 
 from smke_jax.errors import UserError
 from smke_jax.planning.devices import DEVICES
-from smke_jax.planning.flops import flops_per_example
+from smke_jax.planning.flops import flops_per_example, step_inputs
 from smke_jax.planning.program import compile_step, planned, take_devices
 from smke_jax.programs.demo import RECORDED
+from smke_jax.programs.train import load_config
+from smke_jax.training.experiment import Experiment, check_model
+from smke_jax.training.recipe import build_recipe, init_params
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def config(**fields):
@@ -59,6 +67,16 @@ def test_a_missing_teacher_is_said_and_a_present_one_described():
     c.teacher.checkpoint = str(RECORDED.with_name("teacher_scenes.safetensors"))
     resolved, assumed = planned(c)
     assert resolved.teacher.type == "data2vec2" and not any("weights" in line for line in assumed)
+
+
+def test_the_thesis_run_needs_none_of_its_weights():
+    resolved, assumed = planned(load_config(str(CONFIGS / "s_smke.py")))
+    assert any("no weights at 'weights/beitv2-base-pt1k'" in line for line in assumed)
+    recipe, shapes = step_inputs(build_recipe(resolved, vocab_size=resolved.data.vocab_size), resolved)
+    params = jax.eval_shape(lambda: init_params(recipe, jax.random.key(0), shapes)[0])
+    assert sum(x.size for x in jax.tree.leaves(params)) == 117_167_618
+    assert shapes["image"].shape == (512, 224, 224, 3)
+    assert not check_model(Experiment(resolved, None, None, recipe), shapes), "no tower asks for its file"
 
 
 def test_an_exported_vocabulary_counts(tmp_path):

@@ -72,8 +72,8 @@ def train(c, devices):
 
 
 @functools.cache
-def plain():
-    return train(config(), 1)
+def plain(optimizer):
+    return train(config(**{"optimizer.name": optimizer}), 1)
 
 
 def assert_the_same(one, other, tolerance):
@@ -87,6 +87,7 @@ WAYS = {
     "ring on 4": (4, {"loss_impl": "ring"}),
     "fsdp on 4": (4, {"sharding": "fsdp"}),
     "fsdp in pairs on 8": (8, {"sharding": "fsdp", "fsdp_size": 2}),
+    "muon, fsdp on 4": (4, {"sharding": "fsdp", "optimizer.name": "muon"}),
     "remat": (1, {"student.remat": "blocks"}),
     "remat of all but products": (2, {"student.remat": "dots"}),
     "everything": (
@@ -101,7 +102,7 @@ def test_three_steps_give_the_same_numbers(way):
     """Against one device, whole batch, gather: metrics, gradients' norm, parameters and bank after three steps."""
     devices, changes = WAYS[way]
     state, history = train(config(**changes), devices)
-    expected_state, expected_history = plain()
+    expected_state, expected_history = plain(changes.get("optimizer.name", "adamw"))
     assert_the_same(expected_history, history, 1e-4)
     assert_the_same(expected_history[0], history[0], 1e-5)
     assert_the_same(expected_state, state, 3e-5)
@@ -144,6 +145,16 @@ def test_rules_by_path_and_shape():
     assert found["slots"]["u"]["features"] == jax.P(), "20 rows do not divide by 8"
     replicated_params = rules.specs(tree, mesh)["params"]
     assert all(spec == jax.P() for spec in replicated_params.values())
+
+
+def test_a_bank_that_does_not_divide_is_named():
+    mesh = make_mesh(8)
+    features = lambda rows: {"slots": {"t": {"features": jax.ShapeDtypeStruct((rows, 2**17), np.float32)}}}  # noqa: E731
+    (line,) = rules.undivided(features(20), mesh)
+    assert (
+        line == "slots/t/features: 20 rows do not divide over 8 devices, so each holds all of them (10 MiB); 24 would"
+    )
+    assert rules.undivided(features(24), mesh) == []
 
 
 @pytest.mark.parametrize("impl", ["gather", "ring"])
