@@ -97,10 +97,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     ):
         if config.teacher.cache:
             kept = KeptTargets(experiment.recipe, frozen, source, workdir / "targets", config, experiment.mesh)
-            experiment, frozen = (
-                experiment._replace(recipe=with_kept_targets(experiment.recipe)),
-                frozen | {"teacher": {}},
-            )
+            experiment = experiment._replace(recipe=with_kept_targets(experiment.recipe))
+            frozen["teacher"] = {}
             shapes = batch_shapes(config, views) | kept.shapes(config.batch_size)
         return _Loop(experiment, workdir, frozen, kept, towers, shapes, checkpoints, identity, gallery).run(batches)
 
