@@ -25,6 +25,7 @@ def base() -> ConfigDict:
 
     # What is computed: passes make representations, terms are losses on them (smke_jax/passes, smke_jax/objectives).
     c.passes = ("teacher", "student")
+    c.ema_decay = 0.995  # per step, of the student's moving average that the pass 'momentum' runs with
     # {name: its arguments}; besides them `weight` (1.0), `final_weight` (reached linearly at the end of training)
     # and `type` (when the name is not the type).
     c.terms = ConfigDict()
@@ -122,6 +123,11 @@ def base() -> ConfigDict:
     # with so many fixed random directions, over a temperature. 0 has none.
     c.teacher.stand_in_classes = 0
     c.teacher.stand_in_temperature = 0.1
+    c.quantizer = ConfigDict()  # the passes 'autoencoder', which learns a codebook, and 'quantizer', which uses it
+    c.quantizer.run = ""  # quantizer: the run directory of an autoencoder; 'random' to try code without one
+    c.quantizer.num_codes = 1024
+    c.quantizer.code_dim = 16
+    c.quantizer.masked = 0.9  # autoencoder: share of the patches that the decoder does not see
     c.projector = ()  # widths of the projector that self-supervised training puts on the encoder
 
     c.optimizer = ConfigDict()
@@ -205,6 +211,7 @@ def flickr8k(c: ConfigDict) -> ConfigDict:
     c.student.image.update(image_size=96, patch_size=16, depth=4, token_drop=0.5, init=FLICKR8K_TEACHER)
     c.student.text.update(depth=2, max_positions=64, dropout=0.2)
     c.teacher.checkpoint = FLICKR8K_TEACHER if "teacher" in c.passes else ""
+    c.quantizer.update(num_codes=128, code_dim=8)
     _stand_in(c)
     c.student.dtype = c.teacher.dtype = "float32"
     for term in c.terms.values():
@@ -225,6 +232,7 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.student.image.depth = c.student.text.depth = 1
     c.teacher.update(image_size=32, patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=48)
     c.teacher.checkpoint = "random" if "teacher" in c.passes else ""
+    c.quantizer.update(num_codes=24, code_dim=4, run="random" if "quantizer" in c.passes else "")
     _stand_in(c)
     c.projector = c.projector and (24, 24)
     for term in c.terms.values():

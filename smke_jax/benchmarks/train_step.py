@@ -34,7 +34,8 @@ from smke_jax.benchmarks.measure import (
 from smke_jax.benchmarks.sizes import SIZES, flops_per_example, made_up_batch, shapes_of, step_config
 from smke_jax.errors import UserError
 from smke_jax.parallel.mesh import make_mesh, put_batch
-from smke_jax.training.experiment import Experiment, load_frozen
+from smke_jax.training.experiment import Experiment
+from smke_jax.training.frozen import load_frozen
 from smke_jax.training.optimizer import build_optimizer
 from smke_jax.training.recipe import build_recipe
 from smke_jax.training.state import count_parameters

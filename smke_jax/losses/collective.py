@@ -72,6 +72,17 @@ def own_rows(x: jax.Array, scope: Scope) -> jax.Array:
     return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(scope.axis) * count, count)
 
 
+def take_rows(table: jax.Array, rows: jax.Array, scope: Scope) -> jax.Array:
+    """Rows of a table that is spread over the devices in equal parts.  (n, …), (b,) numbers among all n -> (b, …)."""
+    if scope.axis is None:
+        return table[rows]
+    here = gather(rows, scope) - jax.lax.axis_index(scope.axis) * len(table)
+    mine = (here >= 0) & (here < len(table))
+    found = table[jnp.where(mine, here, 0)]
+    found = jnp.where(mine.reshape(-1, *[1] * (table.ndim - 1)), found, jnp.zeros((), table.dtype))
+    return own_rows(total(found, scope), scope)
+
+
 def rows_of_columns(x: jax.Array, scope: Scope) -> jax.Array:
     """From this device's columns of every row to all columns of its rows.  (B, b) -> (b, B)."""
     return x if scope.axis is None else jax.lax.all_to_all(x, scope.axis, split_axis=0, concat_axis=1, tiled=True)

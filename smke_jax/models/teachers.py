@@ -1,6 +1,7 @@
 """Frozen image teachers.  Every one maps normalised images (B, S, S, 3) to a feature (B, D): its [CLS], or logits.
 
-Those that cut the image in patches also sow their 'tokens' (B, N, D), the same of every patch.
+Those that cut the image in patches also sow their 'tokens' (B, N, D), the same of every patch, and their 'patches'
+(B, N, D), embedded and without positions.
 One that classifies has `num_classes` and sows its 'logits' (B, num_classes).
 """
 
@@ -36,11 +37,12 @@ class RelativePositionBias(nn.Module):
 
     grid: int
     num_heads: int
+    initial: nn.initializers.Initializer = kernel_init(0.02)
 
     @nn.compact
     def __call__(self):
         rows = (2 * self.grid - 1) ** 2 + 3
-        table = self.param("table", kernel_init(0.02), (rows, self.num_heads))
+        table = self.param("table", self.initial, (rows, self.num_heads))
         return table[relative_position_index(self.grid)].transpose(2, 0, 1)[None]
 
 
@@ -72,6 +74,7 @@ class Beit(nn.Module):
         """Normalised images (B, S, S, 3) -> [CLS] feature (B, D), fp32."""
         embed = PatchEmbed(self.patch_size, self.width, self.init_std, self.dtype, name="patch_embed")
         patches = embed(patchify(images, self.patch_size))
+        self.sow("intermediates", "patches", patches)
         cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
         x = prepend(cls, patches)
         grid = self.image_size // self.patch_size

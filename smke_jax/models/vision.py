@@ -92,6 +92,7 @@ class ImageEncoder(nn.Module):
             kept = _random_subset(self.make_rng("dropout"), *x.shape[:2], round(x.shape[1] * (1 - self.token_drop)))
             x, positions = jnp.take_along_axis(x, kept[:, :, None], axis=1), positions[kept]
         x = PatchEmbed(self.patch_size, self.width, self.init_std, self.dtype, name="patch_embed")(x)
+        self.sow("intermediates", "patches", x)
         x += positions.astype(self.dtype)
         cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
         x = prepend(cls, x)

@@ -43,6 +43,7 @@ class Vit(nn.Module):
             self.patch_size, self.width, self.init_std, self.dtype, use_bias=self.patch_bias, name="patch_embed"
         )
         patches = embed(patchify(images, self.patch_size))
+        self.sow("intermediates", "patches", patches)
         cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
         x = prepend(cls, patches)
         x += self.param("position_embedding", kernel_init(0.02), x.shape[1:]).astype(self.dtype)

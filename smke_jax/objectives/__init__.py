@@ -1,31 +1,39 @@
 """Objectives.  A new one is one file here, one line below, and its name in a config's `terms`."""
 
+from smke_jax.objectives.bank_itc import bank_itc
 from smke_jax.objectives.cmli import cmli
 from smke_jax.objectives.cosine import cosine
+from smke_jax.objectives.image_vq import image_vq
 from smke_jax.objectives.itc import itc
 from smke_jax.objectives.itm import itm
 from smke_jax.objectives.kl import kl
+from smke_jax.objectives.proximal_itc import proximal_itc
 from smke_jax.objectives.ranking import ranking
 from smke_jax.objectives.reconstruct import reconstruct
 from smke_jax.objectives.regress import regress
 from smke_jax.objectives.siglip import siglip
 from smke_jax.objectives.target_cmli import target_cmli
 from smke_jax.objectives.target_cmli_cosine import target_cmli_cosine
+from smke_jax.objectives.target_code import target_code
 from smke_jax.objectives.target_itc import target_itc
 from smke_jax.objectives.vicreg import vicreg
 
 TERMS = {
+    "bank_itc": bank_itc,
     "cmli": cmli,
     "cosine": cosine,
+    "image_vq": image_vq,
     "itc": itc,
     "itm": itm,
     "kl": kl,
+    "proximal_itc": proximal_itc,
     "ranking": ranking,
     "reconstruct": reconstruct,
     "regress": regress,
     "siglip": siglip,
     "target_cmli": target_cmli,
     "target_cmli_cosine": target_cmli_cosine,
+    "target_code": target_code,
     "target_itc": target_itc,
     "vicreg": vicreg,
 }

@@ -1,10 +1,11 @@
-"""A ring of teacher features with the ids of the images they came from, as explicit state."""
+"""A ring of past features with the ids of the images they came from, as explicit state."""
 
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from smke_jax.errors import UserError
 from smke_jax.losses.collective import Scope
 from smke_jax.losses.pairs import NOBODY, Side
 
@@ -27,6 +28,14 @@ def random_bank(key: jax.Array, size: int, width: int) -> MemoryBank:
     features = jax.random.uniform(key, (size, width))
     features /= jnp.linalg.norm(features, axis=1, keepdims=True)
     return MemoryBank(features, jnp.full(size, RANDOM, jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def new_bank(key: jax.Array, size: int, batch: jax.ShapeDtypeStruct, *, random: bool, term: str) -> MemoryBank:
+    """A bank of `size` for what comes in batches (B, D), empty or `random`; UserError where a batch does not fit."""
+    if size < len(batch):
+        raise UserError(f"{term}.bank_size {size} is smaller than the batch of {len(batch)}: raise it")
+    width = batch.shape[-1]
+    return random_bank(key, size, width) if random else empty_bank(size, width)
 
 
 def negatives(bank: MemoryBank, ids: jax.Array, size: int, scope: Scope) -> tuple[Side, jax.Array, Scope]:

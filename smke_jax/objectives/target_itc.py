@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 
-from smke_jax.errors import UserError
 from smke_jax.losses.contrastive import info_nce, normalise
 from smke_jax.objectives import memory_bank
 from smke_jax.objectives.base import INITIAL_LOG_SCALE, Term, equal_widths
@@ -26,15 +25,8 @@ def target_itc(
         params = {"logit_scale": jnp.full(1, INITIAL_LOG_SCALE, jnp.float32)} if learnable_scale else {}
         if not bank_size:
             return params, ()
-        batch, width = shapes["target/cls"].shape
-        if bank_size < batch:
-            raise UserError(f"target_itc.bank_size {bank_size} is smaller than the batch of {batch}: raise it or set 0")
-        make = (
-            (lambda: memory_bank.random_bank(key, bank_size, width))
-            if random_bank
-            else (lambda: memory_bank.empty_bank(bank_size, width))
-        )
-        return params, make()
+        like = shapes["target/cls"]
+        return params, memory_bank.new_bank(key, bank_size, like, random=random_bank, term="target_itc")
 
     def value(params, bank, reps, scope):
         scale = jnp.exp(params["logit_scale"][0] if learnable_scale else jnp.float32(INITIAL_LOG_SCALE))

@@ -41,7 +41,7 @@ BANKS: Rule = (r"^slots/.*\b(features|ids)$", rows)
 # {config.sharding: rules}; the first whose regex is found in the path of an array decides.
 RULES: dict[str, tuple[Rule, ...]] = {
     "replicated": (BANKS, ("", whole)),
-    "fsdp": (BANKS, (r"^(params|opt_state)/", largest), ("", whole)),
+    "fsdp": (BANKS, (r"^(params|opt_state|ema)/", largest), ("", whole)),
 }
 
 

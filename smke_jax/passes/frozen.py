@@ -11,7 +11,8 @@ from smke_jax.passes.base import MEAN, STD, Pass, apply_and_reveal, to_network
 def teacher_pass(model: nn.Module, mean=MEAN, std=STD, *, head: Callable[[jax.Array], jax.Array] | None = None) -> Pass:
     """'target/cls' (B, D) of batch['teacher_image'], or of batch['image'] where student and teacher share the view.
 
-    A teacher that cuts the image in patches also makes 'target/tokens' (B, N, D), one of every patch.
+    A teacher that cuts the image in patches also makes 'target/tokens' (B, N, D), one of every patch, and
+    'target/patches' (B, N, D), what it begins with: the embedded patches, without positions.
     Of a model that classifies also 'target/logits' (B, classes); `head` makes them of [CLS] for one that does not.
     `mean` and `std` (3,) are those of the pixels in [0, 1] that the teacher was trained with.
     """
@@ -27,10 +28,12 @@ def teacher_pass(model: nn.Module, mean=MEAN, std=STD, *, head: Callable[[jax.Ar
         reps = {"target/cls": cls} | {f"target/{name}": x for name, x in sown.items()}
         return reps if head is None else reps | {"target/logits": head(cls)}
 
+    cut = hasattr(model, "patch_size")
     made = {
         "target/cls": True,
         "target/logits": head is not None or getattr(model, "num_classes", 0),
-        "target/tokens": hasattr(model, "patch_size"),
+        "target/tokens": cut,
+        "target/patches": cut,
     }
     return Pass("teacher", tuple(name for name, there in made.items() if there), False, init, run)
 

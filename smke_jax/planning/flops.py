@@ -18,7 +18,7 @@ from smke_jax.passes.base import only
 from smke_jax.planning.devices import HIGHEST
 from smke_jax.training.experiment import batch_shapes, training_views
 from smke_jax.training.kept_targets import with_kept_targets
-from smke_jax.training.recipe import Recipe, build_recipe, representation_shapes
+from smke_jax.training.recipe import Recipe, build_recipe, given, representation_shapes
 
 
 def matmul_flops(function: Callable, *args) -> Counter[str]:
@@ -43,7 +43,8 @@ def flops_per_example(config) -> dict[str, Counter[str]]:
     recipe, batch = step_inputs(build_recipe(config, vocab_size=config.data.vocab_size), config)
     key, parts, trained, fixed = jax.random.key(0), {}, {}, {"id": batch["id"]}
     for p in (only(p, recipe.needs) for p in recipe.passes):
-        rows = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in batch.items()}
+        inputs = given(p, batch, {**fixed, **trained})
+        rows = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in inputs.items()}
         params = jax.eval_shape(p.init, key, rows)
 
         def forward(params, rows, p=p):

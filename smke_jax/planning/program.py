@@ -15,7 +15,8 @@ from smke_jax.parallel.mesh import check_batch_size
 from smke_jax.planning.devices import Device
 from smke_jax.planning.flops import counted, step_inputs
 from smke_jax.planning.traffic import Traffic, traffic
-from smke_jax.training.experiment import Experiment, build_mesh, build_step, check_model, frozen_shapes, resolve
+from smke_jax.training.experiment import Experiment, build_mesh, build_step, check_model, resolve
+from smke_jax.training.frozen import frozen_shapes
 from smke_jax.training.recipe import build_recipe
 from smke_jax.training.start import start_tokenizer
 
@@ -100,6 +101,7 @@ def _memory(compiled, state, frozen, batch) -> dict[str, int]:
     return {
         "parameters": _sum(held[0].params),
         "optimiser state": _sum(held[0].opt_state),
+        "moving averages": _sum(held[0].ema),
         "slots": _sum(held[0].slots),
         "frozen parameters": _sum(held[1]),
         "batch": _sum(held[2]),

@@ -13,14 +13,14 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from smke_jax import atomic
-from smke_jax.convert.params_file import digests, fit, load_params, read_description
+from smke_jax.convert.params_file import read_description
 from smke_jax.data.datasets import open_source
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
 from smke_jax.data.transforms import build_views
 from smke_jax.errors import UserError
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
-from smke_jax.parallel.process import check_same, check_shared, failing_together
+from smke_jax.parallel.process import check_shared, failing_together
 from smke_jax.passes.base import only
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
@@ -176,49 +176,6 @@ def check_model(experiment: Experiment, shapes: dict[str, Any]) -> list[Part]:
     return read_parts(params, experiment.config) if "student" in params else []
 
 
-def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Parameters of the frozen passes, on the mesh, and {'teacher weights': digest, …} of what they came from."""
-    frozen, identity, path = {}, {}, experiment.config.teacher.checkpoint
-    with failing_together():
-        for name, init in _frozen_inits(experiment, shapes).items():
-            if path == "random":
-                frozen[name], identity[f"{name} weights"] = init(), "random"
-            else:
-                frozen[name] = fit(jax.eval_shape(init), load_params(path), source=path)
-                identity |= {f"{name} {what}": digest for what, digest in digests(path).items()}
-    check_same(identity)
-    frozen = {name: kernels_as(params, experiment.config.teacher.dtype) for name, params in frozen.items()}
-    return jax.device_put(frozen, replicated(experiment.mesh)), identity
-
-
-def frozen_shapes(experiment: Experiment, shapes: dict[str, Any]) -> dict[str, Any]:
-    """The same parameters as shapes."""
-    dtype = experiment.config.teacher.dtype
-    inits = _frozen_inits(experiment, shapes)
-    return {name: jax.eval_shape(lambda init=init: kernels_as(init(), dtype)) for name, init in inits.items()}
-
-
-def _frozen_inits(experiment, shapes):
-    rows = {k: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for k, x in shapes.items()}
-    key = jax.random.key(experiment.config.seed + 1)
-    blank = lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rows)  # noqa: E731
-    frozen = [p for p in experiment.recipe.passes if not p.grad]
-    return {p.name: jax.jit(lambda p=p: p.init(key, blank())) for p in frozen}
-
-
-CLASSIFIERS = ("fc/kernel", "head/kernel")  # a teacher's, which compute in fp32
-
-
-def kernels_as(params: Any, dtype: str) -> Any:
-    """`params` with the matrices that are only ever used in `dtype` stored in it: the same results, half the memory."""
-
-    def cast(path, x):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return jnp.asarray(x, dtype) if name.endswith("kernel") and name not in CLASSIFIERS else x
-
-    return jax.tree_util.tree_map_with_path(cast, params)
-
-
 class TrainedRun(NamedTuple):
     """What a run directory holds after training: enough to evaluate and export, and no teacher, data or optimiser."""
 
@@ -256,6 +213,8 @@ def trained_network(run: TrainedRun) -> tuple[Any, dict]:
     if "views" in run.params:
         fields = {"type", "mean", "std", *TEACHERS[config.teacher.type].__dataclass_fields__}
         return run.params["views"]["encoder"], {k: v for k, v in config.teacher.items() if k in fields}
+    if "autoencoder" in run.params:
+        raise UserError("this run learned codes, which are no model by themselves: name it as config.quantizer.run")
     run.experiment.student()  # a run without either says so
     student = run.params["student"]
     sizes = {"vocab_size": run.experiment.tokenizer.vocab_size, "target_dim": student["head"]["bias"].shape[0]}

@@ -28,10 +28,10 @@ from smke_jax.training.experiment import (
     build_experiment,
     build_step,
     check_model,
-    load_frozen,
     open_training_data,
     resolve,
 )
+from smke_jax.training.frozen import load_frozen
 from smke_jax.training.kept_targets import KeptTargets, with_kept_targets
 from smke_jax.training.memory import memory_advice
 from smke_jax.training.profiling import Profiler
@@ -65,6 +65,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
         source, views = open_training_data(config)
         config.total_steps = _total_steps(config, source)
         config.epochs = 0.0
+        for term in config.terms.values():
+            if "num_images" in term:  # known once the data is open
+                term.num_images = len(source)
     check_same({**record.flatten(config), "data": source.digest})
     workdir.mkdir(parents=True, exist_ok=True)
     experiment = build_experiment(config, workdir, source)
@@ -97,7 +100,8 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     ):
         if config.teacher.cache:
             kept = KeptTargets(experiment.recipe, frozen, source, workdir / "targets", config, experiment.mesh)
-            experiment, frozen = experiment._replace(recipe=with_kept_targets(experiment.recipe)), {"teacher": {}}
+            experiment = experiment._replace(recipe=with_kept_targets(experiment.recipe))
+            frozen["teacher"] = {}
             shapes = batch_shapes(config, views) | kept.shapes(config.batch_size)
         return _Loop(experiment, workdir, frozen, kept, initial, shapes, checkpoints, identity, gallery).run(batches)
 
@@ -186,7 +190,7 @@ class _Loop:
 
     def _initial_state(self, batches) -> tuple[TrainState, int]:
         """From the newest sound checkpoint, or fresh with what the config names to start from."""
-        found = self.checkpoints.restore_latest(self.abstract.params, _without_params(self.abstract))
+        found = self.checkpoints.restore_latest(self.abstract.params, self.abstract.without_params())
         if found is None:
             state = init_state(
                 self.experiment.recipe, self.tx, self.experiment.mesh, self.shapes,
@@ -246,13 +250,9 @@ class _Loop:
 
     def _save(self, state, step, batches, evaluated):
         self.checkpoints.save(
-            step, state.params, _without_params(state), batches.get_state(), {"identity": self.identity},
+            step, state.params, state.without_params(), batches.get_state(), {"identity": self.identity},
             metric=evaluated["recall_sum"] if evaluated else None,
         )  # fmt: skip
-
-
-def _without_params(state: TrainState) -> dict:
-    return {"step": state.step, "opt_state": state.opt_state, "slots": state.slots, "rng": state.rng}
 
 
 def _multiple(step: int, every: int) -> bool:

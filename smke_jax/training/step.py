@@ -16,7 +16,7 @@ from smke_jax.parallel.mesh import DATA_AXES, replicated, sharded
 from smke_jax.parallel.rules import shardings, specs
 from smke_jax.passes.base import only
 from smke_jax.passes.micro_batch import in_micro_batches
-from smke_jax.training.recipe import Recipe, init_params, representation_shapes
+from smke_jax.training.recipe import Recipe, given, init_params, representation_shapes
 from smke_jax.training.state import TrainState
 
 
@@ -42,7 +42,9 @@ def _initialise(recipe, tx, batch, seed):
     def init():
         key = jax.random.key(seed)
         params, slots = init_params(recipe, key, batch)
-        return TrainState(jnp.zeros((), jnp.int32), params, tx.init(params), slots, jax.random.fold_in(key, 1))
+        ema = {p.name: jax.tree.map(jnp.zeros_like, params[p.average.of]) for p in recipe.passes if p.average}
+        step, rng = jnp.zeros((), jnp.int32), jax.random.fold_in(key, 1)
+        return TrainState(step, params, tx.init(params), slots, rng, ema or None)
 
     return init
 
@@ -82,7 +84,7 @@ def make_loss(recipe: Recipe, mesh, *, loss_impl: str = "auto") -> Callable:
     """(params, frozen reps, slots, batch, key, progress) -> (total, (reps, losses, metrics)); differentiable."""
 
     def loss(params, frozen_reps, slots, batch, key, progress):
-        reps = {"id": batch["id"], **frozen_reps, **_run(recipe, params, batch, key, grad=True)}
+        reps = _run(recipe, params, slots, batch, key, {"id": batch["id"], **frozen_reps}, grad=True)
         losses, metrics = run_terms(recipe, mesh, params["terms"], slots, reps, key=key, loss_impl=loss_impl)
         total = sum(recipe.weights[name](progress) * value for name, value in losses.items())
         return total, (reps, losses, metrics)
@@ -90,13 +92,27 @@ def make_loss(recipe: Recipe, mesh, *, loss_impl: str = "auto") -> Callable:
     return loss
 
 
-def _run(recipe, params, batch, key, *, grad: bool) -> dict[str, jax.Array]:
-    """Representations by the passes that are trained, or by those that are not."""
-    reps = {}
+def _averages(recipe: Recipe, state: TrainState) -> dict[str, Any]:
+    """The moving averages that this step's passes run with.
+
+    Before the first step there is nothing to average: it takes the parameters as they are, wherever they came from.
+    """
+
+    def follow(p):
+        share = jnp.where(state.step == 0, 1.0, 1.0 - p.average.decay)
+        return optax.incremental_update(state.params[p.average.of], state.ema[p.name], share)
+
+    return {p.name: follow(p) for p in recipe.passes if p.average}
+
+
+def _run(recipe, params, slots, batch, key, reps, *, grad: bool) -> dict[str, jax.Array]:
+    """`reps`, and those by the passes that are trained, or by those that are not."""
     for i, p in enumerate(recipe.passes):
         if p.grad == grad:
+            own = {**params[p.name], **{name: slots[name] for name in p.reads}}
             with jax.named_scope(p.name):
-                reps |= p.run(params[p.name], batch, jax.random.fold_in(key, i), grad)
+                made = p.run(own, given(p, batch, reps), jax.random.fold_in(key, i), grad)
+            reps = {**reps, **made}
     return reps
 
 
@@ -124,7 +140,8 @@ def make_train_step(
 
     def step(state: TrainState, frozen, batch):
         key = jax.random.fold_in(state.rng, state.step)
-        frozen_reps = jax.lax.stop_gradient(_run(recipe, frozen, batch, key, grad=False))
+        ema = _averages(recipe, state)
+        frozen_reps = jax.lax.stop_gradient(_run(recipe, {**frozen, **ema}, {}, batch, key, {}, grad=False))
         (total, (reps, losses, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
             state.params, frozen_reps, state.slots, batch, key, state.step / total_steps
         )
@@ -140,7 +157,7 @@ def make_train_step(
         metrics["collisions"] = _collisions(batch["id"])
         metrics |= {f"embedding_std/{name}": _embedding_std(reps[name]) for p in recipe.passes for name in p.watched}
         metrics["first_bad"] = _first_bad(_watched(state.params, reps, losses, grads, params))
-        return TrainState(state.step + 1, params, opt_state, slots, state.rng), metrics
+        return TrainState(state.step + 1, params, opt_state, slots, state.rng, ema or None), metrics
 
     everywhere = replicated(mesh)
     of_state = everywhere if layout is None else jax.tree.map(lambda x: x.sharding, layout)

@@ -44,12 +44,16 @@ RANGES = {
     "num_devices": (0, None, True),
     "fsdp_size": (0, None, True),
     "micro_batch": (0, None, True),
+    "ema_decay": (0, 1, False),
+    "quantizer.num_codes": (1, None, True),
+    "quantizer.code_dim": (1, None, True),
+    "quantizer.masked": (0, 1, True),
+    "student.head_dim": (0, None, True),
     "data.max_length": (3, None, True),
     "data.flip": (0, 1, True),
     "data.jitter": (0, 1, True),
     "data.grayscale": (0, 1, True),
     "data.threads": (0, None, True),
-    "student.head_dim": (0, None, True),
     "student.shared.depth": (1, None, True),
     "teacher.stand_in_classes": (0, None, True),
     "teacher.stand_in_temperature": (1e-3, None, True),
@@ -97,6 +101,14 @@ def validate(config) -> None:
         )
     if config.teacher.cache and ("teacher" not in config.passes or config.data.teacher_view != "fixed"):
         raise UserError("config.teacher.cache keeps features of a view that never changes: set data.teacher_view=fixed")
+    if "quantizer" in config.passes:
+        if not config.quantizer.run:
+            raise UserError("config.quantizer.run is empty: give the run directory of configs/image_vq.py")
+        if config.student.head_dim != config.quantizer.num_codes:
+            raise UserError(
+                f"config.student.head_dim is {config.student.head_dim} where config.quantizer.num_codes is "
+                f"{config.quantizer.num_codes}: the student names a code, set them alike"
+            )
     if config.log.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("config.log.tensorboard needs tensorboardX: pip install 'smke_jax[tensorboard]'")
 

@@ -15,7 +15,8 @@ from smke_jax.convert.rules import to_torch
 from smke_jax.errors import UserError
 from smke_jax.parallel.mesh import make_mesh, put_batch
 from smke_jax.passes.base import only
-from smke_jax.training.experiment import Experiment, load_frozen
+from smke_jax.training.experiment import Experiment
+from smke_jax.training.frozen import load_frozen
 from smke_jax.training.recipe import build_recipe, init_params
 from smke_jax.training.step import init_state, make_train_step
 

@@ -18,7 +18,7 @@ LAYERS = (
     ("convert", "passes"),
     ("training.recipe", "training.optimizer", "training.state"),
     ("training.step", "evaluation", "training", "search", "reporting"),
-    ("training.experiment", "training.loop"),
+    ("training.experiment", "training.frozen", "training.loop"),
     ("embedder", "planning"),
     ("programs", "__main__"),
     ("benchmarks",),

@@ -16,10 +16,17 @@ from smke_jax.training.step import make_train_step, run_terms, term_key
 
 # {case: (key of TERMS, options)}
 CASES = {
+    "bank_itc": ("bank_itc", {"levels": ("fc1", "out"), "bank_size": 40}),
+    "bank_itc, momentum, random bank": (
+        "bank_itc",
+        {"keys": "momentum/", "bank_size": 21, "random_bank": True, "mask_same_image": True},
+    ),
     "cmli": ("cmli", {}),
     "cmli, projected, same image masked": ("cmli", {"width": 3, "mask_same_image": True}),
     "cosine": ("cosine", {"margin": -0.9}),
     "cosine, two levels without negatives": ("cosine", {"levels": ("fc1", "out"), "negatives": False}),
+    "image_vq": ("image_vq", {}),
+    "image_vq, restart": ("image_vq", {"commitment": 0.3, "decay": 0.5, "dead_below": 0.7, "restart": True}),
     "itc": ("itc", {}),
     "itc, same image masked": ("itc", {"mask_same_image": True}),
     "itc, one level, text first": ("itc", {"pair": ("text", "image"), "levels": ("out",)}),
@@ -34,10 +41,13 @@ CASES = {
         "ranking",
         {"levels": ("out",), "symmetric": True, "mask_same_image": True},
     ),
+    "proximal_itc": ("proximal_itc", {"num_images": 1000}),
+    "proximal_itc, same image masked": ("proximal_itc", {"num_images": 9, "mask_same_image": True, "level": "fc1"}),
     "regress": ("regress", {}),
     "siglip": ("siglip", {"levels": ("fc1", "out"), "mask_same_image": True}),
     "target_cmli": ("target_cmli", {"width": 3}),
     "target_cmli_cosine": ("target_cmli_cosine", {}),
+    "target_code": ("target_code", {}),
     "target_itc": ("target_itc", {}),
     "target_itc, same image masked": ("target_itc", {"mask_same_image": True, "learnable_scale": True}),
     "target_itc, bank": ("target_itc", {"bank_size": 40}),
@@ -57,6 +67,8 @@ SHAPES = {  # of one example
     "image/head": (6,), "text/head": (6,),
     "image/tokens": (4, 8), "text/tokens": (5, 8), "text/mask": (5,),
     "image/head_tokens": (4, 6), "text/head_tokens": (5, 6),
+    "momentum/image/out": (8,), "momentum/text/out": (8,),
+    "code/latent": (3,), "code/similarity": (12,), "code/reconstruction": (6,), "target/code": (),
     "target/cls": (6,), "target/logits": (6,), "target/tokens": (4, 6),
     "view1/cls": (7,), "view2/cls": (7,),
     "view1/projection": (6,), "view2/projection": (6,),
@@ -70,6 +82,10 @@ DATA = (
     "target/cls",
     "target/logits",
     "target/tokens",
+    "target/code",
+    "code/similarity",
+    "momentum/image/out",
+    "momentum/text/out",
 )  # what nothing is to be learned through
 
 KEY = jax.random.key(3)
@@ -90,6 +106,8 @@ def made_up(names, seed):
     for name in sorted(names):
         if name == "id":
             reps[name] = rng.integers(0, 10, BATCH).astype(np.int32)
+        elif name == "target/code":
+            reps[name] = rng.integers(0, 6, BATCH).astype(np.int32)
         elif name == "text/mask":
             reps[name] = (np.arange(5) < rng.integers(1, 6, (BATCH, 1))).astype(np.int32)
         else:

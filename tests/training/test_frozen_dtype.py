@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smke_jax.models.teachers import Beit
-from smke_jax.training.experiment import kernels_as
+from smke_jax.training.frozen import kernels_as
 
 
 def test_matrices_alone_are_cast_and_features_and_logits_stay():

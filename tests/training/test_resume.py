@@ -42,7 +42,7 @@ def train(workdir: Path, *, config=None, stop_at: int | None = None, crash_at: i
     ids, put = [], loop.put_batch
 
     def recording_put(batch, mesh):
-        if len(batch) > 2 and "id" in batch:  # not evaluation, whose batches have no ids
+        if "id" in batch:  # not evaluation, whose batches have no ids
             ids.append(batch["id"].tolist())
             if stop_at is not None and len(ids) == stop_at:
                 signal.raise_signal(signal.SIGTERM)
@@ -84,7 +84,7 @@ def assert_ended_alike(a: Path, b: Path) -> None:
     one, other = last_record(a), last_record(b)
     assert one == other
     assert any("bank" in path or "slots" in path for path in one[0]["train"])
-    assert len(one[0]["params"]) > 30
+    assert len(one[0]["params"]) > 20
 
 
 @pytest.fixture(scope="module")

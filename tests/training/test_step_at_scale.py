@@ -1,11 +1,11 @@
 """Micro-batches, fsdp, remat and the ring in the real train step: the same numbers, less memory, no stray transfers."""
 
 import functools
-import re
 
 import jax
 import numpy as np
 import pytest
+from compiled import collectives
 
 from smke_jax.config import base, smoke
 from smke_jax.errors import UserError
@@ -155,13 +155,6 @@ def test_a_bank_that_does_not_divide_is_named():
         line == "slots/t/features: 20 rows do not divide over 8 devices, so each holds all of them (10 MiB); 24 would"
     )
     assert rules.undivided(features(24), mesh) == []
-
-
-def collectives(compiled) -> list[tuple[str, int]]:
-    """(kind, elements of the result) of every collective in a compiled program."""
-    kinds = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    found = re.findall(rf"= \(?\w+\[([\d,]*)\][^ ]* ({kinds})\(", compiled.as_text())
-    return [(kind, int(np.prod([int(n) for n in shape.split(",") if n]))) for shape, kind in found]
 
 
 @pytest.mark.parametrize("impl", ["gather", "ring"])
