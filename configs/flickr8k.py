@@ -8,30 +8,20 @@
 `configs/flickr8k.py:itc` is the same student by ITC alone, from random weights; it needs no teacher.
 """
 
-from smke_jax.config import base, towers, variant_of
+from smke_jax.config import FLICKR8K_TEACHER, base, flickr8k, variant_of
 
 
 def get_config(variant: str = ""):
-    c = base()
-    c.batch_size = 256
+    c = flickr8k(base())
     c.total_steps = 1600
-    c.data.dir = "data/flickr8k"
-    c.data.unit = "images"
-    c.data.in_memory = True
-    c.data.vocab_size = 4000
-    c.data.max_length = 20
-    c.data.crop_scale = (0.35, 1.0)
-    c.data.jitter = 0.4
-    towers(c, width=192, num_heads=3, mlp_dim=384, activation="gelu_tanh", norm_order="pre", init_std=0.0)
-    c.student.image.update(image_size=128, patch_size=16, depth=4, token_drop=0.5)
-    c.student.text.update(depth=3, max_positions=64, dropout=0.2)
+    c.student.image.image_size = 128
+    c.student.text.depth = 3
     c.terms.itc = {"levels": ("fc1", "out")}
     if variant == "itc":
         c.passes = ("student",)
+        c.teacher.checkpoint, c.student.image.init = "", "random"
     else:
-        c.teacher.checkpoint = c.student.image.init = "runs/teacher_flickr8k/export"
+        c.teacher.checkpoint = FLICKR8K_TEACHER
         c.terms.target_itc = {"bank_size": 4096, "weight": 0.5}
-    c.optimizer.update(name="muon", learning_rate=2e-3, weight_decay=0.5, clip_norm=1.0)
     c.eval.every = c.checkpoint.every = 200
-    c.log.every = 25
     return variant_of(c, variant, ("itc",))

@@ -2,7 +2,9 @@
 
 import importlib
 import logging
+import os
 import sys
+from pathlib import Path
 
 from smke_jax.errors import UserError
 
@@ -28,6 +30,7 @@ def main(argv: list[str] | None = None) -> int:
         width = max(map(len, PROGRAMS))
         print("usage: smke PROGRAM …\n" + "\n".join(f"  {name:{width}}  {what}" for name, what in PROGRAMS.items()))
         return 0 if asked_for_help else 2
+    _keep_compiled_programs()
     _start_logging()  # before the libraries, one of which would set up logging its own way
     program = importlib.import_module(f"smke_jax.programs.{arguments[0]}")
     return run_program(program.main, arguments[1:])
@@ -47,6 +50,12 @@ def run_program(program_main, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _keep_compiled_programs() -> None:
+    """JAX's persistent compilation cache, on unless JAX_COMPILATION_CACHE_DIR says where else or '' for nowhere."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smke_jax" / "compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
 
 
 def _start_logging() -> None:

@@ -44,7 +44,7 @@ def base() -> ConfigDict:
     c.data.flip = 0.5  # probability of mirroring
     c.data.jitter = 0.0  # strength of brightness, contrast and saturation jitter on the student's view
     c.data.grayscale = 0.0  # probability of dropping colour
-    c.data.independent_teacher_view = False  # a crop of its own, with jitter 0.4, for the teacher: the thesis' code
+    c.data.teacher_view = "shared"  # of smke_jax.data.transforms.TEACHER_VIEWS: shared | same | independent | fixed
     c.data.threads = 2  # reading, decoding, cropping
 
     c.student = ConfigDict()
@@ -90,6 +90,7 @@ def base() -> ConfigDict:
     # What `smke convert` or `smke export` wrote, which says what model it holds (the fields below then come from it),
     # or 'random' for a teacher of random weights, to try code without a file; '' where no pass uses a teacher.
     c.teacher.checkpoint = ""
+    c.teacher.cache = False  # its feature of every image once instead of in every step; needs data.teacher_view=fixed
     c.teacher.type = "beit"  # of smke_jax.models.teachers.TEACHERS
     c.teacher.final_norm = True  # beit: False takes the last block's output un-normalised
     c.teacher.image_size = 224
@@ -146,10 +147,34 @@ def towers(c: ConfigDict, **fields) -> None:
 
 
 def variant_of(c: ConfigDict, variant: str, known: tuple[str, ...] = ()) -> ConfigDict:
-    """`c` as it is, or under its smoke overrides; refuses a variant that is neither '', 'smoke' nor `known`."""
-    if variant not in ("", "smoke", *known):
-        raise UserError(f"unknown variant {variant!r}: there are {', '.join(('smoke', *known))}")
-    return smoke(c) if variant == "smoke" else c
+    """`c` as it is, or in one of the FORMS; refuses a variant that is none of them, neither '' nor one of `known`."""
+    if variant not in ("", *FORMS, *known):
+        raise UserError(f"unknown variant {variant!r}: there are {', '.join((*FORMS, *known))}")
+    return FORMS[variant](c) if variant in FORMS else c
+
+
+def flickr8k(c: ConfigDict) -> ConfigDict:
+    """The same recipe with a small student on the photos of Flickr8k: minutes on two cores.
+
+    The image tower starts from the teacher that configs/teacher_flickr8k.py makes of the photos alone, as in the
+    thesis every student starts from pretrained towers.
+    """
+    c.batch_size, c.total_steps, c.epochs = 256, 400, 0.0
+    c.data.update(source="prepared", dir="data/flickr8k", split="train", tokenizer="", unit="images", in_memory=True)
+    c.data.update(vocab_size=4000, max_length=20, crop_scale=(0.35, 1.0), jitter=0.4)
+    towers(c, init="random", width=192, num_heads=3, mlp_dim=384)
+    towers(c, activation="gelu_tanh", norm_order="pre", init_std=0.0)
+    c.student.image.update(image_size=96, patch_size=16, depth=4, token_drop=0.5, init=FLICKR8K_TEACHER)
+    c.student.text.update(depth=2, max_positions=64, dropout=0.2)
+    c.teacher.checkpoint = FLICKR8K_TEACHER if "teacher" in c.passes else ""
+    c.student.dtype = c.teacher.dtype = "float32"
+    for term in c.terms.values():
+        if "bank_size" in term:
+            term.bank_size = min(term.bank_size, 4096)
+    c.optimizer.update(name="muon", learning_rate=2e-3, weight_decay=0.5, clip_norm=1.0)
+    c.eval.update(every=0, split="dev")
+    c.log.every = 25
+    return c
 
 
 def smoke(c: ConfigDict) -> ConfigDict:
@@ -166,3 +191,7 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.eval.split, c.eval.batch_size = "gallery", 64
     c.log.every = 1
     return c
+
+
+FLICKR8K_TEACHER = "runs/teacher_flickr8k/export"
+FORMS = {"smoke": smoke, "flickr8k": flickr8k}

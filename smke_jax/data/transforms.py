@@ -91,24 +91,41 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class StudentTeacherViews:
-    """'image', and 'teacher_image' where the teacher sees something else.
-
-    With `independent` the teacher's crop is its own (the thesis' code, register 6); otherwise both see one crop, and
-    a second array is made only when the teacher's resolution differs or the student's colours are changed.
-    """
+    """'image', and 'teacher_image' where the teacher sees something else: `teacher_view` is one of TEACHER_VIEWS."""
 
     student: View
     teacher: View
-    independent: bool = False
+    teacher_view: str = "shared"
 
     def __call__(self, image: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
         crop = self.student.crop(image, rng)
         views = {"image": self.student(image, rng, crop)}
-        if self.independent:
-            views["teacher_image"] = self.teacher(image, rng)
-        elif self.teacher.size != self.student.size or self.student.jitter or self.student.grayscale:
-            views["teacher_image"] = np.asarray(render(image, crop, self.teacher.size))
-        return views
+        teacher_image = TEACHER_VIEWS[self.teacher_view](self, image, rng, crop)
+        return views if teacher_image is None else {**views, "teacher_image": teacher_image}
+
+    def _shared(self, image, rng, crop):
+        if self.teacher.size == self.student.size and not self.student.jitter and not self.student.grayscale:
+            return None  # it is the student's
+        return np.asarray(render(image, crop, self.teacher.size))
+
+    def _same(self, image, rng, crop):
+        return None
+
+    def _independent(self, image, rng, crop):
+        return self.teacher(image, rng)
+
+    def _fixed(self, image, rng, crop):
+        return squash(image, self.teacher.size)
+
+
+# shared: the student's crop, without its change of colours.  same: with it.  independent: a crop of its own with colour
+# jitter, the thesis' code (register 6).  fixed: the whole image as in evaluation, so that its feature can be kept.
+TEACHER_VIEWS = {
+    "same": StudentTeacherViews._same,
+    "shared": StudentTeacherViews._shared,
+    "independent": StudentTeacherViews._independent,
+    "fixed": StudentTeacherViews._fixed,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +147,7 @@ def _student_teacher(data, image_size: int, teacher_size: int) -> StudentTeacher
     return StudentTeacherViews(
         View(image_size, jitter=data.jitter, grayscale=data.grayscale, **common),
         View(teacher_size, jitter=0.4, **common),
-        independent=data.independent_teacher_view,
+        data.teacher_view,
     )
 
 

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from smke_jax.data.pipeline import pixels
+from smke_jax.data.progress import Progress
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.data.transforms import squash
 from smke_jax.parallel.mesh import put_batch, replicated
@@ -65,16 +66,20 @@ def embed_batches(
 ) -> np.ndarray:
     """Representation `name` of all rows of `batches`, `count` in total, none of more than `batch_size`.
 
+    Shows its progress where it takes long.
+
     Pads the last batch by repeating its last row: one compiled shape, and no row that could make a NaN.
     """
     first, share = jax.process_index(), jax.process_count()
-    rows = []
-    for batch in batches:
+    rows, progress = [], Progress(f"embedding {name}", count, every=10.0)
+    for i, batch in enumerate(batches):
         length = len(next(iter(batch.values())))
         padded = {k: np.concatenate([x, np.repeat(x[-1:], batch_size - length, axis=0)]) for k, x in batch.items()}
         local = batch_size // share
         mine = {k: x[first * local : (first + 1) * local] for k, x in padded.items()}
         rows.append(np.asarray(encode(params, put_batch(mine, mesh))[name])[:length])
+        if first == 0:
+            progress.update(i * batch_size + length)
     embeddings = np.concatenate(rows)
     assert len(embeddings) == count, f"embedded {len(embeddings)} of {count} examples"
     return embeddings

@@ -32,6 +32,7 @@ class ClipTextEncoder(nn.Module):
     # What `run_blocks` reads too, the same for all of this family: no fields.
     norm_order = "pre"
     dropout = 0.0
+    remat = "none"
 
     @nn.compact
     def __call__(self, ids):

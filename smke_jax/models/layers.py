@@ -4,6 +4,7 @@ LayerNorm epsilon, GELU form, norm order and which of q, k, v carry a bias are e
 BEiT differ in each of them, and Flax's defaults are none of theirs.
 """
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -15,6 +16,14 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP's
     "relu": jax.nn.relu,
+}
+
+
+# What a block's backward pass computes again instead of keeping: nothing, all but matrix products, or everything.
+REMAT = {
+    "none": lambda run: run,
+    "dots": functools.partial(nn.remat, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
+    "blocks": nn.remat,
 }
 
 
@@ -153,6 +162,12 @@ class Block(nn.Module):
         return BlockOutput(out if pre else norm2(out), fc1, y)
 
 
+def run_block(block: Block, remat: str, x, mask=None, bias=None, *, deterministic: bool = True) -> BlockOutput:
+    """`block(x, mask, bias)`, rematerialised as the key `remat` of REMAT says."""
+    run = REMAT[remat](lambda module, x: module(x, mask, bias, deterministic=deterministic))
+    return run(block, x)
+
+
 def run_blocks(encoder: nn.Module, x, mask=None, bias=None, *, layer_scale=None, deterministic: bool = True):
     """Dropout, the layers 'block_<i>' and, pre-norm, the last LayerNorm of a tower.  (B, L, D) -> (B, L, D).
 
@@ -161,7 +176,7 @@ def run_blocks(encoder: nn.Module, x, mask=None, bias=None, *, layer_scale=None,
     """
     x = nn.Dropout(encoder.dropout, deterministic=deterministic)(x)
     for i in range(encoder.depth):
-        x = Block(
+        block = Block(
             encoder.num_heads,
             encoder.mlp_dim,
             norm_order=encoder.norm_order,
@@ -172,7 +187,8 @@ def run_blocks(encoder: nn.Module, x, mask=None, bias=None, *, layer_scale=None,
             init_std=encoder.init_std,
             dtype=encoder.dtype,
             name=f"block_{i}",
-        )(x, mask, bias, deterministic=deterministic).out
+        )
+        x = run_block(block, encoder.remat, x, mask, bias, deterministic=deterministic).out
     return LayerNorm(encoder.norm_eps, encoder.dtype, name="norm")(x) if encoder.norm_order == "pre" else x
 
 

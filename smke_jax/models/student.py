@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.models.fields import fields_of
-from smke_jax.models.layers import Block, LayerNorm, LayerScale, kernel_init
+from smke_jax.models.layers import Block, LayerNorm, LayerScale, kernel_init, run_block
 from smke_jax.models.text import TextEncoder
 from smke_jax.models.vision import ImageEncoder
 
@@ -28,6 +28,7 @@ class Student(nn.Module):
     token_types: bool = True
     norm_eps: float = 1e-6
     init_std: float = 0.02
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -60,7 +61,7 @@ class Student(nn.Module):
         if self.token_types:
             # Added after the encoders with a LayerScale of 1e-5 (variant 9c): it starts as almost nothing.
             tokens += self.type_scale(self.type_embedding[modality]).astype(tokens.dtype)
-        block = self.shared(tokens, mask, deterministic=deterministic)
+        block = run_block(self.shared, self.remat, tokens, mask, deterministic=deterministic)
         out = block.out[:, 0].astype(jnp.float32)
         return {"fc1": block.fc1[:, 0].astype(jnp.float32), "out": out, "head": self.head(self.head_norm(out))}
 
@@ -70,14 +71,14 @@ def build_student(config, *, vocab_size: int, target_dim: int) -> Student:
 
     `vocab_size` comes from the tokenizer and `target_dim` from the teacher, so that neither can disagree with them.
     """
-    dtype = jnp.dtype(config.dtype)
+    common = {"dtype": jnp.dtype(config.dtype), "remat": config.get("remat", "none")}
     image, text, shared = config.image, config.text, config.shared
     return Student(
-        image_encoder=ImageEncoder(**fields_of(image, ImageEncoder), dtype=dtype),
-        text_encoder=TextEncoder(**fields_of(text, TextEncoder), vocab_size=vocab_size, dtype=dtype),
-        shared=Block(**fields_of(shared, Block), norm_order="pre", attention_biases="qv", dtype=dtype),
+        image_encoder=ImageEncoder(**fields_of(image, ImageEncoder), **common),
+        text_encoder=TextEncoder(**fields_of(text, TextEncoder), vocab_size=vocab_size, **common),
+        shared=Block(**fields_of(shared, Block), norm_order="pre", attention_biases="qv", dtype=common["dtype"]),
         target_dim=target_dim,
         token_types=config.token_types,
         init_std=shared.init_std,
-        dtype=dtype,
+        **common,
     )

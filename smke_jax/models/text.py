@@ -25,6 +25,7 @@ class TextEncoder(nn.Module):
     activation: str = "gelu"
     dropout: float = 0.0
     init_std: float = 0.02
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

@@ -77,6 +77,7 @@ class ImageEncoder(nn.Module):
     dropout: float = 0.0
     token_drop: float = 0.0
     init_std: float = 0.02
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact

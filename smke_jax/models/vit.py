@@ -31,6 +31,7 @@ class Vit(nn.Module):
     # What `run_blocks` reads too, the same for all of this family: no fields.
     norm_order = "pre"
     dropout = 0.0
+    remat = "none"
 
     @nn.compact
     def __call__(self, images):

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from smke_jax.losses.collective import Scope
+
 Params = Any
 Slots = Any  # explicit non-gradient state of one term, such as a memory bank; () when it has none
 Reps = Mapping[str, jax.Array]
@@ -14,14 +16,10 @@ Metrics = dict[str, jax.Array]
 INITIAL_LOG_SCALE = math.log(1 / 0.07)  # not jnp: importing must not start the devices
 
 
-class Scope(NamedTuple):
-    """What a term may know besides its inputs."""
-
-    axis: str | None  # mesh axis to gather over inside shard_map; None when the arrays are the whole batch
-
-
 class Term(NamedTuple):
     """One objective.  Arrays are this device's rows inside `value`, and the whole global batch inside `update`.
+
+    So are slots: those that `smke_jax.parallel.rules` spreads over the devices are there in part inside `value`.
 
     needs:  representations it reads
     init:   (key, {name: ShapeDtypeStruct}) -> (params, slots)

@@ -30,7 +30,7 @@ def itc(
                 normalise(reps[f"{left}/{level}"]),
                 normalise(reps[f"{right}/{level}"]),
                 scale,
-                axis=scope.axis,
+                scope=scope,
                 ids=ids if mask_same_image else None,
             )
             losses.append(loss)

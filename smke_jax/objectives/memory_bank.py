@@ -5,7 +5,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-UNFILLED, RANDOM = -1, -2  # ids of slots that hold nothing yet, and of random initial content
+from smke_jax.losses.collective import ALONE, Scope
+from smke_jax.losses.pairs import NOBODY, Side
+
+UNFILLED, RANDOM = NOBODY, -2  # ids of slots that hold nothing yet, and of random initial content
 
 
 class MemoryBank(NamedTuple):
@@ -26,19 +29,32 @@ def random_bank(key: jax.Array, size: int, width: int) -> MemoryBank:
     return MemoryBank(features, jnp.full(size, RANDOM, jnp.int32), jnp.zeros((), jnp.int32))
 
 
-def negatives(bank: MemoryBank, ids: jax.Array) -> jax.Array:
-    """Which slots are negatives of which example -> (b, K) bool: filled, and not with a feature of the same image.
+def negatives(bank: MemoryBank, ids: jax.Array, size: int, scope: Scope) -> tuple[Side, jax.Array, Scope]:
+    """What `info_nce` takes as its bank, for queries of the images `ids` (b,).
 
-    Without the ids a bank larger than the captioned set holds every image's own target as a negative.
+    A slot counts if it is filled, and not with a feature of the query's own image: without the ids a bank larger
+    than the captioned set would hold every image's own target as a negative.  Where there are fewer than `size`
+    slots here, the other devices of `scope` hold the rest.
     """
-    return (bank.ids != UNFILLED) & (bank.ids != ids[:, None])
+    return Side(bank.features, bank.ids), ids, scope if len(bank.ids) < size else ALONE
+
+
+def filled(bank: MemoryBank) -> jax.Array:
+    """Share of the slots here that hold something."""
+    return jnp.mean((bank.ids != UNFILLED).astype(jnp.float32))
 
 
 def push(bank: MemoryBank, features: jax.Array, ids: jax.Array) -> MemoryBank:
-    """Writes the global batch (B, D), (B,) at the head, wrapping around; the size need not divide by B."""
-    slots = (bank.head + jnp.arange(len(ids))) % len(bank.ids)
+    """Writes the global batch (B, D), (B,) at the head, wrapping around; the size need not divide by B.
+
+    Every slot looks for its new content, instead of every feature for its slot: a bank that is spread over devices
+    then stays where it is.
+    """
+    new = (jnp.arange(len(bank.ids)) - bank.head) % len(bank.ids)  # row of the batch that belongs into each slot
+    written = new < len(ids)
+    row = jnp.where(written, new, 0)
     return MemoryBank(
-        bank.features.at[slots].set(features),
-        bank.ids.at[slots].set(ids.astype(jnp.int32)),
+        jnp.where(written[:, None], jnp.asarray(features)[row], bank.features),
+        jnp.where(written, jnp.asarray(ids, jnp.int32)[row], bank.ids),
         (bank.head + len(ids)) % len(bank.ids),
     )

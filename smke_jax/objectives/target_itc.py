@@ -39,10 +39,10 @@ def target_itc(
         scale = jnp.exp(params["logit_scale"][0] if learnable_scale else jnp.float32(INITIAL_LOG_SCALE))
         targets, ids = normalise(reps["target/cls"]), reps["id"]
         candidates = dict(
-            axis=scope.axis,
+            scope=scope,
             ids=ids if mask_same_image else None,
-            extra=bank.features if bank_size else None,
-            extra_valid=memory_bank.negatives(bank, ids) if bank_size else None,
+            fixed_keys=True,
+            bank=memory_bank.negatives(bank, ids, bank_size, scope) if bank_size else None,
         )
         image, image_accuracy = info_nce(normalise(reps["image/head"]), targets, scale, **candidates)
         text, text_accuracy = info_nce(normalise(reps["text/head"]), targets, scale, **candidates)
@@ -54,7 +54,7 @@ def target_itc(
             "logit_scale": scale,
         }
         if bank_size:
-            metrics["bank_filled"] = jnp.mean((bank.ids != memory_bank.UNFILLED).astype(jnp.float32))
+            metrics["bank_filled"] = memory_bank.filled(bank)
         return (image + text) / 2, metrics
 
     def update(bank, reps):

@@ -9,7 +9,7 @@ def vicreg(invariance: float = 25.0, variance: float = 25.0, covariance: float =
     weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
 
     def value(params, slots, reps, scope):
-        parts = vicreg_parts(reps["view1/projection"], reps["view2/projection"], axis=scope.axis)
+        parts = vicreg_parts(reps["view1/projection"], reps["view2/projection"], scope=scope)
         return sum(weights[name] * part for name, part in parts.items()), parts
 
     return Term(("view1/projection", "view2/projection"), no_state, value)

@@ -21,3 +21,10 @@ def teacher_pass(model: nn.Module, mean=MEAN, std=STD) -> Pass:
         return {"target/cls": model.apply({"params": params}, images(batch))}
 
     return Pass("teacher", ("target/cls",), False, init, run)
+
+
+def kept_pass(provides: tuple[str, ...]) -> Pass:
+    """What a frozen pass has made before, read from the batch under the same names."""
+    return Pass("teacher", provides, False, lambda key, batch: {}, lambda params, batch, key, train: {
+        name: batch[name] for name in provides
+    })  # fmt: skip

@@ -76,7 +76,8 @@ def build_experiment(config: ConfigDict, workdir: Path, source=None) -> Experime
     """
     tokenizer = _tokenizer(config, workdir / "tokenizer", source) if "student" in config.passes else None
     recipe = build_recipe(config, vocab_size=tokenizer and tokenizer.vocab_size)
-    return Experiment(config, make_mesh(config.num_devices or None), tokenizer, recipe)
+    mesh = make_mesh(config.num_devices or None, fsdp_size=config.fsdp_size if config.sharding == "fsdp" else 1)
+    return Experiment(config, mesh, tokenizer, recipe)
 
 
 def _tokenizer(config, directory: Path, source) -> Tokenizer:
@@ -149,8 +150,19 @@ def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[st
         else:
             params = fit(jax.eval_shape(init), load_params(path), source=path)
             identity |= {f"{p.name} {what}": digest for what, digest in digests(path).items()}
-        frozen[p.name] = jax.device_put(params, replicated(experiment.mesh))
+        frozen[p.name] = jax.device_put(
+            kernels_as(params, experiment.config.teacher.dtype), replicated(experiment.mesh)
+        )
     return frozen, identity
+
+
+def kernels_as(params: Any, dtype: str) -> Any:
+    """`params` with the matrices that are only ever used in `dtype` stored in it: the same results, half the memory."""
+
+    def cast(path, x):
+        return jnp.asarray(x, dtype) if jax.tree_util.keystr(path[-1:], simple=True) == "kernel" else x
+
+    return jax.tree_util.tree_map_with_path(cast, params)
 
 
 class TrainedRun(NamedTuple):
@@ -165,7 +177,7 @@ class TrainedRun(NamedTuple):
 def restore_run(workdir: Path, step: int | Literal["best"] | None = None) -> TrainedRun:
     """The newest sound, the best or a given checkpoint of the run in `workdir`, on all devices of this machine."""
     config = record.read_config(workdir)
-    config.num_devices = 0  # however many it was trained on
+    config.update(num_devices=0, sharding="replicated")  # however it was trained
     experiment = build_experiment(config, workdir)
     run = record.read_run(workdir)
     if experiment.tokenizer is not None and experiment.tokenizer.digest != run["identity"].get("tokenizer"):
@@ -194,4 +206,5 @@ def trained_network(run: TrainedRun) -> tuple[Any, dict]:
     student = run.params["student"]
     sizes = {"vocab_size": run.experiment.tokenizer.vocab_size, "target_dim": student["head"]["bias"].shape[0]}
     use = {"level": config.eval.level, "max_length": config.data.max_length}
-    return student, {"type": "student", **sizes, **use, **config.student.to_dict()}
+    fields = {k: v for k, v in config.student.to_dict().items() if k != "remat"}  # how it was trained, not what it is
+    return student, {"type": "student", **sizes, **use, **fields}

@@ -1,6 +1,7 @@
 """The training loop: evaluate → save → next batch → step.  No maths."""
 
 import contextlib
+import dataclasses
 import json
 import logging
 import signal
@@ -17,7 +18,7 @@ from smke_jax.errors import UserError
 from smke_jax.evaluation.embed import make_encoder
 from smke_jax.evaluation.evaluate import evaluate_retrieval
 from smke_jax.evaluation.retrieval import format_table, write_json
-from smke_jax.parallel.mesh import check_batch_size, put_batch, replicated
+from smke_jax.parallel.mesh import check_batch_size, put_batch
 from smke_jax.parallel.process import any_process, process_suffix
 from smke_jax.training import record
 from smke_jax.training.checkpoint import Checkpointer
@@ -30,9 +31,11 @@ from smke_jax.training.experiment import (
     open_training_data,
     resolve,
 )
+from smke_jax.training.kept_targets import KeptTargets
 from smke_jax.training.optimizer import build_optimizer
+from smke_jax.training.profiling import Profiler
 from smke_jax.training.state import TrainState, count_parameters
-from smke_jax.training.step import bad_names, init_state, make_train_step
+from smke_jax.training.step import abstract_state, bad_names, init_state, make_train_step
 from smke_jax.training.towers import describe_origins, load_towers
 from smke_jax.training.writers import MetricWriter, Progress
 
@@ -59,7 +62,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     config.epochs = 0.0
     workdir.mkdir(parents=True, exist_ok=True)
     experiment = build_experiment(config, workdir, source)
-    check_batch_size(config.batch_size, experiment.mesh)
+    check_batch_size(config.batch_size, experiment.mesh, config.micro_batch)
     shapes = batch_shapes(config, views)
     towers = check_model(experiment, shapes)
     # Opened now, so that a split that is not there is not found out after hours of training.
@@ -69,14 +72,21 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     identity |= {f"{tower.name} {what}": digest for tower in towers for what, digest in tower.digests.items()}
     if experiment.tokenizer is not None:
         identity["tokenizer"] = experiment.tokenizer.digest
+    # The teacher sees nothing in training where its features are kept.
+    views = dataclasses.replace(views, teacher_view="same") if config.teacher.cache else views
     batches = train_batches(
         source, views, batch_size=config.batch_size, seed=config.seed, unit=config.data.unit,
         tokenizer=experiment.tokenizer, max_length=config.data.max_length,
         process=(jax.process_index(), jax.process_count()), threads=config.data.threads,
     )  # fmt: skip
     record.check_or_write(workdir, config, identity)  # last: what was refused above leaves the directory free
+    kept = None
+    if config.teacher.cache:
+        kept = KeptTargets(experiment.recipe, frozen, source, workdir / "targets", config, experiment.mesh)
+        experiment, frozen = experiment._replace(recipe=kept.recipe(experiment.recipe)), {"teacher": {}}
+        shapes = batch_shapes(config, views) | kept.shapes(config.batch_size)
     with contextlib.closing(batches), Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints:
-        return _Loop(experiment, workdir, frozen, towers, shapes, checkpoints, identity, gallery).run(batches)
+        return _Loop(experiment, workdir, frozen, kept, towers, shapes, checkpoints, identity, gallery).run(batches)
 
 
 def _total_steps(config, source) -> int:
@@ -96,6 +106,7 @@ class _Loop:
         experiment: Experiment,
         workdir: Path,
         frozen,
+        kept: KeptTargets | None,
         towers,
         shapes,
         checkpoints: Checkpointer,
@@ -104,12 +115,16 @@ class _Loop:
     ):
         self.experiment, self.config = experiment, experiment.config
         self.workdir, self.frozen, self.towers, self.shapes = workdir, frozen, towers, shapes
-        self.checkpoints, self.identity, self.gallery = checkpoints, identity, gallery
+        self.kept, self.checkpoints, self.identity, self.gallery = kept, checkpoints, identity, gallery
         config, mesh = self.config, experiment.mesh
         self.tx, self.schedule = build_optimizer(
             config.optimizer, batch_size=config.batch_size, total_steps=config.total_steps
         )
-        self.step_fn = make_train_step(experiment.recipe, self.tx, mesh, total_steps=config.total_steps)
+        self.abstract = abstract_state(experiment.recipe, self.tx, mesh, shapes, sharding=config.sharding)
+        self.step_fn = make_train_step(
+            experiment.recipe, self.tx, mesh, total_steps=config.total_steps, layout=self.abstract,
+            micro_batch=config.micro_batch, loss_impl=config.loss_impl,
+        )  # fmt: skip
         self.encode = None if gallery is None else make_encoder(experiment.student().run, mesh)
 
     def run(self, batches) -> Outcome:
@@ -117,7 +132,11 @@ class _Loop:
         state, start = self._initial_state(batches)
         step, metrics, pending = start, None, None
         progress = Progress(config.total_steps, config.batch_size, start)
-        with MetricWriter(self.workdir, tensorboard=config.log.tensorboard) as writer, _sigterm() as stopping:
+        with (
+            MetricWriter(self.workdir, tensorboard=config.log.tensorboard) as writer,
+            Profiler(self.workdir / "profile", config.profile_steps) as profiler,
+            _sigterm() as stopping,
+        ):
             writer.truncate_after(start)
             while True:
                 asked = any_process(stopping.is_set, step, every=config.log.every)
@@ -138,8 +157,12 @@ class _Loop:
                     break
                 with progress.data_wait():
                     batch = next(batches)
-                state, values = self.step_fn(state, self.frozen, put_batch(batch, self.experiment.mesh))
+                    if self.kept is not None:
+                        batch |= self.kept.rows(batch["id"])
                 step += 1
+                with profiler.step(step):
+                    state, values = self.step_fn(state, self.frozen, put_batch(batch, self.experiment.mesh))
+                profiler.step_done(step, values)
                 progress.step_done(values)
                 self._check(pending)  # one step late, so that the device never waits for the host
                 pending = (step, values, batch["id"])
@@ -155,16 +178,12 @@ class _Loop:
 
     def _initial_state(self, batches) -> tuple[TrainState, int]:
         """From the newest sound checkpoint, or fresh with the towers that the config names."""
-        everywhere = replicated(self.experiment.mesh)
-        make = lambda: init_state(  # noqa: E731
-            self.experiment.recipe, self.tx, self.experiment.mesh, self.shapes, seed=self.config.seed
-        )
-        abstract = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), jax.eval_shape(make)
-        )
-        found = self.checkpoints.restore_latest(abstract.params, _without_params(abstract))
+        found = self.checkpoints.restore_latest(self.abstract.params, _without_params(self.abstract))
         if found is None:
-            state = make()
+            state = init_state(
+                self.experiment.recipe, self.tx, self.experiment.mesh, self.shapes,
+                seed=self.config.seed, sharding=self.config.sharding,
+            )  # fmt: skip
             state = state.replace(params=load_towers(state.params, self.towers))
             log.info("%s parameters are trained", f"{count_parameters(state.params):,}")
             if self.towers:
@@ -184,18 +203,13 @@ class _Loop:
         if pending is None or int(pending[1]["first_bad"]) < 0:
             return None
         step, values, ids = pending
-        name = bad_names(self.experiment.recipe, self.shapes, self._abstract_params())[int(values["first_bad"])]
+        name = bad_names(self.experiment.recipe, self.shapes, self.abstract.params)[int(values["first_bad"])]
         path = self.workdir / f"non-finite-step-{step}{process_suffix()}.json"
         atomic.write_text(path, json.dumps({"step": step, "tensor": name, "ids": ids.tolist()}) + "\n")
         raise UserError(
             f"step {step}: {name} is not finite (loss {float(values['loss'])}); its batch's ids are in {path}; "
             "look at those images, or start another --workdir with a lower learning rate"
         )
-
-    def _abstract_params(self):
-        return jax.eval_shape(
-            lambda: init_state(self.experiment.recipe, self.tx, self.experiment.mesh, self.shapes, seed=0)
-        ).params
 
     def _evaluate(self, state, step, writer) -> dict:
         config = self.config

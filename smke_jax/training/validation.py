@@ -7,10 +7,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from smke_jax.data.transforms import VIEWS
+from smke_jax.data.transforms import TEACHER_VIEWS, VIEWS
 from smke_jax.errors import UserError
-from smke_jax.models.layers import ACTIVATIONS
+from smke_jax.losses.collective import IMPLEMENTATIONS
+from smke_jax.models.layers import ACTIVATIONS, REMAT
 from smke_jax.models.teachers import TEACHERS
+from smke_jax.parallel.rules import RULES
 from smke_jax.passes.student import LEVELS
 from smke_jax.training.optimizer import OPTIMIZERS
 
@@ -18,8 +20,12 @@ TOWERS = ("student.image", "student.text")
 PARTS = (*TOWERS, "student.shared", "teacher")
 
 CHOICES = {
+    "sharding": RULES,
+    "loss_impl": IMPLEMENTATIONS,
+    "student.remat": REMAT,
     "optimizer.name": OPTIMIZERS,
     "data.views": VIEWS,
+    "data.teacher_view": TEACHER_VIEWS,
     "eval.level": LEVELS,
     "teacher.type": TEACHERS,
     **{f"{part}.activation": ACTIVATIONS for part in PARTS},
@@ -32,6 +38,8 @@ RANGES = {
     "total_steps": (0, None, True),
     "epochs": (0, None, True),
     "num_devices": (0, None, True),
+    "fsdp_size": (0, None, True),
+    "micro_batch": (0, None, True),
     "data.max_length": (3, None, True),
     "data.flip": (0, 1, True),
     "data.jitter": (0, 1, True),
@@ -60,11 +68,14 @@ def validate(config) -> None:
         if value < low or (high is not None and (value > high or (value == high and not closed))):
             upper = "" if high is None else f" and {'at most' if closed else 'below'} {high}"
             raise UserError(f"config.{key} is {value}: it has to be at least {low}{upper}")
-    for key in ("student.dtype", "teacher.dtype"):
+    for key in ("student.dtype", "teacher.dtype", "optimizer.mu_dtype"):
         try:
             jnp.dtype(_get(config, key))
         except TypeError:
             raise UserError(f"config.{key} is {_get(config, key)!r}: give float32 or bfloat16") from None
+    steps = config.profile_steps
+    if steps and not (len(steps) == 2 and 0 < steps[0] <= steps[1]):
+        raise UserError(f"config.profile_steps is {steps}: give (first, last), such as (10,13)")
     for pattern, _ in config.optimizer.lr_rules:
         try:
             re.compile(pattern)
@@ -75,6 +86,8 @@ def validate(config) -> None:
             f"config.data.views is {config.data.views!r} but the passes are {', '.join(config.passes)}: "
             "'two_views' is for the pass 'views', 'student_teacher' for the others"
         )
+    if config.teacher.cache and ("teacher" not in config.passes or config.data.teacher_view != "fixed"):
+        raise UserError("config.teacher.cache keeps features of a view that never changes: set data.teacher_view=fixed")
     if config.log.tensorboard and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("config.log.tensorboard needs tensorboardX: pip install 'smke_jax[tensorboard]'")
 

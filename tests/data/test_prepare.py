@@ -13,8 +13,8 @@ from smke_jax.data.decode import decode_image
 from smke_jax.data.prepare import build as build_module
 from smke_jax.data.prepare.build import build
 from smke_jax.data.prepare.items import Item, Skips
-from smke_jax.data.prepare.progress import Progress
 from smke_jax.data.prepare.shards import SplitWriter
+from smke_jax.data.progress import Progress
 from smke_jax.data.sources import open_prepared
 from smke_jax.errors import UserError
 from smke_jax.programs.prepare import main

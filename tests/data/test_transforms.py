@@ -89,7 +89,7 @@ def test_the_shared_teacher_view_is_not_jittered_when_the_students_is():
 
 
 def test_an_independent_teacher_view_has_its_own_crop_and_jitter():
-    views = build_views(data(independent_teacher_view=True), image_size=32, teacher_size=32)
+    views = build_views(data(teacher_view="independent"), image_size=32, teacher_size=32)
     crops = [Image.fromarray(views(smooth(), rng(seed))["teacher_image"]) for seed in range(8)]
     plain = [Image.fromarray(views(smooth(), rng(seed))["image"]) for seed in range(8)]
     assert all(np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(crops, plain))
@@ -98,9 +98,17 @@ def test_an_independent_teacher_view_has_its_own_crop_and_jitter():
     assert np.all(out["image"] == flat[0, 0])  # the student's is not jittered
     assert np.any(out["teacher_image"] != flat[0, 0])
     # Without jitter the crop alone still differs.
-    bare = StudentTeacherViews(View(32, crop_scale=(0.3, 0.6)), View(32, crop_scale=(0.3, 0.6)), independent=True)
+    bare = StudentTeacherViews(View(32, crop_scale=(0.3, 0.6)), View(32, crop_scale=(0.3, 0.6)), "independent")
     once = bare(smooth(), rng(1))
     assert np.any(once["image"] != once["teacher_image"])
+
+
+def test_a_fixed_teacher_view_is_the_evaluation_view():
+    views = build_views(data(teacher_view="fixed", jitter=0.3), image_size=32, teacher_size=24)
+    seen = [views(smooth(), rng(seed)) for seed in (0, 1)]
+    np.testing.assert_array_equal(seen[0]["teacher_image"], squash(smooth(), 24))
+    np.testing.assert_array_equal(seen[0]["teacher_image"], seen[1]["teacher_image"])
+    assert np.any(seen[0]["image"] != seen[1]["image"])
 
 
 def test_two_views_differ_and_have_the_teachers_size():
@@ -142,7 +150,7 @@ def test_squash_leaves_an_image_of_the_right_size_alone():
 @pytest.mark.parametrize("kind", ["student_teacher", "two_views"])
 def test_views_depend_on_the_generator_only(kind):
     views = build_views(
-        data(views=kind, jitter=0.3, grayscale=0.3, independent_teacher_view=True), image_size=16, teacher_size=24
+        data(views=kind, jitter=0.3, grayscale=0.3, teacher_view="independent"), image_size=16, teacher_size=24
     )
     first, again, other = views(smooth(), rng(3)), views(smooth(), rng(3)), views(smooth(), rng(4))
     for name in first:

@@ -21,6 +21,7 @@ LAYERS = (
     ("training.experiment", "training.loop"),
     ("embedder",),
     ("programs", "__main__"),
+    ("benchmarks",),
 )
 # Not importable by anything in a room of the same row but themselves.
 SEPARATE = {
@@ -44,7 +45,7 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
-BELOW_PROGRAMS = [m for m in MODULES if m and not m.startswith(("programs", "__main__"))]
+BELOW_PROGRAMS = [m for m in MODULES if m and not m.startswith(("programs", "__main__", "benchmarks"))]
 
 
 @functools.cache
@@ -143,21 +144,22 @@ def is_jax(module: str) -> bool:
 
 
 def test_only_the_step_maps_over_devices():
-    assert {m for m in MODULES if "shard_map" in names(m)} == {"training.step"}
+    assert {m for m in MODULES if "shard_map" in names(m)} == {"training.step", "benchmarks.contrastive"}
     assert not [m for m in MODULES if names(m) & {"pmap", "xmap"}]
 
 
 def test_axis_names_are_known_to_parallel_and_the_step():
-    knows = {m for m in MODULES if names(m) & {"DATA_AXIS", "PartitionSpec", "NamedSharding", "make_mesh", "Mesh"}}
-    axis = {m for m in MODULES if names(m) & {"DATA_AXIS", "PartitionSpec"}}
-    assert axis <= {"parallel.mesh", "training.step"}
-    assert {m for m in knows if not is_in(m, "parallel")} <= {"training.step", "training.experiment", "embedder"}
+    knows = {m for m in MODULES if names(m) & {"DATA_AXES", "PartitionSpec", "NamedSharding", "make_mesh", "Mesh"}}
+    axis = {m for m in MODULES if names(m) & {"DATA_AXES", "FSDP_AXIS", "PartitionSpec"}}
+    assert axis <= {"parallel.mesh", "parallel.rules", "training.step", "benchmarks.contrastive"}
+    builders = {"training.step", "training.experiment", "embedder", "benchmarks.contrastive"}
+    assert {m for m in knows if not is_in(m, "parallel")} <= builders
 
 
 @pytest.mark.parametrize("package", ["torch", "tensorflow", "torchvision", "timm"])
 def test_training_frameworks_of_others_are_not_needed(package):
     users = {m for m in MODULES for name in imports(m) if name.split(".")[0] == package}
-    assert not {m for m in users if not (package == "torch" and is_in(m, "convert"))}
+    assert not {m for m in users if not (package == "torch" and m.startswith(("convert", "benchmarks")))}
 
 
 def test_pytorch_is_imported_only_where_it_is_used():

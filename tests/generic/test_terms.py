@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 
+from smke_jax.losses.collective import Scope
 from smke_jax.objectives import TERMS
-from smke_jax.objectives.base import Scope
 from smke_jax.parallel.mesh import make_mesh, put_batch, replicated
 from smke_jax.passes.base import Pass
 from smke_jax.training.recipe import Recipe
 from smke_jax.training.state import TrainState
-from smke_jax.training.step import make_train_step, run_terms
+from smke_jax.training.step import make_train_step, run_terms, term_key
 
 # {case: (key of TERMS, options)}
 CASES = {
@@ -20,6 +20,7 @@ CASES = {
     "itc, same image masked": ("itc", {"mask_same_image": True}),
     "itc, one level, text first": ("itc", {"pair": ("text", "image"), "levels": ("out",)}),
     "regress": ("regress", {}),
+    "siglip": ("siglip", {"levels": ("fc1", "out"), "mask_same_image": True}),
     "target_itc": ("target_itc", {}),
     "target_itc, same image masked": ("target_itc", {"mask_same_image": True, "learnable_scale": True}),
     "target_itc, bank": ("target_itc", {"bank_size": 40}),
@@ -43,6 +44,9 @@ SHAPES = {  # of one example
     "view1/pixels": (4, 4, 3), "view2/pixels": (4, 4, 3),
 }  # fmt: skip
 DATA = ("id", "view1/pixels", "view2/pixels", "target/cls")  # what nothing is to be learned through
+
+KEY = jax.random.key(3)
+ALONE = Scope(key=term_key(KEY, "t"))  # one device, with the numbers of the term 't' of `run_on`
 
 every_case = pytest.mark.parametrize("case", CASES)
 
@@ -84,7 +88,7 @@ def test_every_term_is_covered():
     assert not missing, f"add {missing} to CASES"
 
 
-def run_on(devices, term, params, slots, reps):
+def run_on(devices, term, params, slots, reps, impl="gather"):
     """(loss, metrics, gradients of params and of the floating-point reps), through the step's `run_terms`."""
     mesh = make_mesh(devices)
     recipe = Recipe((), {"t": term}, {"t": lambda progress: 1.0})
@@ -93,7 +97,8 @@ def run_on(devices, term, params, slots, reps):
     @jax.jit
     def run(params, slots, reps):
         def loss(params, learned):
-            losses, metrics = run_terms(recipe, mesh, {"t": params}, {"t": slots}, reps | learned)
+            state = {"t": params}, {"t": slots}
+            losses, metrics = run_terms(recipe, mesh, *state, reps | learned, key=KEY, loss_impl=impl)
             return losses["t"], metrics
 
         (value, metrics), grads = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, floats(reps))
@@ -104,7 +109,7 @@ def run_on(devices, term, params, slots, reps):
 
 
 @every_case
-def test_the_same_on_1_2_and_8_devices(case):
+def test_the_same_on_any_devices_by_gather_and_ring(case):
     term = build(case)
     (params, slots), reps = start(term), made_up(term.needs, 5)
     one = run_on(1, term, params, slots, reps)
@@ -116,10 +121,10 @@ def test_the_same_on_1_2_and_8_devices(case):
     for leaf in jax.tree.leaves((d_params, d_reps)):
         assert np.all(np.isfinite(leaf))
 
-    unsharded, _ = term.value(params, slots, {k: jnp.asarray(v) for k, v in reps.items()}, Scope(None))
+    unsharded, _ = term.value(params, slots, {k: jnp.asarray(v) for k, v in reps.items()}, ALONE)
     np.testing.assert_allclose(value, unsharded, rtol=1e-5)
-    for devices in (2, 8):
-        other = run_on(devices, term, params, slots, reps)
+    for devices, impl in ((2, "gather"), (8, "gather"), (1, "ring"), (4, "ring")):
+        other = run_on(devices, term, params, slots, reps, impl)
         near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
         jax.tree.map(near, other, one)
 
@@ -144,8 +149,10 @@ def test_order_of_the_batch_does_not_matter(case):
     term = build(case)
     (params, slots), reps = start(term), made_up(term.needs, 6)
     order = np.random.default_rng(0).permutation(BATCH)
-    value = jax.jit(lambda reps: term.value(params, slots, reps, Scope(None)))
+    value = jax.jit(lambda reps, key=ALONE.key: term.value(params, slots, reps, Scope(key=key)))
     (before, metrics), (after, shuffled) = value(reps), value({k: v[order] for k, v in reps.items()})
+    if value(reps, jax.random.key(4))[0] != before:
+        pytest.skip("random numbers belong to positions in the batch")
     np.testing.assert_allclose(after, before, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), shuffled, metrics)
 
@@ -168,7 +175,7 @@ def test_reads_what_it_needs_and_nothing_else(case):
     assert len(set(term.needs)) == len(term.needs)
     params, slots = start(term)
     reps = Recorded(made_up(term.needs, 7))
-    jax.eval_shape(lambda: term.value(params, slots, reps, Scope(None)))
+    jax.eval_shape(lambda: term.value(params, slots, reps, ALONE))
     jax.eval_shape(lambda: term.update(slots, reps))
     assert reps.read == set(term.needs)
 

@@ -7,12 +7,13 @@ import pytest
 import torch
 from jax.sharding import PartitionSpec
 
+from smke_jax.losses.collective import Scope
 from smke_jax.losses.distillation import mean_squared_error
 from smke_jax.losses.vicreg import vicreg
-from smke_jax.parallel.mesh import DATA_AXIS, make_mesh
+from smke_jax.parallel.mesh import DATA_AXES, make_mesh
 
 BATCH, WIDTH = 16, 6
-DEVICES = (1, 2, 8)
+DEVICES = (1, 2, 4, 8)
 
 
 def pair(seed=0):
@@ -26,9 +27,9 @@ def on(devices: int, function):
     """`function` of two row arguments as a mean over `devices` devices."""
 
     def local(a, b):
-        return jax.tree.map(lambda x: jax.lax.pmean(x, DATA_AXIS), function(a, b))
+        return jax.tree.map(lambda x: jax.lax.pmean(x, DATA_AXES), function(a, b))
 
-    rows = PartitionSpec(DATA_AXIS)
+    rows = PartitionSpec(DATA_AXES)
     return jax.shard_map(local, mesh=make_mesh(devices), in_specs=(rows, rows), out_specs=PartitionSpec())
 
 
@@ -82,7 +83,7 @@ def test_vicreg(devices):
     a, b = pair()
     a64, b64 = a.astype(np.float64), b.astype(np.float64)
     expected = numpy_vicreg(a64, b64)
-    sharded = on(devices, lambda a, b: vicreg(a, b, axis=DATA_AXIS))
+    sharded = on(devices, lambda a, b: vicreg(a, b, scope=Scope(DATA_AXES)))
     with jax.default_matmul_precision("highest"):
         parts, vjp = jax.vjp(jax.jit(sharded), a, b)
         assert set(parts) == set(expected)

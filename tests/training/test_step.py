@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from smke_jax.config import base, smoke
+from smke_jax.losses.collective import own_rows
 from smke_jax.objectives.base import Term
 from smke_jax.parallel.mesh import make_mesh, put_batch, replicated
 from smke_jax.passes.base import Pass
@@ -340,3 +341,21 @@ def test_a_factor_of_0_freezes():
     state, metrics = make_train_step(recipe, tx, mesh, total_steps=10)(state, {}, put_batch(batch, mesh))
     assert np.all(state.params["model"]["kept"]["kernel"] == 1)
     assert np.all(state.params["model"]["moved"]["kernel"] != 1)
+
+
+def test_a_term_draws_the_same_on_any_devices_and_anew_in_every_step_and_term():
+    def value(params, slots, reps, scope):
+        drawn = own_rows(jax.random.uniform(scope.key, (4,)), scope)
+        return jnp.mean(drawn * reps["y"]), {}
+
+    model = scalar_recipe({}, {}).passes
+    term = Term(("y",), lambda key, shapes: ({}, ()), value)
+    recipe = Recipe(model, {"one": term, "two": term}, dict.fromkeys(("one", "two"), lambda progress: 1.0))
+    seen = {}
+    for step in (0, 1):
+        for devices in (1, 2, 4):
+            _, metrics, _, _ = one_step(recipe, step=step, devices=devices)
+            seen[step, devices] = metrics["one/loss"], metrics["two/loss"]
+        np.testing.assert_allclose(seen[step, 2], seen[step, 1], rtol=1e-6)
+        np.testing.assert_allclose(seen[step, 4], seen[step, 1], rtol=1e-6)
+    assert len({float(x) for step in (0, 1) for x in seen[step, 1]}) == 4

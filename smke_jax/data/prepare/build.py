@@ -19,8 +19,8 @@ from PIL import Image
 from smke_jax import atomic
 from smke_jax.data.decode import BadImage, decode_image
 from smke_jax.data.prepare.items import Item, Skips, clean_caption
-from smke_jax.data.prepare.progress import Progress
 from smke_jax.data.prepare.shards import SplitWriter, write_metadata
+from smke_jax.data.progress import Progress
 from smke_jax.data.sources import FORMAT_VERSION
 from smke_jax.errors import UserError
 

@@ -20,7 +20,7 @@ class Progress:
             return
         self.shown = now
         rate = done / (now - self.start)
-        line = f"{self.label}: {done}{f'/{self.total}' if self.total else ''}, {rate:.0f} images/s"
+        line = f"{self.label}: {done}{f'/{self.total}' if self.total else ''}, {rate:.0f}/s"
         if self.total and rate > 0:
             left = round(max(0, self.total - done) / rate)
             line += f", {left // 60} min {left % 60:02d} s left"

@@ -1,0 +1,47 @@
+"""Image-text contrast by a sigmoid per pair instead of a softmax per row (SigLIP, Zhai et al. 2023)."""
+
+import math
+
+import jax.numpy as jnp
+
+from smke_jax.losses.contrastive import normalise, sigmoid_loss
+from smke_jax.objectives.base import Term
+
+
+def siglip(levels: tuple[str, ...] = ("out",), mask_same_image: bool = False) -> Term:
+    """Mean over `levels` of the sigmoid loss between image and text, a learned scale and bias per level.
+
+    Needs 'image/<level>' and 'text/<level>' (B, D) and 'id' (B,).  With `mask_same_image`, other captions of the
+    same image are no negatives.  Scale and bias start at 10 and -10 (section 3.2).
+    """
+
+    def init(key, shapes):
+        count = len(levels)
+        return {
+            "logit_scale": jnp.full(count, math.log(10.0), jnp.float32),
+            "logit_bias": jnp.full(count, -10.0, jnp.float32),
+        }, ()
+
+    def value(params, slots, reps, scope):
+        losses, metrics = [], {}
+        for i, level in enumerate(levels):
+            scale, bias = jnp.exp(params["logit_scale"][i]), params["logit_bias"][i]
+            loss, accuracy = sigmoid_loss(
+                normalise(reps[f"image/{level}"]),
+                normalise(reps[f"text/{level}"]),
+                scale,
+                bias,
+                scope=scope,
+                ids=reps["id"] if mask_same_image else None,
+            )
+            losses.append(loss)
+            metrics |= {
+                f"loss_{level}": loss,
+                f"accuracy_{level}": accuracy,
+                f"logit_scale_{level}": scale,
+                f"logit_bias_{level}": bias,
+            }
+        return sum(losses) / len(losses), metrics
+
+    needs = (*(f"{side}/{level}" for level in levels for side in ("image", "text")), "id")
+    return Term(needs, init, value)
