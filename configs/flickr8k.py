@@ -8,20 +8,21 @@
 `configs/flickr8k.py:itc` is the same student by ITC alone, from random weights; it needs no teacher.
 """
 
-from smke_jax.config import FLICKR8K_TEACHER, base, flickr8k, variant_of
+from smke_jax.config import FLICKR8K_TEACHER, base, flickr8k, split_variant, variant_of
 
 
 def get_config(variant: str = ""):
+    kind, form = split_variant(variant, ("itc",))
     c = flickr8k(base())
     c.total_steps = 1600
     c.student.image.image_size = 128
     c.student.text.depth = 3
     c.terms.itc = {"levels": ("fc1", "out")}
-    if variant == "itc":
+    if kind == "itc":
         c.passes = ("student",)
         c.teacher.checkpoint, c.student.image.init = "", "random"
     else:
         c.teacher.checkpoint = FLICKR8K_TEACHER
         c.terms.target_itc = {"bank_size": 4096, "weight": 0.5}
     c.eval.every = c.checkpoint.every = 200
-    return variant_of(c, variant, ("itc",))
+    return variant_of(c, form)

@@ -14,10 +14,11 @@ cores on 2026-11-22: `configs/s_smke.py:random` with BERT's vocabulary, batch 8 
 compilation included, at a peak of 5.1 GB.
 """
 
-from smke_jax.config import base, variant_of
+from smke_jax.config import base, split_variant, variant_of
 
 
 def get_config(variant: str = ""):
+    kind, form = split_variant(variant, ("random",))
     c = base()
     c.batch_size = 512
     c.total_steps = 44_636
@@ -30,6 +31,6 @@ def get_config(variant: str = ""):
     c.teacher.checkpoint = "weights/beitv2-base-pt1k"
     c.teacher.final_norm = False  # as the thesis' memory bank run (spec 15)
     c.eval.every = c.checkpoint.every = 6_376  # an epoch
-    if variant == "random":
+    if kind == "random":
         c.student.image.init = c.student.text.init = c.teacher.checkpoint = "random"
-    return variant_of(c, variant, ("random",))
+    return variant_of(c, form)

@@ -9,12 +9,13 @@ with the image tower started from the teacher.
 from pathlib import Path
 
 import smke_jax
-from smke_jax.config import base, towers, variant_of
+from smke_jax.config import base, split_variant, towers, variant_of
 
 TEACHER = str(Path(smke_jax.__file__).parent / "assets" / "teacher_scenes.safetensors")
 
 
 def get_config(variant: str = ""):
+    kind, form = split_variant(variant, ("itc", "itc_init"))
     c = base()
     c.batch_size = 128
     c.total_steps = 2150
@@ -30,9 +31,9 @@ def get_config(variant: str = ""):
     c.student.text.update(depth=2, max_positions=32)
     c.student.token_types = False
     c.terms.itc = {"levels": ("fc1", "out")}
-    if variant != "itc":
+    if kind != "itc":
         c.student.image.init = TEACHER
-    if not variant.startswith("itc"):
+    if not kind.startswith("itc"):
         c.teacher.checkpoint = TEACHER
         c.terms.target_itc = {"bank_size": 2048, "weight": 0.5, "final_weight": 0.0}
     else:
@@ -41,4 +42,4 @@ def get_config(variant: str = ""):
     c.optimizer.update(name="muon", learning_rate=6e-3, weight_decay=0.0, clip_norm=1.0)
     c.eval.split = "gallery"
     c.log.every = 100
-    return variant_of(c, variant, ("itc", "itc_init"))
+    return variant_of(c, form)

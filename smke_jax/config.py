@@ -146,11 +146,21 @@ def towers(c: ConfigDict, **fields) -> None:
         part.update({k: v for k, v in fields.items() if k in part})
 
 
-def variant_of(c: ConfigDict, variant: str, known: tuple[str, ...] = ()) -> ConfigDict:
-    """`c` as it is, or in one of the FORMS; refuses a variant that is none of them, neither '' nor one of `known`."""
-    if variant not in ("", *FORMS, *known):
-        raise UserError(f"unknown variant {variant!r}: there are {', '.join((*FORMS, *known))}")
-    return FORMS[variant](c) if variant in FORMS else c
+def split_variant(variant: str, known: tuple[str, ...] = ()) -> tuple[str, str]:
+    """('before', 'flickr8k') of 'before,flickr8k': one of `known`, and one of the FORMS; either may be left out."""
+    kind, _, form = variant.rpartition(",")
+    if form in known and not kind:
+        kind, form = form, ""
+    if kind not in ("", *known) or form not in ("", *FORMS):
+        kinds = f"{', '.join(known)}, alone or with a form (as {known[0]},smoke); forms: " if known else ""
+        raise UserError(f"unknown variant {variant!r}: there are {kinds}{', '.join(FORMS)}")
+    return kind, form
+
+
+def variant_of(c: ConfigDict, form: str) -> ConfigDict:
+    """`c` as it is for '', or in one of the FORMS; a config with variants of its own calls `split_variant` first."""
+    _, form = split_variant(form)
+    return FORMS[form](c) if form else c
 
 
 def flickr8k(c: ConfigDict) -> ConfigDict:
@@ -173,6 +183,7 @@ def flickr8k(c: ConfigDict) -> ConfigDict:
             term.bank_size = min(term.bank_size, 4096)
     c.optimizer.update(name="muon", learning_rate=2e-3, weight_decay=0.5, clip_norm=1.0)
     c.eval.update(every=0, split="dev")
+    c.checkpoint.every = 100
     c.log.every = 25
     return c
 
