@@ -51,6 +51,6 @@ def read_ranks(path: str | Path) -> Ranks:
             ranks = Ranks(*(arrays[name].astype(np.int64) for name in Ranks._fields))
     except FileNotFoundError:
         raise UserError(f"{path} is missing: `smke evaluate` of the run writes it") from None
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         raise UserError(f"{path} is damaged: `smke evaluate` of the run writes it again") from None
     return ranks
