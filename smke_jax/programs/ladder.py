@@ -95,6 +95,7 @@ class Climb:
     def run(self, recipe: Recipe) -> tuple[dict[str, dict], int]:
         """Trains its seeds, after timing a few steps where --minutes asks for it; returns as `run_jobs` does."""
         if not (jobs := self.jobs(recipe)):
+            print("its speed is measured first", file=sys.stderr)
             asked = self._jobs(recipe)
             record, stopped_by = self.calibrations.measure(recipe.name, asked[0], self.minutes)
             if stopped_by:
@@ -117,14 +118,11 @@ class Climb:
         return "\n".join(lines)
 
     def _jobs(self, recipe: Recipe, *more: str) -> list[Job]:
-        location = recipe.location(self.form)
-        config = load_config(location)
-        flags = (*self.overrides, *more)
-        seeds = self.seeds or [override(config, list(flags)).seed]
-        jobs = []
-        for seed in seeds:
-            own = (*flags, f"--config.seed={seed}")
-            jobs.append(Job(run_name(recipe, seed), location, own, flatten(override(load_config(location), list(own)))))
+        location, jobs = recipe.location(self.form), []
+        for seed in [(f"--config.seed={seed}",) for seed in self.seeds] or [()]:
+            flags = (*self.overrides, *more, *seed)
+            config = override(load_config(location), list(flags))
+            jobs.append(Job(run_name(recipe, config.seed), location, flags, flatten(config)))
         return jobs
 
 

@@ -84,7 +84,7 @@ def write_readme(folder: Path, text: str, picture: bytes) -> Path:
     if begin and not end:
         raise UserError(f"{path} has no line {END!r} after {BEGIN!r}: put it where the ladder's part ends")
     atomic.write_bytes(folder / "ladder.png", picture)
-    return atomic.write_text(path, f"{before.rstrip()}\n\n{BEGIN}\n\n{text}\n\n{END}\n{after.lstrip(chr(10))}")
+    return atomic.write_text(path, f"{before.rstrip()}\n\n{BEGIN}\n\n{text}\n\n{END}{after or chr(10)}")
 
 
 def _read_lines(recipes: Sequence[Recipe], out: Path) -> tuple[list[Line], list[str]]:
