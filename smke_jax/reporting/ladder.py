@@ -164,10 +164,11 @@ def _cells(line: Line) -> list[str]:
 
 
 def _thesis_difference(line: Line) -> str:
-    if line.against is None:
+    ours, theirs = line.recipe.rung, line.against and line.against.rung
+    if theirs is None or ours.published != theirs.published:
         return "–"
-    pairs = [(getattr(line.recipe.rung, name), getattr(line.against.rung, name)) for name in ("coco", "flickr30k")]
-    return " / ".join(f"{np.mean(ours) - np.mean(theirs):+.1f}" if ours and theirs else "–" for ours, theirs in pairs)
+    pairs = [(getattr(ours, name), getattr(theirs, name)) for name in ("coco", "flickr30k")]
+    return " / ".join(f"{np.mean(a) - np.mean(b):+.1f}" if a and b else "–" for a, b in pairs)
 
 
 def _notes(lines: list[Line], problems: list[str]) -> list[str]:
@@ -200,7 +201,7 @@ def _thesis_table(recipes: Sequence[Recipe]) -> str:
 
 
 def _thesis_cells(recipe: Recipe) -> list[str]:
-    cells = [recipe.name, recipe.rung.changed]
+    cells = [recipe.name, "; published with ".join(filter(None, (recipe.rung.changed, recipe.rung.published)))]
     for figures in (recipe.rung.coco, recipe.rung.flickr30k):
         directions = (figures[:3], figures[3:]) if len(figures) == 6 else ((), ())
         cells += [" / ".join(f"{x:.1f}" for x in part) or "–" for part in directions]

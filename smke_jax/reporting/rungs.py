@@ -22,6 +22,7 @@ class Rung(NamedTuple):
     coco:      R@1, R@5, R@10 from images to texts, then from texts to images, in percent, 5k images; or their mean
     flickr30k: the same for its 1k images
     imagenet:  zero-shot top-1 accuracy in percent
+    published: what else was different in the published run; rungs that differ in this are not compared by its figures
     """
 
     order: float
@@ -32,6 +33,7 @@ class Rung(NamedTuple):
     coco: tuple[float, ...] = ()
     flickr30k: tuple[float, ...] = ()
     imagenet: float | None = None
+    published: str = ""
 
 
 class Recipe(NamedTuple):

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from smke_jax.config import base
+from smke_jax.config import FORMS, base
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
 from smke_jax.errors import UserError
+from smke_jax.programs.ladder import find_recipes
+from smke_jax.programs.train import load_config
 from smke_jax.training.loop import train_and_evaluate
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.py"))
@@ -82,6 +84,15 @@ def test_its_smoke_variant_takes_two_steps(path, tmp_path, monkeypatch):
     if "student" in config.passes:
         assert outcome.metrics["n_images"] == 16
         assert (tmp_path / "evals" / "2" / "retrieval.json").is_file()
+
+
+def test_rungs_make_one_ladder_and_build_in_every_form():
+    recipes = find_recipes(FILES[0].parent)
+    assert "s_smke" in [recipe.name for recipe in recipes]
+    assert len({recipe.rung.order for recipe in recipes}) == len(recipes)
+    for recipe in recipes:
+        for form in ("", *FORMS):
+            assert load_config(recipe.location(form)).terms
 
 
 def test_s_smke_without_its_weights_names_the_file_it_lacks(tmp_path, monkeypatch):

@@ -151,6 +151,17 @@ def test_the_thesis_figures_of_all_recipes(tmp_path):
     assert set(list(last.values())[2:]) == {"–"}
 
 
+def test_published_runs_of_another_kind_are_not_compared(tmp_path):
+    other = BASE._replace(rung=BASE.rung._replace(published="words from elsewhere"))
+    alike = PLUS._replace(rung=PLUS.rung._replace(published="words from elsewhere"))
+    for recipe in (BASE, PLUS):
+        add_run(tmp_path, recipe, 0.5)
+    for recipes, expected in (([other, PLUS], "–"), ([other, alike], "+2.0 / -1.5")):
+        rows, text = ladder(tmp_path, recipes)
+        assert rows[1]["in the thesis: COCO / Flickr30K"] == expected
+        assert tables(text)[1][0]["what changed"] == "the start; published with words from elsewhere"
+
+
 def test_everything_stands_in_the_json(tmp_path):
     add_run(tmp_path, BASE, 0.5)
     add_run(tmp_path, PLUS, 0.6)
