@@ -176,20 +176,28 @@ def _notes(lines: list[Line], problems: list[str]) -> list[str]:
     runs = [run for line in lines for run in line.row.runs]
     protocols = {f"{m['protocol']}: {m['n_images']} images, {m['n_captions']} captions"
                  for run in runs if (m := run.retrieval)}  # fmt: skip
-    several = any(len(line.row.runs) > 1 for line in lines)
+    seeds = {len(line.row.runs) for line in lines}
     tests = sum(line.difference is not None for line in lines)
-    notes = [
-        *(f"Recalls in percent, {protocol}." for protocol in sorted(protocols)),
-        "± is half of the 95 % bootstrap interval over the images of the gallery.",
-        *(["Recalls of several seeds: the mean, and in brackets the lowest and the highest of them. The intervals of "
-           "the means and of the differences hold what other seeds might give, too."] if several else []),
-        "▲ better and ▼ worse than the recipe it stands against: the 95 % interval of the paired difference, over the "
-        "images that both were asked for, leaves out zero. " + ("" if several else "It says nothing of other seeds. ")
-        + f"Of {tests} such differences of the mean, {tests / 20:.1f} would do so by chance alone.",
-        f"Trained on {', '.join(sorted({f'{run.devices} × {run.device}' for run in runs}))}. Memory is the peak of the "
-        "device, or of the whole process where the device does not say (CPU).",
-        *problems,
-    ]  # fmt: skip
+    notes = [f"Recalls in percent, {protocol}." for protocol in sorted(protocols)]
+    notes.append("± is half of the 95 % bootstrap interval over the images of the gallery.")
+    if max(seeds) > 1:
+        notes.append(
+            "Recalls of several seeds: the mean, and in brackets the lowest and the highest of them. The intervals of "
+            "their means and differences hold what other seeds might give, too."
+        )
+    if tests:
+        notes.append(
+            "▲ better and ▼ worse than the recipe it stands against: the 95 % interval of the paired difference, over "
+            f"the images that both were asked for, leaves out zero. Of {tests} such differences of the mean, "
+            f"{tests / 20:.1f} would do so by chance alone."
+            + (" Of a recipe with one seed it says nothing of other seeds." if 1 in seeds else "")
+        )
+    devices = sorted({f"{run.devices} × {run.device}" for run in runs})
+    notes.append(
+        f"Trained on {', '.join(devices)}. Memory is the peak of the device, or of the whole process where the device "
+        "does not say (CPU)."
+    )
+    notes += problems
     return [f"- {note}" for note in notes]
 
 
@@ -204,9 +212,9 @@ def _thesis_cells(recipe: Recipe) -> list[str]:
     cells = [recipe.name, "; published with ".join(filter(None, (recipe.rung.changed, recipe.rung.published)))]
     for figures in (recipe.rung.coco, recipe.rung.flickr30k):
         directions = (figures[:3], figures[3:]) if len(figures) == 6 else ((), ())
-        cells += [" / ".join(f"{x:.1f}" for x in part) or "–" for part in directions]
-        cells.append(f"{np.mean(figures):.1f}" if figures else "–")
-    return [*cells, number_cell(recipe.rung.imagenet, ".1f")]
+        cells += [" / ".join(f"{x:g}" for x in part) or "–" for part in directions]
+        cells.append(f"{np.mean(figures).round(2):g}" if figures else "–")
+    return [*cells, number_cell(recipe.rung.imagenet, "g")]
 
 
 def _as_json(lines: list[Line], problems: list[str]) -> dict:
