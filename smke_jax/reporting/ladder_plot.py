@@ -5,10 +5,13 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from smke_jax.reporting.plots import COLOURS
+from smke_jax.reporting.plots import COLOURS, style_axes, with_legend
 
-MARKERS = {1: ("^", COLOURS[2], "significantly better"), -1: ("v", COLOURS[1], "significantly worse"),
-           0: ("o", COLOURS[0], "neither")}  # fmt: skip
+MARKERS = {
+    1: ("^", COLOURS[2], "significantly better than what it stands against"),
+    -1: ("v", COLOURS[1], "significantly worse"),
+    0: ("o", COLOURS[0], "neither"),
+}
 
 
 def ladder_figure(lines: Sequence) -> Figure:
@@ -29,11 +32,9 @@ def ladder_figure(lines: Sequence) -> Figure:
         known = [i for i, x in enumerate(figures) if x]
         axes.plot([np.mean(figures[i]) for i in known], places[known], "s", color=COLOURS[6], markersize=5)
     for axes, title in ((here, "here"), (coco, "thesis, COCO"), (flickr30k, "thesis, Flickr30K")):
+        style_axes(axes, "")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("mean recall, %")
-        axes.grid(axis="both", alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
     here.set_yticks(places, [line.recipe.name for line in lines])
-    here.invert_yaxis()
-    here.legend(title="than what it stands against", frameon=False, fontsize=8, title_fontsize=8)
-    return figure
+    here.set_ylim(len(lines) - 0.5, -0.5)
+    return with_legend(figure, here)
