@@ -14,6 +14,7 @@ PROGRAMS = {
     "train": "train a config: --config=configs/x.py --workdir=DIR [--config.a.b=value …]",
     "plan": "what a config costs, before it runs: --config=FILE --devices=N --device=h200 [--config.a.b=value …]",
     "sweep": "train a config over a grid of values: --config=FILE --out=DIR --axis config.batch_size=256,512 […]",
+    "ladder": "the thesis' recipes on the same photos, and what each brings: [--minutes=M] [--recipes=A,B,…]",
     "compare": "runs beside each other, as a table and plots: RUN… [--out=DIR]",
     "evaluate": "retrieval figures of a run: --workdir=DIR [--data=DIR] [--split=dev]",
     "convert": "make a pretrained network from its PyTorch file ready for training: --checkpoint=FILE --out=DIR",

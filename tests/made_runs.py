@@ -3,7 +3,10 @@
 import json
 from pathlib import Path
 
+import numpy as np
+
 from smke_jax.config import base
+from smke_jax.evaluation.ranks import Ranks, write_ranks
 from smke_jax.training.record import flatten
 
 SPEED = 100.0
@@ -17,11 +20,33 @@ def retrieval(r1: float, *, images: int = 500, width: float = 2.0) -> dict:
     return {"protocol": "made up", "n_images": images, "n_captions": 5 * images, "ci95": intervals, **values}
 
 
+def made_ranks(found: float, *, seed: int = 0, images: int = 200) -> Ranks:
+    """Of `images` images with five captions each, of whose queries a share of `found` has rank 1 and the others 20.
+
+    The same queries are found in every gallery of one `seed`, and more of them for a larger share.
+    """
+    rng = np.random.default_rng(seed)
+    ranks = (np.where(rng.random(count) < found, 1, 20) for count in (images, 5 * images))
+    return Ranks(*ranks, np.repeat(np.arange(images), 5))
+
+
+def figures_of(ranks: Ranks) -> dict:
+    """What an evaluation writes of these ranks, with made-up intervals."""
+    recalls = iter(ranks.recalls().tolist())
+    figures = {direction: {key: next(recalls) for key in ("r1", "r5", "r10")}
+               for direction in ("image_to_text", "text_to_image")}  # fmt: skip
+    return {**retrieval(0.0, images=len(ranks.image_to_text)), **figures}
+
+
 def make_run(
     path: Path, *, r1: float | None = 50.0, steps: int | None = None, evaluated_at: int | None = None,
-    device: str = "NVIDIA H200", speed: float = SPEED, data: str = "photos", loss: float = 1.5, **fields,
+    device: str = "NVIDIA H200", speed: float = SPEED, data: str = "photos", loss: float = 1.5,
+    ranks: Ranks | None = None, **fields,
 ) -> Path:  # fmt: skip
-    """A run of 40 steps (of which `steps` are done), logged every 10; `fields` are config fields, dots as '__'."""
+    """A run of 40 steps (of which `steps` are done), logged every 10; `fields` are config fields, dots as '__'.
+
+    Its evaluation has the figures of `ranks`, or those of `retrieval(r1)` and no ranks.
+    """
     config = base()
     config.update(batch_size=64, total_steps=40, num_devices=1)
     config.terms.itc = {"levels": ("out",)}
@@ -32,12 +57,15 @@ def make_run(
     record = {"config": flat, "identity": {"data": data}, "devices": [device] * max(1, flat["config.num_devices"])}
     (path / "run.json").write_text(json.dumps(record))
     lines = [
-        {"step": step, "loss": loss + steps - step, "examples_per_second": speed, "data_wait": 0.02}
+        {"step": step, "loss": loss + steps - step, "examples_per_second": speed, "data_wait": 0.02,
+         "peak_memory_gib": step / 10}
         for step in range(10, steps + 1, 10)
-    ]
+    ]  # fmt: skip
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if r1 is not None:
         folder = path / "evals" / str(steps if evaluated_at is None else evaluated_at)
         folder.mkdir(parents=True)
-        (folder / "retrieval.json").write_text(json.dumps(retrieval(r1)))
+        (folder / "retrieval.json").write_text(json.dumps(figures_of(ranks) if ranks else retrieval(r1)))
+        if ranks:
+            write_ranks(folder / "retrieval.npz", ranks)
     return path

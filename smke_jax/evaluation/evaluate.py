@@ -5,13 +5,15 @@ from typing import NamedTuple
 import numpy as np
 
 from smke_jax.evaluation.embed import divisible, embed_images, embed_texts
+from smke_jax.evaluation.ranks import Ranks, retrieval_ranks
 from smke_jax.evaluation.retrieval import retrieval_metrics
 
 
 class Retrieval(NamedTuple):
-    """Metrics, and the embeddings they were computed from."""
+    """Metrics, and the ranks and embeddings they were computed from."""
 
     metrics: dict
+    ranks: Ranks
     images: np.ndarray  # (N, D), L2-normalised
     texts: np.ndarray  # (M, D), L2-normalised
     caption_image: np.ndarray  # (M,) row of each caption's image
@@ -39,5 +41,6 @@ def evaluate_retrieval(encode, params, source, tokenizer, config, mesh, *, datas
         f"{config.student.image.image_size} px squashed, {config.data.max_length} tokens"
     )
     images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
-    metrics = retrieval_metrics(images, texts, caption_image, protocol=protocol)
-    return Retrieval(metrics, images, texts, caption_image, captions)
+    ranks = retrieval_ranks(images, texts, caption_image)
+    metrics = retrieval_metrics(images, texts, caption_image, protocol=protocol, ranks=ranks)
+    return Retrieval(metrics, ranks, images, texts, caption_image, captions)

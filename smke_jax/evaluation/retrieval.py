@@ -16,13 +16,14 @@ import numpy as np
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
+from smke_jax.evaluation.bootstrap import interval95, resampled_recalls
 from smke_jax.evaluation.median_rank import average_median_rank
-from smke_jax.evaluation.ranking import finite_rows, match_ranks, top_matches
+from smke_jax.evaluation.ranking import finite_rows, top_matches
+from smke_jax.evaluation.ranks import RECALL_AT, Ranks, retrieval_ranks
 
 __all__ = ["chance_recall", "format_table", "retrieval_metrics", "top_matches", "write_json"]
 
 DIRECTIONS = ("image_to_text", "text_to_image")
-RECALL_AT = (1, 5, 10)
 
 
 def retrieval_metrics(
@@ -34,6 +35,7 @@ def retrieval_metrics(
     chunk_size: int = 1024,
     bootstrap: int = 1000,
     seed: int = 0,
+    ranks: Ranks | None = None,
 ) -> dict:
     """Recall at 1, 5, 10 and median rank in both directions, ready for JSON.
 
@@ -42,6 +44,7 @@ def retrieval_metrics(
     caption_image:    (M,) integers, the row of the image that each caption describes.
     protocol:         what was measured, e.g. `coco-karpathy-test any-of-5`; printed wherever the numbers are.
     bootstrap:        resamples behind the 95 % intervals; 0 leaves them out (`ci95` is None).
+    ranks:            what `retrieval_ranks` gives of these embeddings, where it is at hand.
 
     Recalls are percentages, ranks count from 1. Keys: protocol, n_images, n_captions, image_to_text and
     text_to_image {r1, r5, r10, median_rank}, mean_recall and recall_sum (over the six recalls), ci95
@@ -50,19 +53,16 @@ def retrieval_metrics(
     Raises UserError for embeddings or indices that cannot be scored.
     """
     images, texts, caption_image = _checked(image_embeddings, text_embeddings, caption_image, protocol)
-    image_ids = np.arange(len(images))
-    ranks = {
-        "image_to_text": match_ranks(images, texts, image_ids, caption_image, chunk_size=chunk_size),
-        "text_to_image": match_ranks(texts, images, caption_image, image_ids, chunk_size=chunk_size),
-    }
+    ranks = ranks or retrieval_ranks(images, texts, caption_image, chunk_size=chunk_size)
     metrics = {"protocol": protocol, "n_images": len(images), "n_captions": len(texts)}
+    recalls = iter(ranks.recalls().tolist())
     for direction in DIRECTIONS:
-        recalls = {f"r{k}": 100 * float(np.mean(ranks[direction] <= k)) for k in RECALL_AT}
-        metrics[direction] = {**recalls, "median_rank": float(np.median(ranks[direction]))}
+        at = {f"r{k}": next(recalls) for k in RECALL_AT}
+        metrics[direction] = {**at, "median_rank": float(np.median(getattr(ranks, direction)))}
     six = [metrics[direction][f"r{k}"] for direction in DIRECTIONS for k in RECALL_AT]
     metrics["mean_recall"] = sum(six) / len(six)
     metrics["recall_sum"] = sum(six)
-    metrics["ci95"] = _bootstrap_intervals(ranks, caption_image, bootstrap, seed) if bootstrap else None
+    metrics["ci95"] = _bootstrap_intervals(ranks, bootstrap, seed) if bootstrap else None
     median, reason = average_median_rank(images, texts, caption_image)
     metrics["average_median_rank"] = median
     if reason:
@@ -152,29 +152,7 @@ def _checked(image_embeddings, text_embeddings, caption_image, protocol):
     return images, texts, caption_image
 
 
-def _bootstrap_intervals(ranks, caption_image, resamples: int, seed: int) -> dict:
-    """95 % percentile intervals of each recall, resampling images *together with* their captions.
-
-    The captions of one image are not independent, so resampling captions would give intervals that are too
-    narrow. Ranks stay those against the full gallery: a resampled gallery would hold duplicates of one image.
-    """
-    n_images = len(ranks["image_to_text"])
-    image_hits = np.stack([ranks["image_to_text"] <= k for k in RECALL_AT], axis=1)  # (N, 3)
-    caption_hits = np.stack(
-        [np.bincount(caption_image, ranks["text_to_image"] <= k, n_images) for k in RECALL_AT], axis=1
-    )  # (N, 3), hits among the captions of each image
-    captions = np.bincount(caption_image, minlength=n_images)[:, None]  # (N, 1)
-    per_image = np.concatenate([image_hits, caption_hits, captions], axis=1).astype(np.float64)  # (N, 7)
-
-    rng = np.random.default_rng(seed)
-    totals = np.stack(
-        [np.bincount(rng.integers(0, n_images, n_images), minlength=n_images) @ per_image for _ in range(resamples)]
-    )  # (resamples, 7)
-    recalls = {"image_to_text": totals[:, :3] / n_images, "text_to_image": totals[:, 3:6] / totals[:, 6:]}
-    return {
-        direction: {
-            f"r{k}": [float(bound) for bound in np.percentile(100 * values[:, i], (2.5, 97.5))]
-            for i, k in enumerate(RECALL_AT)
-        }
-        for direction, values in recalls.items()
-    }
+def _bootstrap_intervals(ranks: Ranks, resamples: int, seed: int) -> dict:
+    """95 % percentile intervals of each recall."""
+    bounds = iter(interval95(resampled_recalls(ranks, resamples, seed)).T.tolist())
+    return {direction: {f"r{k}": next(bounds) for k in RECALL_AT} for direction in DIRECTIONS}

@@ -12,6 +12,7 @@ from smke_jax.data.datasets import open_source
 from smke_jax.errors import UserError
 from smke_jax.evaluation.embed import make_encoder
 from smke_jax.evaluation.evaluate import evaluate_retrieval
+from smke_jax.evaluation.ranks import write_ranks
 from smke_jax.evaluation.retrieval import format_table, write_json
 from smke_jax.evaluation.scene_probe import probe_encoder
 from smke_jax.passes.student import LEVELS
@@ -31,14 +32,16 @@ def main(argv: list[str]) -> int:
     config.eval.update(split=arguments.split or config.eval.split, level=arguments.level or config.eval.level)
 
     source, mesh = open_source(config.data, config.eval.split), run.experiment.mesh
-    metrics = evaluate_retrieval(
+    result = evaluate_retrieval(
         make_encoder(run.experiment.student().run, mesh), run.params["student"], source, run.experiment.tokenizer,
         config, mesh, dataset=f"{source.dataset} {config.eval.split}",
-    ).metrics  # fmt: skip
-    print(f"step {run.step}\n{format_table(metrics)}")
-    for path in (arguments.workdir / "evals" / str(run.step) / _file_name(trained_with, config), arguments.out):
+    )  # fmt: skip
+    print(f"step {run.step}\n{format_table(result.metrics)}")
+    kept = arguments.workdir / "evals" / str(run.step) / _file_name(trained_with, config)
+    for path in (kept, arguments.out):
         if path is not None:
-            _write(path, metrics)
+            _write(path, result.metrics)
+    write_ranks(kept.with_suffix(".npz"), result.ranks)
     return 0
 
 

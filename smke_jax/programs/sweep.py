@@ -20,7 +20,7 @@ from smke_jax.errors import UserError
 from smke_jax.programs.train import load_config, load_sweep, override, split_overrides
 from smke_jax.reporting.compare import compare
 from smke_jax.training.experiment import resolve
-from smke_jax.training.jobs import FAILED, FINISHED, Job, count_devices, is_finished, run_jobs
+from smke_jax.training.jobs import Job, count_devices, is_finished, report_outcome, run_jobs
 from smke_jax.training.record import flatten
 
 
@@ -43,10 +43,7 @@ def main(argv: list[str]) -> int:
         return 128 + stopped_by
     if any((arguments.out / job.name / "run.json").exists() for job in jobs):
         print(compare([arguments.out], arguments.out))
-    unfinished = [f"{name} {record['state']}: {record['error']}" for name, record in records.items()
-                  if record["state"] != FINISHED]  # fmt: skip
-    print(f"{len(jobs) - len(unfinished)} of {len(jobs)} runs are finished", *unfinished, sep="\n", file=sys.stderr)
-    return 1 if any(record["state"] == FAILED for record in records.values()) else 0
+    return report_outcome(records)
 
 
 def plan_jobs(config: str, axes: dict[str, tuple], overrides: list[str]) -> list[Job]:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict, config_flags
 from smke_jax.__main__ import run_program
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import leaving_on_error, start_processes
+from smke_jax.reporting.rungs import Rung, check_rungs
 from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.record import flatten
 
@@ -58,6 +59,11 @@ def load_sweep(location: str) -> dict[str, tuple]:
     return {key: tuple(values) for key, values in grid.items()}
 
 
+def load_rungs(location: str) -> tuple[Rung, ...]:
+    """The constant `RUNGS` of a config FILE; empty where it has none."""
+    return _run(location, lambda module, _: check_rungs(getattr(module, "RUNGS", ()), Path(location)))
+
+
 def _run(location: str, use: Callable[[ModuleType, list[str]], Any]) -> Any:
     """`use(module of the config file, [VARIANT] or [])`, with whatever goes wrong in it as a UserError."""
     name, _, variant = location.partition(":")
@@ -86,7 +92,7 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     for argument in arguments:
         key = re.sub("^--?(no)?", "", argument).partition("=")[0]
         if key not in known:
-            raise UserError(f"unknown config key {key}{_nearest(key, list(known))}")
+            raise UserError(f"unknown config key {key}{nearest(key, list(known))}")
     values = flags.FlagValues()
     try:
         holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["smke", *arguments])
@@ -101,14 +107,15 @@ def _parse(values: flags.FlagValues, argv: list[str]) -> None:
     try:
         rest = values(["smke", *argv])[1:]
     except flags.UnrecognizedFlagError as error:
-        raise UserError(f"unknown flag --{error.flagname}{_nearest(error.flagname, list(values))}") from None
+        raise UserError(f"unknown flag --{error.flagname}{nearest(error.flagname, list(values))}") from None
     except (TypeError, ValueError, flags.Error) as error:
         raise UserError(str(error).splitlines()[0]) from None
     if rest:
         raise UserError(f"unexpected argument {rest[0]!r}: flags look like --config.batch_size=256")
 
 
-def _nearest(name: str, known: list[str]) -> str:
+def nearest(name: str, known: list[str]) -> str:
+    """': did you mean X?' for the name among `known` that `name` is most like, or nothing."""
     close = difflib.get_close_matches(name, known, 1, 0.5)
     return f": did you mean {close[0]}?" if close else ""
 

@@ -18,6 +18,7 @@ from smke_jax.reporting.runs import RECALLS, Run, read_runs
 OWN_COLUMN = {f"config.{key}" for key in ("batch_size", "num_devices", "total_steps", "epochs")}
 SEED = "config.seed"
 RECIPE = ("config.passes", "config.terms")  # named first
+RECALL_TITLES = [f"{d.replace('_to_', ' → ')} R@1" if key == "r1" else f"R@{key[1:]}" for d, key in RECALLS]
 MOST_DIFFERENCES = 6  # named in the table; compare.json has all of them
 
 
@@ -85,11 +86,15 @@ def _row(runs: tuple[Run, ...], varied: list[str]) -> Row:
 
 
 def _table(rows: list[Row]) -> str:
-    heads = [f"{direction.replace('_to_', ' → ')} R@1" if key == "r1" else f"R@{key[1:]}" for direction, key in RECALLS]
-    titles = ["run", "config", "devices", "batch", "steps", *heads, "examples/s", "data wait", "hours", "loss"]
-    lines = [titles, ["---"] * len(titles), *map(_cells, rows)]
+    titles = ["run", "config", "devices", "batch", "steps", *RECALL_TITLES, "examples/s", "data wait", "hours", "loss"]
+    return markdown_table(titles, map(_cells, rows))
+
+
+def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown whose columns are aligned in its text too."""
+    lines = [titles, ["---"] * len(titles), *rows]
     lines = [[cell.replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
         "| " + " | ".join(cell.ljust(width, "-" if cell == "---" else " ") for cell, width in zip(line, widths)) + " |"
         for line in lines
@@ -104,12 +109,12 @@ def _cells(row: Row) -> list[str]:
         _differences(row.different),
         f"{run.devices} × {run.device}",
         str(run.batch_size),
-        str(run.step) if run.is_finished else f"{run.step} of {run.total_steps}, not finished",
-        *(_recall(row, direction, key) for direction, key in RECALLS),
-        _number(row.mean(lambda run: run.examples_per_second), ",.0f"),
-        _number(wait and 100 * wait, ".1f", " %"),
-        _number(row.mean(lambda run: run.hours), ".2f"),
-        _number(row.mean(lambda run: run.loss), ".4g"),
+        steps_cell(run),
+        *(recall_cell(row, direction, key) for direction, key in RECALLS),
+        number_cell(row.mean(lambda run: run.examples_per_second), ",.0f"),
+        number_cell(wait and 100 * wait, ".1f", " %"),
+        number_cell(row.mean(lambda run: run.hours), ".2f"),
+        number_cell(row.mean(lambda run: run.loss), ".4g"),
     ]
 
 
@@ -124,7 +129,8 @@ def _short(value) -> str:
     return text if len(text) <= 40 else f"…{text[-39:]}"
 
 
-def _recall(row: Row, direction: str, key: str) -> str:
+def recall_cell(row: Row, direction: str, key: str) -> str:
+    """A recall with its 95 % interval, or the mean of several seeds with the lowest and the highest."""
     value, span = row.mean(lambda run: run.recall(direction, key)), row.span(direction, key)
     if value is None:
         return "–"
@@ -136,7 +142,13 @@ def _recall(row: Row, direction: str, key: str) -> str:
     return f"{value:.1f} ({low:.1f}–{high:.1f})" if len(row.runs) > 1 else f"{value:.1f} ±{(high - low) / 2:.1f}{at}"
 
 
-def _number(value: float | None, form: str, unit: str = "") -> str:
+def steps_cell(run: Run) -> str:
+    """The steps of a run, and of how many where it is not finished."""
+    return str(run.step) if run.is_finished else f"{run.step} of {run.total_steps}, not finished"
+
+
+def number_cell(value: float | None, form: str, unit: str = "") -> str:
+    """`value` in the format `form`, or a dash."""
     return "–" if value is None else f"{value:{form}}{unit}"
 
 

@@ -32,6 +32,7 @@ class Run:
     data_wait:           share of the training time spent waiting for data
     hours:               of the training steps alone, without start-up, evaluation and saving
     loss:                last one logged
+    memory:              peak in GiB, of the device, or of the process where the device does not say
     """
 
     name: str
@@ -47,6 +48,7 @@ class Run:
     data_wait: float | None
     hours: float | None
     loss: float | None
+    memory: float | None
 
     @property
     def batch_size(self) -> int:
@@ -120,6 +122,7 @@ def _read_run(path: Path, name: str, problems: list[str]) -> Run:
         data_wait=float(np.average(waits, weights=seconds)) if rates and len(waits) == len(rates) else None,
         hours=float(seconds.sum()) / 3600 if rates else None,
         loss=losses[-1] if losses else None,
+        memory=max(series(rows, "peak_memory_gib")[1], default=None),
     )  # fmt: skip
 
 

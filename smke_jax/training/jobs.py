@@ -80,6 +80,14 @@ def run_jobs(
     return {job.name: ledger.records[job.name] for job in jobs if job.name in ledger.records}, stop.number
 
 
+def report_outcome(records: Mapping[str, dict]) -> int:
+    """Says on stderr which of the runs are not finished, and why; returns the exit status: 1 where one failed."""
+    unfinished = [f"{name} {said['state']}: {said['error']}" for name, said in records.items()
+                  if said["state"] != FINISHED]  # fmt: skip
+    _say("\n".join([f"{len(records) - len(unfinished)} of {len(records)} runs are finished", *unfinished]))
+    return int(any(said["state"] == FAILED for said in records.values()))
+
+
 def is_finished(workdir: Path) -> bool:
     """Whether the run in `workdir` has saved its last step."""
     try:

@@ -16,6 +16,7 @@ from smke_jax.data.pipeline import make_rows, train_batches
 from smke_jax.errors import UserError
 from smke_jax.evaluation.embed import make_encoder
 from smke_jax.evaluation.evaluate import evaluate_retrieval
+from smke_jax.evaluation.ranks import write_ranks
 from smke_jax.evaluation.retrieval import format_table, write_json
 from smke_jax.parallel.mesh import check_batch_size, put_batch
 from smke_jax.parallel.process import check_same, failing_together, gather_rows, stop_requests
@@ -38,7 +39,7 @@ from smke_jax.training.profiling import Profiler
 from smke_jax.training.start import describe_origins, load_parts
 from smke_jax.training.state import TrainState, count_parameters
 from smke_jax.training.step import bad_names, init_state
-from smke_jax.training.writers import MetricWriter, Progress
+from smke_jax.training.writers import MetricWriter, Progress, peak_memory_gib
 
 log = logging.getLogger("smke_jax")
 
@@ -209,7 +210,7 @@ class _Loop:
         scalars = {k: float(v) for k, v in jax.device_get(values).items() if k != "first_bad"}
         self._warn_of_collapse(step, scalars)
         scalars["learning_rate"] = float(self.schedule(step - 1))
-        writer.write(step, {**scalars, **progress.log(step, scalars["loss"])})
+        writer.write(step, {**scalars, **progress.log(step, scalars["loss"]), "peak_memory_gib": peak_memory_gib()})
 
     def _warn_of_collapse(self, step, scalars):
         """Says once that the embeddings of all examples have become nearly the same."""
@@ -242,7 +243,9 @@ class _Loop:
         )  # fmt: skip
         metrics = result.metrics
         if jax.process_index() == 0:
-            write_json(self.workdir / "evals" / str(step) / "retrieval.json", metrics)
+            path = self.workdir / "evals" / str(step) / "retrieval.json"
+            write_ranks(path.with_suffix(".npz"), result.ranks)
+            write_json(path, metrics)
             log.info("step %d\n%s", step, format_table(metrics))
         directions = ("image_to_text", "text_to_image")
         writer.write(step, {f"eval/{d}/{k}": v for d in directions for k, v in metrics[d].items()})

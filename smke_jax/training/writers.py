@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import resource
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -167,6 +168,15 @@ class Progress:
     def _print(self, line: str) -> None:
         if jax.process_index() == 0:
             print(line, file=self._stream, flush=True)
+
+
+def peak_memory_gib() -> float:
+    """Most memory used so far: of the fullest device of this process, or of the process where devices do not say."""
+    stats = [device.memory_stats() for device in jax.local_devices()]
+    if all(stats):
+        return max(x["peak_bytes_in_use"] for x in stats) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def format_duration(seconds: float) -> str:

@@ -13,6 +13,8 @@ from smke_jax.config import FORMS, base
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
 from smke_jax.errors import UserError
+from smke_jax.programs.ladder import find_recipes
+from smke_jax.programs.train import load_config
 from smke_jax.training.experiment import batch_shapes, resolve, training_views
 from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.recipe import build_recipe, init_params
@@ -109,6 +111,15 @@ def test_variants_are_refused_by_name():
             get_config(wrong)
     assert get_config("before,smoke").student.token_types_at == get_config("before").student.token_types_at == "before"
     assert get_config("smoke").total_steps == 2
+
+
+def test_rungs_make_one_ladder_and_build_in_every_form():
+    recipes = find_recipes(FILES[0].parent)
+    assert "s_smke" in [recipe.name for recipe in recipes]
+    assert len({recipe.rung.order for recipe in recipes}) == len(recipes)
+    for recipe in recipes:
+        for form in ("", *FORMS):
+            assert load_config(recipe.location(form)).terms
 
 
 def test_s_smke_without_its_weights_names_the_file_it_lacks(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import tiny
 from smke_jax.__main__ import main
 from smke_jax.convert.params_file import load_params, read_description
 from smke_jax.data.tokenizer import load_tokenizer
+from smke_jax.evaluation.ranks import read_ranks
 from smke_jax.models.student import build_student
 from smke_jax.models.teachers import build_teacher
 from smke_jax.training.experiment import restore_run
@@ -137,6 +138,8 @@ def test_a_student_is_exported_whole(student_run, run, tmp_path, capsys):
 
 def test_evaluating_needs_neither_teacher_nor_training_data(student_run, run, tmp_path, capsys):
     before = json.loads((run / "evals/2/retrieval.json").read_text())
+    ranks = read_ranks(run / "evals/2/retrieval.npz")
+    (run / "evals/2/retrieval.npz").unlink()
     out = tmp_path / "figures/out.json"
     capsys.readouterr()
     assert main(["evaluate", f"--workdir={run}", f"--out={out}"]) == 0
@@ -146,12 +149,18 @@ def test_evaluating_needs_neither_teacher_nor_training_data(student_run, run, tm
     assert written == json.loads((run / "evals/2/retrieval.json").read_text())
     assert written["n_images"] == 6 and written["image_to_text"] == before["image_to_text"]
     assert written["text_to_image"] == before["text_to_image"]
+    recalls = [written[direction][key] for direction in ("image_to_text", "text_to_image")
+               for key in ("r1", "r5", "r10")]  # fmt: skip
+    for found in (ranks, read_ranks(run / "evals/2/retrieval.npz")):
+        assert found.recalls().tolist() == recalls and len(found.caption_image) == 12
+    assert [path.name for path in out.parent.iterdir()] == ["out.json"]
 
 
 def test_other_splits_levels_and_steps_get_files_of_their_own(run, capsys):
     own = (run / "evals/2/retrieval.json").read_text()
     assert main(["evaluate", f"--workdir={run}", "--split=train", "--level=fc1"]) == 0
     figures = json.loads((run / "evals/2/retrieval-train-fc1.json").read_text())
+    assert len(read_ranks(run / "evals/2/retrieval-train-fc1.npz").image_to_text) == 16
     assert figures["n_images"] == 16 and "'fc1'" in figures["protocol"]
     assert (run / "evals/2/retrieval.json").read_text() == own
     for step in ("1", "best"):

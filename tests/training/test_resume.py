@@ -67,7 +67,7 @@ def metrics(workdir: Path, *, evaluations: bool = False) -> dict[int, dict]:
     lines = [line for line in lines if ("loss" in line) != evaluations]
     steps = [line["step"] for line in lines]
     assert steps == sorted(set(steps)), f"steps repeat or go back: {steps}"
-    timing = ("examples_per_second", "data_wait", "eta_seconds")
+    timing = ("examples_per_second", "data_wait", "eta_seconds", "peak_memory_gib")
     return {line["step"]: {k: v for k, v in line.items() if k not in timing} for line in lines}
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from smke_jax.errors import UserError
 from smke_jax.reporting.metrics_log import read_metrics
-from smke_jax.training.writers import MetricWriter, Progress, format_duration
+from smke_jax.training.writers import MetricWriter, Progress, format_duration, peak_memory_gib
 
 
 def steps(path) -> list[int]:
@@ -179,3 +179,13 @@ def test_nothing_to_measure_yet(timed):
 )
 def test_format_duration(seconds, text):
     assert format_duration(seconds) == text
+
+
+def test_peak_memory_is_of_the_fullest_device_or_of_the_process(monkeypatch):
+    held = np.ones(2**26, np.uint8)  # of the process: the CPU says nothing of its own
+    assert held.nbytes / 2**30 < peak_memory_gib() < 100
+    devices = [
+        types.SimpleNamespace(memory_stats=lambda used=used: {"peak_bytes_in_use": used}) for used in (2**30, 2**31)
+    ]
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    assert peak_memory_gib() == 2

@@ -1,0 +1,56 @@
+"""The rank of every query of a gallery: what recalls and their intervals are made of, kept beside them."""
+
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from smke_jax import atomic
+from smke_jax.errors import UserError
+from smke_jax.evaluation.ranking import match_ranks
+
+RECALL_AT = (1, 5, 10)
+
+
+class Ranks(NamedTuple):
+    """Ranks, from 1, of the best right answer of each query against the whole gallery."""
+
+    image_to_text: np.ndarray  # (N,)
+    text_to_image: np.ndarray  # (M,)
+    caption_image: np.ndarray  # (M,) row of each caption's image
+
+    def recalls(self) -> np.ndarray:
+        """(6,) in percent: at 1, 5 and 10 from images to texts, then from texts to images."""
+        return 100 * np.array([np.mean(ranks <= k) for ranks in self[:2] for k in RECALL_AT])
+
+
+def retrieval_ranks(images, texts, caption_image, *, chunk_size: int = 1024) -> Ranks:
+    """Of images (N, D) and texts (M, D), scored by dot products; caption_image (M,) is the row of each text's image."""
+    caption_image = np.asarray(caption_image)
+    image_ids = np.arange(len(images))
+    return Ranks(
+        match_ranks(images, texts, image_ids, caption_image, chunk_size=chunk_size),
+        match_ranks(texts, images, caption_image, image_ids, chunk_size=chunk_size),
+        caption_image,
+    )
+
+
+def write_ranks(path: str | Path, ranks: Ranks) -> Path:
+    """Writes `ranks` as a .npz file, whole or not at all."""
+    path = Path(path)
+    with atomic.replacing(path) as neighbour:
+        np.savez_compressed(neighbour, **{name: x.astype(np.int32) for name, x in ranks._asdict().items()})
+    return path
+
+
+def read_ranks(path: str | Path) -> Ranks:
+    """What `write_ranks` wrote; raises UserError where there is none, or a damaged one."""
+    try:
+        with np.load(path) as arrays:
+            ranks = Ranks(*(arrays[name].astype(np.int64) for name in Ranks._fields))
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing: `smke evaluate` of the run writes it") from None
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
+        raise UserError(f"{path} is damaged: `smke evaluate` of the run writes it again") from None
+    return ranks

@@ -1,0 +1,249 @@
+"""The ladder of recipes: what each brings on the same photos, beside the thesis' own figures.
+
+Recipes are compared by `evaluation.bootstrap.paired_difference`: they are asked the same queries of the same gallery.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from smke_jax import atomic
+from smke_jax.errors import UserError
+from smke_jax.evaluation.bootstrap import mean_recalls, paired_difference
+from smke_jax.evaluation.ranks import Ranks, read_ranks
+from smke_jax.reporting.compare import RECALL_TITLES, Row, markdown_table, number_cell, recall_cell, steps_cell
+from smke_jax.reporting.ladder_plot import ladder_figure
+from smke_jax.reporting.plots import png_bytes
+from smke_jax.reporting.rungs import Recipe
+from smke_jax.reporting.runs import RECALLS, Run, read_runs
+
+MARKS = {1: "▲", -1: "▼", 0: ""}
+BEGIN, END = "<!-- written by `smke ladder` -->", "<!-- end of what `smke ladder` wrote -->"
+
+
+class Line(NamedTuple):
+    """A recipe that was run; of the arrays the first six are RECALLS, and the last is their mean."""
+
+    recipe: Recipe
+    row: Row
+    ranks: tuple[Ranks, ...]  # of each seed; empty where some are missing
+    recalls: np.ndarray | None = None  # (7,) percent, over the seeds
+    interval: np.ndarray | None = None  # (2, 7)
+    against: Recipe | None = None
+    difference: np.ndarray | None = None  # (7,) to `against`
+    difference_interval: np.ndarray | None = None  # (2, 7)
+
+    def sign(self, which: int) -> int:
+        """1 or -1 where this is significantly better or worse than `against`, else 0."""
+        if self.difference_interval is None:
+            return 0
+        low, high = self.difference_interval[:, which]
+        return int(low > 0) - int(high < 0)
+
+
+def run_name(recipe: Recipe, seed: int) -> str:
+    """Of the directory of one run of a recipe."""
+    return f"{recipe.name.replace(':', '-')},seed={seed}"
+
+
+def write_ladder(recipes: Sequence[Recipe], out: Path, *, reference: str = "", head: str) -> tuple[str, bytes]:
+    """Compares what stands in `out`, a directory of runs named by `run_name`; returns Markdown and a PNG.
+
+    Writes both, and ladder.json, into `out`. `reference` names the recipe that all are compared with, instead of each
+    with its own; `head` stands above the table. Raises UserError where none of the recipes has a run.
+    """
+    lines, problems = _read_lines(recipes, out)
+    if not lines:
+        raise UserError(f"{out} has no run of {', '.join(recipe.name for recipe in recipes)}")
+    lines = [_compared(line, lines, reference, problems) for line in lines]
+    picture = png_bytes(ladder_figure(lines))
+    text = "\n\n".join(
+        [
+            f"## Measured on {_dataset(lines)}", head, _table(lines), "\n".join(_notes(lines, problems)),
+            "![mean recalls of the recipes, here and in the thesis](ladder.png)",
+            "## The thesis' figures", _thesis_table(recipes),
+            "- R@1 / R@5 / R@10 in percent, of models of about 117M parameters trained on 3.3M pairs of COCO and "
+            "Conceptual Captions; the means are those of the six recalls.",
+        ]
+    )  # fmt: skip
+    atomic.write_bytes(out / "ladder.png", picture)
+    atomic.write_text(out / "ladder.json", json.dumps(_as_json(lines, problems), indent=1) + "\n")
+    atomic.write_text(out / "ladder.md", f"# The ladder of recipes\n\n{text}\n")
+    return text, picture
+
+
+def write_readme(folder: Path, text: str, picture: bytes) -> Path:
+    """Puts what `write_ladder` returned into README.md of `folder`, in place of the earlier one; keeps the rest."""
+    path = folder / "README.md"
+    old = path.read_text(encoding="utf-8") if path.exists() else "# Recipes\n"
+    before, begin, rest = old.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if begin and not end:
+        raise UserError(f"{path} has no line {END!r} after {BEGIN!r}: put it where the ladder's part ends")
+    atomic.write_bytes(folder / "ladder.png", picture)
+    return atomic.write_text(path, f"{before.rstrip()}\n\n{BEGIN}\n\n{text}\n\n{END}{after or chr(10)}")
+
+
+def _read_lines(recipes: Sequence[Recipe], out: Path) -> tuple[list[Line], list[str]]:
+    runs, problems = read_runs([out]) if any(out.glob("*/run.json")) else ([], [])
+    lines = []
+    for recipe in recipes:
+        own = [run for run in runs if run.path.name == run_name(recipe, run.config["config.seed"])]
+        whole = [run for run in own if run.is_finished and run.retrieval]
+        problems += [f"{run.path}: {steps_cell(run)}" for run in own if whole and run not in whole]
+        if not own:
+            continue
+        try:
+            ranks = tuple(read_ranks(run.path / "evals" / str(run.evaluated_at) / "retrieval.npz") for run in whole)
+            line = Line(recipe, Row(recipe.name, tuple(whole or own[:1]), {}), ranks)
+            if ranks:
+                recalls, interval = mean_recalls(ranks)
+                line = line._replace(recalls=recalls, interval=interval)
+        except UserError as error:
+            problems.append(str(error))
+            line = Line(recipe, Row(recipe.name, tuple(whole), {}), ())
+        lines.append(line)
+    return lines, problems
+
+
+def _compared(line: Line, lines: list[Line], reference: str, problems: list[str]) -> Line:
+    """`line` with its differences to `reference`, or to what its rung names, or to the line before it."""
+    by_name = {x.recipe.name: x for x in lines}
+    before = lines[lines.index(line) - 1] if line is not lines[0] else None
+    other = by_name.get(reference or line.recipe.rung.against, before)
+    if other is None or other is line:
+        return line
+    line = line._replace(against=other.recipe)
+    if not line.ranks or not other.ranks:
+        return line
+    try:
+        if len({_gallery(run) for x in (line, other) for run in x.row.runs}) > 1:
+            raise UserError("they were evaluated on different galleries")
+        value, interval = paired_difference(line.ranks, other.ranks)
+    except UserError as error:
+        problems.append(f"{line.recipe.name} does not compare with {other.recipe.name}: {error}")
+        return line
+    return line._replace(difference=value, difference_interval=interval)
+
+
+def _gallery(run: Run) -> tuple:
+    return run.identity.get("data"), run.config["config.eval.split"]
+
+
+def _dataset(lines: list[Line]) -> str:
+    names = {run.retrieval["protocol"].partition(",")[0] for line in lines for run in line.row.runs if run.retrieval}
+    return " and ".join(sorted(names)) or "nothing yet"
+
+
+def _table(lines: list[Line]) -> str:
+    titles = ["recipe", "what changed", *RECALL_TITLES, "mean", "against", "difference of the mean",
+              "in the thesis: COCO / Flickr30K", "steps", "steps/s", "memory, GiB"]  # fmt: skip
+    return markdown_table(titles, map(_cells, lines))
+
+
+def _cells(line: Line) -> list[str]:
+    row, rung = line.row, line.recipe.rung
+    recalls = [f"{recall_cell(row, *which)} {MARKS[line.sign(i)]}".rstrip() for i, which in enumerate(RECALLS)]
+    mean = difference = "–"
+    if line.recalls is not None:
+        low, high = line.interval[:, -1]
+        mean = f"{line.recalls[-1]:.1f} ±{(high - low) / 2:.1f}"
+    if line.difference is not None:
+        low, high = line.difference_interval[:, -1]
+        difference = f"{line.difference[-1]:+.1f} ({low:+.1f} to {high:+.1f}) {MARKS[line.sign(-1)]}".rstrip()
+    seeds = f", {len(row.runs)} seeds" if len(row.runs) > 1 else ""
+    steps_per_second = row.mean(lambda run: run.examples_per_second and run.examples_per_second / run.batch_size)
+    return [
+        row.name, rung.changed, *recalls, mean, line.against.name if line.against else "–", difference,
+        _thesis_difference(line), steps_cell(row.runs[0]) + seeds, number_cell(steps_per_second, ".2f"),
+        number_cell(row.mean(lambda run: run.memory), ".1f"),
+    ]  # fmt: skip
+
+
+def _thesis_difference(line: Line) -> str:
+    ours, theirs = line.recipe.rung, line.against and line.against.rung
+    if theirs is None or ours.published != theirs.published:
+        return "–"
+    pairs = [(getattr(ours, name), getattr(theirs, name)) for name in ("coco", "flickr30k")]
+    return " / ".join(f"{np.mean(a) - np.mean(b):+.1f}" if a and b else "–" for a, b in pairs)
+
+
+def _notes(lines: list[Line], problems: list[str]) -> list[str]:
+    """What one has to know to read the table."""
+    runs = [run for line in lines for run in line.row.runs]
+    protocols = {f"{m['protocol']}: {m['n_images']} images, {m['n_captions']} captions"
+                 for run in runs if (m := run.retrieval)}  # fmt: skip
+    seeds = {len(line.row.runs) for line in lines}
+    tests = sum(line.difference is not None for line in lines)
+    notes = [f"Recalls in percent, {protocol}." for protocol in sorted(protocols)]
+    notes.append("± is half of the 95 % bootstrap interval over the images of the gallery.")
+    if max(seeds) > 1:
+        notes.append(
+            "Recalls of several seeds: the mean, and in brackets the lowest and the highest of them. The intervals of "
+            "their means and differences hold what other seeds might give, too."
+        )
+    if tests:
+        notes.append(
+            "▲ better and ▼ worse than the recipe it stands against: the 95 % interval of the paired difference, over "
+            f"the images that both were asked for, leaves out zero. Of {tests} such differences of the mean, "
+            f"{tests / 20:.1f} would do so by chance alone."
+            + (" Of a recipe with one seed it says nothing of other seeds." if 1 in seeds else "")
+        )
+    devices = sorted({f"{run.devices} × {run.device}" for run in runs})
+    notes.append(
+        f"Trained on {', '.join(devices)}. Memory is the peak of the device, or of the whole process where the device "
+        "does not say (CPU)."
+    )
+    notes += problems
+    return [f"- {note}" for note in notes]
+
+
+def _thesis_table(recipes: Sequence[Recipe]) -> str:
+    titles = ["recipe", "what changed"]
+    for name in ("COCO", "Flickr30K"):
+        titles += [f"{name} image → text", f"{name} text → image", f"{name} mean"]
+    return markdown_table([*titles, "ImageNet zero-shot"], map(_thesis_cells, recipes))
+
+
+def _thesis_cells(recipe: Recipe) -> list[str]:
+    cells = [recipe.name, "; published with ".join(filter(None, (recipe.rung.changed, recipe.rung.published)))]
+    for figures in (recipe.rung.coco, recipe.rung.flickr30k):
+        directions = (figures[:3], figures[3:]) if len(figures) == 6 else ((), ())
+        cells += [" / ".join(f"{x:g}" for x in part) or "–" for part in directions]
+        cells.append(f"{np.mean(figures).round(2):g}" if figures else "–")
+    return [*cells, number_cell(recipe.rung.imagenet, "g")]
+
+
+def _as_json(lines: list[Line], problems: list[str]) -> dict:
+    names = [*(f"{direction}/{key}" for direction, key in RECALLS), "mean"]
+
+    def figures(value, interval, sign=None):
+        if value is None:
+            return None
+        columns = zip(names, value.tolist(), interval.T.tolist())
+        return {name: {"value": x, "ci95": span} | ({"significant": sign(i)} if sign else {})
+                for i, (name, x, span) in enumerate(columns)}  # fmt: skip
+
+    return {
+        "recipes": [
+            {
+                "name": line.recipe.name,
+                "rung": line.recipe.rung._asdict(),
+                "recalls": figures(line.recalls, line.interval),
+                "against": line.against and line.against.name,
+                "difference": figures(line.difference, line.difference_interval, line.sign),
+                "runs": [
+                    {"path": str(run.path), "seed": run.config["config.seed"], "batch_size": run.batch_size,
+                     "device": run.device, "devices": run.devices, "step": run.step, "total_steps": run.total_steps,
+                     "examples_per_second": run.examples_per_second, "hours": run.hours, "peak_memory_gib": run.memory,
+                     "loss": run.loss, "retrieval": run.retrieval}
+                    for run in line.row.runs
+                ],
+            }
+            for line in lines
+        ],
+        "problems": problems,
+    }  # fmt: skip
