@@ -13,6 +13,11 @@ Measured here: see configs/README.md.
 """
 
 from smke_jax.config import thesis, variant_of
+from smke_jax.reporting.rungs import Rung
+
+RUNGS = (
+    Rung(order=13, section="13", changed="token-wise contrast (FILIP) besides ITC", against="token_types:after_scaled"),
+)  # fmt: skip
 
 
 def get_config(variant: str = ""):

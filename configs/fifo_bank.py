@@ -13,6 +13,14 @@ Measured here: see configs/README.md.
 """
 
 from smke_jax.config import thesis, variant_of
+from smke_jax.reporting.rungs import Rung
+
+RUNGS = (
+    Rung(
+        order=11, section="11", changed="a queue of the student's past features as negatives of ITC",
+        against="token_types:after_scaled", coco=(0.12,), flickr30k=(0.58,), imagenet=0.001,
+    ),
+)  # fmt: skip
 
 
 def get_config(variant: str = ""):

@@ -11,6 +11,15 @@ Measured here: see configs/README.md.
 """
 
 from smke_jax.config import thesis, variant_of
+from smke_jax.reporting.rungs import Rung
+
+RUNGS = (
+    Rung(
+        order=22.4, section="22", changed="no teacher: ITC alone", against="s_smke",
+        coco=(47.48, 76.46, 85.98, 34.20, 64.02, 75.94), flickr30k=(61.0, 86.0, 92.1, 47.1, 74.82, 83.78),
+        imagenet=25.8,
+    ),
+)  # fmt: skip
 
 
 def get_config(variant: str = ""):

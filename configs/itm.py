@@ -13,6 +13,11 @@ Measured here: see configs/README.md.
 """
 
 from smke_jax.config import thesis, variant_of
+from smke_jax.reporting.rungs import Rung
+
+RUNGS = (
+    Rung(order=10, section="10", changed="image-text matching by feature fusion", against="token_types:after_scaled"),
+)  # fmt: skip
 
 
 def get_config(variant: str = ""):

@@ -13,6 +13,14 @@ Measured here: see configs/README.md.
 """
 
 from smke_jax.config import thesis, variant_of
+from smke_jax.reporting.rungs import Rung
+
+RUNGS = (
+    Rung(
+        order=12, section="12", changed="a momentum encoder fills the bank", against="token_types:after_scaled",
+        coco=(64.28,), flickr30k=(76.17,), imagenet=30.0,
+    ),
+)  # fmt: skip
 
 
 def get_config(variant: str = ""):

@@ -12,6 +12,15 @@ Measured here: see configs/README.md.
 """
 
 from smke_jax.config import thesis, variant_of
+from smke_jax.reporting.rungs import Rung
+
+RUNGS = (
+    Rung(
+        order=18, section="18", changed="MSE alone, no ITC", against="s_smke_mse",
+        coco=(33.52, 59.34, 70.14, 11.26, 29.12, 40.40), flickr30k=(8.86, 29.88, 41.98, 4.45, 18.42, 26.82),
+        published="an earlier text encoder and vocabulary",
+    ),
+)  # fmt: skip
 
 
 def get_config(variant: str = ""):

@@ -16,6 +16,14 @@ Measured here: see configs/README.md.
 """
 
 from smke_jax.config import thesis, variant_of
+from smke_jax.reporting.rungs import Rung
+
+RUNGS = (
+    Rung(
+        order=11.5, section="Wu et al. 2018; thesis 3.2.4.3.1",
+        changed="a bank of the whole dataset with proximal regularisation", against="token_types:after_scaled",
+    ),
+)  # fmt: skip
 
 
 def get_config(variant: str = ""):

@@ -22,7 +22,7 @@ from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
     Rung(
-        order=15, section="15", changed="a bank of the teacher's features as further negatives",
+        order=15, section="15", changed="a bank of the teacher's features as further negatives", against="ctl",
         coco=(53.54, 81.1, 89.52, 35.65, 66.0, 77.77), flickr30k=(70.9, 92.1, 96.0, 52.72, 80.2, 87.46), imagenet=37.0,
     ),
 )  # fmt: skip

@@ -13,6 +13,14 @@ Measured here: see configs/README.md.
 """
 
 from smke_jax.config import thesis, variant_of
+from smke_jax.reporting.rungs import Rung
+
+RUNGS = (
+    Rung(
+        order=24, section="22", changed="12 + 12 layers, two shared ones, ITC on the last, slower towers",
+        against="s_smke",
+    ),
+)  # fmt: skip
 
 
 def get_config(variant: str = ""):

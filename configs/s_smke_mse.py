@@ -11,6 +11,16 @@ Measured here: see configs/README.md.
 """
 
 from smke_jax.config import thesis, variant_of
+from smke_jax.reporting.rungs import Rung
+
+RUNGS = (
+    Rung(
+        order=8, section="8", changed="self-supervised BEiT v2 as teacher, MSE on its [CLS]",
+        against="shre_transformer:seed",
+        coco=(51.66, 79.9, 88.66, 36.17, 66.55, 78.28), flickr30k=(64.5, 88.4, 93.0, 51.78, 78.54, 86.46),
+        imagenet=30.4,
+    ),
+)  # fmt: skip
 
 
 def get_config(variant: str = ""):

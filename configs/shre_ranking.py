@@ -15,6 +15,11 @@ Measured here: see configs/README.md.
 """
 
 from smke_jax.config import thesis, variant_of
+from smke_jax.reporting.rungs import Rung
+
+RUNGS = (
+    Rung(order=6, section="20", changed="the original SHRe's ranking loss for ITC", against="shre_mlp"),
+)  # fmt: skip
 
 
 def get_config(variant: str = ""):

@@ -20,6 +20,20 @@ Measured here: see configs/README.md.
 """
 
 from smke_jax.config import split_variant, thesis, variant_of
+from smke_jax.reporting.rungs import Rung
+
+RUNGS = (
+    Rung(
+        order=7, section="7", changed="Transformer block shared, ITC on two levels", variant="seed",
+        against="shre_mlp",
+        coco=(44.6, 75.3, 85.64, 31.69, 62.1, 74.48), flickr30k=(58.8, 85.6, 92.4, 43.92, 74.06, 82.8),
+        imagenet=44.57,
+    ),
+    Rung(
+        order=7.1, section="7", changed="ITC on the last level alone", variant="late",
+        against="shre_transformer:seed",
+    ),
+)  # fmt: skip
 
 VARIANTS = {
     "seed": {"levels": ("fc1", "out")},

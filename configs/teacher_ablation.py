@@ -24,19 +24,30 @@ Measured here: see configs/README.md.
 """
 
 from smke_jax.config import split_variant, thesis, variant_of
+from smke_jax.reporting.rungs import Rung
+
+# On the photos data2vec2 and dino would be configs/s_smke.py once more, and none is configs/itc_only.py.
+RUNGS = (
+    Rung(
+        order=22.1, section="22", changed="teacher: BEiT v2 fine-tuned on ImageNet, KL", variant="beitv2_ft",
+        against="s_smke",
+        coco=(50.16, 79.76, 87.6, 39.09, 66.35, 78.03), flickr30k=(63.9, 88.8, 94.0, 50.04, 79.44, 86.72),
+        imagenet=34.6,
+    ),
+)  # fmt: skip
 
 TARGETS = {"target_itc": {"bank_size": 65_536}}
-# {name: (the teacher's fields, the terms that learn from it, width of the head)}
+# {name: (the teacher's fields, the terms that learn from it, width of the head, 0 that of the teacher)}
 VARIANTS = {
-    "beitv2": ({"final_norm": False}, TARGETS, 768),
+    "beitv2": ({"final_norm": False}, TARGETS, 0),
     "beitv2_ft": (
         {"checkpoint": "weights/beitv2-base-ft1k", "final_norm": False, "num_classes": 1000},
         {"kl": {}},
         1000,
     ),
-    "data2vec2": ({"checkpoint": "weights/data2vec2-base", "type": "data2vec2"}, TARGETS, 768),
-    "dino": ({"checkpoint": "weights/dino-base", "type": "vit"}, TARGETS, 768),
-    "none": ({"checkpoint": ""}, {}, 768),
+    "data2vec2": ({"checkpoint": "weights/data2vec2-base", "type": "data2vec2"}, TARGETS, 0),
+    "dino": ({"checkpoint": "weights/dino-base", "type": "vit"}, TARGETS, 0),
+    "none": ({"checkpoint": ""}, {}, 0),
 }
 
 

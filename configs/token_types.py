@@ -20,6 +20,22 @@ Measured here: see configs/README.md.
 """
 
 from smke_jax.config import split_variant, thesis, variant_of
+from smke_jax.reporting.rungs import Rung
+
+RUNGS = (
+    Rung(
+        order=9.1, section="9a", changed="token types added before the encoders", variant="before",
+        against="s_smke_mse", coco=(66.0,), flickr30k=(76.5,), imagenet=29.6,
+    ),
+    Rung(
+        order=9.2, section="9b", changed="token types added after the encoders", variant="after",
+        against="s_smke_mse", coco=(67.2,), flickr30k=(78.08,), imagenet=30.3,
+    ),
+    Rung(
+        order=9.3, section="9c", changed="… with a learned scale", variant="after_scaled",
+        against="token_types:after", coco=(67.2,), flickr30k=(78.29,), imagenet=30.3,
+    ),
+)  # fmt: skip
 
 VARIANTS = {
     "none": {"token_types": False},

@@ -227,6 +227,7 @@ def flickr8k(c: ConfigDict) -> ConfigDict:
 def smoke(c: ConfigDict) -> ConfigDict:
     """The same recipe on the built-in scenes, small enough for two steps in a test."""
     c.batch_size, c.total_steps, c.epochs = 16, 2, 0.0
+    c.student.init = "random"
     c.data.update(source="scenes", dir="", split="train", tokenizer="", vocab_size=300, max_length=12, in_memory=False)
     towers(c, init="random", image_size=32, patch_size=16, width=32, num_heads=2, mlp_dim=48)
     c.student.image.depth = c.student.text.depth = 1

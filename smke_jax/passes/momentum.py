@@ -14,4 +14,4 @@ def momentum_pass(student: Pass, decay: float) -> Pass:
         return {f"momentum/{name}": x for name, x in student.run(params, batch, key, train).items()}
 
     names = tuple(f"momentum/{name}" for name in student.provides)
-    return Pass("momentum", names, False, student.init, run, Average(student.name, decay))
+    return Pass("momentum", names, False, student.init, run, average=Average(student.name, decay))

@@ -97,6 +97,7 @@ VARIANTS = [(path, kind) for path in FILES for kind in getattr(load(path), "VARI
 def test_its_other_variants_can_be_built(path, kind, form):
     config = load(path).get_config(f"{kind},{form}")
     config.teacher.checkpoint = "random" if "teacher" in config.passes else ""
+    config.teacher.update(width=192, num_heads=3)  # what the file that it stands for would say
     config.student.init = config.student.image.init = "random"
     config = resolve(config)
     recipe, shapes = build_recipe(config, vocab_size=300), batch_shapes(config, training_views(config))
