@@ -23,9 +23,8 @@ def trained(workdir, passes, **options):
     c.optimizer.update(learning_rate=2e-3, reference_batch=0)
     c.eval.every, c.checkpoint.every, c.log.every = 0, 0, 50
     metrics = train_and_evaluate(c, workdir).metrics
-    last = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines() if "grad_norm" in line][
-        -1
-    ]
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    last = [row for row in rows if "grad_norm" in row][-1]
     spread = min(last["embedding_std/image/out"], last["embedding_std/text/out"])
     return spread, (metrics["image_to_text"]["r10"] + metrics["text_to_image"]["r10"]) / 2
 
