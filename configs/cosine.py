@@ -17,7 +17,7 @@ from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
     Rung(
-        order=19, section="19", changed="cosine-embedding loss for ITC", against="no_itc",
+        order=19, section="19", changed="a cosine embedding loss beside the MSE, in place of ITC", against="no_itc",
         coco=(35.48, 60.74, 71.44, 12.46, 31.74, 43.71), flickr30k=(9.44, 31.18, 43.50, 4.8, 20.98, 30.08),
         published="an earlier text encoder and vocabulary",
     ),

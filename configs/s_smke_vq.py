@@ -17,7 +17,7 @@ from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
     Rung(
-        order=17, section="17", changed="the teacher's quantised [CLS] as classes", against="s_smke",
+        order=17, section="17", changed="the teacher's quantised [CLS] as classes", against="token_types:after_scaled",
         coco=(61.2,), flickr30k=(75.3,), imagenet=25.1,
     ),
 )  # fmt: skip

@@ -70,7 +70,8 @@ def planned(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
         config.data.vocab_size = load_tokenizer(given).vocab_size
     elif "student" in config.passes:
         assumed.append(f"no tokenizer: the vocabulary has config.data.vocab_size = {config.data.vocab_size} tokens")
-    config.student.image.init = config.student.text.init = "random"  # sizes do not depend on where they start from
+    student = config.student
+    student.init = student.image.init = student.text.init = "random"  # sizes do not depend on where they start from
     return config, assumed
 
 

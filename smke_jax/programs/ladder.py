@@ -5,7 +5,11 @@
 
 Recipes are the config files with a constant RUNGS. Each is trained in the form given by --form, in OUT/NAME,seed=SEED;
 any --config.key=value holds for all of them. The same command leaves finished runs alone and continues interrupted
-ones; ladder.md, ladder.json and ladder.png in OUT hold all recipes that have a run there.
+ones; ladder.md, ladder.json and ladder.png in OUT hold all recipes that have a run there, after each of them anew.
+
+The form flickr8k needs data/flickr8k and runs/teacher_flickr8k/export, which README.md tells how to make; s_smke_vq a
+run of configs/image_vq.py:flickr8k in runs/image_vq; finetune_retrieval an export of configs/s_smke.py:flickr8k in
+runs/s_smke_flickr8k/export.
 """
 
 import argparse
@@ -16,21 +20,22 @@ import sys
 from pathlib import Path
 
 from smke_jax.__main__ import run_program
-from smke_jax.benchmarks.record import header
 from smke_jax.config import FORMS
 from smke_jax.errors import UserError
-from smke_jax.programs.train import load_config, load_rungs, nearest, override
+from smke_jax.programs.train import load_config, load_rungs, nearest, override, split_overrides
 from smke_jax.reporting.ladder import run_name, write_ladder, write_readme
+from smke_jax.reporting.machine import header
 from smke_jax.reporting.rungs import Recipe, in_order
 from smke_jax.training.calibration import Calibrations
+from smke_jax.training.experiment import resolve
 from smke_jax.training.jobs import FAILED, FINISHED, Job, Ledger, is_finished, report_outcome, run_jobs
 from smke_jax.training.record import flatten
 
 
 def main(argv: list[str]) -> int:
     """Parses the command line, trains what is not finished and writes the table; returns the exit status."""
-    overrides = [argument for argument in argv if re.match(r"--?(no)?config\.", argument)]
-    arguments = _parser().parse_args([argument for argument in argv if argument not in overrides])
+    own, overrides = split_overrides(argv)
+    arguments = _parser().parse_args(own)
     _check(arguments, overrides)
     recipes = find_recipes(arguments.configs)
     climb = Climb(arguments, overrides)
@@ -41,17 +46,18 @@ def main(argv: list[str]) -> int:
     if arguments.dry_run:
         print("\n".join(climb.describe(recipe) for recipe in chosen))
         return 0
-    records = {}
+    records, text, picture = {}, "", b""
+    head = f"Last command: `{shlex.join(['smke', 'ladder', *argv])}`\n\n{header()}"
     for number, recipe in enumerate(chosen, 1):
         print(f"recipe {number} of {len(chosen)}: {recipe.name}", file=sys.stderr)
         found, stopped_by = climb.run(recipe)
         records |= found
+        if any(arguments.out.glob("*/run.json")):  # after each, for those who look in between
+            text, picture = write_ladder(recipes, arguments.out, reference=arguments.reference, head=head)
         if stopped_by:
             print(f"stopped by {signal.Signals(stopped_by).name}; the same command continues", file=sys.stderr)
             return 128 + stopped_by
-    if any(arguments.out.glob("*/run.json")):
-        head = f"    smke ladder {shlex.join(argv)}".rstrip() + f"\n\n{header()}"
-        text, picture = write_ladder(recipes, arguments.out, reference=arguments.reference, head=head)
+    if text:
         print(text)
         if arguments.write_readme:
             write_readme(arguments.configs, text, picture)
@@ -72,7 +78,7 @@ def choose(recipes: list[Recipe], names: list[str]) -> list[Recipe]:
     known = {recipe.name for recipe in recipes} | {recipe.file.stem for recipe in recipes}
     for name in names:
         if name not in known:
-            raise UserError(f"no recipe {name}{nearest(name, sorted(known))}")
+            raise UserError(f"no recipe {name}{nearest(name, sorted(known))}; --dry_run lists them")
     return [recipe for recipe in recipes if not names or {recipe.name, recipe.file.stem} & set(names)]
 
 
@@ -94,6 +100,8 @@ class Climb:
 
     def run(self, recipe: Recipe) -> tuple[dict[str, dict], int]:
         """Trains its seeds, after timing a few steps where --minutes asks for it; returns as `run_jobs` does."""
+        if refusal := self.refusal(recipe):
+            return self._failed(recipe, refusal), 0
         if not (jobs := self.jobs(recipe)):
             print("its speed is measured first", file=sys.stderr)
             asked = self._jobs(recipe)
@@ -101,19 +109,33 @@ class Climb:
             if stopped_by:
                 return {}, stopped_by
             if record["state"] != FINISHED:
-                ledger = Ledger(self.out)
-                for job in asked:
-                    ledger.note(job, FAILED, f"its speed could not be measured: {record['error']}")
-                return {job.name: ledger.records[job.name] for job in asked}, 0
+                return self._failed(recipe, f"its speed could not be measured: {record['error']}"), 0
             jobs = self.jobs(recipe)
         return run_jobs(jobs, self.out, skipped={}, environment={})
+
+    def refusal(self, recipe: Recipe) -> str:
+        """What `smke train` would refuse of its config, or nothing."""
+        try:
+            resolve(override(load_config(recipe.location(self.form)), self.overrides))
+        except UserError as error:
+            return str(error)
+        return ""
+
+    def _failed(self, recipe: Recipe, reason: str) -> dict[str, dict]:
+        ledger, jobs = Ledger(self.out), self._jobs(recipe)
+        for job in jobs:
+            ledger.note(job, FAILED, reason)
+        return {job.name: ledger.records[job.name] for job in jobs}
 
     def describe(self, recipe: Recipe) -> str:
         """What `run` would do, with the commands."""
         ready, lines = self.jobs(recipe), []
         measured = "" if ready else ", with as many steps as a short run will tell"
+        refusal = self.refusal(recipe)
         for job in ready or self._jobs(recipe):
             state = "finished" if is_finished(self.out / job.name) else "to be run"
+            if refusal and state != "finished":
+                state = f"cannot run as it is ({refusal})"
             lines.append(f"{job.name}: {state}{measured}\n  smke {shlex.join(job.command(self.out / job.name)[3:])}")
         return "\n".join(lines)
 

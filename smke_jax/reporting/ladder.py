@@ -14,13 +14,14 @@ from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.evaluation.bootstrap import mean_recalls, paired_difference
 from smke_jax.evaluation.ranks import Ranks, read_ranks
-from smke_jax.reporting.compare import RECALL_TITLES, Row, markdown_table, number_cell, recall_cell, steps_cell
+from smke_jax.reporting.compare import RECALL_TITLES, SEED, Row, markdown_table, number_cell, recall_cell, steps_cell
 from smke_jax.reporting.ladder_plot import ladder_figure
 from smke_jax.reporting.plots import png_bytes
 from smke_jax.reporting.rungs import Recipe
 from smke_jax.reporting.runs import RECALLS, Run, read_runs
+from smke_jax.training.record import differences
 
-MARKS = {1: "▲", -1: "▼", 0: ""}
+MARKS = {1: "▲", -1: "▼", 0: "", None: ""}
 BEGIN, END = "<!-- written by `smke ladder` -->", "<!-- end of what `smke ladder` wrote -->"
 
 
@@ -36,10 +37,10 @@ class Line(NamedTuple):
     difference: np.ndarray | None = None  # (7,) to `against`
     difference_interval: np.ndarray | None = None  # (2, 7)
 
-    def sign(self, which: int) -> int:
-        """1 or -1 where this is significantly better or worse than `against`, else 0."""
+    def sign(self, which: int) -> int | None:
+        """1 or -1 where this is significantly better or worse than `against`, else 0; None where not compared."""
         if self.difference_interval is None:
-            return 0
+            return None
         low, high = self.difference_interval[:, which]
         return int(low > 0) - int(high < 0)
 
@@ -58,7 +59,9 @@ def write_ladder(recipes: Sequence[Recipe], out: Path, *, reference: str = "", h
     lines, problems = _read_lines(recipes, out)
     if not lines:
         raise UserError(f"{out} has no run of {', '.join(recipe.name for recipe in recipes)}")
-    lines = [_compared(line, lines, reference, problems) for line in lines]
+    if reference and reference not in [line.recipe.name for line in lines]:
+        problems.append(f"{reference} has no run in {out}, so that nothing can be compared with it")
+    lines = [_compared(line, recipes, lines, reference, problems) for line in lines]
     picture = png_bytes(ladder_figure(lines))
     text = "\n\n".join(
         [
@@ -92,7 +95,7 @@ def _read_lines(recipes: Sequence[Recipe], out: Path) -> tuple[list[Line], list[
     lines = []
     for recipe in recipes:
         own = [run for run in runs if run.path.name == run_name(recipe, run.config["config.seed"])]
-        whole = [run for run in own if run.is_finished and run.retrieval]
+        whole = _alike([run for run in own if run.is_finished and run.retrieval], problems)
         problems += [f"{run.path}: {steps_cell(run)}" for run in own if whole and run not in whole]
         if not own:
             continue
@@ -109,28 +112,56 @@ def _read_lines(recipes: Sequence[Recipe], out: Path) -> tuple[list[Line], list[
     return lines, problems
 
 
-def _compared(line: Line, lines: list[Line], reference: str, problems: list[str]) -> Line:
-    """`line` with its differences to `reference`, or to what its rung names, or to the line before it."""
-    by_name = {x.recipe.name: x for x in lines}
-    before = lines[lines.index(line) - 1] if line is not lines[0] else None
-    other = by_name.get(reference or line.recipe.rung.against, before)
-    if other is None or other is line:
+def _alike(runs: list[Run], problems: list[str]) -> list[Run]:
+    """Those of `runs` that differ from the first in nothing but their seed."""
+    alike = [run for run in runs if not differences(_without_seed(runs[0]), _without_seed(run))]
+    problems += [
+        f"{run.path} is left out, a run of another config than {runs[0].path} "
+        f"({differences(_without_seed(runs[0]), _without_seed(run))})"
+        for run in runs if run not in alike
+    ]  # fmt: skip
+    return alike
+
+
+def _without_seed(run: Run) -> dict:
+    return {key: value for key, value in run.config.items() if key != SEED}
+
+
+def _compared(line: Line, recipes: Sequence[Recipe], lines: list[Line], reference: str, problems: list[str]) -> Line:
+    """`line` with its differences to `reference`, or to what its rung names, or to the rung before it."""
+    names = [recipe.name for recipe in recipes]
+    before = names.index(line.recipe.name) - 1
+    wanted = reference or line.recipe.rung.against or (names[before] if before >= 0 else line.recipe.name)
+    if wanted == line.recipe.name:
         return line
-    line = line._replace(against=other.recipe)
-    if not line.ranks or not other.ranks:
+    line = line._replace(against=recipes[names.index(wanted)])
+    other = next((x for x in lines if x.recipe.name == wanted), None)
+    if other is None or not line.ranks or not other.ranks:
         return line
     try:
         if len({_gallery(run) for x in (line, other) for run in x.row.runs}) > 1:
             raise UserError("they were evaluated on different galleries")
         value, interval = paired_difference(line.ranks, other.ranks)
     except UserError as error:
-        problems.append(f"{line.recipe.name} does not compare with {other.recipe.name}: {error}")
+        problems.append(f"{line.recipe.name} does not compare with {wanted}: {error}")
         return line
+    for what, of in (("their training", _budget), ("how they see the gallery", _sight)):
+        if (here := {of(run) for run in line.row.runs}) != (there := {of(run) for run in other.row.runs}):
+            said = " against ".join("; ".join(sorted(x)) for x in (here, there))
+            problems.append(f"{line.recipe.name} and {wanted} also differ in {what}: {said}")
     return line._replace(difference=value, difference_interval=interval)
 
 
 def _gallery(run: Run) -> tuple:
     return run.identity.get("data"), run.config["config.eval.split"]
+
+
+def _budget(run: Run) -> str:
+    return f"{run.total_steps} steps of {run.batch_size}"
+
+
+def _sight(run: Run) -> str:
+    return f"{run.config['config.student.image.image_size']} px"
 
 
 def _dataset(lines: list[Line]) -> str:
@@ -140,7 +171,7 @@ def _dataset(lines: list[Line]) -> str:
 
 def _table(lines: list[Line]) -> str:
     titles = ["recipe", "what changed", *RECALL_TITLES, "mean", "against", "difference of the mean",
-              "in the thesis: COCO / Flickr30K", "steps", "steps/s", "memory, GiB"]  # fmt: skip
+              "in the thesis: COCO / Flickr30K", "steps", "steps/s", "minutes", "memory, GiB"]  # fmt: skip
     return markdown_table(titles, map(_cells, lines))
 
 
@@ -151,6 +182,8 @@ def _cells(line: Line) -> list[str]:
     if line.recalls is not None:
         low, high = line.interval[:, -1]
         mean = f"{line.recalls[-1]:.1f} ±{(high - low) / 2:.1f}"
+    if line.against is not None and line.difference is None:
+        difference = "not compared"
     if line.difference is not None:
         low, high = line.difference_interval[:, -1]
         difference = f"{line.difference[-1]:+.1f} ({low:+.1f} to {high:+.1f}) {MARKS[line.sign(-1)]}".rstrip()
@@ -159,6 +192,7 @@ def _cells(line: Line) -> list[str]:
     return [
         row.name, rung.changed, *recalls, mean, line.against.name if line.against else "–", difference,
         _thesis_difference(line), steps_cell(row.runs[0]) + seeds, number_cell(steps_per_second, ".2f"),
+        number_cell(row.mean(lambda run: run.hours and 60 * run.hours), ".1f"),
         number_cell(row.mean(lambda run: run.memory), ".1f"),
     ]  # fmt: skip
 
@@ -188,17 +222,44 @@ def _notes(lines: list[Line], problems: list[str]) -> list[str]:
     if tests:
         notes.append(
             "▲ better and ▼ worse than the recipe it stands against: the 95 % interval of the paired difference, over "
-            f"the images that both were asked for, leaves out zero. Of {tests} such differences of the mean, "
-            f"{tests / 20:.1f} would do so by chance alone."
+            "the images that both were asked for, leaves out zero. If none of them were real, "
+            f"{tests / 20:.2g} of these {tests} differences of the mean would do so by chance, and so would recalls."
             + (" Of a recipe with one seed it says nothing of other seeds." if 1 in seeds else "")
         )
+    notes += _settings(runs)
     devices = sorted({f"{run.devices} × {run.device}" for run in runs})
+    commits = sorted({run.commit for run in runs if run.commit})
     notes.append(
-        f"Trained on {', '.join(devices)}. Memory is the peak of the device, or of the whole process where the device "
-        "does not say (CPU)."
+        f"Trained on {', '.join(devices)}, code of {', '.join(commits) or 'commits that are not recorded'}. Minutes "
+        "are those of the training steps alone. Memory is the peak of the device, or of the whole process where the "
+        "device does not say (CPU)."
     )
     notes += problems
     return [f"- {note}" for note in notes]
+
+
+def _settings(runs: list[Run]) -> list[str]:
+    """What stands here for the thesis' teacher, classes and pretrained towers."""
+    with_teacher = [run for run in runs if "teacher" in run.config["config.passes"]]
+    teachers = sorted({run.config["config.teacher.checkpoint"] for run in with_teacher})
+    classes = sorted({n for run in with_teacher if (n := run.config["config.teacher.stand_in_classes"])})
+    starts = sorted({origin for run in runs for origin in _origins(run.config)})
+    said = []
+    if teachers:
+        said.append(f"Whatever teacher the thesis had, here it is {' or '.join(teachers)}.")
+    if classes:
+        said.append(
+            "A classifier's logits are, for want of one, the cosines of its [CLS] with "
+            f"{' or '.join(map(str, classes))} fixed random directions."
+        )
+    if starts:
+        said.append(f"Students start from {' or '.join(starts)}, those without a teacher, too.")
+    return said
+
+
+def _origins(config) -> list[str]:
+    fields = ("student.init", "student.image.init", "student.text.init")
+    return [path for field in fields if (path := config[f"config.{field}"]) != "random"]
 
 
 def _thesis_table(recipes: Sequence[Recipe]) -> str:

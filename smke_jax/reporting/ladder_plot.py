@@ -9,9 +9,11 @@ from smke_jax.reporting.plots import COLOURS, style_axes, with_legend
 
 MARKERS = {
     1: ("^", COLOURS[2], "significantly better than what it stands against"),
-    -1: ("v", COLOURS[1], "significantly worse"),
+    -1: ("v", COLOURS[1], "significantly worse, on these photos"),
     0: ("o", COLOURS[0], "neither"),
+    None: ("D", COLOURS[6], "not compared"),
 }
+FAR = 15  # points below the median: figures of the thesis that are lower stand at the edge, with their value
 
 
 def ladder_figure(lines: Sequence) -> Figure:
@@ -21,6 +23,8 @@ def ladder_figure(lines: Sequence) -> Figure:
     places = np.arange(len(lines))
     for sign, (marker, colour, meaning) in MARKERS.items():
         chosen = [i for i, line in enumerate(lines) if line.recalls is not None and line.sign(-1) == sign]
+        if not chosen:
+            continue
         means = np.array([lines[i].recalls[-1] for i in chosen])
         bounds = np.array([lines[i].interval[:, -1] for i in chosen]).reshape(-1, 2).T
         here.errorbar(
@@ -30,7 +34,12 @@ def ladder_figure(lines: Sequence) -> Figure:
     for axes, name in ((coco, "coco"), (flickr30k, "flickr30k")):
         figures = [getattr(line.recipe.rung, name) for line in lines]
         known = [i for i, x in enumerate(figures) if x]
-        axes.plot([np.mean(figures[i]) for i in known], places[known], "s", color=COLOURS[6], markersize=5)
+        means = np.array([np.mean(figures[i]) for i in known])
+        near = means > (np.median(means) if known else 0) - FAR
+        axes.plot(means[near], places[known][near], "s", color=COLOURS[6], markersize=5)
+        edge = min(means[near], default=0)
+        for mean, place in zip(means[~near], places[known][~near]):
+            axes.annotate(f"← {mean:.1f}", (edge, place), va="center", fontsize=8, color=COLOURS[6])
     for axes, title in ((here, "here"), (coco, "thesis, COCO"), (flickr30k, "thesis, Flickr30K")):
         style_axes(axes, "")
         axes.set_title(title, fontsize=10)

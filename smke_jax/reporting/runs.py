@@ -32,6 +32,7 @@ class Run:
     data_wait:           share of the training time spent waiting for data
     hours:               of the training steps alone, without start-up, evaluation and saving
     loss:                last one logged
+    commit:              of the code that started it
     memory:              peak in GiB, of the device, or of the process where the device does not say
     """
 
@@ -49,6 +50,7 @@ class Run:
     hours: float | None
     loss: float | None
     memory: float | None
+    commit: str | None
 
     @property
     def batch_size(self) -> int:
@@ -123,6 +125,7 @@ def _read_run(path: Path, name: str, problems: list[str]) -> Run:
         hours=float(seconds.sum()) / 3600 if rates else None,
         loss=losses[-1] if losses else None,
         memory=max(series(rows, "peak_memory_gib")[1], default=None),
+        commit=said.get("commit"),
     )  # fmt: skip
 
 

@@ -92,6 +92,8 @@ def _codebook(workdir, init, config, identity):
 
 def restore_autoencoder(workdir: Path) -> tuple[Restored, Experiment]:
     """The newest sound checkpoint of a run that learned codes, on all devices of this machine."""
+    if not (workdir / "config.json").is_file():
+        raise UserError(f"config.quantizer.run: no run at {workdir}; train one there with configs/image_vq.py")
     config = record.read_config(workdir)
     if "autoencoder" not in config.passes:
         raise UserError(f"config.quantizer.run: {workdir} learned no codes: give a run of configs/image_vq.py")

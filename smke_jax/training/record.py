@@ -15,6 +15,7 @@ from smke_jax import atomic
 from smke_jax.config import base
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import check_shared, failing_together
+from smke_jax.reporting.machine import commit
 
 # Of the config, what says where and how a run is computed and not what; it may change when a run is continued.
 PLACEMENT = frozenset(
@@ -69,6 +70,7 @@ def _check_or_write(workdir, config, identity):
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "devices": [str(device.device_kind) for device in jax.devices()],
         "host": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}",
+        "commit": commit(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
     atomic.write_text(workdir / "config.json", config.to_json(indent=2) + "\n")

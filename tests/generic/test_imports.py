@@ -17,7 +17,7 @@ LAYERS = (
     ("models", "objectives", "data"),
     ("convert", "passes"),
     ("training.recipe", "training.optimizer", "training.state"),
-    ("training.step", "evaluation", "training", "search", "reporting", "benchmarks.record"),
+    ("training.step", "evaluation", "training", "search", "reporting"),
     ("training.experiment", "training.frozen", "training.loop"),
     ("embedder", "planning"),
     ("programs", "__main__"),

@@ -65,13 +65,24 @@ def planned(tmp_path, configs, capsys):
 
 
 def test_every_rung_is_a_run_in_the_order_of_the_ladder(planned, configs, tmp_path):
-    runs = planned()
+    runs = planned("--config.teacher.checkpoint=random")
     assert list(runs) == ["hue-light,seed=42", "plain,seed=42", "hue-dark,seed=42"]
     assert runs["hue-dark,seed=42"] == (
         "to be run",
-        f"smke train --config={configs}/hue.py:dark,flickr8k --workdir={tmp_path}/out/hue-dark,seed=42",
+        f"smke train --config={configs}/hue.py:dark,flickr8k --workdir={tmp_path}/out/hue-dark,seed=42"
+        " --config.teacher.checkpoint=random",
     )
     assert not (tmp_path / "out").exists()
+
+
+def test_what_a_recipe_lacks_is_said_before_it_runs(planned, configs, tmp_path, capsys):
+    state, _ = planned("--recipes=plain")["plain,seed=42"]
+    assert state.startswith("cannot run as it is (no weights at runs/teacher_flickr8k/export")
+    out = tmp_path / "out"
+    assert main(["ladder", f"--configs={configs}", f"--out={out}", "--recipes=plain,hue"]) == 1
+    said = capsys.readouterr().err
+    assert "0 of 3 runs are finished" in said and said.count("FAILED: no weights at") + said.count("failed: no w") == 3
+    assert {record["state"] for record in json.loads((out / "jobs.json").read_text()).values()} == {"failed"}
 
 
 def test_the_form_and_overrides_hold_for_all(planned, configs):
@@ -88,7 +99,7 @@ def test_seeds_are_runs_of_their_own(planned):
 
 
 def test_minutes_are_steps_once_they_are_measured(planned, tmp_path):
-    (state, command), *_ = planned("--minutes=5").values()
+    (state, command), *_ = planned("--minutes=5", "--config.teacher.checkpoint=random").values()
     assert state == "to be run, with as many steps as a short run will tell" and "total_steps" not in command
 
 
@@ -187,7 +198,7 @@ def test_two_rungs_are_timed_trained_interrupted_continued_and_compared(configs,
     rows = [line for line in done.stdout.splitlines() if line.startswith(("| plain", "| hue:dark"))]
     assert len(rows) == 2 + 3 and " plain " in rows[1] and f" {total} " in rows[0]
     readme = (configs / "README.md").read_text()
-    assert done.stdout.strip() in readme and "smke ladder --configs=" in readme and "- hardware: " in readme
+    assert done.stdout.strip() in readme and "`smke ladder --configs=" in readme and "- hardware: " in readme
     assert (configs / "ladder.png").stat().st_size > 5000
 
     times = [path.stat().st_mtime_ns for path in out.glob("*/metrics.jsonl")]

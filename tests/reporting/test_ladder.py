@@ -8,7 +8,7 @@ import pytest
 from made_runs import SPEED, made_ranks, make_run
 
 from smke_jax.errors import UserError
-from smke_jax.reporting.ladder import BEGIN, END, run_name, write_ladder, write_readme
+from smke_jax.reporting.ladder import BEGIN, END, _read_lines, run_name, write_ladder, write_readme
 from smke_jax.reporting.ladder_plot import ladder_figure
 from smke_jax.reporting.rungs import Recipe, Rung
 
@@ -55,7 +55,8 @@ def test_one_recipe_has_all_its_figures(tmp_path):
     assert row == {
         "recipe": "base", "what changed": "the start", "image → text R@1": cell, "R@5 3": cell, "R@10 4": cell,
         "text → image R@1": other, "R@5 6": other, "R@10 7": other, "against": "–", "difference of the mean": "–",
-        "in the thesis: COCO / Flickr30K": "–", "steps": "40", "steps/s": f"{SPEED / 64:.2f}", "memory, GiB": "4.0",
+        "in the thesis: COCO / Flickr30K": "–", "steps": "40", "steps/s": f"{SPEED / 64:.2f}",
+        "minutes": f"{40 * 64 / SPEED / 60:.1f}", "memory, GiB": "4.0",
     }  # fmt: skip
     assert "## Measured on made up\n\nhead\n\n" in text and "made up: 200 images, 1000 captions." in text
     assert "2 × NVIDIA H200" in text and "▲" not in text
@@ -73,7 +74,7 @@ def test_what_differs_is_marked_and_what_does_not_is_not(tmp_path):
     # 2 points on COCO, and 1.5 less on Flickr30K.
     assert plus["in the thesis: COCO / Flickr30K"] == "+2.0 / -1.5"
     assert last["in the thesis: COCO / Flickr30K"] == "– / –"
-    assert "Of 2 such differences of the mean, 0.1 would" in text and "one seed it says nothing of other seeds." in text
+    assert "0.1 of these 2 differences of the mean would" in text and "one seed it says nothing of other seeds." in text
 
     (_, _, last), _ = ladder(tmp_path, reference="plus:x")
     assert last["against"] == "plus:x" and last["difference of the mean"].endswith("▼")
@@ -89,13 +90,40 @@ def test_a_significant_recall_is_marked_alone(tmp_path):
     assert marks == ["▼", "▲", "▲", "", "", ""]
 
 
-def test_without_what_it_names_a_rung_stands_against_the_one_before(tmp_path):
+def test_without_the_run_that_it_stands_against_a_rung_is_not_compared(tmp_path):
     add_run(tmp_path, PLUS, 0.5)
-    add_run(tmp_path, LAST, 0.5)
-    rows, _ = ladder(tmp_path)
-    assert [row["against"] for row in rows] == ["–", "plus:x"]
+    add_run(tmp_path, LAST, 0.9)
+    rows, text = ladder(tmp_path)
+    assert [row["against"] for row in rows] == ["base", "base"]
+    assert [row["difference of the mean"] for row in rows] == ["not compared"] * 2 and "▲" not in text
     rows, _ = ladder(tmp_path, reference="last")
-    assert [row["against"] for row in rows] == ["last", "–"]
+    assert [row["against"] for row in rows] == ["last", "–"] and "▼" in str(rows[0])
+    rows, text = ladder(tmp_path, reference="base")
+    assert {row["difference of the mean"] for row in rows} == {"not compared"} and "base has no run in" in text
+
+
+def test_seeds_of_other_configs_are_left_out(tmp_path):
+    for seed, steps in ((1, 40), (2, 80)):
+        add_run(tmp_path, BASE, 0.5, seed=seed, total_steps=steps)
+    (base,), text = ladder(tmp_path)
+    assert base["steps"] == "40" and "seed=2 is left out, a run of another config" in text
+    assert "config.total_steps: 40 there, 80 now" in text
+
+
+def test_other_budgets_and_other_eyes_are_named(tmp_path):
+    add_run(tmp_path, BASE, 0.5)
+    add_run(tmp_path, PLUS, 0.5, total_steps=80, student__image__image_size=128)
+    _, text = ladder(tmp_path)
+    assert "plus:x and base also differ in their training: 80 steps of 64 against 40 steps of 64" in text
+    assert "plus:x and base also differ in how they see the gallery: 128 px against 224 px" in text
+
+
+def test_it_says_what_stands_for_the_thesis_teacher(tmp_path):
+    fields = {"teacher__checkpoint": "runs/t/export", "student__image__init": "runs/t/export"}
+    add_run(tmp_path, BASE, 0.5, passes=["teacher", "student"], teacher__stand_in_classes=9, **fields)
+    _, text = ladder(tmp_path)
+    assert "here it is runs/t/export." in text and "with 9 fixed random directions" in text
+    assert "Students start from runs/t/export" in text
 
 
 def test_seeds_are_put_together(tmp_path):
@@ -117,7 +145,7 @@ def test_unfinished_runs_are_no_result(tmp_path):
     (base, plus), text = ladder(tmp_path)
     assert base["steps"] == "40" and f"- {tmp_path}/base,seed=2: 10 of 40, not finished" in text
     assert plus["steps"] == "20 of 40, not finished"
-    assert plus["mean"] == plus["difference of the mean"] == "–" and "▲" not in str(plus)
+    assert plus["mean"] == "–" and plus["difference of the mean"] == "not compared" and "▲" not in str(plus)
 
 
 def test_runs_without_ranks_are_not_compared(tmp_path):
@@ -126,7 +154,9 @@ def test_runs_without_ranks_are_not_compared(tmp_path):
     (path / "evals" / "40" / "retrieval.npz").unlink()
     (base, plus), text = ladder(tmp_path)
     assert base["mean"] != "–" and plus["image → text R@1"].endswith("±2.0")
-    assert plus["mean"] == plus["difference of the mean"] == "–" and "retrieval.npz is missing" in text
+    assert (
+        plus["mean"] == "–" and plus["difference of the mean"] == "not compared" and "retrieval.npz is missing" in text
+    )
 
 
 @pytest.mark.parametrize("fields", [{"data": "other photos"}, {"images": 201}, {"eval__split": "test"}])
@@ -134,7 +164,7 @@ def test_other_galleries_are_not_compared(tmp_path, fields):
     add_run(tmp_path, BASE, 0.5)
     add_run(tmp_path, PLUS, 0.9, **fields)
     (_, plus), text = ladder(tmp_path)
-    assert plus["difference of the mean"] == "–" and plus["mean"] != "–"
+    assert plus["difference of the mean"] == "not compared" and plus["mean"] != "–"
     assert "- plus:x does not compare with base: they were evaluated on different galleries" in text
 
 
@@ -194,7 +224,18 @@ def test_the_picture_has_a_line_for_every_recipe(tmp_path, monkeypatch):
     assert flickr30k.lines[0].get_xydata().tolist() == [[60, 0], [58.5, 1]]
     markers = {line.get_marker(): line.get_xydata() for line in here.lines if line.get_marker() in "^vo"}
     assert markers["^"].tolist() == [[pytest.approx(made_ranks(0.6).recalls().mean()), 1]]
-    assert markers["o"][:, 1].tolist() == [0] and len(markers["v"]) == 0
+    assert "v" not in markers and "o" not in markers  # the first has nothing to be compared with
+    assert [line.get_xydata()[:, 1].tolist() for line in here.lines if line.get_marker() == "D"] == [[0]]
+
+
+def test_figures_far_from_the_others_stand_at_the_edge(tmp_path):
+    low = LAST._replace(rung=LAST.rung._replace(coco=(0.12,)))
+    for recipe in (BASE, PLUS, low):
+        add_run(tmp_path, recipe, 0.5)
+    lines, _ = _read_lines([BASE, PLUS, low], tmp_path)
+    coco = ladder_figure(lines).axes[1]
+    assert coco.lines[0].get_xydata().tolist() == [[50, 0], [52, 1]]
+    assert [text.get_text() for text in coco.texts] == ["← 0.1"]
 
 
 def test_nothing_to_show_is_said(tmp_path):

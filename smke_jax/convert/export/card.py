@@ -92,7 +92,9 @@ def _figures(retrieval: dict | None) -> str:
 def _training(record: Record) -> str:
     run, config = record.run, record.config
     terms = (", ".join([f"`{name}`", *(f"{k} {v}" for k, v in args.items())]) for name, args in config["terms"].items())
-    inits = (f"{tower}: {config['student'][tower]['init']}" for tower in ("image", "text"))
+    optimizer, whole = config["optimizer"], config["student"].get("init", "random")
+    inits = [f"{tower}: {config['student'][tower]['init']}" for tower in ("image", "text")]
+    scaled = f" at a batch of {optimizer['reference_batch']}" if optimizer["reference_batch"] else ""
     uses_teacher, is_student = "teacher" in config["passes"], "student" in config["passes"]
     hours = "not recorded" if record.hours is None else (
         f"{record.hours:.2f}, from the logged examples per second; without start-up, evaluation and saving"
@@ -102,10 +104,10 @@ def _training(record: Record) -> str:
         "started": run["started"],
         "steps and batch": f"{record.step} steps of {config['batch_size']}",
         "objectives": "; ".join(terms),
-        "optimiser": f"{config['optimizer']['name']}, learning rate {config['optimizer']['learning_rate']} at 256, "
-                     f"weight decay {config['optimizer']['weight_decay']}",
+        "optimiser": f"{optimizer['name']}, learning rate {optimizer['learning_rate']}{scaled}, "
+                     f"weight decay {optimizer['weight_decay']}",
         **({"teacher": f"{config['teacher']['type']}, {config['teacher']['checkpoint']}"} if uses_teacher else {}),
-        **({"towers start from": ", ".join(inits)} if is_student else {}),
+        **({"starts from": whole if whole != "random" else ", ".join(inits)} if is_student else {}),
         "hours": hours,
         "hardware": f"{len(run['devices'])} × {run['devices'][0]}; {run['host']}",
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
