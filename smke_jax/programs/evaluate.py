@@ -5,6 +5,7 @@ The run's teacher and training data are not needed.
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from smke_jax.__main__ import run_program
@@ -12,7 +13,7 @@ from smke_jax.data.datasets import open_source
 from smke_jax.errors import UserError
 from smke_jax.evaluation.embed import make_encoder
 from smke_jax.evaluation.evaluate import evaluate_retrieval
-from smke_jax.evaluation.ranks import write_ranks
+from smke_jax.evaluation.ranks import Ranks, write_ranks
 from smke_jax.evaluation.retrieval import format_table, write_json
 from smke_jax.evaluation.scene_probe import probe_encoder
 from smke_jax.passes.student import LEVELS
@@ -38,10 +39,10 @@ def main(argv: list[str]) -> int:
     )  # fmt: skip
     print(f"step {run.step}\n{format_table(result.metrics)}")
     kept = arguments.workdir / "evals" / str(run.step) / _file_name(trained_with, config)
+    _write(kept.with_suffix(".npz"), result.ranks, write_ranks)
     for path in (kept, arguments.out):
         if path is not None:
             _write(path, result.metrics)
-    write_ranks(kept.with_suffix(".npz"), result.ranks)
     return 0
 
 
@@ -93,9 +94,9 @@ def _file_name(trained_with, config) -> str:
     return "-".join(parts) + ".json"
 
 
-def _write(path: Path, metrics: dict) -> None:
+def _write(path: Path, figures: dict | Ranks, write: Callable = write_json) -> None:
     try:
-        write_json(path, metrics)
+        write(path, figures)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; the figures stand above") from None
     print(f"wrote {path}")

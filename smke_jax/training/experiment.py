@@ -1,4 +1,4 @@
-"""Everything that a config names, opened and checked: tokenizer, recipe, teacher, initial weights, mesh, step."""
+"""What a config names, checked and put together: mesh, tokenizer, recipe, optimiser, step."""
 
 import shutil
 from collections.abc import Callable

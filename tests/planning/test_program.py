@@ -70,6 +70,8 @@ def test_a_missing_teacher_is_said_and_a_present_one_described():
 
 
 def test_the_thesis_run_needs_none_of_its_weights():
+    resolved, _ = planned(load_config(str(CONFIGS / "finetune_retrieval.py")))
+    assert resolved.student.init == "random"
     resolved, assumed = planned(load_config(str(CONFIGS / "s_smke.py")))
     assert any("no weights at 'weights/beitv2-base-pt1k'" in line for line in assumed)
     recipe, shapes = step_inputs(build_recipe(resolved, vocab_size=resolved.data.vocab_size), resolved)
