@@ -29,10 +29,11 @@ RUNGS = (
 )  # fmt: skip
 
 DATA = {"": ("data/coco", 554), "flickr30k": ("data/flickr30k", 142)}  # folder, steps of an epoch
+VARIANTS = ("flickr30k",)
 
 
 def get_config(variant: str = ""):
-    kind, form = split_variant(variant, ("flickr30k",))
+    kind, form = split_variant(variant, VARIANTS)
     c = thesis()
     c.passes = ("student",)
     c.teacher.checkpoint = ""

@@ -8,7 +8,8 @@ masked.  Loss: 1 - cosine of what it says and the [CLS], and the distance of the
 follow what they stand for by a moving average (0.99) from k-means on the first global batch.  10 epochs of ImageNet at
 512 on two GPUs, peak learning rate 1e-3.  The thesis also trains 8 channels: `--config.quantizer.code_dim=8`.
 
-The first step runs on random codes, at the learning rate 0 of the warm-up.  The decoder's mask token and table of
+The first step runs on random codes, at the learning rate 0 of the warm-up; k-means of 512 latents into 1024 codes then
+takes each of them twice.  The decoder's mask token and table of
 relative positions are learned; the thesis' code takes BEiT's token and adds BEiT's table to its own.  Codes that get no
 images stay as they are; `--config.terms.image_vq.restart=True` gives them one that the others describe badly.
 

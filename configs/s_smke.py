@@ -26,13 +26,14 @@ RUNGS = (
         coco=(53.54, 81.1, 89.52, 35.65, 66.0, 77.77), flickr30k=(70.9, 92.1, 96.0, 52.72, 80.2, 87.46), imagenet=37.0,
     ),
 )  # fmt: skip
+VARIANTS = ("random",)
 
 
 def get_config(variant: str = ""):
-    kind, form = split_variant(variant, ("random",))
+    kind, form = split_variant(variant, VARIANTS)
     c = thesis()
     c.terms.itc = {"levels": ("fc1", "out")}
-    c.terms.target_itc = {"bank_size": 65_536}
+    c.terms.target_itc = {"bank_size": 65_536, "random_bank": False}
     c.teacher.final_norm = False  # as the thesis' memory bank run (spec 15)
     if kind == "random":
         c.student.image.init = c.student.text.init = c.teacher.checkpoint = "random"

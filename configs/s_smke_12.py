@@ -31,7 +31,7 @@ def get_config(variant: str = ""):
     c.student.image.depth = c.student.text.depth = 12
     c.student.shared.depth = 2
     c.terms.itc = {"levels": ("out",)}
-    c.terms.target_itc = {"bank_size": 65_536}
+    c.terms.target_itc = {"bank_size": 65_536, "random_bank": False}
     c.teacher.final_norm = False
     c.optimizer.lr_rules = (("^student/(image|text)_encoder/", 0.1),)
     c = variant_of(c, variant)

@@ -36,7 +36,7 @@ RUNGS = (
     ),
 )  # fmt: skip
 
-TARGETS = {"target_itc": {"bank_size": 65_536}}
+TARGETS = {"target_itc": {"bank_size": 65_536, "random_bank": False}}
 # {name: (the teacher's fields, the terms that learn from it, width of the head, 0 that of the teacher)}
 VARIANTS = {
     "beitv2": ({"final_norm": False}, TARGETS, 0),

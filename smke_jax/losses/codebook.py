@@ -16,7 +16,10 @@ def counts(nearest: jax.Array, size: int) -> jax.Array:
 
 
 def k_means(x: jax.Array, size: int, *, iterations: int = 10) -> jax.Array:
-    """`size` codes by spherical k-means from the first rows of `x`, again and again where there are too few rows."""
+    """`size` codes by spherical k-means from the first rows of `x`.
+
+    With no more rows than codes every row is a code already, and nothing moves; then rows are codes several times.
+    """
     codes = x[jnp.arange(size) % len(x)]
     return jax.lax.fori_loop(0, iterations, lambda _, codes: follow(codes, x, nearest_code(x, codes), decay=0.0), codes)
 
@@ -34,10 +37,13 @@ def follow(codes: jax.Array, x: jax.Array, nearest: jax.Array, *, decay: float) 
     return jnp.where(jnp.any(mine, axis=1, keepdims=True), moved, codes)
 
 
-def restart(codes: jax.Array, dead: jax.Array, x: jax.Array, nearest: jax.Array) -> jax.Array:
-    """Codes that are `dead` (J,) become the rows that their own codes describe worst, as many as there are."""
+def restart(codes: jax.Array, dead: jax.Array, x: jax.Array, nearest: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Codes that are `dead` (J,) become the rows that their own codes describe worst: (codes, which did (J,)).
+
+    Of more dead codes than rows, the first.
+    """
     cosines = jnp.sum(x * codes[nearest], axis=-1)
     worst = jnp.argsort(cosines)
     rank = jnp.cumsum(dead) - 1  # of each dead code among them
     taken = dead & (rank < len(x))
-    return jnp.where(taken[:, None], x[worst[jnp.where(taken, rank, 0)]], codes)
+    return jnp.where(taken[:, None], x[worst[jnp.where(taken, rank, 0)]], codes), taken

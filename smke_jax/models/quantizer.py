@@ -13,6 +13,10 @@ from smke_jax.models.layers import Block
 from smke_jax.models.teachers import RelativePositionBias
 
 
+def _random_codes(key, shape):
+    return normalise(jax.random.normal(key, shape))
+
+
 class Down(nn.Module):
     """[CLS] (B, D) -> latent (B, code_dim) of length 1, fp32."""
 
@@ -53,7 +57,8 @@ class Autoencoder(nn.Module):
 
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (width,))
         order = jnp.argsort(jax.random.uniform(self.make_rng("mask"), (batch, count)), axis=1)
-        kept = order < int(count * (1 - self.masked))  # exactly so many of every image
+        # Exactly so many of every image; what is a whole number but for rounding is that number.
+        kept = order < int(count * (1 - self.masked) + 1e-6)
         x = jnp.concatenate([x[:, None], jnp.where(kept[..., None], patches, mask_token)], axis=1)
         bias = RelativePositionBias(math.isqrt(count), self.num_heads, nn.initializers.zeros, name="relative_bias")()
         block = Block(
@@ -78,5 +83,5 @@ class Quantizer(nn.Module):
 
     @nn.compact
     def __call__(self, cls):
-        codes = self.param("codes", nn.initializers.normal(), (self.num_codes, self.code_dim))
+        codes = self.param("codes", _random_codes, (self.num_codes, self.code_dim))
         return nearest_code(Down(self.code_dim, name="down")(cls), codes)

@@ -14,8 +14,8 @@ def image_vq(commitment: float = 1.0, decay: float = 0.99, dead_below: float = 0
 
     Needs 'code/latent' (B, S), 'code/similarity' (B, J), its cosines with all codes, and 'code/reconstruction',
     'target/cls' (B, D).  The codes are slots that follow the latents by a moving average; k-means on the latents of the
-    first global batch replaces the random ones that the first step runs with, whose learning rate the warm-up holds
-    at 0.  `usage` is the moving average of each code's share of the batch.  A code is dead with less than
+    first global batch replaces the random ones that the first step runs with, so let the learning rate warm up from 0.
+    `usage` is the moving average of each code's share of the batch.  A code is dead with less than
     `dead_below` of an equal share; with `restart` it becomes a latent of the batch that the others describe badly.
     """
 
@@ -27,8 +27,8 @@ def image_vq(commitment: float = 1.0, decay: float = 0.99, dead_below: float = 0
             "started": jnp.zeros((), jnp.bool),
         }
 
-    def dead(slots):
-        return slots["usage"] * len(slots["usage"]) < dead_below
+    def dead(usage):
+        return usage * len(usage) < dead_below
 
     def value(params, slots, reps, scope):
         nearest = jnp.argmax(reps["code/similarity"], axis=-1)
@@ -41,7 +41,7 @@ def image_vq(commitment: float = 1.0, decay: float = 0.99, dead_below: float = 0
             "loss_commitment": distance,
             "codes_in_batch": jnp.mean(used.astype(jnp.float32)),
             "perplexity": jnp.exp(jnp.sum(jax.scipy.special.entr(slots["usage"]))),
-            "dead_codes": jnp.mean(dead(slots).astype(jnp.float32)),
+            "dead_codes": jnp.mean(dead(slots["usage"]).astype(jnp.float32)),
         }
 
     def begin(slots, latents, nearest):
@@ -52,9 +52,8 @@ def image_vq(commitment: float = 1.0, decay: float = 0.99, dead_below: float = 0
         share = codebook.counts(nearest, len(codes)) / len(nearest)
         usage = decay * slots["usage"] + (1 - decay) * share
         if restart:
-            gone = dead(slots)
-            codes = codebook.restart(codes, gone, latents, nearest)
-            usage = jnp.where(gone, 1 / len(codes), usage)
+            codes, renewed = codebook.restart(codes, dead(usage), latents, nearest)
+            usage = jnp.where(renewed, 1 / len(codes), usage)
         return {"codes": codes, "usage": usage, "started": slots["started"]}
 
     def update(slots, reps):

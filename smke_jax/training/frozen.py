@@ -84,6 +84,12 @@ def _codebook(workdir, init, config, identity):
                 f"config.quantizer.{field} is {config.quantizer[field]} and was {theirs.quantizer[field]} in "
                 f"{workdir}: set it so"
             )
+    for field in ("final_norm", "image_size", "mean", "std"):
+        if theirs.teacher[field] != config.teacher[field]:
+            raise UserError(
+                f"config.teacher.{field} is {config.teacher[field]} and was {theirs.teacher[field]} where the codes of "
+                f"{workdir} were learned: set it so"
+            )
     params = {"down": found.params["autoencoder"]["down"], "codes": found.train["slots"]["image_vq"]["codes"]}
     params = jax.device_get(params)
     content = hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(params)))

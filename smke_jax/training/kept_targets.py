@@ -18,6 +18,8 @@ from smke_jax.training.recipe import Recipe
 
 log = logging.getLogger("smke_jax")
 
+WHOLE = ("target/tokens", "target/patches")  # a vector of every patch: too much to keep of every image
+
 
 def with_kept_targets(recipe: Recipe) -> Recipe:
     """`recipe` with the teacher's forward replaced by what is kept of it."""
@@ -40,6 +42,11 @@ class KeptTargets:
     def __init__(self, recipe: Recipe, frozen: dict[str, Any], source, directory: Path, config, mesh):
         teacher = _teacher(recipe)
         self.provides = teacher.provides
+        if large := [name for name in self.provides if name in WHOLE]:
+            raise UserError(
+                f"config.teacher.cache keeps one feature of every image, and this recipe reads {', '.join(large)}: set "
+                "config.teacher.cache=False"
+            )
         # Process 0 decides for all: elsewhere a shared folder may show an older state.
         there = np.array([self._path(directory, name).exists() for name in self.provides])
         there = multihost_utils.broadcast_one_to_all(there)

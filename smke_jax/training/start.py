@@ -18,7 +18,19 @@ from smke_jax.passes.base import MEAN, STD
 # The encoders that each tower can be made of, by the type in their descriptions.
 FITTING = {"image": {"data2vec2": Data2Vec2}, "text": {"bert": Bert}}
 # What may be otherwise than in the network started from: how it was and is trained, and the size of the images.
-FREE = {"init", "image_size", "pooler", "dropout", "token_drop", "init_std", "dtype", "remat", "parent", "name"}
+FREE = {
+    "init",
+    "head_dim",
+    "image_size",
+    "pooler",
+    "dropout",
+    "token_drop",
+    "init_std",
+    "dtype",
+    "remat",
+    "parent",
+    "name",
+}
 
 
 class Part(NamedTuple):
@@ -62,6 +74,9 @@ def _student(params, config: ConfigDict) -> list[Part]:
     wrong = [line for prefix, pair in parts.items() for line in _differences(*pair, prefix=prefix)]
     if wrong:
         raise UserError(f"config.student is not that of {path}: {'; '.join(wrong)}; set them alike")
+    ours, theirs = params["student"]["head"]["kernel"].shape[-1], model["target_dim"]
+    if ours != theirs:
+        raise UserError(f"the head of {path} has {theirs} channels, not {ours}: set config.student.head_dim={theirs}")
     loaded = fit(params["student"], load_params(path), source=path)
     student = Part(("student",), loaded, f"{len(jax.tree.leaves(loaded))} tensors from {path}", digests(path))
     scales = []

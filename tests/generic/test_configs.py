@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import re
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from smke_jax.programs.train import load_config
 from smke_jax.training.experiment import batch_shapes, resolve, training_views
 from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.recipe import build_recipe, init_params
+from smke_jax.training.record import flatten
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.py"))
 SCENES = make_scenes(96, 16)
@@ -50,6 +52,13 @@ def test_it_begins_with_what_it_is_and_its_exact_command(path):
     commands = [line.strip() for line in lines if line.strip().startswith("smke ")]
     assert all(line.startswith("    smke ") for line in lines if line.strip().startswith("smke "))
     assert [c for c in commands if c.startswith((f"smke train --config=configs/{path.name} --workdir=", "smke demo"))]
+
+
+@each
+def test_the_flags_that_it_names_exist(path):
+    module = load(path)
+    named = set(re.findall(r"--(config\.[\w.]+)=", module.__doc__))
+    assert named <= set(flatten(module.get_config()))
 
 
 @each

@@ -64,10 +64,12 @@ def test_restarted_codes_are_the_vectors_described_worst():
     x = unit(np.array([[9, 1, 0, 0], [1, 0, 0, 5], [3, 2, 0, 0], [8, 0, 1, 0], [4, 3, 0, 0]], np.float32))
     nearest = np.zeros(5, np.int32)  # all with the first code, however far
     dead = np.array([False, True, False, True])
-    after = np.asarray(codebook.restart(codes, dead, x, nearest))
+    after, renewed = map(np.asarray, codebook.restart(codes, dead, x, nearest))
+    np.testing.assert_array_equal(renewed, dead)
     np.testing.assert_array_equal(after[[0, 2]], codes[[0, 2]])
     np.testing.assert_allclose(after[1], x[1])  # cosine 0.2
     np.testing.assert_allclose(after[3], x[4])  # cosine 0.8
-    np.testing.assert_array_equal(codebook.restart(codes, np.zeros(4, bool), x, nearest), codes)
-    few = np.asarray(codebook.restart(codes, np.ones(4, bool), x[:2], nearest[:2]))
+    np.testing.assert_array_equal(codebook.restart(codes, np.zeros(4, bool), x, nearest)[0], codes)
+    few, renewed = codebook.restart(codes, np.ones(4, bool), x[:2], nearest[:2])
+    np.testing.assert_array_equal(renewed, [True, True, False, False])
     np.testing.assert_allclose(few, [x[1], x[0], codes[2], codes[3]])

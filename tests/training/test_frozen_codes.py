@@ -103,6 +103,12 @@ def test_what_does_not_go_together_is_refused(teacher, codes_run, tmp_path):
     assert "another teacher than config.teacher.checkpoint random" in refused("random", codes_run, tmp_path / "a")
     message = refused(teacher, codes_run, tmp_path / "b", code_dim=5)
     assert f"config.quantizer.code_dim is 5 and was 4 in {codes_run}: set it so" in message
+    c = config("s_smke_vq")
+    c.teacher.checkpoint, c.quantizer.run, c.teacher.final_norm = teacher, str(codes_run), False
+    c = resolve(c)
+    source, views = open_training_data(c)
+    with pytest.raises(UserError, match="config.teacher.final_norm is False and was True where the codes of"):
+        load_frozen(build_experiment(c, tmp_path / "d", source), batch_shapes(c, views))
     assert "no run at nowhere" in refused(teacher, "nowhere", tmp_path / "c")
     c = config("s_smke_vq")
     c.student.head_dim = 7
