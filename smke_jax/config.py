@@ -161,9 +161,9 @@ def base() -> ConfigDict:
 
 
 def towers(c: ConfigDict, **fields) -> None:
-    """Sets fields of both towers and the shared block at once, where they have them."""
-    for part in (c.student.image, c.student.text, c.student.shared):
-        part.update({k: v for k, v in fields.items() if k in part})
+    """Sets fields of both towers and the shared block at once, where they have them; `depth` is that of the towers."""
+    for part, own in ((c.student.image, ()), (c.student.text, ()), (c.student.shared, ("depth",))):
+        part.update({k: v for k, v in fields.items() if k in part and k not in own})
 
 
 def thesis() -> ConfigDict:
@@ -229,8 +229,7 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.batch_size, c.total_steps, c.epochs = 16, 2, 0.0
     c.student.init = "random"
     c.data.update(source="scenes", dir="", split="train", tokenizer="", vocab_size=300, max_length=12, in_memory=False)
-    towers(c, init="random", image_size=32, patch_size=16, width=32, num_heads=2, mlp_dim=48)
-    c.student.image.depth = c.student.text.depth = 1
+    towers(c, init="random", image_size=32, patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=48)
     c.teacher.update(image_size=32, patch_size=16, width=32, depth=1, num_heads=2, mlp_dim=48)
     c.teacher.checkpoint = "random" if "teacher" in c.passes else ""
     c.quantizer.update(num_codes=24, code_dim=4, run="random" if "quantizer" in c.passes else "")
