@@ -169,7 +169,8 @@ def every_state(model, params, image, ids, mask) -> list:
     states = []
     for tower, rows in (("image_encoder", 1), ("text_encoder", mask[:, :, None])):
         blocks = extra["intermediates"][tower]
-        states += [blocks[f"block_{i}"]["__call__"][0].out * rows for i in range(len(blocks))]
+        depth = sum(name.startswith("block_") for name in blocks)
+        states += [blocks[f"block_{i}"]["__call__"][0].out * rows for i in range(depth)]
     return states + [result[level] for result in results for level in ("fc1", "out", "head")]
 
 

@@ -225,6 +225,6 @@ def test_build_student_reads_the_config():
     assert (model.text_encoder.vocab_size, model.target_dim) == (123, 7)
     assert (model.text_encoder.norm_eps, model.image_encoder.norm_eps, model.shared.norm_eps) == (1e-12, 1e-6, 1e-6)
     assert (model.text_encoder.norm_order, model.image_encoder.norm_order) == ("post", "post")
-    assert (model.shared.norm_order, model.shared.attention_biases, model.shared.layer_scale) == ("pre", "qv", 0.3)
+    assert (model.shared.depth, model.shared.layer_scale) == (1, 0.3)
     assert (model.text_encoder.dropout, model.image_encoder.token_drop) == (0.1, 0.5)
     assert model.dtype == model.image_encoder.dtype == model.text_encoder.dtype == model.shared.dtype == jnp.bfloat16
