@@ -70,7 +70,7 @@ def test_its_targets_are_the_codes_of_the_run(teacher, codes_run, tmp_path):
     experiment, shapes = opened(teacher, codes_run, tmp_path)
     frozen, identity = load_frozen(experiment, shapes)
     found, learner = restore_autoencoder(codes_run)
-    slots, params = found.train["slots"]["image_vq"], found.params["autoencoder"]
+    slots, params = jax.device_get((found.train["slots"]["image_vq"], found.params["autoencoder"]))
     np.testing.assert_array_equal(frozen["quantizer"]["codes"], slots["codes"])
     assert len(identity["quantizer weights"]) == 64 and slots["started"]
 
@@ -110,7 +110,7 @@ def test_what_does_not_go_together_is_refused(teacher, codes_run, tmp_path):
     with pytest.raises(UserError, match="config.teacher.final_norm is False and was True where the codes of"):
         load_frozen(build_experiment(c, tmp_path / "d", source), batch_shapes(c, views))
     assert "no run at nowhere" in refused(teacher, "nowhere", tmp_path / "c")
-    c = config("s_smke_vq")
+    c = config("s_smke_vq").copy_and_resolve_references()  # where one follows the other
     c.student.head_dim = 7
     with pytest.raises(UserError, match="config.student.head_dim is 7 where config.quantizer.num_codes is 24"):
         resolve(c)
