@@ -68,7 +68,7 @@ def test_the_stand_in_is_the_same_every_time_and_scales_with_the_temperature():
     np.testing.assert_allclose(stand_in_head(64, 0.2)(3 * cls), logits / 2, rtol=1e-5, atol=1e-6)
     assert np.abs(logits).max() <= 10 and np.std(logits, axis=0).min() > 0.5
     # Cosines with as many directions as there are dimensions and more tell the feature itself.
-    directions = np.asarray(jax.random.normal(jax.random.key(0), (12, 64)))
+    directions = np.array(jax.random.normal(jax.random.key(0), (12, 64)))
     directions /= np.linalg.norm(directions, axis=0)
     found = np.linalg.lstsq(directions.T, 0.1 * logits.T, rcond=None)[0].T
     np.testing.assert_allclose(found, cls / np.linalg.norm(cls, axis=1, keepdims=True), atol=1e-5)
