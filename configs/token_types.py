@@ -32,8 +32,8 @@ RUNGS = (
         against="s_smke_mse", coco=(67.2,), flickr30k=(78.08,), imagenet=30.3,
     ),
     Rung(
-        order=9.3, section="9c", changed="… with a learned scale", variant="after_scaled",
-        against="token_types:after", coco=(67.2,), flickr30k=(78.29,), imagenet=30.3,
+        order=9.3, section="9c", changed="token types added after the encoders, with a learned scale",
+        variant="after_scaled", against="s_smke_mse", coco=(67.2,), flickr30k=(78.29,), imagenet=30.3,
     ),
 )  # fmt: skip
 

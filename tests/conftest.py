@@ -1,6 +1,7 @@
 """Set before JAX is first imported: eight CPU devices, no network, a compile cache."""
 
 import os
+import signal
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,3 +30,11 @@ def real_data() -> Path:
     if not path.is_dir():
         pytest.skip(f"no real data at {path}: set SMKE_TEST_DATA")
     return path
+
+
+@pytest.fixture
+def interruptible():
+    """Ctrl-C reaches this process and those that it starts: what a shell runs in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

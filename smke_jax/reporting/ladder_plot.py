@@ -9,7 +9,7 @@ from smke_jax.reporting.plots import COLOURS, style_axes, with_legend
 
 MARKERS = {
     1: ("^", COLOURS[2], "significantly better than what it stands against"),
-    -1: ("v", COLOURS[1], "significantly worse, on these photos"),
+    -1: ("v", COLOURS[1], "significantly worse"),
     0: ("o", COLOURS[0], "neither"),
     None: ("D", COLOURS[6], "not compared"),
 }

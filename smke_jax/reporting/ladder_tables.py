@@ -72,7 +72,7 @@ def notes(lines: Sequence, problems: list[str]) -> list[str]:
         said.append(
             "▲ better and ▼ worse than the recipe it stands against: the 95 % interval of the paired difference, over "
             "the images that both were asked for, leaves out zero. If none of them were real, "
-            f"{tests / 20:.2g} of these {tests} differences of the mean would do so by chance, and so would recalls."
+            f"{tests / 20:.2g} of these {tests} differences of the mean would do so by chance."
             + (" Of a recipe with one seed it says nothing of other seeds." if 1 in seeds else "")
         )
     said += _settings(runs)

@@ -182,7 +182,7 @@ loop.put_batch = slow_put
 
 
 @pytest.mark.slow
-def test_a_sweep_survives_an_interruption_and_a_run_that_fails(config_file, tmp_path):
+def test_a_sweep_survives_an_interruption_and_a_run_that_fails(config_file, tmp_path, interruptible):
     config_file.write_text(tiny.CONFIG_FILE + SLOW)
     out, axis = tmp_path / "out", "config.num_devices=1,2,3"  # a batch of 8 does not divide over three
     command = [sys.executable, "-m", "smke_jax", "sweep", f"--config={config_file}", f"--out={out}", "--axis", axis,

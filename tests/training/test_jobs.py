@@ -129,14 +129,6 @@ def test_the_time_left_is_the_mean_of_the_finished_ones(tmp_path):
     assert jobs.Ledger(tmp_path).time_left(3) == ", 3 runs left, about 3 min 00 s"
 
 
-@pytest.fixture
-def interruptible():
-    """Tests that a shell runs in the background begin with SIGINT ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_running_job_save_and_starts_no_other(tmp_path, number, interruptible):
     out, before = tmp_path / "out", signal.getsignal(number)
