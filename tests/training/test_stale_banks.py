@@ -34,6 +34,6 @@ def test_the_past_of_a_student_ruins_it_and_a_momentum_encoder_repairs_that(tmp_
     """A bank 8 times the batch of features that the student has long moved away from: negatives that it cannot move,
     and that it escapes by leaving them all at once.  Chance is a mean R@10 of 2 %."""
     spread, recall = trained(tmp_path / "fifo", ("student",))
-    assert spread < 0.05 and recall < 4, (spread, recall)
+    assert spread < 0.1 and recall < 3.5, (spread, recall)
     spread, recall = trained(tmp_path / "momentum", ("momentum", "student"), keys="momentum/")
-    assert spread > 0.15 and recall > 4.5, (spread, recall)
+    assert spread > 0.15 and recall > 3.5, (spread, recall)
