@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import optax
 
 
 def mean_squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
@@ -12,4 +13,4 @@ def mean_squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
 def kl_divergence(logits: jax.Array, target: jax.Array) -> jax.Array:
     """KL(softmax(target) || softmax(logits)), mean over examples, fp32.  (b, C), (b, C) -> ().  Source: spec 5."""
     log_q, log_p = (jax.nn.log_softmax(x.astype(jnp.float32)) for x in (logits, target))
-    return jnp.mean(jnp.sum(jnp.exp(log_p) * (log_p - log_q), axis=-1))
+    return jnp.mean(optax.losses.kl_divergence_with_log_targets(log_q, log_p))

@@ -5,9 +5,7 @@ import jax.numpy as jnp
 
 from smke_jax.losses.contrastive import info_nce, normalise
 from smke_jax.objectives import memory_bank
-from smke_jax.objectives.base import INITIAL_LOG_SCALE, Term
-
-OTHER = {"image": "text", "text": "image"}
+from smke_jax.objectives.base import INITIAL_LOG_SCALE, OTHER, Term
 
 
 def bank_itc(

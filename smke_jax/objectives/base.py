@@ -15,6 +15,7 @@ Reps = Mapping[str, jax.Array]
 Metrics = dict[str, jax.Array]
 
 INITIAL_LOG_SCALE = math.log(1 / 0.07)  # not jnp: importing must not start the devices
+OTHER = {"image": "text", "text": "image"}  # modality
 
 
 class Term(NamedTuple):
@@ -43,6 +44,20 @@ def equal_widths(term: str, shapes: Mapping[str, jax.ShapeDtypeStruct], predicti
             f"config.terms.{term}: {prediction} has {have} channels and {target} {want}: "
             f"set config.student.head_dim={want}"
         )
+
+
+def both_heads(term: str, target: str, loss: Callable[[jax.Array, jax.Array], jax.Array]) -> Term:
+    """½ loss('image/head', `target`) + ½ loss('text/head', `target`), of as many channels each, as the term `term`."""
+
+    def init(key, shapes):
+        equal_widths(term, shapes, "image/head", target)
+        return no_state(key, shapes)
+
+    def value(params, slots, reps, scope):
+        image, text = (loss(reps[f"{side}/head"], reps[target]) for side in OTHER)
+        return (image + text) / 2, {"loss_image": image, "loss_text": text}
+
+    return Term(("image/head", "text/head", target), init, value)
 
 
 def no_state(key, shapes) -> tuple[Params, Slots]:

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from smke_jax.losses import codebook
 from smke_jax.losses.collective import total
 from smke_jax.losses.contrastive import normalise
+from smke_jax.losses.ranking import matching_cosine_loss
 from smke_jax.objectives.base import Term
 
 
@@ -32,8 +33,7 @@ def image_vq(commitment: float = 1.0, decay: float = 0.99, dead_below: float = 0
 
     def value(params, slots, reps, scope):
         nearest = jnp.argmax(reps["code/similarity"], axis=-1)
-        cosine = jnp.sum(normalise(reps["code/reconstruction"]) * normalise(reps["target/cls"]), axis=-1)
-        rebuilt = jnp.mean(1 - cosine)
+        rebuilt = matching_cosine_loss(normalise(reps["code/reconstruction"]), normalise(reps["target/cls"]))
         distance = jnp.mean(jnp.square(reps["code/latent"] - slots["codes"][nearest]))
         used = total(codebook.counts(nearest, len(slots["codes"])), scope) > 0
         return rebuilt + commitment * distance, {

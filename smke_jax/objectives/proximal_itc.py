@@ -7,10 +7,9 @@ from smke_jax.errors import UserError
 from smke_jax.losses.collective import gather, take_rows
 from smke_jax.losses.contrastive import info_nce, normalise
 from smke_jax.losses.pairs import NOBODY, Side
-from smke_jax.objectives.base import INITIAL_LOG_SCALE, Term
+from smke_jax.objectives.base import INITIAL_LOG_SCALE, OTHER, Term
 
 UNSEEN = NOBODY
-OTHER = {"image": "text", "text": "image"}
 ROWS = 1024  # banks have a multiple of so many rows, and so divide over any usual number of devices
 
 

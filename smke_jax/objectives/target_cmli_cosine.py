@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from smke_jax.losses.contrastive import normalise
+from smke_jax.losses.ranking import matching_cosine_loss
 from smke_jax.losses.tokens import best_pair
 from smke_jax.objectives.base import Term, no_state
 
@@ -19,8 +20,7 @@ def target_cmli_cosine() -> Term:
     def value(params, slots, reps, scope):
         image, text, target = (normalise(reps[name]) for name in ("image/head", "text/head", "target/cls"))
         words, patches = (normalise(reps[name]) for name in ("text/head_tokens", "target/tokens"))
-        loss_image = jnp.mean(1 - jnp.sum(image * target, axis=1))
-        loss_cls = jnp.mean(1 - jnp.sum(text * target, axis=1))
+        loss_image, loss_cls = (matching_cosine_loss(head, target) for head in (image, text))
         loss_patch = jnp.mean(1 - best_pair(words, patches, reps["text/mask"]))
         metrics = {"loss_image": loss_image, "loss_cls": loss_cls, "loss_patch": loss_patch}
         return loss_image / 2 + (loss_cls + loss_patch) / 4, metrics

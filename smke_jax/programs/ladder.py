@@ -22,7 +22,7 @@ from pathlib import Path
 from smke_jax.__main__ import run_program
 from smke_jax.config import FORMS
 from smke_jax.errors import UserError
-from smke_jax.programs.train import load_config, load_rungs, nearest, override, split_overrides
+from smke_jax.programs.train import load_config, load_rungs, nearest, override, override_key, split_overrides
 from smke_jax.reporting.ladder import run_name, write_ladder, write_readme
 from smke_jax.reporting.machine import header
 from smke_jax.reporting.rungs import Recipe, in_order
@@ -50,9 +50,12 @@ def main(argv: list[str]) -> int:
     head = f"Last command: `{shlex.join(['smke', 'ladder', *argv])}`\n\n{header()}"
     for number, recipe in enumerate(chosen, 1):
         print(f"recipe {number} of {len(chosen)}: {recipe.name}", file=sys.stderr)
+        was_finished = climb.is_finished(recipe)
         found, stopped_by = climb.run(recipe)
         records |= found
-        if any(arguments.out.glob("*/run.json")):  # after each, for those who look in between
+        last = stopped_by or number == len(chosen)
+        # After each that brings something new, for those who look in between.
+        if (last or not was_finished) and any(arguments.out.glob("*/run.json")):
             text, picture = write_ladder(recipes, arguments.out, reference=arguments.reference, head=head)
         if stopped_by:
             print(f"stopped by {signal.Signals(stopped_by).name}; the same command continues", file=sys.stderr)
@@ -113,6 +116,11 @@ class Climb:
             jobs = self.jobs(recipe)
         return run_jobs(jobs, self.out, skipped={}, environment={})
 
+    def is_finished(self, recipe: Recipe) -> bool:
+        """Whether nothing of it is left to be run."""
+        jobs = self.jobs(recipe)
+        return bool(jobs) and all(is_finished(self.out / job.name) for job in jobs)
+
     def refusal(self, recipe: Recipe) -> str:
         """What `smke train` would refuse of its config, or nothing."""
         try:
@@ -149,7 +157,7 @@ class Climb:
 
 
 def _check(arguments, overrides: list[str]) -> None:
-    given = {re.sub("^--?(no)?", "", argument).partition("=")[0] for argument in overrides}
+    given = {override_key(argument) for argument in overrides}
     for flag, value, keys in (
         ("--minutes", arguments.minutes, ("config.total_steps", "config.epochs")),
         ("--seeds", arguments.seeds, ("config.seed",)),

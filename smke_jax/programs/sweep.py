@@ -17,7 +17,7 @@ from pathlib import Path
 
 from smke_jax.__main__ import run_program
 from smke_jax.errors import UserError
-from smke_jax.programs.train import load_config, load_sweep, override, split_overrides
+from smke_jax.programs.train import load_config, load_sweep, override, override_key, split_overrides
 from smke_jax.reporting.compare import compare
 from smke_jax.training.experiment import resolve
 from smke_jax.training.jobs import Job, count_devices, is_finished, report_outcome, run_jobs
@@ -69,7 +69,7 @@ def make_job(name: str, config: str, overrides: list[str]) -> Job:
 
 
 def _axes(arguments, overrides: list[str]) -> dict[str, tuple]:
-    given = {re.sub("^--?(no)?", "", argument).partition("=")[0] for argument in overrides}
+    given = {override_key(argument) for argument in overrides}
     axes = {key: values for key, values in load_sweep(arguments.config).items() if key not in given}
     axes |= dict(arguments.axis)
     if arguments.seeds:

@@ -46,6 +46,11 @@ def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
     return [argument for argument in argv if argument not in overrides], overrides
 
 
+def override_key(argument: str) -> str:
+    """'config.a.b' of '--config.a.b=value'."""
+    return re.sub("^--?(no)?", "", argument).partition("=")[0]
+
+
 def load_config(location: str) -> ConfigDict:
     """What `get_config` of FILE, or of FILE:VARIANT with the variant, returns; UserError where it does not run."""
     return _run(location, lambda module, variant: module.get_config(*variant).lock())
@@ -90,7 +95,7 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     """`config` changed by `--config.a.b=value` arguments; UserError for keys and values that do not fit."""
     known = flatten(config)
     for argument in arguments:
-        key = re.sub("^--?(no)?", "", argument).partition("=")[0]
+        key = override_key(argument)
         if key not in known:
             raise UserError(f"unknown config key {key}{nearest(key, list(known))}")
     values = flags.FlagValues()

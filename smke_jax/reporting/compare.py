@@ -19,6 +19,7 @@ OWN_COLUMN = {f"config.{key}" for key in ("batch_size", "num_devices", "total_st
 SEED = "config.seed"
 RECIPE = ("config.passes", "config.terms")  # named first
 RECALL_TITLES = [f"{d.replace('_to_', ' → ')} R@1" if key == "r1" else f"R@{key[1:]}" for d, key in RECALLS]
+INTERVAL_NOTE = "± is half of the 95 % bootstrap interval over the images of the gallery."
 MOST_DIFFERENCES = 6  # named in the table; compare.json has all of them
 
 
@@ -155,13 +156,11 @@ def number_cell(value: float | None, form: str, unit: str = "") -> str:
 def _notes(rows: list[Row]) -> list[str]:
     """What one has to know to read the table."""
     runs = [run for row in rows for run in row.runs]
-    protocols = {f"{m['protocol']}: {m['n_images']} images, {m['n_captions']} captions"
-                 for run in runs if (m := run.retrieval)}  # fmt: skip
-    notes = [f"Recalls in percent, {protocol}." for protocol in sorted(protocols)]
-    if len(protocols) > 1:
+    notes = protocol_notes(runs)
+    if len(notes) > 1:
         notes.append("Recalls of different galleries or protocols do not compare.")
     if any(len(row.runs) == 1 and row.runs[0].retrieval for row in rows):
-        notes.append("± is half of the 95 % bootstrap interval over the images of the gallery.")
+        notes.append(INTERVAL_NOTE)
     if any(len(row.runs) > 1 for row in rows):
         notes.append("With several seeds: the mean, and in brackets the lowest and the highest of them.")
     if len({run.batch_size for run in runs}) > 1:
@@ -172,6 +171,13 @@ def _notes(rows: list[Row]) -> list[str]:
         notes.append("The runs were not trained on the same data.")
     notes.append("Hours are those of the training steps, without start-up, evaluation and saving.")
     return [f"- {note}" for note in notes]
+
+
+def protocol_notes(runs: Iterable[Run]) -> list[str]:
+    """What the recalls of `runs` are of: a line for each protocol and gallery."""
+    protocols = {f"{m['protocol']}: {m['n_images']} images, {m['n_captions']} captions"
+                 for run in runs if (m := run.retrieval)}  # fmt: skip
+    return [f"Recalls in percent, {protocol}." for protocol in sorted(protocols)]
 
 
 def _as_json(rows: list[Row], problems: list[str]) -> dict:

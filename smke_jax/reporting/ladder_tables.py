@@ -4,7 +4,15 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from smke_jax.reporting.compare import RECALL_TITLES, markdown_table, number_cell, recall_cell, steps_cell
+from smke_jax.reporting.compare import (
+    INTERVAL_NOTE,
+    RECALL_TITLES,
+    markdown_table,
+    number_cell,
+    protocol_notes,
+    recall_cell,
+    steps_cell,
+)
 from smke_jax.reporting.rungs import Recipe
 from smke_jax.reporting.runs import RECALLS, Run
 
@@ -57,12 +65,9 @@ def _thesis_difference(line) -> str:
 def notes(lines: Sequence, problems: list[str]) -> list[str]:
     """What one has to know to read the table."""
     runs = [run for line in lines for run in line.row.runs]
-    protocols = {f"{m['protocol']}: {m['n_images']} images, {m['n_captions']} captions"
-                 for run in runs if (m := run.retrieval)}  # fmt: skip
     seeds = {len(line.row.runs) for line in lines}
     tests = sum(line.difference is not None for line in lines)
-    said = [f"Recalls in percent, {protocol}." for protocol in sorted(protocols)]
-    said.append("± is half of the 95 % bootstrap interval over the images of the gallery.")
+    said = [*protocol_notes(runs), INTERVAL_NOTE]
     if max(seeds) > 1:
         said.append(
             "Recalls of several seeds: the mean, and in brackets the lowest and the highest of them. The intervals of "

@@ -1,6 +1,5 @@
 """S-SMKE on codes takes them from the run that learned them, with the teacher that they were learned with."""
 
-import importlib.util
 from pathlib import Path
 
 import jax
@@ -13,6 +12,7 @@ from smke_jax.data.scenes import make_scenes
 from smke_jax.errors import UserError
 from smke_jax.models.teachers import build_teacher
 from smke_jax.parallel.mesh import put_batch
+from smke_jax.programs.train import load_config
 from smke_jax.training.experiment import batch_shapes, build_experiment, open_training_data, resolve
 from smke_jax.training.frozen import load_frozen, restore_autoencoder
 from smke_jax.training.loop import train_and_evaluate
@@ -23,10 +23,7 @@ SCENES = make_scenes(64, 8)
 
 
 def config(name):
-    spec = importlib.util.spec_from_file_location(f"config_{name}", CONFIGS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    c = module.get_config("smoke")
+    c = load_config(f"{CONFIGS / name}.py:smoke")
     c.num_devices = 2
     return c
 
