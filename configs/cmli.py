@@ -12,7 +12,8 @@ Published: nothing, it was never trained.
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from smke_jax.forms import form_of
+from smke_jax.parts import cmli, itc, regress
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -21,8 +22,13 @@ RUNGS = (
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.terms.regress = {}
-    c.terms.itc = {"levels": ("fc1", "out")}
-    c.terms.cmli = {"width": 0}
-    return variant_of(c, variant)
+    form = form_of(variant)
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.teacher = form.teacher()
+    c.networks.student = form.student()
+    c.terms.regress = regress()
+    c.terms.itc = itc(levels=("fc1", "out"))
+    c.terms.cmli = cmli(width=0)
+    c.evaluators.retrieval = form.retrieval()
+    return c

@@ -12,7 +12,8 @@ image 12.46 / 31.74 / 43.71; Flickr30K 9.44 / 31.18 / 43.50 and 4.8 / 20.98 / 30
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from smke_jax.forms import form_of
+from smke_jax.parts import cosine, regress
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -25,8 +26,12 @@ RUNGS = (
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.student.token_types = False
-    c.terms.regress = {}
-    c.terms.cosine = {"levels": ("out",), "margin": 0.5, "negatives": True}
-    return variant_of(c, variant)
+    form = form_of(variant)
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.teacher = form.teacher()
+    c.networks.student = form.student(token_types=False)
+    c.terms.regress = regress()
+    c.terms.cosine = cosine(levels=("out",), margin=0.5, negatives=True)
+    c.evaluators.retrieval = form.retrieval()
+    return c

@@ -11,7 +11,8 @@ and 51.48 / 79.18 / 86.66; ImageNet zero-shot 33.0.
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from smke_jax.forms import form_of
+from smke_jax.parts import itc, target_itc
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -25,7 +26,12 @@ RUNGS = (
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.terms.itc = {"levels": ("fc1", "out")}
-    c.terms.target_itc = {"bank_size": 0, "learnable_scale": False}
-    return variant_of(c, variant)
+    form = form_of(variant)
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.teacher = form.teacher()
+    c.networks.student = form.student()
+    c.terms.itc = itc(levels=("fc1", "out"))
+    c.terms.target_itc = target_itc(bank_size=0, learnable_scale=False)
+    c.evaluators.retrieval = form.retrieval()
+    return c

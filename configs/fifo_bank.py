@@ -12,7 +12,8 @@ bank 67.2, 78.29 and 30.3.
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from smke_jax.forms import form_of
+from smke_jax.parts import bank_itc, regress
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -24,7 +25,12 @@ RUNGS = (
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.terms.regress = {}
-    c.terms.bank_itc = {"levels": ("fc1", "out"), "bank_size": 768, "random_bank": False}
-    return variant_of(c, variant)
+    form = form_of(variant)
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.teacher = form.teacher()
+    c.networks.student = form.student()
+    c.terms.regress = regress()
+    c.terms.bank_itc = bank_itc(levels=("fc1", "out"), bank_size=form.bank(768), random_bank=False)
+    c.evaluators.retrieval = form.retrieval()
+    return c

@@ -17,7 +17,11 @@ Published: COCO 5k image to text 56.2 / 83.3 / 91.1, text to image 39.8 / 69.2 /
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import split_variant, thesis, variant_of
+from pathlib import Path
+
+from smke_jax.config_files import load_config
+from smke_jax.forms import split_variant
+from smke_jax.parts import itc
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -34,19 +38,20 @@ VARIANTS = ("flickr30k",)
 
 def get_config(variant: str = ""):
     kind, form = split_variant(variant, VARIANTS)
-    c = thesis()
-    c.passes = ("student",)
-    c.teacher.checkpoint = ""
-    c.student.init = "runs/s_smke/export"
-    c.student.image.init = c.student.text.init = "random"
-    c.terms.itc = {"levels": ("out",)}
-    c.batch_size = 1024
-    c.data.dir, epoch = DATA[kind]
-    c.total_steps, c.eval.every, c.checkpoint.every = 5 * epoch, epoch, epoch
-    c.data.crop_scale = (0.5, 1.0)
-    c.optimizer.update(learning_rate=3e-5, reference_batch=0)
-    c = variant_of(c, form)
-    if form == "flickr8k":
-        c.student.init, c.student.image.init = "runs/s_smke_flickr8k/export", "random"
-        c.optimizer.learning_rate = 2e-4
+    data, epoch = DATA[kind]
+    c = form.run(batch_size=1024, total_steps=5 * epoch, epoch=epoch)
+    c.task = form.pairs(data=(data,), crop_scale=(0.5, 1.0))
+    start = "stage:s_smke" if form.name == "flickr8k" else "runs/s_smke/export"
+    c.networks.student = form.student(start=start, image_start="random", text_start="random")
+    c.terms.itc = itc(levels=("out",))
+    c.optimizer.update(learning_rate=2e-4 if form.name == "flickr8k" else 3e-5, reference_batch=0)
+    c.evaluators.retrieval = form.retrieval(every=epoch)
     return c
+
+
+def get_stages(variant: str = ""):
+    """On photos configs/s_smke.py:flickr8k comes first, in the same directory."""
+    stages = {"finetuned": get_config(variant)}
+    if split_variant(variant, VARIANTS)[1].name != "flickr8k":
+        return stages
+    return {"s_smke": load_config(str(Path(__file__).with_name("s_smke.py")) + ":flickr8k"), **stages}

@@ -8,21 +8,26 @@
 `configs/flickr8k.py:itc` is the same student by ITC alone, from random weights; it needs no teacher.
 """
 
-from smke_jax.config import FLICKR8K_TEACHER, base, flickr8k, split_variant, variant_of
+from smke_jax.forms import FORMS, split_variant
+from smke_jax.parts import itc, target_itc
+
+VARIANTS = ("itc",)
 
 
 def get_config(variant: str = ""):
-    kind, form = split_variant(variant, ("itc",))
-    c = flickr8k(base())
-    c.total_steps = 1600
-    c.student.image.image_size = 128
-    c.student.text.depth = 3
-    c.terms.itc = {"levels": ("fc1", "out")}
-    if kind == "itc":
-        c.passes = ("student",)
-        c.teacher.checkpoint, c.student.image.init = "", "random"
-    else:
-        c.teacher.checkpoint = FLICKR8K_TEACHER
-        c.terms.target_itc = {"bank_size": 4096, "weight": 0.5}
-    c.eval.every = c.checkpoint.every = 200
-    return variant_of(c, form)
+    kind, form = split_variant(variant, VARIANTS)
+    form = FORMS[form.name or "flickr8k"]
+    c = form.run()
+    c.task = form.pairs()
+    c.terms.itc = itc(levels=("fc1", "out"))
+    larger = {"image": {"image_size": 128}, "text": {"depth": 3}} if form.name == "flickr8k" else {}
+    start = {"image_start": "random"} if kind == "itc" else {}
+    c.networks.student = form.student(**larger, **start)
+    if not kind:
+        c.networks.teacher = form.teacher()
+        c.terms.target_itc = target_itc(bank_size=form.bank(4096), weight=0.5)
+    c.evaluators.retrieval = form.retrieval()
+    if form.name == "flickr8k":
+        c.total_steps = 1600
+        c.evaluators.retrieval.every = c.checkpoint.every = 200
+    return c

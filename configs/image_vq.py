@@ -18,21 +18,17 @@ the end of training; of 32 channels they collapsed.
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from smke_jax.forms import form_of
+from smke_jax.parts import image_vq
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.passes = ("teacher", "autoencoder")
-    c.total_steps = 25_020
-    c.data.dir = "data/imagenet"
-    c.data.unit = "images"
-    c.data.crop_scale = (0.5, 1.0)
-    c.student.image.init = c.student.text.init = "random"
-    c.quantizer.update(num_codes=1024, code_dim=16, masked=0.9)
-    c.terms.image_vq = {"decay": 0.99, "commitment": 1.0, "restart": False}
-    c.optimizer.learning_rate = 5e-4
-    c.eval.every, c.checkpoint.every = 0, 2_502  # an epoch
-    c = variant_of(c, variant)
-    c.eval.split = ""
+    form = form_of(variant)
+    c = form.run(total_steps=25_020, epoch=2_502)
+    c.task = form.images(crop_scale=(0.5, 1.0))
+    c.networks.teacher = form.teacher()
+    c.networks.autoencoder = form.autoencoder(num_codes=1024, code_dim=16, masked=0.9)
+    c.terms.image_vq = image_vq(decay=0.99, commitment=1.0, restart=False)
+    if form.name != "flickr8k":
+        c.optimizer.learning_rate = 5e-4
     return c

@@ -10,7 +10,8 @@ Published: COCO 5k image to text 47.48 / 76.46 / 85.98, text to image 34.20 / 64
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from smke_jax.forms import form_of
+from smke_jax.parts import itc
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -23,8 +24,10 @@ RUNGS = (
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.passes = ("student",)
-    c.teacher.checkpoint = ""
-    c.terms.itc = {"levels": ("fc1", "out")}
-    return variant_of(c, variant)
+    form = form_of(variant)
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.student = form.student()
+    c.terms.itc = itc(levels=("fc1", "out"))
+    c.evaluators.retrieval = form.retrieval()
+    return c

@@ -12,7 +12,8 @@ Published: accuracy 66.67 %, no recalls.
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from smke_jax.forms import form_of
+from smke_jax.parts import hard_negatives, itc, itm, regress
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -21,8 +22,14 @@ RUNGS = (
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.terms.regress = {}
-    c.terms.itc = {"levels": ("fc1", "out")}
-    c.terms.itm = {"levels": ("fc1", "out"), "hardness": 1 / 0.07, "fusion": "additive", "width": 768}
-    return variant_of(c, variant)
+    form = form_of(variant)
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.teacher = form.teacher()
+    c.networks.student = form.student()
+    c.selections.hard_negatives = hard_negatives(level="out")
+    c.terms.regress = regress()
+    c.terms.itc = itc(levels=("fc1", "out"))
+    c.terms.itm = itm(levels=("fc1", "out"), fusion="additive", width=768)
+    c.evaluators.retrieval = form.retrieval()
+    return c

@@ -12,7 +12,8 @@ momentum encoder, on two levels, 67.2, 78.29 and 30.3 in 7 h.
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from smke_jax.forms import form_of
+from smke_jax.parts import average, bank_itc, regress
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -24,9 +25,13 @@ RUNGS = (
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.passes = ("momentum", "teacher", "student")
-    c.ema_decay = 0.995
-    c.terms.regress = {}
-    c.terms.bank_itc = {"levels": ("out",), "keys": "momentum/", "bank_size": 65_536}
-    return variant_of(c, variant)
+    form = form_of(variant)
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.momentum = average(of="student", decay=0.995)
+    c.networks.teacher = form.teacher()
+    c.networks.student = form.student()
+    c.terms.regress = regress()
+    c.terms.bank_itc = bank_itc(levels=("out",), keys="momentum/", bank_size=form.bank(65_536))
+    c.evaluators.retrieval = form.retrieval()
+    return c

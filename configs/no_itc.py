@@ -11,7 +11,8 @@ Published, of that model: COCO 5k image to text 33.52 / 59.34 / 70.14, text to i
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from smke_jax.forms import form_of
+from smke_jax.parts import regress
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -24,8 +25,11 @@ RUNGS = (
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.student.token_types = False
-    c.terms.regress = {}
-    c.eval.level = "head"
-    return variant_of(c, variant)
+    form = form_of(variant)
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.teacher = form.teacher()
+    c.networks.student = form.student(token_types=False)
+    c.terms.regress = regress()
+    c.evaluators.retrieval = form.retrieval(level="head")
+    return c

@@ -15,7 +15,8 @@ the six recalls: COCO 5k 67.2, Flickr30K 78.29, ImageNet zero-shot 30.3.
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from smke_jax.forms import form_of
+from smke_jax.parts import proximal_itc, regress
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -27,8 +28,12 @@ RUNGS = (
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.terms.regress = {}
-    # Training counts the images itself.
-    c.terms.proximal_itc = {"level": "out", "proximal": 30.0, "num_images": 2_811_408}
-    return variant_of(c, variant)
+    form = form_of(variant)
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.teacher = form.teacher()
+    c.networks.student = form.student()
+    c.terms.regress = regress()
+    c.terms.proximal_itc = proximal_itc(level="out", proximal=30.0)
+    c.evaluators.retrieval = form.retrieval()
+    return c

@@ -17,7 +17,8 @@ and 52.72 / 80.2 / 87.46; ImageNet zero-shot 37.0.
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import split_variant, thesis, variant_of
+from smke_jax.forms import split_variant
+from smke_jax.parts import beit, itc, target_itc
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -31,10 +32,15 @@ VARIANTS = ("random",)
 
 def get_config(variant: str = ""):
     kind, form = split_variant(variant, VARIANTS)
-    c = thesis()
-    c.terms.itc = {"levels": ("fc1", "out")}
-    c.terms.target_itc = {"bank_size": 65_536, "random_bank": False}
-    c.teacher.final_norm = False  # as the thesis' memory bank run (spec 15)
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.teacher = form.teacher(final_norm=False)  # as the thesis' memory bank run (spec 15)
+    c.networks.student = form.student()
+    c.terms.itc = itc(levels=("fc1", "out"))
+    c.terms.target_itc = target_itc(bank_size=form.bank(65_536), random_bank=False)
+    c.evaluators.retrieval = form.retrieval()
     if kind == "random":
-        c.student.image.init = c.student.text.init = c.teacher.checkpoint = "random"
-    return variant_of(c, form)
+        c.task = form.pairs(tokenizer="")
+        c.networks.teacher = form.teacher(final_norm=False, start="random", model=beit())
+        c.networks.student = form.student(image_start="random", text_start="random")
+    return c

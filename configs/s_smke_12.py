@@ -12,7 +12,8 @@ Published: nothing.
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from smke_jax.forms import form_of
+from smke_jax.parts import itc, target_itc
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -24,18 +25,15 @@ RUNGS = (
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.batch_size = 1024
-    c.total_steps = 15 * 3_188
-    c.eval.every = c.checkpoint.every = 3_188
-    c.student.image.depth = c.student.text.depth = 12
-    c.student.shared.depth = 2
-    c.terms.itc = {"levels": ("out",)}
-    c.terms.target_itc = {"bank_size": 65_536, "random_bank": False}
-    c.teacher.final_norm = False
-    c.optimizer.lr_rules = (("^student/(image|text)_encoder/", 0.1),)
-    c = variant_of(c, variant)
-    if variant == "flickr8k":
-        c.student.text.depth = 4
-        c.optimizer.lr_rules = (("^student/image_encoder/", 0.1),)
+    form = form_of(variant)
+    c = form.run(batch_size=1024, total_steps=15 * 3_188, epoch=3_188)
+    c.task = form.pairs()
+    c.networks.teacher = form.teacher(final_norm=False)
+    text = {"depth": 4} if form.name == "flickr8k" else {}
+    c.networks.student = form.student(depth=12, text=text, shared=form.transformer(depth=2))
+    c.terms.itc = itc(levels=("out",))
+    c.terms.target_itc = target_itc(bank_size=form.bank(65_536), random_bank=False)
+    towers = "image" if form.name == "flickr8k" else "(image|text)"
+    c.optimizer.lr_rules = ((f"^student/{towers}_encoder/", 0.1),)
+    c.evaluators.retrieval = form.retrieval(every=3_188)
     return c

@@ -10,7 +10,8 @@ and 51.78 / 78.54 / 86.46; ImageNet zero-shot 30.4; 6.9 h.
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from smke_jax.forms import form_of
+from smke_jax.parts import itc, regress
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -24,8 +25,12 @@ RUNGS = (
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.student.token_types = False
-    c.terms.regress = {}
-    c.terms.itc = {"levels": ("fc1", "out")}
-    return variant_of(c, variant)
+    form = form_of(variant)
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.teacher = form.teacher()
+    c.networks.student = form.student(token_types=False)
+    c.terms.regress = regress()
+    c.terms.itc = itc(levels=("fc1", "out"))
+    c.evaluators.retrieval = form.retrieval()
+    return c

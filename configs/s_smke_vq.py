@@ -12,7 +12,11 @@ Published, mean of the six recalls: COCO 5k 61.2, Flickr30K 75.3, ImageNet zero-
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from pathlib import Path
+
+from smke_jax.config_files import load_config
+from smke_jax.forms import form_of
+from smke_jax.parts import itc, target_code
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -24,10 +28,23 @@ RUNGS = (
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.passes = ("teacher", "quantizer", "student")
-    c.quantizer.run = "runs/image_vq"
-    c.student.head_dim = c.quantizer.get_ref("num_codes")
-    c.terms.itc = {"levels": ("fc1", "out")}
-    c.terms.target_code = {}
-    return variant_of(c, variant)
+    form = form_of(variant)
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.teacher = form.teacher()
+    c.networks.quantizer = form.quantizer()
+    c.networks.student = form.student(head=c.networks.quantizer.num_codes)
+    c.terms.itc = itc(levels=("fc1", "out"))
+    c.terms.target_code = target_code()
+    c.evaluators.retrieval = form.retrieval()
+    return c
+
+
+def get_stages(variant: str = ""):
+    """On photos the codes are learned first, in the same directory."""
+    stages = {"s_smke_vq": get_config(variant)}
+    if form_of(variant).name != "flickr8k":
+        return stages
+    codes = load_config(str(Path(__file__).with_name("image_vq.py")) + ":flickr8k")
+    codes.total_steps = 260
+    return {"codes": codes, **stages}

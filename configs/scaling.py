@@ -12,21 +12,25 @@ rate stands for a batch of 256 and grows in proportion to the batch, as in every
 `--axis config.optimizer.learning_rate=…` finds out.
 """
 
-from pathlib import Path
-
-from smke_jax.config import variant_of
-from smke_jax.programs.train import load_config
+from smke_jax.forms import FORMS, form_of
+from smke_jax.parts import itc, target_itc
 
 EXAMPLES = 2**18  # that each run sees: 13 epochs of the scenes, 44 of Flickr8k's training photos
 
 
 def get_config(variant: str = ""):
-    c = load_config(str(Path(__file__).with_name("scenes.py")))
+    form = FORMS[form_of(variant).name or "scenes"]
+    c = form.run()
     c.log.every = 16
-    c = variant_of(c, variant)
-    examples = 32 if variant == "smoke" else EXAMPLES
+    c.task = form.pairs()
+    c.networks.teacher = form.teacher()
+    c.networks.student = form.student(token_types=False)
+    c.terms.itc = itc(levels=("fc1", "out"))
+    # A bank no smaller than the largest batch.
+    c.terms.target_itc = target_itc(bank_size=40 if form.name == "smoke" else 4096, weight=0.5, final_weight=0.0)
+    c.evaluators.retrieval = form.retrieval()
+    examples = 32 if form.name == "smoke" else EXAMPLES
     c.total_steps = examples // c.get_ref("batch_size")  # follows --config.batch_size
-    c.terms.target_itc.bank_size = 4096  # no smaller than the largest batch
     return c
 
 

@@ -21,7 +21,8 @@ Flickr30K 56.1 / 83.5 / 90.7 and 41.80 / 71.36 / 81.14; ImageNet 40.0.
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from smke_jax.forms import form_of
+from smke_jax.parts import itc, kl
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -35,13 +36,12 @@ RUNGS = (
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.batch_size, c.total_steps = 256, 89_273
-    c.eval.every = c.checkpoint.every = 12_753
-    c.teacher.update(checkpoint="weights/resnet50-a1", type="resnet", width=1000)
-    c.student.token_types = False
-    c.student.shared.type = "mlp"
-    c.student.head_dim = 1000
-    c.terms.kl = {}
-    c.terms.itc = {"levels": ("fc1", "out", "head")}
-    return variant_of(c, variant)
+    form = form_of(variant)
+    c = form.run(batch_size=256, total_steps=89_273, epoch=12_753)
+    c.task = form.pairs()
+    c.networks.teacher = form.classifier()
+    c.networks.student = form.student(token_types=False, shared=form.mlp(), head=form.classes)
+    c.terms.kl = kl()
+    c.terms.itc = itc(levels=("fc1", "out", "head"))
+    c.evaluators.retrieval = form.retrieval(every=12_753)
+    return c

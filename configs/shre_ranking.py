@@ -14,7 +14,8 @@ Published, of the original SHRe (convolutional, batch 200): median rank on COCO 
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import thesis, variant_of
+from smke_jax.forms import form_of
+from smke_jax.parts import kl, ranking
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -23,13 +24,12 @@ RUNGS = (
 
 
 def get_config(variant: str = ""):
-    c = thesis()
-    c.batch_size, c.total_steps = 256, 89_273
-    c.eval.every = c.checkpoint.every = 12_753
-    c.teacher.update(checkpoint="weights/resnet50-a1", type="resnet", width=1000)
-    c.student.token_types = False
-    c.student.shared.type = "mlp"
-    c.student.head_dim = 1000
-    c.terms.kl = {}
-    c.terms.ranking = {"levels": ("fc1", "out", "head"), "margin": 0.2, "symmetric": False}
-    return variant_of(c, variant)
+    form = form_of(variant)
+    c = form.run(batch_size=256, total_steps=89_273, epoch=12_753)
+    c.task = form.pairs()
+    c.networks.teacher = form.classifier()
+    c.networks.student = form.student(token_types=False, shared=form.mlp(), head=form.classes)
+    c.terms.kl = kl()
+    c.terms.ranking = ranking(levels=("fc1", "out", "head"), margin=0.2, symmetric=False)
+    c.evaluators.retrieval = form.retrieval(every=12_753)
+    return c

@@ -19,7 +19,8 @@ and 43.92 / 74.06 / 82.8; ImageNet zero-shot 44.57; 5.27 h.
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import split_variant, thesis, variant_of
+from smke_jax.forms import split_variant
+from smke_jax.parts import itc, kl
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -44,10 +45,11 @@ VARIANTS = {
 
 def get_config(variant: str = ""):
     kind, form = split_variant(variant, tuple(VARIANTS))
-    c = thesis()
-    c.teacher.update(checkpoint="weights/resnet50-a1", type="resnet", width=1000)
-    c.student.token_types = False
-    c.student.head_dim = 1000
-    c.terms.kl = {}
-    c.terms.itc = VARIANTS[kind or "seed"]
-    return variant_of(c, form)
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.teacher = form.classifier()
+    c.networks.student = form.student(token_types=False, head=form.classes)
+    c.terms.kl = kl()
+    c.terms.itc = itc(**VARIANTS[kind or "seed"])
+    c.evaluators.retrieval = form.retrieval()
+    return c

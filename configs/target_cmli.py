@@ -12,7 +12,8 @@ Published: ImageNet zero-shot 26.7; mean of the six recalls on COCO 5k 65.68, on
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import split_variant, thesis, variant_of
+from smke_jax.forms import split_variant
+from smke_jax.parts import itc, target_cmli, target_cmli_cosine
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -27,14 +28,14 @@ VARIANTS = ("cosine",)
 
 def get_config(variant: str = ""):
     kind, form = split_variant(variant, VARIANTS)
-    c = thesis()
-    c.terms.itc = {"levels": ("fc1", "out")}
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.teacher = form.teacher()
+    c.networks.student = form.student(image=form.patches)
+    c.terms.itc = itc(levels=("fc1", "out"))
     if kind == "cosine":
-        c.terms.target_cmli_cosine = {}
+        c.terms.target_cmli_cosine = target_cmli_cosine()
     else:
-        c.terms.target_cmli = {"width": 32}
-    c = variant_of(c, form)
-    if form == "flickr8k":
-        # The teacher's size, and nothing dropped: every patch needs its counterpart there.
-        c.student.image.update(image_size=128, token_drop=0.0)
+        c.terms.target_cmli = target_cmli(width=32)
+    c.evaluators.retrieval = form.retrieval()
     return c

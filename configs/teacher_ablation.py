@@ -23,7 +23,8 @@ dino 37.5; 71.88, 57.63; 82.07, 69.45.  none 25.8; 69.97, 58.05; 79.7, 68.57.
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import split_variant, thesis, variant_of
+from smke_jax.forms import split_variant
+from smke_jax.parts import beit, data2vec2, itc, kl, target_itc, vit
 from smke_jax.reporting.rungs import Rung
 
 # On the photos data2vec2 and dino would be configs/s_smke.py once more, and none is configs/itc_only.py.
@@ -36,27 +37,32 @@ RUNGS = (
     ),
 )  # fmt: skip
 
-TARGETS = {"target_itc": {"bank_size": 65_536, "random_bank": False}}
-# {name: (the teacher's fields, the terms that learn from it, width of the head, 0 that of the teacher)}
-VARIANTS = {
-    "beitv2": ({"final_norm": False}, TARGETS, 0),
-    "beitv2_ft": (
-        {"checkpoint": "weights/beitv2-base-ft1k", "final_norm": False, "num_classes": 1000},
-        {"kl": {}},
-        1000,
-    ),
-    "data2vec2": ({"checkpoint": "weights/data2vec2-base", "type": "data2vec2"}, TARGETS, 0),
-    "dino": ({"checkpoint": "weights/dino-base", "type": "vit"}, TARGETS, 0),
-    "none": ({"checkpoint": ""}, {}, 0),
+TEACHERS = {
+    "beitv2": {"final_norm": False},
+    "data2vec2": {"start": "weights/data2vec2-base", "model": data2vec2()},
+    "dino": {"start": "weights/dino-base", "model": vit()},
 }
+VARIANTS = ("beitv2", "beitv2_ft", "data2vec2", "dino", "none")
 
 
 def get_config(variant: str = ""):
-    kind, form = split_variant(variant, tuple(VARIANTS))
-    c = thesis()
-    c.terms.itc = {"levels": ("fc1", "out")}
-    teacher, terms, c.student.head_dim = VARIANTS[kind or "beitv2"]
-    c.teacher.update(teacher)
-    c.terms.update(terms)
-    c.passes = ("teacher", "student") if c.teacher.checkpoint else ("student",)
-    return variant_of(c, form)
+    kind, form = split_variant(variant, VARIANTS)
+    kind = kind or "beitv2"
+    c = form.run()
+    c.task = form.pairs()
+    if kind == "beitv2_ft":
+        c.networks.teacher = form.classifier(
+            start="weights/beitv2-base-ft1k",
+            model=beit(final_norm=False, num_classes=1000, shared_bias=False),
+            final_norm=False,
+        )
+    elif kind != "none":
+        c.networks.teacher = form.teacher(**TEACHERS[kind])
+    c.networks.student = form.student(head=form.classes if kind == "beitv2_ft" else form.width)
+    c.terms.itc = itc(levels=("fc1", "out"))
+    if kind == "beitv2_ft":
+        c.terms.kl = kl()
+    elif kind != "none":
+        c.terms.target_itc = target_itc(bank_size=form.bank(65_536), random_bank=False)
+    c.evaluators.retrieval = form.retrieval()
+    return c

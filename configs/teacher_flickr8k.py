@@ -6,26 +6,23 @@
 The encoder has the shape of the image tower in configs/flickr8k.py, which it can therefore also start.
 """
 
-from smke_jax.config import base, variant_of
+from smke_jax.forms import FORMS, form_of
+from smke_jax.parts import data2vec2, encoder, reconstruct, vicreg
 
 
 def get_config(variant: str = ""):
-    c = base()
-    c.batch_size = 256
-    c.total_steps = 350
-    c.passes = ("views",)
-    c.data.dir = "data/flickr8k"
-    c.data.unit = "images"
-    c.data.in_memory = True
-    c.data.views = "two_views"
-    c.data.crop_scale = (0.3, 1.0)
-    c.data.jitter = 0.4
-    c.data.grayscale = 0.1
-    c.teacher.update(type="data2vec2", image_size=128, patch_size=16, width=192, depth=4, num_heads=3, mlp_dim=384)
-    c.teacher.update(norm_order="pre", activation="gelu_tanh", init_std=0.0, token_drop=0.75)
-    c.projector = (512, 512)
-    c.terms.vicreg = {}
-    c.terms.reconstruct = {"weight": 25.0}
+    form = FORMS[form_of(variant).name or "flickr8k"]
+    c = form.run()
+    c.task = form.images(views=2)
+    if form.name == "flickr8k":
+        c.total_steps = 350
+        c.task.update(crop_scale=(0.3, 1.0), jitter=0.4, grayscale=0.1)
+        sizes = {"image_size": 128, "patch_size": 16, "width": 192, "depth": 4, "num_heads": 3, "mlp_dim": 384}
+    else:
+        sizes = {"image_size": 32, "patch_size": 16, "width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
+    model = data2vec2(norm_order="pre", activation="gelu_tanh", init_std=0.0, token_drop=0.75, **sizes)
+    c.networks.views = encoder(model=model, projector=(512, 512) if form.name == "flickr8k" else (24, 24))
+    c.terms.vicreg = vicreg()
+    c.terms.reconstruct = reconstruct(weight=25.0)
     c.optimizer.update(name="muon", learning_rate=2e-3, weight_decay=0.05, clip_norm=1.0)
-    c.eval.split = ""
-    return variant_of(c, variant)
+    return c

@@ -19,7 +19,8 @@ Published (ImageNet zero-shot; mean of the six recalls on COCO 5k; on Flickr30K)
 Measured here: see configs/README.md.
 """
 
-from smke_jax.config import split_variant, thesis, variant_of
+from smke_jax.forms import split_variant
+from smke_jax.parts import itc, regress
 from smke_jax.reporting.rungs import Rung
 
 RUNGS = (
@@ -47,8 +48,11 @@ VARIANTS = {
 
 def get_config(variant: str = ""):
     kind, form = split_variant(variant, tuple(VARIANTS))
-    c = thesis()
-    c.student.update(VARIANTS[kind or "after_scaled"])
-    c.terms.regress = {}
-    c.terms.itc = {"levels": ("fc1", "out")}
-    return variant_of(c, form)
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.teacher = form.teacher()
+    c.networks.student = form.student(**VARIANTS[kind or "after_scaled"])
+    c.terms.regress = regress()
+    c.terms.itc = itc(levels=("fc1", "out"))
+    c.evaluators.retrieval = form.retrieval()
+    return c

@@ -18,7 +18,7 @@ from smke_jax.data.decode import BadImage, decode_image, to_rgb
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer
 from smke_jax.data.transforms import BICUBIC, squash
 from smke_jax.errors import UserError
-from smke_jax.evaluation.embed import chunks, embed_batches, make_encoder
+from smke_jax.evaluators.embed import chunks, embed_batches, make_encoder
 from smke_jax.models.build import build_model
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated

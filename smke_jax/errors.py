@@ -1,4 +1,6 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and the name that a user may have meant."""
+
+import difflib
 
 
 class UserError(Exception):
@@ -6,3 +8,9 @@ class UserError(Exception):
 
     Programs print it as `error: …` without a traceback and exit with status 2.
     """
+
+
+def nearest(name: str, known: list[str]) -> str:
+    """': did you mean X?' for the name among `known` that `name` is most like, or nothing."""
+    close = difflib.get_close_matches(name, known, 1, 0.5)
+    return f": did you mean {close[0]}?" if close else ""

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from smke_jax.losses.contrastive import info_nce, normalise
 from smke_jax.objectives import memory_bank
-from smke_jax.objectives.base import INITIAL_LOG_SCALE, OTHER, Term
+from smke_jax.objectives.base import OTHER, Term, initial_scales
 
 
 def bank_itc(
@@ -36,13 +36,13 @@ def bank_itc(
             }
             for side in OTHER
         }
-        return {"logit_scale": jnp.full(len(levels), INITIAL_LOG_SCALE, jnp.float32)}, banks
+        return initial_scales(levels), banks
 
     def value(params, banks, reps, scope):
         ids = reps["id"]
         losses, metrics = [], {}
-        for i, level in enumerate(levels):
-            scale = jnp.exp(params["logit_scale"][i])
+        for level in levels:
+            scale = jnp.exp(params["logit_scale"][level])
             results = [
                 info_nce(
                     normalise(reps[f"{side}/{level}"]),
@@ -69,4 +69,4 @@ def bank_itc(
         return {side: {level: push(side, level) for level in levels} for side in OTHER}
 
     names = [f"{prefix}{side}/{level}" for prefix in ("", keys) for level in levels for side in OTHER]
-    return Term((*dict.fromkeys(names), "id"), init, value, update)
+    return Term((*dict.fromkeys(names), "id"), init, value, update, spread=memory_bank.SPREAD)

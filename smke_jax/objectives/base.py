@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from smke_jax.errors import UserError
 from smke_jax.losses.collective import Scope
@@ -21,19 +22,20 @@ OTHER = {"image": "text", "text": "image"}  # modality
 class Term(NamedTuple):
     """One objective.  Arrays are this device's rows inside `value`, and the whole global batch inside `update`.
 
-    So are slots: those that `smke_jax.parallel.rules` spreads over the devices are there in part inside `value`.
-
-    needs:  representations it reads
+    needs:  representations that it reads; 'text/out@hard_text' are the rows of 'text/out' that a selection chose
     init:   (key, {name: ShapeDtypeStruct}) -> (params, slots)
     value:  (params, slots, reps, scope) -> (loss, metrics), means over this device's rows; the step averages them
             over devices
     update: (slots, reps) -> slots after the step, from representations without gradient
+    spread: names of slots ('features', 'ids') whose rows are spread over the devices: `value` sees this device's rows
+            of them, and all of them where the rows do not divide
     """
 
     needs: tuple[str, ...]
     init: Callable[[jax.Array, Mapping[str, jax.ShapeDtypeStruct]], tuple[Params, Slots]]
     value: Callable[[Params, Slots, Reps, Scope], tuple[jax.Array, Metrics]]
     update: Callable[[Slots, Reps], Slots] = lambda slots, reps: slots
+    spread: tuple[str, ...] = ()
 
 
 def equal_widths(term: str, shapes: Mapping[str, jax.ShapeDtypeStruct], prediction: str, target: str) -> None:
@@ -42,7 +44,7 @@ def equal_widths(term: str, shapes: Mapping[str, jax.ShapeDtypeStruct], predicti
     if have != want:
         raise UserError(
             f"config.terms.{term}: {prediction} has {have} channels and {target} {want}: "
-            f"set config.student.head_dim={want}"
+            f"set the student's head={want}"
         )
 
 
@@ -58,6 +60,11 @@ def both_heads(term: str, target: str, loss: Callable[[jax.Array, jax.Array], ja
         return (image + text) / 2, {"loss_image": image, "loss_text": text}
 
     return Term(("image/head", "text/head", target), init, value)
+
+
+def initial_scales(levels: tuple[str, ...]) -> Params:
+    """{'logit_scale': {level: the logarithm of its inverse temperature}}, at CLIP's start."""
+    return {"logit_scale": {level: jnp.full((), INITIAL_LOG_SCALE, jnp.float32) for level in levels}}
 
 
 def no_state(key, shapes) -> tuple[Params, Slots]:

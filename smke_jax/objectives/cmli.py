@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from smke_jax.losses.contrastive import matrix_info_nce, normalise
 from smke_jax.losses.tokens import late_interaction
-from smke_jax.objectives.base import INITIAL_LOG_SCALE, Term
+from smke_jax.objectives.base import Term, initial_scales
 
 
 def cmli(width: int = 0, mask_same_image: bool = False) -> Term:
@@ -18,7 +18,7 @@ def cmli(width: int = 0, mask_same_image: bool = False) -> Term:
     """
 
     def init(key, shapes):
-        params = {"logit_scale": jnp.full(1, INITIAL_LOG_SCALE, jnp.float32)}
+        params = initial_scales(("tokens",))
         if width:
             shape = (shapes["image/tokens"].shape[-1], width)
             params["projection"] = jax.nn.initializers.normal(0.02)(key, shape)
@@ -26,7 +26,7 @@ def cmli(width: int = 0, mask_same_image: bool = False) -> Term:
 
     def value(params, slots, reps, scope):
         patches, words = (_unit(reps[f"{side}/tokens"], params) for side in ("image", "text"))
-        scale, ids = jnp.exp(params["logit_scale"][0]), reps["id"]
+        scale, ids = jnp.exp(params["logit_scale"]["tokens"]), reps["id"]
         metrics, losses = {"logit_scale": scale}, []
         both = late_interaction(patches, words, reps["text/mask"], scope=scope)
         for side, scores in zip(("image", "text"), both, strict=True):

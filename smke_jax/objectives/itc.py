@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from smke_jax.losses.contrastive import normalise, symmetric_info_nce
-from smke_jax.objectives.base import INITIAL_LOG_SCALE, Term
+from smke_jax.objectives.base import Term, initial_scales
 
 
 def itc(
@@ -19,13 +19,13 @@ def itc(
     left, right = pair
 
     def init(key, shapes):
-        return {"logit_scale": jnp.full(len(levels), INITIAL_LOG_SCALE, jnp.float32)}, ()
+        return initial_scales(levels), ()
 
     def value(params, slots, reps, scope):
         ids = reps["id"]
         losses, metrics = [], {}
-        for i, level in enumerate(levels):
-            scale = jnp.exp(params["logit_scale"][i])
+        for level in levels:
+            scale = jnp.exp(params["logit_scale"][level])
             loss, accuracy = symmetric_info_nce(
                 normalise(reps[f"{left}/{level}"]),
                 normalise(reps[f"{right}/{level}"]),

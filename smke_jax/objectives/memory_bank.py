@@ -12,6 +12,9 @@ from smke_jax.losses.pairs import NOBODY, Side
 UNFILLED, RANDOM = NOBODY, -2  # ids of slots that hold nothing yet, and of random initial content
 
 
+SPREAD = ("features", "ids")  # rows of a bank lie spread over the devices: queries travel to them
+
+
 class MemoryBank(NamedTuple):
     features: jax.Array  # (K, D) L2-normalised
     ids: jax.Array  # (K,) int32 image id, or UNFILLED / RANDOM

@@ -7,7 +7,7 @@ from smke_jax.errors import UserError
 from smke_jax.losses.collective import gather, take_rows
 from smke_jax.losses.contrastive import info_nce, normalise
 from smke_jax.losses.pairs import NOBODY, Side
-from smke_jax.objectives.base import INITIAL_LOG_SCALE, OTHER, Term
+from smke_jax.objectives.base import OTHER, Term, initial_scales
 
 UNSEEN = NOBODY
 ROWS = 1024  # banks have a multiple of so many rows, and so divide over any usual number of devices
@@ -30,13 +30,13 @@ def proximal_itc(num_images: int, level: str = "out", proximal: float = 30.0, ma
     def init(key, shapes):
         width = shapes[f"image/{level}"].shape[-1]
         banks = {side: {"features": jnp.zeros((size, width))} for side in OTHER}
-        return {"logit_scale": jnp.full(1, INITIAL_LOG_SCALE, jnp.float32)}, {
+        return initial_scales((level,)), {
             "ids": jnp.full(size, UNSEEN, jnp.int32),
             **banks,
         }
 
     def value(params, banks, reps, scope):
-        scale, ids = jnp.exp(params["logit_scale"][0]), reps["id"]
+        scale, ids = jnp.exp(params["logit_scale"][level]), reps["id"]
         features = {side: normalise(reps[f"{side}/{level}"]) for side in OTHER}
         spread = scope if len(banks["ids"]) < size else scope._replace(axis=None)
         # An image of the batch is there as it is now: what the bank knows of it is no negative besides.
@@ -70,4 +70,4 @@ def proximal_itc(num_images: int, level: str = "out", proximal: float = 30.0, ma
             **{side: {"features": put(banks[side]["features"], features[side])} for side in OTHER},
         }
 
-    return Term((f"image/{level}", f"text/{level}", "id"), init, value, update)
+    return Term((f"image/{level}", f"text/{level}", "id"), init, value, update, spread=("features", "ids"))

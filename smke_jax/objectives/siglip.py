@@ -16,16 +16,15 @@ def siglip(levels: tuple[str, ...] = ("out",), mask_same_image: bool = False) ->
     """
 
     def init(key, shapes):
-        count = len(levels)
         return {
-            "logit_scale": jnp.full(count, math.log(10.0), jnp.float32),
-            "logit_bias": jnp.full(count, -10.0, jnp.float32),
+            name: {level: jnp.full((), start, jnp.float32) for level in levels}
+            for name, start in (("logit_scale", math.log(10.0)), ("logit_bias", -10.0))
         }, ()
 
     def value(params, slots, reps, scope):
         losses, metrics = [], {}
-        for i, level in enumerate(levels):
-            scale, bias = jnp.exp(params["logit_scale"][i]), params["logit_bias"][i]
+        for level in levels:
+            scale, bias = jnp.exp(params["logit_scale"][level]), params["logit_bias"][level]
             loss, accuracy = sigmoid_loss(
                 normalise(reps[f"image/{level}"]),
                 normalise(reps[f"text/{level}"]),

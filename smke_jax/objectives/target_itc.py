@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from smke_jax.losses.contrastive import info_nce, normalise
 from smke_jax.objectives import memory_bank
-from smke_jax.objectives.base import INITIAL_LOG_SCALE, Term, equal_widths
+from smke_jax.objectives.base import INITIAL_LOG_SCALE, Term, equal_widths, initial_scales
 
 
 def target_itc(
@@ -22,14 +22,14 @@ def target_itc(
 
     def init(key, shapes):
         equal_widths("target_itc", shapes, "image/head", "target/cls")
-        params = {"logit_scale": jnp.full(1, INITIAL_LOG_SCALE, jnp.float32)} if learnable_scale else {}
+        params = initial_scales(("head",)) if learnable_scale else {}
         if not bank_size:
             return params, ()
         like = shapes["target/cls"]
         return params, memory_bank.new_bank(key, bank_size, like, random=random_bank, term="target_itc")
 
     def value(params, bank, reps, scope):
-        scale = jnp.exp(params["logit_scale"][0] if learnable_scale else jnp.float32(INITIAL_LOG_SCALE))
+        scale = jnp.exp(params["logit_scale"]["head"] if learnable_scale else jnp.float32(INITIAL_LOG_SCALE))
         targets, ids = normalise(reps["target/cls"]), reps["id"]
         candidates = dict(
             scope=scope,
@@ -55,4 +55,4 @@ def target_itc(
             return bank
         return memory_bank.push(bank, jax.lax.stop_gradient(normalise(reps["target/cls"])), reps["id"])
 
-    return Term(("image/head", "text/head", "target/cls", "id"), init, value, update)
+    return Term(("image/head", "text/head", "target/cls", "id"), init, value, update, spread=memory_bank.SPREAD)

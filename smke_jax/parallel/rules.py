@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from smke_jax.parallel.mesh import DATA_AXES, FSDP_AXIS
 FSDP_FROM = 2**16  # elements; smaller arrays are not worth a gather
 
 Rule = tuple[str, Callable[[tuple[int, ...], Mesh], PartitionSpec]]
+Spread = Mapping[str, tuple[str, ...]]  # {term: names of its slots whose rows are spread over the devices}
 
 
 def whole(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
@@ -35,22 +36,26 @@ def largest(shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     return PartitionSpec(*(FSDP_AXIS if i == split else None for i in range(len(shape))))
 
 
-# Memory banks: no device needs more than its part, as queries travel to it.
-BANKS: Rule = (r"^slots/.*\b(features|ids)$", rows)
-
-# {config.sharding: rules}; the first whose regex is found in the path of an array decides.
+# {config.sharding: rules}; the first whose regex is found in the path of an array decides.  Slots have a say of their
+# own: their terms name those that are spread.
 RULES: dict[str, tuple[Rule, ...]] = {
-    "replicated": (BANKS, ("", whole)),
-    "fsdp": (BANKS, (r"^(params|opt_state|ema)/", largest), ("", whole)),
+    "replicated": (("", whole),),
+    "fsdp": ((r"^(params|opt_state|averages)/", largest), ("", whole)),
 }
 
 
-def undivided(tree: Any, mesh: Mesh) -> list[str]:
-    """One line for each bank of a state that cannot be split over the devices, as its rows do not divide."""
+def _is_spread(path: str, spread: Spread) -> bool:
+    kind, _, rest = path.partition("/")
+    term, _, slot = rest.partition("/")
+    return kind == "slots" and slot.rpartition("/")[2] in spread.get(term, ())
+
+
+def undivided(tree: Any, mesh: Mesh, spread: Spread) -> list[str]:
+    """One line for each slot of a state that cannot be spread over the devices, as its rows do not divide."""
     lines = []
     for path, leaf in jax.tree.leaves_with_path(tree):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        if re.search(BANKS[0], name) and leaf.ndim > 1 and leaf.shape[0] % mesh.size:
+        if _is_spread(name, spread) and leaf.ndim > 1 and leaf.shape[0] % mesh.size:
             mib, fitting = leaf.size * leaf.dtype.itemsize / 2**20, -(-leaf.shape[0] // mesh.size) * mesh.size
             lines.append(
                 f"{name}: {leaf.shape[0]} rows do not divide over {mesh.size} devices, so each holds all of them "
@@ -59,16 +64,18 @@ def undivided(tree: Any, mesh: Mesh) -> list[str]:
     return lines
 
 
-def specs(tree: Any, mesh: Mesh, sharding: str = "replicated") -> Any:
+def specs(tree: Any, mesh: Mesh, sharding: str = "replicated", spread: Spread | None = None) -> Any:
     """The PartitionSpec of every array or shape of a state, or of a part of one such as {'slots': …}."""
 
     def spec(path, leaf):
         name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if _is_spread(name, spread or {}):
+            return rows(leaf.shape, mesh)
         return next(rule for pattern, rule in RULES[sharding] if re.search(pattern, name))(leaf.shape, mesh)
 
     return jax.tree_util.tree_map_with_path(spec, tree)
 
 
-def shardings(tree: Any, mesh: Mesh, sharding: str = "replicated") -> Any:
+def shardings(tree: Any, mesh: Mesh, sharding: str = "replicated", spread: Spread | None = None) -> Any:
     """The same as NamedShardings."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree, mesh, sharding))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree, mesh, sharding, spread))

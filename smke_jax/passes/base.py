@@ -1,4 +1,4 @@
-"""What a pass is: per-example work that turns a batch into named representations."""
+"""What a pass is: per-example work that turns arrays of a batch into named representations."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -7,60 +7,51 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Batch = Mapping[str, jax.Array]
+Arrays = Mapping[str, jax.Array]
 
 # ImageNet statistics: the student, BEiT v2 and ResNet-50-A1 all use these (spec 0.5).
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
-class Average(NamedTuple):
-    """A moving average of parameters: decay · average + (1 - decay) · parameters in every step."""
-
-    of: str  # name of the trained pass that they belong to
-    decay: float
-
-
 class Pass(NamedTuple):
-    """A forward of one network over the batch; it may be cut into micro-batches, as no example sees another.
+    """A forward of one or several networks over the rows of a batch.
 
-    name:     its key in `TrainState.params`; in `TrainState.ema` where it has an `average`; else in the step's `frozen`
-    provides: representations it makes from a full batch
-    grad:     whether its parameters are trained
-    init:     (key, batch) -> params
-    run:      (params, batch, key, train) -> representations; makes those whose inputs the batch has
+    No row sees another, so that a pass may be cut into micro-batches and rematerialised.
+
+    name:     names the operations in a profile, and the random numbers of the pass
+    networks: the networks whose parameters `run` finds under their names
+    needs:    arrays that it reads: of the batch, or made by other passes.  'text/tokens@hard_text' are the rows of
+              'text/tokens' that the array 'hard_text', made by a selection, names
+    provides: representations that it makes, one row per row of what it reads
+    run:      (parameters by network, arrays, key, train) -> representations
     watched:  those of them that are watched for collapse
-    average:  of which parameters it runs with, where they are neither trained nor frozen
-    needs:    representations of passes before it that `run` finds in its batch
-    reads:    terms whose slots `run` finds in its params, under their names; `init` makes stand-ins for them
+    reads:    {'slots/<term>': shapes} of slots that `run` finds among the parameters under this name
     """
 
     name: str
+    networks: tuple[str, ...]
+    needs: tuple[str, ...]
     provides: tuple[str, ...]
-    grad: bool
-    init: Callable[[jax.Array, Batch], Any]
-    run: Callable[[Any, Batch, jax.Array, bool], dict[str, jax.Array]]
+    run: Callable[[Mapping[str, Any], Arrays, jax.Array, bool], dict[str, jax.Array]]
     watched: tuple[str, ...] = ()
-    average: Average | None = None
-    needs: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
+    reads: Mapping[str, Any] = {}
 
 
 def only(p: Pass, names: Iterable[str]) -> Pass:
-    """`p` making those of `names` that it can: what nobody reads is compiled away, also within micro-batches."""
+    """`p` without the representations that are not among `names`, so that XLA removes their computation."""
     names = frozenset(names)
 
-    def run(params, batch, key, train):
-        return {name: x for name, x in p.run(params, batch, key, train).items() if name in names}
+    def run(params, arrays, key, train):
+        return {name: x for name, x in p.run(params, arrays, key, train).items() if name in names}
 
     return p._replace(provides=tuple(name for name in p.provides if name in names), run=run)
 
 
-def apply_and_reveal(model: nn.Module, params, *inputs, **options) -> tuple[Any, dict[str, jax.Array]]:
+def apply_with_tokens(model: nn.Module, params, *inputs, **options) -> tuple[Any, dict[str, jax.Array]]:
     """`model.apply` -> (its output, {name: array} of what its outermost module sows, such as its tokens)."""
     out, sown = model.apply({"params": params}, *inputs, mutable=["intermediates"], **options)
-    of_others = lambda x: isinstance(x, Mapping)  # noqa: E731
-    return out, {name: x[0] for name, x in sown.get("intermediates", {}).items() if not of_others(x)}
+    return out, {name: x[0] for name, x in sown.get("intermediates", {}).items() if not isinstance(x, Mapping)}
 
 
 def to_network(images: jax.Array, mean=MEAN, std=STD) -> jax.Array:

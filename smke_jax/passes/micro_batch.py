@@ -1,8 +1,8 @@
 """A pass in micro-batches: the whole batch's representations, the activations of a few examples at a time.
 
-The losses then see the global batch as ever, which makes this gradient caching (Gao et al. 2021, "Scaling Deep
-Contrastive Learning Batch Size under Memory Limited Setup"): the backward pass computes each micro-batch's forward
-again.  Averaging the losses of micro-batches, as `optax.MultiSteps` would, is another objective with fewer negatives.
+The losses still see the global batch, which makes this gradient caching (Gao et al. 2021, "Scaling Deep Contrastive
+Learning Batch Size under Memory Limited Setup"): the backward pass computes each micro-batch's forward again.
+Averaging the losses of micro-batches, as `optax.MultiSteps` does, is another objective with fewer negatives.
 """
 
 import jax
@@ -18,10 +18,10 @@ def in_micro_batches(p: Pass, mesh, size: int) -> Pass:
         return p
     devices = mesh.size
 
-    def run(params, batch, key, train):
-        per_device = len(batch["id"]) // devices
+    def run(params, arrays, key, train):
+        per_device = len(next(iter(arrays.values()))) // devices
         if per_device <= size:
-            return p.run(params, batch, key, train)
+            return p.run(params, arrays, key, train)
         count = per_device // size
 
         def cut(x):  # rows of each device are cut among themselves, so that nothing moves between devices
@@ -39,7 +39,7 @@ def in_micro_batches(p: Pass, mesh, size: int) -> Pass:
             i, rows = inputs
             return p.run(params, rows, jax.random.fold_in(key, i), train)
 
-        chunks = jax.tree.map(cut, dict(batch))
+        chunks = jax.tree.map(cut, dict(arrays))
         return jax.tree.map(join, jax.lax.map(chunk, (jnp.arange(count), chunks)))
 
     return p._replace(run=run)

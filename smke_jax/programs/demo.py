@@ -20,9 +20,9 @@ from smke_jax.data.datasets import open_source, scenes
 from smke_jax.data.scenes import ceiling
 from smke_jax.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES
 from smke_jax.errors import UserError
-from smke_jax.evaluation.embed import embed_texts, make_encoder
-from smke_jax.evaluation.evaluate import Retrieval, evaluate_retrieval
-from smke_jax.evaluation.retrieval import chance_recall
+from smke_jax.evaluators.embed import embed_texts, make_encoder
+from smke_jax.evaluators.evaluate import Retrieval, evaluate_retrieval
+from smke_jax.evaluators.recalls import chance_recall
 from smke_jax.programs import export
 from smke_jax.programs.train import load_config
 from smke_jax.reporting import examples

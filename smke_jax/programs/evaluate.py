@@ -11,11 +11,11 @@ from pathlib import Path
 from smke_jax.__main__ import run_program
 from smke_jax.data.datasets import open_source
 from smke_jax.errors import UserError
-from smke_jax.evaluation.embed import make_encoder
-from smke_jax.evaluation.evaluate import evaluate_retrieval
-from smke_jax.evaluation.ranks import Ranks, write_ranks
-from smke_jax.evaluation.retrieval import format_table, write_json
-from smke_jax.evaluation.scene_probe import probe_encoder
+from smke_jax.evaluators.embed import make_encoder
+from smke_jax.evaluators.evaluate import evaluate_retrieval
+from smke_jax.evaluators.ranks import Ranks, write_ranks
+from smke_jax.evaluators.recalls import format_table, write_json
+from smke_jax.evaluators.scene_probe import probe_encoder
 from smke_jax.passes.student import LEVELS
 from smke_jax.training.experiment import TrainedRun, restore_run
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from smke_jax.__main__ import run_program
 from smke_jax.errors import UserError
-from smke_jax.evaluation.retrieval import write_json
+from smke_jax.evaluators.recalls import write_json
 from smke_jax.planning.devices import DEVICES, Device
 from smke_jax.planning.flops import flops_per_example
 from smke_jax.planning.predict import MOST, StepTime, largest_batch, step_time

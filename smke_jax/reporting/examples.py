@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from smke_jax.evaluation.evaluate import Retrieval
-from smke_jax.evaluation.ranking import top_matches
+from smke_jax.evaluators.evaluate import Retrieval
+from smke_jax.evaluators.top_k import top_matches
 from smke_jax.reporting.report import Query
 
 TOP = 5

@@ -12,8 +12,8 @@ import numpy as np
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
-from smke_jax.evaluation.bootstrap import mean_recalls, paired_difference
-from smke_jax.evaluation.ranks import Ranks, read_ranks
+from smke_jax.evaluators.bootstrap import mean_recalls, paired_difference
+from smke_jax.evaluators.ranks import Ranks, read_ranks
 from smke_jax.reporting.compare import SEED, Row, steps_cell
 from smke_jax.reporting.ladder_plot import ladder_figure
 from smke_jax.reporting.ladder_tables import dataset, measured_table, notes, thesis_table

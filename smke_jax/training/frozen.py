@@ -1,118 +1,104 @@
-"""What the frozen passes run with: the teacher's file of weights, and the codebook that another run has learned."""
+"""What the step runs with besides its state: parameters that are not trained, and assets."""
 
-import hashlib
+import logging
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
 
-from smke_jax.convert.params_file import digests, fit, load_params
+from smke_jax import atomic
 from smke_jax.errors import UserError
+from smke_jax.evaluators.base import Asset, Encode
+from smke_jax.networks.base import Start
+from smke_jax.networks.start import started
 from smke_jax.parallel.mesh import replicated
-from smke_jax.parallel.process import check_same, failing_together
-from smke_jax.training import record
-from smke_jax.training.checkpoint import Checkpointer, Restored
-from smke_jax.training.experiment import Experiment, batch_shapes, build_experiment, build_step, training_views
-from smke_jax.training.recipe import blank_rows
+from smke_jax.parallel.process import failing_together
+from smke_jax.passes.base import Pass
+from smke_jax.tasks.base import Task
+from smke_jax.training.recipe import Recipe, Shapes, init_network, split_params
+
+log = logging.getLogger("smke_jax")
 
 
-def load_frozen(experiment: Experiment, shapes: dict[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Parameters of the frozen passes, on the mesh, and {'teacher weights': digest, …} of what they came from."""
-    frozen, identity = {}, {}
-    with failing_together():
-        for name, init in _inits(experiment, shapes).items():
-            origin = experiment.config[name][ORIGINS[name][0]]
-            if origin == "random":
-                frozen[name], found = init(), {"weights": "random"}
-            else:
-                params, found = ORIGINS[name][1](origin, init, experiment.config, identity)
-                frozen[name] = kernels_as(params, _dtype(experiment.config, name))
-            identity |= {f"{name} {what}": digest for what, digest in found.items()}
-    check_same(identity)
-    return jax.device_put(frozen, replicated(experiment.mesh)), identity
+def frozen_key(seed: int) -> jax.Array:
+    """The key that frozen networks of random weights begin with."""
+    return jax.random.key(seed + 1)
 
 
-def frozen_shapes(experiment: Experiment, shapes: dict[str, Any]) -> dict[str, Any]:
-    """The same parameters as shapes."""
-    return {name: jax.eval_shape(init) for name, init in _inits(experiment, shapes).items()}
+def networks_of(recipe: Recipe, passes: Iterable[Pass]) -> set[str]:
+    """The networks whose parameters `passes` need, an average standing for the network that it follows."""
+    found = {name for p in passes if isinstance(p, Pass) for name in p.networks}
+    averages = {name: recipe.networks[name].average for name in found}
+    return {averages[name].of if averages[name] else name for name in found}
 
 
-def _inits(experiment, shapes):
-    key, config = jax.random.key(experiment.config.seed + 1), experiment.config
-
-    def init(p):
-        return kernels_as(p.init(key, blank_rows(experiment.recipe, shapes, 1)), _dtype(config, p.name))
-
-    frozen = [p for p in experiment.recipe.passes if not p.grad and p.average is None]
-    return {p.name: jax.jit(lambda p=p: init(p)) for p in frozen}
-
-
-def _dtype(config, name):
-    return config[name].get("dtype", "float32")
-
-
-CLASSIFIERS = ("fc/kernel", "head/kernel")  # a teacher's, which compute in fp32
-
-
-def kernels_as(params: Any, dtype: str) -> Any:
-    """`params` with the matrices that are only ever used in `dtype` stored in it: the same results, half the memory."""
-
-    def cast(path, x):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return jnp.asarray(x, dtype) if name.endswith("kernel") and name not in CLASSIFIERS else x
-
-    return jax.tree_util.tree_map_with_path(cast, params)
+def load_frozen(
+    recipe: Recipe, shapes: Shapes, starts: Mapping[str, Start], mesh, *, seed: int, names: Iterable[str]
+) -> dict[str, Any]:
+    """{network: its parameters that are not trained} of the networks `names`, on every device of the mesh."""
+    frozen = {}
+    for name in names:
+        network = recipe.networks[name]
+        if network.trained is True:
+            continue
+        key = frozen_key(seed) if network.trained is False else jax.random.key(seed)
+        init = jax.jit(lambda n=name, k=key: init_network(recipe, n, k, shapes.arrays), out_shardings=replicated(mesh))
+        if network.trained is False and name in starts:
+            frozen[name] = jax.device_put(starts[name].params, replicated(mesh))
+        else:
+            frozen[name] = split_params(network, started(init(), starts.get(name)))[1]
+    return frozen
 
 
-def _weights(path, init, config, identity):
-    return fit(jax.eval_shape(init), load_params(path), source=path), digests(path)
+def frozen_shapes(recipe: Recipe, shapes: Shapes) -> dict[str, Any]:
+    """The same for the networks of a step, as shapes."""
+    names = networks_of(recipe, recipe.forward)
+    return {
+        name: split_params(recipe.networks[name], shapes.networks[name])[1]
+        for name in sorted(names)
+        if recipe.networks[name].trained is not True
+    }
 
 
-def _codebook(workdir, init, config, identity):
-    """The way down to the codes and the codes, of the newest checkpoint of a run with an autoencoder."""
-    found, learner = restore_autoencoder(Path(workdir))
-    theirs = learner.config
-    if record.read_run(Path(workdir))["identity"]["teacher weights"] != identity["teacher weights"]:
-        raise UserError(
-            f"config.quantizer.run: the codes of {workdir} are of {theirs.teacher.checkpoint}, another teacher than "
-            f"config.teacher.checkpoint {config.teacher.checkpoint}: give the one that they were learned with"
-        )
-    for field in ("num_codes", "code_dim"):
-        if theirs.quantizer[field] != config.quantizer[field]:
-            raise UserError(
-                f"config.quantizer.{field} is {config.quantizer[field]} and was {theirs.quantizer[field]} in "
-                f"{workdir}: set it so"
-            )
-    for field in ("final_norm", "image_size", "mean", "std"):
-        if theirs.teacher[field] != config.teacher[field]:
-            raise UserError(
-                f"config.teacher.{field} is {config.teacher[field]} and was {theirs.teacher[field]} where the codes of "
-                f"{workdir} were learned: set it so"
-            )
-    params = {"down": found.params["autoencoder"]["down"], "codes": found.train["slots"]["image_vq"]["codes"]}
-    params = jax.device_get(params)
-    content = hashlib.sha256(b"".join(x.tobytes() for x in jax.tree.leaves(params)))
-    return fit(jax.eval_shape(init), params, source=workdir), {"weights": content.hexdigest()}
+class StoredAsset:
+    """An asset on disk, made where it is not there yet, and read row by row as it is needed.
+
+    directory: a folder of the run, whose record holds the digests of the data and of the weights
+    """
+
+    def __init__(self, name: str, asset: Asset, encode: Encode, task: Task, directory: Path):
+        self.asset = asset
+        split = task.split(asset.split or task.train)
+        paths = {what: directory / name / f"{what.replace('/', '-')}.npy" for what in asset.provides}
+        # Process 0 decides for all: elsewhere a shared folder may show an older state.
+        there = multihost_utils.broadcast_one_to_all(np.array([path.exists() for path in paths.values()]))
+        missing = [what for what, found in zip(paths, there, strict=True) if not found]
+        if missing:
+            log.info("the asset %s: %s of %s, once", name, ", ".join(missing), split.name)
+        for what in missing:
+            made = encode((what,), split)[what]
+            if jax.process_index() == 0:
+                with atomic.replacing(paths[what]) as path, open(path, "wb") as file:
+                    np.save(file, made)
+        if missing and jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"asset {name}")
+        count = task.facts["num_images"] if asset.by_id else None
+        with failing_together():
+            self.arrays = {what: _open(path, count) for what, path in paths.items()}
+
+    def rows(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The rows of the images `ids` (b,)."""
+        return {what: np.asarray(array[ids]) for what, array in self.arrays.items()}
 
 
-def restore_autoencoder(workdir: Path) -> tuple[Restored, Experiment]:
-    """The newest sound checkpoint of a run that learned codes, on all devices of this machine."""
-    if not (workdir / "config.json").is_file():
-        raise UserError(f"config.quantizer.run: no run at {workdir}; train one there with configs/image_vq.py")
-    config = record.read_config(workdir)
-    if "autoencoder" not in config.passes:
-        raise UserError(f"config.quantizer.run: {workdir} learned no codes: give a run of configs/image_vq.py")
-    config.update(num_devices=0, sharding="replicated")  # however it was trained
-    experiment = build_experiment(config, workdir)
-    abstract = build_step(experiment, batch_shapes(config, training_views(config))).state
-    with Checkpointer(workdir / "checkpoints", read_only=True) as checkpoints:
-        found = checkpoints.restore_latest(abstract.params, abstract.without_params())
-    if found is None:
-        raise UserError(f"config.quantizer.run: {workdir} has no checkpoint yet: train it first")
-    return found, experiment
-
-
-# {pass: (the field of its section of the config that says where from, (that, init, config, identity so far) ->
-# (params, {what: digest}))}
-ORIGINS = {"teacher": ("checkpoint", _weights), "quantizer": ("run", _codebook)}
+def _open(path: Path, count: int | None) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and it is computed again") from None
+    if count is not None and len(array) != count:
+        raise UserError(f"{path} has {len(array)} rows for {count} images: delete it, and it is computed again")
+    return array

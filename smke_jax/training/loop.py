@@ -1,58 +1,46 @@
-"""The training loop: evaluate → save → next batch → step.  No maths."""
+"""The training loop: evaluate → save → next batch → step.  No maths, and no word of what is trained."""
 
 import contextlib
-import dataclasses
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from smke_jax import atomic
-from smke_jax.data.datasets import open_source
-from smke_jax.data.pipeline import make_rows, train_batches
 from smke_jax.errors import UserError
-from smke_jax.evaluation.embed import make_encoder
-from smke_jax.evaluation.evaluate import evaluate_retrieval
-from smke_jax.evaluation.ranks import write_ranks
-from smke_jax.evaluation.retrieval import format_table, write_json
-from smke_jax.parallel.mesh import check_batch_size, put_batch
-from smke_jax.parallel.process import check_same, failing_together, gather_rows, stop_requests
+from smke_jax.evaluators.base import Figures
+from smke_jax.evaluators.encode import Encoder
+from smke_jax.networks.start import describe_origins, started
+from smke_jax.parallel.mesh import put_batch
+from smke_jax.parallel.process import gather_rows, stop_requests
 from smke_jax.parallel.rules import undivided
-from smke_jax.training import record
+from smke_jax.tasks.base import BatchPlan
+from smke_jax.training.build import Plan, open_run
 from smke_jax.training.checkpoint import Checkpointer
-from smke_jax.training.experiment import (
-    Experiment,
-    batch_shapes,
-    build_experiment,
-    build_step,
-    check_model,
-    open_training_data,
-    resolve,
-)
-from smke_jax.training.frozen import load_frozen
-from smke_jax.training.kept_targets import KeptTargets, with_kept_targets
+from smke_jax.training.evaluation import write_figures
+from smke_jax.training.frozen import StoredAsset, load_frozen, networks_of
 from smke_jax.training.memory import memory_advice
 from smke_jax.training.profiling import Profiler
-from smke_jax.training.start import describe_origins, load_parts
 from smke_jax.training.state import TrainState, count_parameters
-from smke_jax.training.step import bad_names, init_state
+from smke_jax.training.step import borrow, init_state, spread
 from smke_jax.training.writers import MetricWriter, Progress, peak_memory_gib
 
 log = logging.getLogger("smke_jax")
 
-COLLAPSED = 0.01  # 'embedding_std' of vectors with a mean cosine of 0.9999,
-WATCHED_FROM = 100  # steps, and the warm-up: embeddings of random weights can be as near to each other
+COLLAPSED = 0.01  # 'embedding_std' of vectors with a mean cosine of 0.9999
 
 
 class Outcome(NamedTuple):
-    """How a run ended."""
+    """How a run ended; `figures` are those of the last evaluation, by evaluator."""
 
     step: int
     params: Any
-    metrics: dict | None  # of the last evaluation, where there was one
+    figures: Mapping[str, Figures]
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
@@ -61,201 +49,204 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     Raises UserError for everything that the user can mend, before compilation where it can be seen by then.
     """
     workdir = Path(workdir)
-    with failing_together():
-        config = resolve(config)
-        source, views = open_training_data(config)
-        config.total_steps = _total_steps(config, source)
-        config.epochs = 0.0
-        for term in config.terms.values():
-            if "num_images" in term:  # known once the data is open
-                term.num_images = len(source)
-    check_same({**record.flatten(config), "data": source.digest})
-    workdir.mkdir(parents=True, exist_ok=True)
-    experiment = build_experiment(config, workdir, source)
-    check_batch_size(config.batch_size, experiment.mesh, config.micro_batch)
-    shapes = batch_shapes(config, views)
-    with failing_together():
-        initial = check_model(experiment, shapes)
-        # Opened now, so that a split that is not there is not found out after hours of training.
-        retrieves = "student" in config.passes and config.eval.split
-        gallery = open_source(config.data, config.eval.split) if retrieves else None
-    frozen, teacher_identity = load_frozen(experiment, shapes)
-    identity = {"data": source.digest, **teacher_identity}
-    identity |= {f"{part.name} {what}": digest for part in initial for what, digest in part.digests.items()}
-    if experiment.tokenizer is not None:
-        identity["tokenizer"] = experiment.tokenizer.digest
-    check_same(identity)
-    # The teacher sees nothing in training where its features are kept.
-    views = dataclasses.replace(views, teacher_view="same") if config.teacher.cache else views
-    batches = train_batches(
-        source, views, batch_size=config.batch_size, seed=config.seed, unit=config.data.unit,
-        tokenizer=experiment.tokenizer, max_length=config.data.max_length,
-        process=(jax.process_index(), jax.process_count()), threads=config.data.threads,
-    )  # fmt: skip
-    record.check_or_write(workdir, config, identity)  # last: what was refused above leaves the directory free
-    kept = None
+    plan = open_run(config, workdir)
+    experiment = plan.experiment
+    batches = experiment.task.batches(
+        BatchPlan(
+            plan.batch_size, plan.seed, (jax.process_index(), jax.process_count()), frozenset(experiment.batch)
+        )
+    )
     with (
         contextlib.closing(batches),
-        Checkpointer(workdir / "checkpoints", keep=config.checkpoint.keep) as checkpoints,
-        memory_advice(config, experiment.mesh.size),
+        Checkpointer(workdir / "checkpoints", keep=plan.checkpoint_keep) as checkpoints,
+        memory_advice(plan.remedies),
     ):
-        if config.teacher.cache:
-            kept = KeptTargets(experiment.recipe, frozen, source, workdir / "targets", config, experiment.mesh)
-            experiment = experiment._replace(recipe=with_kept_targets(experiment.recipe))
-            frozen["teacher"] = {}
-            shapes = batch_shapes(config, views) | kept.shapes(config.batch_size)
-        return _Loop(experiment, workdir, frozen, kept, initial, shapes, checkpoints, identity, gallery).run(batches)
-
-
-def _total_steps(config, source) -> int:
-    if bool(config.total_steps) == bool(config.epochs):
-        raise UserError(
-            f"give either config.total_steps or config.epochs (they are {config.total_steps} and {config.epochs})"
-        )
-    rows = len(make_rows(source.num_captions, config.data.unit))
-    return config.total_steps or max(1, int(config.epochs * (rows // config.batch_size)))
+        return _Loop(plan, workdir, checkpoints, batches).run()
 
 
 class _Loop:
-    """One run's compiled step, state and files; `run` goes from the last checkpoint to the end."""
+    """One run's state and files; `run` goes from the last checkpoint to the end."""
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        workdir: Path,
-        frozen,
-        kept: KeptTargets | None,
-        initial,
-        shapes,
-        checkpoints: Checkpointer,
-        identity,
-        gallery,
-    ):
-        self.experiment, self.config = experiment, experiment.config
-        self.workdir, self.frozen, self.initial, self.shapes = workdir, frozen, initial, shapes
+    def __init__(self, plan: Plan, workdir: Path, checkpoints: Checkpointer, batches):
+        self.plan, self.workdir, self.checkpoints, self.batches = plan, workdir, checkpoints, batches
+        self.recipe, self.mesh, self.task = plan.experiment.recipe, plan.experiment.mesh, plan.experiment.task
         self.warned = False
-        self.kept, self.checkpoints, self.identity, self.gallery = kept, checkpoints, identity, gallery
-        self.tx, self.schedule, self.abstract, self.step_fn = build_step(experiment, shapes)
-        for line in undivided(self.abstract, experiment.mesh):
+        for line in undivided(plan.abstract, self.mesh, spread(self.recipe)):
             log.warning("%s", line)
-        self.encode = None if gallery is None else make_encoder(experiment.student().run, experiment.mesh)
+        self.splits = {name: self.task.split(x.split) for name, x in self.recipe.evaluators.items()}
+        self.encoder = Encoder(
+            plan.experiment.chosen, lambda p: {}, self.mesh, batch_size=plan.eval_batch_size
+        )
+        self.assets = self._assets()
+        needed = networks_of(self.recipe, self.recipe.forward)
+        for name, evaluator in self.recipe.evaluators.items():
+            needed |= networks_of(self.recipe, plan.experiment.chosen(evaluator.needs, self.splits[name].columns))
+        self.frozen = self._frozen(needed)
+        whole = {name: x.arrays for name, x in self.assets.items() if not x.asset.by_id}
+        if whole:
+            self.frozen["assets"] = jax.device_put(whole)
 
-    def run(self, batches) -> Outcome:
-        config = self.config
-        state, start = self._initial_state(batches)
-        step, metrics, pending = start, None, None
-        progress = Progress(config.total_steps, config.batch_size, start)
+    def _frozen(self, names) -> dict[str, Any]:
+        plan = self.plan
+        return load_frozen(
+            self.recipe, plan.experiment.shapes, plan.starts, self.mesh, seed=plan.seed, names=sorted(names)
+        )
+
+    def _assets(self) -> dict[str, StoredAsset]:
+        """What is stored of frozen networks, made where it is not there yet."""
+        if not self.recipe.assets:
+            return {}
+        made = [what for asset in self.recipe.assets.values() for what in asset.provides]
+        columns = self.task.split(self.task.train).columns
+        frozen = self._frozen(networks_of(self.recipe, self.plan.experiment.chosen(made, columns)))
+        encode = self.encoder.with_parameters(lambda p: borrow(self.recipe, p, {}, {}, frozen, {}))
+        folder = self.workdir / "assets"
+        return {name: StoredAsset(name, x, encode, self.task, folder) for name, x in self.recipe.assets.items()}
+
+    def run(self) -> Outcome:
+        plan = self.plan
+        state, start = self._initial_state()
+        step, figures, pending = start, {}, None
+        progress = Progress(plan.total_steps, plan.batch_size, start)
         with (
-            MetricWriter(self.workdir, tensorboard=config.log.tensorboard) as writer,
-            Profiler(self.workdir / "profile", config.profile_steps) as profiler,
+            MetricWriter(self.workdir, tensorboard=plan.tensorboard) as writer,
+            Profiler(self.workdir / "profile", plan.profile_steps) as profiler,
             stop_requests() as asked_to_stop,
         ):
             writer.truncate_after(start)
             while True:
-                last = asked_to_stop(step) or step >= config.total_steps
-                if step > start and (last or self._due(step)):
-                    pending = self._check(pending)  # waits for the step, so that the pause holds nothing of it
+                last = asked_to_stop(step) or step >= plan.total_steps
+                due = [name for name in self.recipe.evaluators if self._is_due(name, step)]
+                if step > start and (last or due or _multiple(step, plan.checkpoint_every)):
+                    self._check(pending, state)  # waits for the step, so that the pause holds nothing of it
+                    pending = None
                     with progress.pause():
-                        evaluated = None
-                        due = step >= config.total_steps or _multiple(step, config.eval.every)
-                        if due and self.gallery is not None:
-                            try:
-                                evaluated = metrics = self._evaluate(state, step, writer)
-                            except BaseException:  # a gallery that cannot be read must not cost the training
-                                if jax.process_count() == 1:  # the others wait elsewhere and could not save with it
-                                    self._save(state, step, batches, None)
-                                raise
-                        self._save(state, step, batches, evaluated)
+                        found = {}
+                        try:
+                            for name in due:
+                                found[name] = self._evaluate(name, state, step, writer)
+                        except BaseException:  # what cannot be read now must not cost the training
+                            if jax.process_count() == 1:  # the others wait elsewhere and could not save with it
+                                self._save(state, step, {})
+                            raise
+                        figures = found or figures
+                        self._save(state, step, found)
                 if last:
                     break
-                with progress.data_wait():
-                    batch = next(batches)
-                    if self.kept is not None:
-                        batch |= self.kept.rows(batch["id"])
+                batch = self._next_batch(progress, state, step)
                 step += 1
+                on_devices = put_batch(batch, self.mesh)
                 with profiler.step(step):
-                    state, values = self.step_fn(state, self.frozen, put_batch(batch, self.experiment.mesh))
+                    state, values = plan.run_step(state, self.frozen, on_devices)
                 profiler.step_done(step, values)
                 progress.step_done(values)
-                self._check(pending)  # one step late, so that the device never waits for the host
-                pending = (step, values, batch["id"])
-                if _multiple(step, config.log.every) or step == config.total_steps:
+                self._check(pending, state)  # one step late, so that the device never waits for the host
+                pending = (step, values, on_devices, batch["id"])
+                if _multiple(step, plan.log_every) or step == plan.total_steps:
                     self._log(writer, progress, step, values)
-        if step < config.total_steps:
-            where = f"step {step} of {config.total_steps}"
+        if step < plan.total_steps:
+            where = f"step {step} of {plan.total_steps}"
             log.warning("stopped by SIGTERM at %s, saved; the same command continues", where)
-        return Outcome(step, state.params, metrics)
+        return Outcome(step, state.params, figures)
 
-    def _due(self, step: int) -> bool:
-        return _multiple(step, self.config.eval.every) or _multiple(step, self.config.checkpoint.every)
+    def _is_due(self, name: str, step: int) -> bool:
+        return step >= self.plan.total_steps or _multiple(step, self.recipe.evaluators[name].every)
 
-    def _initial_state(self, batches) -> tuple[TrainState, int]:
-        """From the newest sound checkpoint, or fresh with what the config names to start from."""
-        found = self.checkpoints.restore_latest(self.abstract.params, self.abstract.without_params())
+    def _next_batch(self, progress, state, step) -> dict[str, np.ndarray]:
+        try:
+            with progress.data_wait():
+                batch = next(self.batches)
+                for asset in self.assets.values():
+                    if asset.asset.by_id:
+                        batch = {**batch, **asset.rows(batch["id"])}
+        except UserError:  # data that has been damaged must not cost the training
+            if step and jax.process_count() == 1:
+                self._save(state, step, {})
+            raise
+        return {name: x for name, x in batch.items() if name in self.plan.experiment.batch}
+
+    def _initial_state(self) -> tuple[TrainState, int]:
+        """From the newest sound checkpoint, or fresh with what the networks start from."""
+        plan = self.plan
+        found = self.checkpoints.restore_latest(plan.abstract.params, plan.abstract.without_params())
         if found is None:
             state = init_state(
-                self.experiment.recipe, self.tx, self.experiment.mesh, self.shapes,
-                seed=self.config.seed, sharding=self.config.sharding,
-            )  # fmt: skip
-            state = state.replace(params=load_parts(state.params, self.initial))
+                self.recipe, plan.tx, self.mesh, plan.experiment.batch, seed=plan.seed, sharding=plan.sharding
+            )
+            state = state.replace(params=with_starts(state.params, plan.starts))
             log.info("%s parameters are trained", f"{count_parameters(state.params):,}")
-            if self.initial:
-                log.info("%s", "\n".join(describe_origins(state.params, self.initial)))
+            for name, start in plan.starts.items():
+                if name in state.params:
+                    log.info("%s", "\n".join(describe_origins(name, state.params[name], start)))
             return state, 0
-        batches.set_state(found.data)
+        self.batches.set_state(found.data)
         log.info("continuing from step %d of %s", found.step, self.workdir)
         return TrainState(params=found.params, **found.train), found.step
 
     def _log(self, writer, progress, step, values):
-        scalars = {k: float(v) for k, v in jax.device_get(values).items() if k != "first_bad"}
+        scalars = {name: float(value) for name, value in jax.device_get(values).items()}
         self._warn_of_collapse(step, scalars)
-        scalars["learning_rate"] = float(self.schedule(step - 1))
+        scalars["learning_rate"] = float(self.plan.schedule(step - 1))
+        if damaged := self.task.damaged():
+            scalars["damaged_rows"] = damaged
         writer.write(step, {**scalars, **progress.log(step, scalars["loss"]), "peak_memory_gib": peak_memory_gib()})
 
     def _warn_of_collapse(self, step, scalars):
         """Says once that the embeddings of all examples have become nearly the same."""
         low = {k: v for k, v in scalars.items() if k.startswith("embedding_std/") and v < COLLAPSED}
-        warmup = self.config.optimizer.warmup_fraction * self.config.total_steps
-        if low and step > max(WATCHED_FROM, warmup) and not self.warned:
+        if low and step > self.plan.watched_from and not self.warned:
             said = ", ".join(f"{k} {v:.2g}" for k, v in low.items())
             log.warning("step %d: all embeddings have become nearly the same (%s of at most 1)", step, said)
             self.warned = True
 
-    def _check(self, pending) -> None:
-        """Stops at the first non-finite tensor of an earlier step, keeping the ids of its batch."""
-        if pending is None or int(pending[1]["first_bad"]) < 0:
-            return None
-        step, values, ids = pending
-        name = bad_names(self.experiment.recipe, self.shapes, self.abstract.params)[int(values["first_bad"])]
+    def _check(self, pending, state) -> None:
+        """Stops where the loss or the gradients of an earlier step were not finite, keeping the ids of its batch."""
+        if pending is None:
+            return
+        step, values, batch, ids = pending
+        if np.isfinite(values["loss"]) and np.isfinite(values["grad_norm"]):
+            return
+        name = self.plan.diagnose(state, self.frozen, batch, step - 1)
         path, ids = self.workdir / f"non-finite-step-{step}.json", gather_rows(ids)
         if jax.process_index() == 0:
             atomic.write_text(path, json.dumps({"step": step, "tensor": name, "ids": ids.tolist()}) + "\n")
         raise UserError(
-            f"step {step}: {name} is not finite (loss {float(values['loss'])}); its batch's ids are in {path}; "
-            "look at those images, or start another --workdir with a lower learning rate"
+            f"step {step}: {name or 'a gradient'} is not finite (loss {float(values['loss'])}); its batch's ids are in "
+            f"{path}; look at those rows, or start another --workdir with a lower learning rate"
         )
 
-    def _evaluate(self, state, step, writer) -> dict:
-        config = self.config
-        result = evaluate_retrieval(
-            self.encode, state.params["student"], self.gallery, self.experiment.tokenizer, config, self.experiment.mesh,
-            dataset=f"{self.gallery.dataset} {config.eval.split}",
-        )  # fmt: skip
-        metrics = result.metrics
+    def _evaluate(self, name: str, state: TrainState, step: int, writer) -> Figures:
+        evaluator, split = self.recipe.evaluators[name], self.splits[name]
+        encode = self.encoder.with_parameters(
+            lambda p: borrow(self.recipe, p, state.params, state.averages, self.frozen, state.slots)
+        )
+        figures = evaluator.run(encode, self.task, split)
         if jax.process_index() == 0:
-            path = self.workdir / "evals" / str(step) / "retrieval.json"
-            write_ranks(path.with_suffix(".npz"), result.ranks)
-            write_json(path, metrics)
-            log.info("step %d\n%s", step, format_table(metrics))
-        directions = ("image_to_text", "text_to_image")
-        writer.write(step, {f"eval/{d}/{k}": v for d in directions for k, v in metrics[d].items()})
-        return metrics
+            write_figures(self.workdir / "evals" / str(step) / name, figures)
+            log.info("step %d\n%s", step, figures.text)
+        writer.write(step, {f"eval/{name}/{what}": value for what, value in figures.scalars.items()})
+        return figures
 
-    def _save(self, state, step, batches, evaluated):
+    def _save(self, state: TrainState, step: int, found: Mapping[str, Figures]) -> None:
+        """Writes a checkpoint, ranked by the first evaluator that ranks any."""
+        ranks = (self.recipe.evaluators[name].rank(figures) for name, figures in found.items())
+        metric = next((rank for rank in ranks if rank is not None), None)
         self.checkpoints.save(
-            step, state.params, state.without_params(), batches.get_state(), {"identity": self.identity},
-            metric=evaluated["recall_sum"] if evaluated else None,
+            step, state.params, state.without_params(), self.batches.get_state(), {"identity": self.plan.identity},
+            metric=metric,
         )  # fmt: skip
+
+
+def with_starts(params: Any, starts) -> Any:
+    """The trained `params` with what each network, and the terms that come along, start from in its place."""
+    for name, start in starts.items():
+        if name in params:
+            params = {**params, name: started(params[name], start)}
+        terms = {term: own for term, own in start.terms.items() if term in params["terms"]}
+        if terms:
+            kept = {term: started(params["terms"][term], start._replace(params=own)) for term, own in terms.items()}
+            params = {**params, "terms": {**params["terms"], **kept}}
+    return params
 
 
 def _multiple(step: int, every: int) -> bool:

@@ -1,38 +1,40 @@
 """What to do when a device runs out of memory."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from jax.errors import JaxRuntimeError
-from ml_collections import ConfigDict
 
 from smke_jax.errors import UserError
 
 
 @contextlib.contextmanager
-def memory_advice(config: ConfigDict, devices: int) -> Iterator[None]:
-    """Turns a device's running out of memory inside the block into a UserError that says what to change in `config`."""
+def memory_advice(remedies: Sequence[str]) -> Iterator[None]:
+    """Turns a device's running out of memory inside the block into a UserError that names `remedies`."""
     try:
         yield
     except JaxRuntimeError as error:
         status, _, what = str(error).partition(": ")
         if status != "RESOURCE_EXHAUSTED":
             raise
-        reason, remedies = what.splitlines()[0].rstrip("."), ", ".join(_remedies(config, devices))
-        raise UserError(f"a device ran out of memory ({reason}): try {remedies}; `smke plan` says what fits") from error
+        reason = what.splitlines()[0].rstrip(".")
+        raise UserError(
+            f"a device ran out of memory ({reason}): try {', '.join(remedies)}; `smke plan` says what fits"
+        ) from error
 
 
-def _remedies(config: ConfigDict, devices: int) -> list[str]:
-    """Fields that take less memory than they now do, those that cost the least time first."""
-    examples = config.batch_size // devices
-    smaller = max(1, min(config.micro_batch or examples, examples) // 2)
-    student = "student" in config.passes
-    choices = (
-        (student and config.student.dtype != "bfloat16", "config.student.dtype=bfloat16"),
-        (config.sharding != "fsdp" and devices > 1, "config.sharding=fsdp"),
-        (config.loss_impl != "ring", "config.loss_impl=ring"),
-        (student and config.student.remat != "blocks", "config.student.remat=blocks"),
-        (smaller < examples, f"config.micro_batch={smaller}"),
-        (True, "a smaller config.batch_size"),
-    )
-    return [remedy for helps, remedy in choices if helps]
+def remedies(flat: Mapping[str, Any], devices: int) -> list[str]:
+    """Fields of a flattened config that take less memory than they now do, those that cost the least time first."""
+    examples = flat["config.batch_size"] // devices
+    micro = flat["config.micro_batch"]
+    smaller = max(1, min(micro or examples, examples) // 2)
+    parts = [key for key in flat if key.startswith("config.networks.")]
+    return [
+        *(f"{key}=bfloat16" for key in parts if key.endswith(".dtype") and flat[key] != "bfloat16"),
+        *(["config.sharding=fsdp"] if flat["config.sharding"] != "fsdp" and devices > 1 else []),
+        *(["config.loss_impl=ring"] if flat["config.loss_impl"] != "ring" else []),
+        *(f"{key}=blocks" for key in parts if key.endswith(".remat") and flat[key] != "blocks"),
+        *([f"config.micro_batch={smaller}"] if smaller < examples else []),
+        "a smaller config.batch_size",
+    ]

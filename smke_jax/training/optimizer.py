@@ -12,11 +12,12 @@ import optax.contrib
 
 MAX_LOG_SCALE = math.log(100.0)
 
-# 1-D parameters never decay; besides them, by path (spec 0.3): biases of any shape, [CLS] and embedding tables.
-NO_DECAY = ("cls_token", "embedding", "logit_scale", "bias")
+# Vectors never decay.  Neither do these, by the last part of their paths (spec 0.3): biases of any shape, [CLS] and
+# embedding tables.
+NO_DECAY = re.compile(r"(^|/)(bias|cls_token|(\w+_)?embedding)$")
 
 
-def learning_rate(*, peak: float, total_steps: int, warmup_fraction: float) -> Callable[[jax.Array], jax.Array]:
+def learning_rate_schedule(*, peak: float, total_steps: int, warmup_fraction: float) -> Callable[[jax.Array], jax.Array]:
     """Linear warm-up from 0 over int(warmup_fraction · total_steps), then half a cosine to 0 (spec 0.3).
 
     A pure function of the step and the stored total, so that a resumed run continues the same curve.
@@ -40,7 +41,7 @@ def first_match(path: str, rules: Sequence[tuple[str, float]], default: float) -
 
 def decays(path: str, leaf: jax.Array) -> bool:
     """Whether weight decay applies: matrices and convolutions, not vectors, [CLS] or embedding tables."""
-    return leaf.ndim > 1 and not re.search("|".join(NO_DECAY), path)
+    return leaf.ndim > 1 and not NO_DECAY.search(path)
 
 
 def is_muon_matrix(path: str, leaf: jax.Array) -> bool:
@@ -49,33 +50,56 @@ def is_muon_matrix(path: str, leaf: jax.Array) -> bool:
 
 
 def clamp_log_scales() -> optax.GradientTransformation:
-    """Keeps every parameter named 'logit_scale' in [0, ln 100] *after* the update; must come last (spec 0.2)."""
+    """Keeps every parameter called 'logit_scale', or below that name, in [0, ln 100] *after* the update; must come last (spec 0.2)."""
 
     def clamp(path, update, param):
-        if not path.endswith("logit_scale"):
+        if not re.search(r"(^|/)logit_scale(/|$)", path):
             return update
         return jnp.clip(param + update, 0.0, MAX_LOG_SCALE) - param
 
     return optax.stateless(lambda updates, params: jax.tree.map(clamp, paths(params), updates, params))
 
 
-def build_optimizer(config, *, batch_size: int, total_steps: int) -> tuple[optax.GradientTransformation, Callable]:
-    """`config` (config.optimizer) -> (transformation, schedule).
+def peak_rate(learning_rate: float, *, batch_size: int, reference_batch: int, sqrt_above: int) -> float:
+    """The peak learning rate of a global batch, given that of `reference_batch`.
 
-    The peak rate is config.learning_rate · batch_size / reference_batch, or as it is where that is 0.
-    `config.lr_rules` is a list of (regex, factor), first match wins; factor 0 freezes: no update, no decay, no
-    optimiser state.
+    It grows in proportion to the batch (Goyal et al. 2017), from a batch of `sqrt_above` on with its square root, as
+    suits Adam at large batches (Malladi et al. 2022).  0 for `reference_batch` takes the rate as it is, 0 for
+    `sqrt_above` keeps the proportion.
     """
-    schedule = learning_rate(
-        peak=config.learning_rate * (batch_size / config.reference_batch if config.reference_batch else 1),
-        total_steps=total_steps,
-        warmup_fraction=config.warmup_fraction,
-    )
-    rules = [(pattern, float(factor)) for pattern, factor in config.lr_rules]
-    direction = OPTIMIZERS[config.name](config)
+    if not reference_batch:
+        return learning_rate
+    if not sqrt_above or batch_size <= sqrt_above:
+        return learning_rate * batch_size / reference_batch
+    return learning_rate * sqrt_above / reference_batch * math.sqrt(batch_size / sqrt_above)
 
-    def labels(params):
-        return jax.tree.map(lambda path: "frozen" if first_match(path, rules, 1.0) == 0 else "trained", paths(params))
+
+def build_optimizer(
+    *,
+    batch_size: int,
+    total_steps: int,
+    name: str = "adamw",
+    learning_rate: float,
+    reference_batch: int = 0,
+    sqrt_above: int = 0,
+    warmup_fraction: float = 0.1,
+    weight_decay: float = 0.01,
+    betas: Sequence[float] = (0.9, 0.98),
+    eps: float = 1e-6,
+    mu_dtype: str = "float32",
+    clip_norm: float = 0.0,
+    lr_rules: Sequence[tuple[str, float]] = (),
+) -> tuple[optax.GradientTransformation, Callable]:
+    """(transformation, schedule of the learning rate) of the fields of `config.optimizer`.
+
+    name:       of OPTIMIZERS
+    clip_norm:  of the gradients of all trained parameters together; 0 clips nothing
+    lr_rules:   (regex on the parameter's path, factor), first match wins
+    The other fields are those of `peak_rate` and `learning_rate_schedule`.
+    """
+    rate = peak_rate(learning_rate, batch_size=batch_size, reference_batch=reference_batch, sqrt_above=sqrt_above)
+    schedule = learning_rate_schedule(peak=rate, total_steps=total_steps, warmup_fraction=warmup_fraction)
+    rules = [(pattern, float(factor)) for pattern, factor in lr_rules]
 
     def decay_mask(params):
         return jax.tree.map(decays, paths(params), params)
@@ -83,34 +107,33 @@ def build_optimizer(config, *, batch_size: int, total_steps: int) -> tuple[optax
     def scale_by_rules(updates, params):
         return jax.tree.map(lambda path, u: u * first_match(path, rules, 1.0), paths(updates), updates)
 
-    trained = optax.chain(
-        optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity(),
-        direction,
-        optax.add_decayed_weights(config.weight_decay, mask=decay_mask),
+    tx = optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        OPTIMIZERS[name](betas, eps, mu_dtype),
+        optax.add_decayed_weights(weight_decay, mask=decay_mask),
         optax.stateless(scale_by_rules),
         optax.scale_by_learning_rate(schedule),
     )
-    tx = optax.partition({"trained": trained, "frozen": optax.set_to_zero()}, labels)
     return optax.chain(tx, clamp_log_scales()), schedule
 
 
-def _adam(config):
+def _adam(betas, eps, mu_dtype):
     # The second moment stays fp32: in bfloat16 an update of 1 - b2 = 2 % of it is close to the rounding error.
-    return optax.scale_by_adam(b1=config.betas[0], b2=config.betas[1], eps=config.eps, mu_dtype=config.mu_dtype)
+    return optax.scale_by_adam(b1=betas[0], b2=betas[1], eps=eps, mu_dtype=mu_dtype)
 
 
-def _muon(config):
+def _muon(betas, eps, mu_dtype):
     def labels(params):
         return jax.tree.map(lambda path, x: "muon" if is_muon_matrix(path, x) else "adam", paths(params), params)
 
-    # Muon has a momentum of its own (0.95); config.betas and eps are those of Adam, which takes the rest.
+    # Muon has a momentum of its own (0.95); betas and eps are those of Adam, which takes the rest.
     muon = optax.chain(
         stacked(optax.contrib.scale_by_muon(weight_dimension_numbers=_matrices_of_stacks)),
         # An orthogonal (m, n) matrix has RMS 1/sqrt(max(m, n)); 0.2 is the RMS of a typical AdamW update, so one
         # learning rate serves both (Liu et al. 2025, "Muon is Scalable for LLM Training", eq. 4).
         optax.stateless(lambda u, _: jax.tree.map(lambda x: 0.2 * math.sqrt(max(x.shape)) * x, u)),
     )
-    return optax.partition({"muon": muon, "adam": _adam(config)}, labels)
+    return optax.partition({"muon": muon, "adam": _adam(betas, eps, mu_dtype)}, labels)
 
 
 def _matrices_of_stacks(stacks):

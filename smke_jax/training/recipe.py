@@ -1,199 +1,207 @@
-"""From a config to what a step computes: passes and weighted terms, checked before anything is compiled."""
+"""What a step computes, put in order and checked before anything is compiled."""
 
-from collections.abc import Callable
+import re
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from smke_jax.errors import UserError
-from smke_jax.models.quantizer import Autoencoder, Quantizer
-from smke_jax.models.student import build_student
-from smke_jax.models.teachers import build_teacher, stand_in_head
-from smke_jax.objectives import TERMS
+from smke_jax.evaluators.base import Asset, Evaluator
+from smke_jax.networks.base import Network, Specs
 from smke_jax.objectives.base import Term
 from smke_jax.passes.base import Pass, only
-from smke_jax.passes.frozen import teacher_pass
-from smke_jax.passes.momentum import momentum_pass
-from smke_jax.passes.quantizer import autoencoder_pass, quantizer_pass
-from smke_jax.passes.student import student_pass
-from smke_jax.passes.views import ProjectedEncoder, views_pass
+from smke_jax.selections.base import Selection
+
+INIT_ROWS = 2  # examples that a network is initialised with: enough for every shape, and free at a batch of thousands
 
 
 class Recipe(NamedTuple):
     """What is trained on what.
 
-    passes:  in order; the trained ones own params[pass.name], those of averages ema[pass.name], the frozen ones
-             frozen[pass.name].  A step asks of them what `needs` names
-    terms:   {name: Term}, owning params['terms'][name] and slots[name]
-    weights: {name: schedule of training progress in [0, 1] -> weight}
+    networks:   {name: Network}
+    forward:    passes and selections, in the order in which a training step runs them; those alone that the step needs
+    terms:      {name: Term}, owning params['terms'][name] and slots[name]
+    weights:    {name: schedule of training progress in [0, 1] -> weight}
+    passes:     every pass there is: what evaluators and assets choose from
+    evaluators: {name: Evaluator}
+    assets:     {name: Asset}
     """
 
-    passes: tuple[Pass, ...]
-    terms: dict[str, Term]
-    weights: dict[str, Callable[[jax.Array], jax.Array]]
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Representations that the terms read, passes of those before them, and those that passes have watched."""
-        read = (x.needs for x in (*self.terms.values(), *self.passes))
-        return frozenset().union(*read, *(p.watched for p in self.passes))
+    networks: Mapping[str, Network]
+    forward: tuple[Pass | Selection, ...]
+    terms: Mapping[str, Term]
+    weights: Mapping[str, Callable[[jax.Array], jax.Array]]
+    passes: tuple[Pass, ...] = ()
+    evaluators: Mapping[str, Evaluator] = {}
+    assets: Mapping[str, Asset] = {}
 
 
-def build_recipe(config, *, vocab_size: int | None) -> Recipe:
-    """The recipe of `config.passes` and `config.terms`; `vocab_size` None where no text is read.
+def make_recipe(
+    networks: Mapping[str, Network],
+    passes: Iterable[Pass],
+    terms: Mapping[str, Term],
+    weights: Mapping[str, Callable],
+    *,
+    batch: Iterable[str],
+    selections: Iterable[Selection] = (),
+    evaluators: Mapping[str, Evaluator] | None = None,
+    assets: Mapping[str, Asset] | None = None,
+) -> Recipe:
+    """The Recipe of these parts for batches that hold the arrays `batch`, with its passes in order.
 
-    Raises UserError for unknown names and arguments, and for a representation that a term needs and no pass makes.
+    What an asset provides stands in for the pass that would make it.  Raises UserError for a need that nothing meets.
     """
-    passes = tuple(_lookup(PASSES, name, "pass")(config, vocab_size) for name in config.passes)
-    if not any(p.grad for p in passes):
-        raise UserError(f"config.passes {tuple(config.passes)} trains nothing: add one of {sorted(TRAINED)}")
+    passes, assets = tuple(passes), dict(assets or {})
+    given = {*batch, "id", *(name for asset in assets.values() if asset.by_id for name in asset.provides)}
+    wanted = {f"the term {name!r}": term.needs for name, term in terms.items()}
     for p in passes:
-        if p.average and p.average.of not in config.passes:
-            raise UserError(f"the pass {p.name!r} follows {p.average.of!r}, which is not among config.passes: add it")
-    terms, weights = {}, {}
-    for name, options in config.terms.items():
-        options = {k: tuple(v) if isinstance(v, (list, tuple)) else v for k, v in options.items()}
-        weight, final = options.pop("weight", 1.0), options.pop("final_weight", None)
-        if weight == 0 and not final:
+        if any(networks[name].trained for name in p.networks if networks[name].average is None):
+            wanted[f"the pass {p.name!r}"] = p.watched
+    forward = in_order((*passes, *selections), given, wanted)
+    for item in forward:
+        _check_reads(item, terms, assets)
+    borrowed = {name for p in forward if isinstance(p, Pass) for name in p.networks}
+    idle = [name for name, network in networks.items() if network.trained and name not in borrowed]
+    if idle:
+        raise UserError(f"no loss depends on the network {idle[0]!r}: leave it out, or add a term that reads of it")
+    return Recipe(networks, forward, terms, weights, passes, evaluators or {}, assets)
+
+
+def in_order(
+    items: Iterable[Pass | Selection], given: Iterable[str], wanted: Mapping[str, Iterable[str]]
+) -> tuple[Pass | Selection, ...]:
+    """Of `items` those that make what is wanted, each after those whose arrays it needs.
+
+    given:  arrays that are there at the start
+    wanted: {who wants them: arrays}, for messages
+    Passes are narrowed to what is needed of them.  Raises UserError for an array that nothing makes.
+    """
+    items, available = list(items), set(given)
+    maker = {name: item for item in items for name in item.provides if name not in available}
+    needed: set[str] = set()
+    stack = [(who, name) for who, names in wanted.items() for need in names for name in sources(need)]
+    while stack:
+        who, name = stack.pop()
+        if name in available or name in needed:
             continue
-        make = _lookup(TERMS, options.pop("type", name), "term")
-        try:
-            terms[name] = make(**options)
-        except TypeError as error:
-            raise UserError(f"config.terms.{name}: {error}") from None
-        weights[name] = _ramp(weight, weight if final is None else final)
-    if not terms:
-        raise UserError("config.terms is empty or all its weights are 0: nothing would be learned")
-    _check_needs(passes, terms)
-    _check_reads(passes, terms)
-    return Recipe(passes, terms, weights)
+        if name not in maker:
+            made = ", ".join(sorted({*maker, *available}))
+            raise UserError(f"{who} needs {name}, which nothing here makes; there are {made}")
+        needed.add(name)
+        item = maker[name]
+        stack += [(f"the {_kind(item)} {item.name!r}", x) for need in item.needs for x in sources(need)]
+    waiting = [
+        only(item, needed) if isinstance(item, Pass) else item for item in items if needed & set(item.provides)
+    ]
+    ordered = []
+    while waiting:
+        ready = next((x for x in waiting if all(s in available for need in x.needs for s in sources(need))), None)
+        if ready is None:
+            names = " and ".join(repr(x.name) for x in waiting)
+            raise UserError(f"{names} need each other's arrays: none of them can run first")
+        waiting.remove(ready)
+        ordered.append(ready)
+        available |= set(ready.provides)
+    return tuple(ordered)
 
 
-def _check_needs(passes, terms):
-    provided = {"id"}.union(*(p.provides for p in passes))
-    for name, term in terms.items():
-        missing = sorted(set(term.needs) - provided)
-        if missing:
-            raise UserError(
-                f"config.terms.{name} needs {', '.join(missing)}, which none of the passes "
-                f"({', '.join(p.name for p in passes)}) provides; they provide {', '.join(sorted(provided))}"
-            )
+def sources(need: str) -> list[str]:
+    """['text/tokens', 'hard_text'] of 'text/tokens@hard_text'."""
+    return need.split("@")
 
 
-def _check_reads(passes, terms):
-    provided = set()
-    for p in passes:
-        missing = [name for name in p.needs if name not in provided]
-        if missing:
-            raise UserError(
-                f"the pass {p.name!r} needs {', '.join(missing)}, which no pass before it in config.passes makes"
-            )
-        missing = [name for name in p.reads if name not in terms]
-        if missing:
-            raise UserError(f"the pass {p.name!r} reads what the term {missing[0]!r} keeps: add it to config.terms")
-        provided |= set(p.provides)
+def take(arrays: Mapping[str, jax.Array], need: str) -> jax.Array:
+    """The array that `need` names, where 'a@b' are the rows of 'a' whose numbers stand in 'b'."""
+    name, *rows = sources(need)
+    return arrays[name][arrays[rows[0]]] if rows else arrays[name]
 
 
-def _ramp(start: float, end: float):
-    return lambda progress: start + (end - start) * progress
+def _kind(item) -> str:
+    return "pass" if isinstance(item, Pass) else "selection"
 
 
-def _lookup(table, name, kind):
-    if name not in table:
-        raise UserError(f"unknown {kind} {name!r}: known are {', '.join(sorted(table))}")
-    return table[name]
+def _check_reads(item, terms, assets):
+    for name in item.reads:
+        kind, _, owner = name.rpartition("/")
+        if owner not in (assets if kind == "assets" else terms):
+            raise UserError(f"the {_kind(item)} {item.name!r} reads of {owner!r}, which the config does not have")
 
 
-def _student(config, vocab_size):
-    features = config.teacher.width if "teacher" in config.passes else config.student.image.width
-    target_dim = config.student.head_dim or features
-    return student_pass(build_student(config.student, vocab_size=vocab_size, target_dim=target_dim))
+def key_of(key: jax.Array, name: str) -> jax.Array:
+    """The random key of what is called `name`: whatever else there is, in whatever order."""
+    return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def _momentum(config, vocab_size):
-    return momentum_pass(_student(config, vocab_size), config.ema_decay)
+class Shapes(NamedTuple):
+    """networks: {name: all parameters}; arrays: {name: representation of a whole batch}, the batch's own among them."""
+
+    networks: Mapping[str, Any]
+    arrays: Specs
 
 
-def _autoencoder(config, vocab_size):
-    quantizer, teacher = config.quantizer, config.teacher
-    model = Autoencoder(
-        code_dim=quantizer.code_dim,
-        masked=quantizer.masked,
-        num_heads=teacher.num_heads,
-        mlp_dim=teacher.mlp_dim,
-        norm_eps=teacher.norm_eps,
-        activation=teacher.activation,
-        dtype=np.dtype(teacher.dtype),
-    )
-    return autoencoder_pass(model, quantizer.num_codes)
+def shapes_of(recipe: Recipe, batch: Mapping[str, Any], forward: Iterable[Pass | Selection] | None = None) -> Shapes:
+    """Shapes of what a step makes of a global `batch` (arrays or shapes), computed without any array."""
+    key, networks = jax.random.key(0), {}
+    arrays = {name: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype) for name, x in batch.items()}
+    rows = len(arrays["id"]) if "id" in arrays else len(next(iter(arrays.values())))
+    for item in recipe.forward if forward is None else forward:
+        if isinstance(item, Selection):
+            arrays |= {name: jax.ShapeDtypeStruct((rows,), jnp.int32) for name in item.provides}
+            continue
+        own = {need: _taken(arrays, need) for need in item.needs}
+        for name in item.networks:
+            if name not in networks:
+                source = recipe.networks[name].average.of if recipe.networks[name].average else name
+                networks[name] = jax.eval_shape(lambda n=source, x=own: recipe.networks[n].init(key, few(x)))
+        params = {name: networks[name] for name in item.networks} | dict(item.reads)
+        arrays |= jax.eval_shape(lambda p, a, item=item: item.run(p, a, key, False), params, own)
+    return Shapes(networks, arrays)
 
 
-def _quantizer(config, vocab_size):
-    return quantizer_pass(Quantizer(config.quantizer.num_codes, config.quantizer.code_dim))
+def _taken(arrays: Specs, need: str) -> jax.ShapeDtypeStruct:
+    name, *rows = sources(need)
+    count = arrays[rows[0]].shape[0] if rows else arrays[name].shape[0]
+    return jax.ShapeDtypeStruct((count, *arrays[name].shape[1:]), arrays[name].dtype)
 
 
-def _teacher(config, vocab_size):
-    teacher = config.teacher
-    model, classes = build_teacher(teacher), teacher.stand_in_classes
-    if classes and getattr(model, "num_classes", 0):
-        raise UserError(f"{teacher.checkpoint} has a classifier of its own: set config.teacher.stand_in_classes=0")
-    head = stand_in_head(classes, teacher.stand_in_temperature) if classes else None
-    return teacher_pass(model, teacher.mean, teacher.std, head=head)
+def few(specs: Specs) -> Specs:
+    """The same arrays with INIT_ROWS rows."""
+    return {name: jax.ShapeDtypeStruct((INIT_ROWS, *x.shape[1:]), x.dtype) for name, x in specs.items()}
 
 
-def _views(config, vocab_size):
-    encoder = ProjectedEncoder(build_teacher(config.teacher), tuple(config.projector))
-    return views_pass(encoder, config.teacher.mean, config.teacher.std)
+def init_network(recipe: Recipe, name: str, key: jax.Array, arrays: Specs) -> Any:
+    """All parameters of the network `name` at random; call it under jit.  `arrays` as in Shapes."""
+    first = next(p for p in (*recipe.forward, *recipe.passes) if isinstance(p, Pass) and name in p.networks)
+    specs = few({need: _taken(arrays, need) for need in first.needs})
+    return recipe.networks[name].init(key_of(key, name), specs)
 
 
-PASSES = {
-    "autoencoder": _autoencoder,
-    "momentum": _momentum,
-    "quantizer": _quantizer,
-    "student": _student,
-    "teacher": _teacher,
-    "views": _views,
-}
-TRAINED = ("autoencoder", "student", "views")
+def is_trained(network: Network) -> bool:
+    """Whether any of its parameters is trained."""
+    return bool(network.trained) and network.average is None
 
 
-def init_params(recipe: Recipe, key: jax.Array, batch: dict[str, Any]) -> tuple[Any, Any]:
-    """Random (params, slots) of everything trained, for a global `batch` of arrays or shapes; call it under jit."""
-    params: dict[str, Any] = {"terms": {}}
-    slots = {}
-    # Two rows are enough to find every shape, and cost nothing at a batch of thousands.
-    rows = blank_rows(recipe, batch, 2)
-    for i, p in enumerate(recipe.passes):
-        if p.grad:
-            own = p.init(jax.random.fold_in(key, i), rows)
-            params[p.name] = {name: part for name, part in own.items() if name not in p.reads}
-    reps = representation_shapes(recipe, _shapes(batch))
-    for i, (name, term) in enumerate(recipe.terms.items()):
-        own = {need: reps[need] for need in term.needs}
-        params["terms"][name], slots[name] = term.init(jax.random.fold_in(key, 1000 + i), own)
-    return params, slots
+def split_params(network: Network, params: Any) -> tuple[Any, Any]:
+    """(trained leaves, other leaves) of a network's parameters; UserError where a regex finds nothing."""
+    if network.average is not None or network.trained is False:
+        return {}, params
+    if network.trained is True:
+        return params, {}
+    flat = flatten_dict(params, sep="/")
+    for pattern in network.trained:
+        if not any(re.search(pattern, path) for path in flat):
+            raise UserError(f"trained={pattern!r} finds none of the network's parameters: {', '.join(sorted(flat))}")
+    chosen = {path for path in flat if any(re.search(pattern, path) for pattern in network.trained)}
+    parts = ({k: x for k, x in flat.items() if (k in chosen) == wanted} for wanted in (True, False))
+    return tuple(unflatten_dict(part, sep="/") for part in parts)
 
 
-def blank_rows(recipe: Recipe, batch: dict[str, Any], count: int) -> dict[str, jax.Array]:
-    """`count` examples of zeros of what passes are given: a batch, of arrays or shapes, and what they make of it."""
-    rows = {name: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype) for name, x in batch.items()}
-    return jax.tree.map(lambda x: jax.numpy.zeros(x.shape, x.dtype), rows | representation_shapes(recipe, rows))
-
-
-def representation_shapes(recipe: Recipe, batch: dict[str, Any]) -> dict[str, jax.ShapeDtypeStruct]:
-    """{name: shape and type} of what the recipe needs of the passes for a batch (arrays or shapes), and its ids."""
-    key = jax.random.key(0)
-    reps = {"id": batch["id"]}
-    for p in (only(p, recipe.needs) for p in recipe.passes):
-        reps |= jax.eval_shape(lambda b, p=p: p.run(p.init(key, b), b, key, False), given(p, batch, reps))
-    return reps
-
-
-def given(p: Pass, batch: dict[str, Any], reps: dict[str, Any]) -> dict[str, Any]:
-    """What `p` runs on: the batch, and what it needs of `reps`, made before."""
-    return {**batch, **{name: reps[name] for name in p.needs}}
-
-
-def _shapes(batch):
-    return {name: jax.ShapeDtypeStruct(np.shape(x), x.dtype) for name, x in batch.items()}
+def merge(one: Any, other: Any) -> Any:
+    """Nested dicts with the leaves of both."""
+    if not one or not other:
+        return one or other
+    return {**other, **{k: merge(x, other[k]) if k in other else x for k, x in one.items()}}

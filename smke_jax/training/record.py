@@ -1,10 +1,12 @@
-"""What a run directory says of its run: config, data, teacher, versions; and whether a command continues it."""
+"""What a run directory says of its run: config, data, weights, versions; and whether a command continues it."""
 
 import datetime
 import importlib.metadata
 import json
 import platform
+import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,19 +14,18 @@ import jax
 from ml_collections import ConfigDict
 
 from smke_jax import atomic
-from smke_jax.config import base
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import check_shared, failing_together
 from smke_jax.reporting.machine import commit
 
-# Of the config, what says where and how a run is computed and not what; it may change when a run is continued.
-PLACEMENT = frozenset(
-    f"config.{key}"
-    for key in (
-        "num_devices", "sharding", "fsdp_size", "loss_impl", "micro_batch", "student.remat", "profile_steps",
-        "data.threads", "data.in_memory",
-    )
-)  # fmt: skip
+# What may change when a run is continued: where and how it is computed, what is logged, saved and evaluated, and where
+# the files lie whose digests the record holds.
+FREE = re.compile(
+    r"config\.(num_devices|sharding|fsdp_size|loss_impl|micro_batch|profile_steps|eval_batch_size"
+    r"|log\..*|checkpoint\..*|evaluators\..*"
+    r"|task\.(threads|in_memory|data|tokenizer)"
+    r"|networks\.\w+\.(remat|start|image_start|text_start))"
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "smke_jax")
 
 
@@ -40,32 +41,46 @@ def flatten(config: Any, prefix: str = "config") -> dict[str, Any]:
     return flat
 
 
-def check_or_write(workdir: Path, config: ConfigDict, identity: dict[str, str]) -> None:
+def check_workdir(workdir: Path) -> None:
+    """Refuses a folder that holds something else than a run: nothing in it must be lost."""
+    if workdir.is_dir() and not (workdir / "run.json").exists():
+        # A vocabulary alone is left over from a command that was refused.
+        foreign = sorted(path.name for path in workdir.iterdir() if path.name != "tokenizer")
+        if foreign:
+            raise UserError(f"{workdir} is no run, it holds {', '.join(foreign[:3])}: give an empty --workdir")
+    elif workdir.exists() and not workdir.is_dir():
+        raise UserError(f"{workdir} is a file: give a folder as --workdir")
+
+
+def check_or_write(
+    workdir: Path, flat: Mapping[str, Any], text: str, identity: Mapping[str, str], facts: Mapping[str, int]
+) -> None:
     """Writes run.json and config.json into a new run; refuses to continue a run that was started otherwise.
 
-    `identity` holds digests of what a config only names: data, tokenizer, teacher.  Where a run is computed may change
-    (`PLACEMENT`).
+    flat, text: the config, flattened and as JSON.  What FREE names may change.
+    identity:   digests of what a config only names: data, tokenizer, weights
+    facts:      of the task
     """
     with failing_together():
         if jax.process_index() == 0:
-            _check_or_write(workdir, config, identity)
+            _check_or_write(workdir, flat, text, identity, facts)
     check_shared(workdir / "run.json")
 
 
-def _check_or_write(workdir, config, identity):
+def _check_or_write(workdir, flat, text, identity, facts):
     path = workdir / "run.json"
     if path.exists():
         recorded = _read(path)
-        # A field that did not exist then stands at its default, which is what the code did without it.
-        then = {**flatten(base()), **recorded["config"], **recorded["identity"]}
-        if different := differences(then, {**flatten(config), **identity}):
+        then = {**recorded["config"], **recorded["identity"]}
+        if different := differences(then, {**flat, **identity}):
             raise UserError(
                 f"{workdir} holds a run of another config ({different}): give those values, or another --workdir"
             )
         return
     record = {
-        "config": flatten(config),
-        "identity": identity,
+        "config": dict(flat),
+        "identity": dict(identity),
+        "facts": dict(facts),
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "devices": [str(device.device_kind) for device in jax.devices()],
@@ -73,39 +88,30 @@ def _check_or_write(workdir, config, identity):
         "commit": commit(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
     }
-    atomic.write_text(workdir / "config.json", config.to_json(indent=2) + "\n")
+    atomic.write_text(workdir / "config.json", text + "\n")
     atomic.write_text(path, json.dumps(record, indent=2) + "\n")
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """'config.a: 1 there, 2 now; …' of flattened configs, empty where they are equal but for `PLACEMENT`."""
-    keys = [key for key in sorted({*old, *new} - PLACEMENT) if old.get(key) != new.get(key)]
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """'config.a: 1 there, 2 now; …' of flattened configs, empty where they are equal but for what FREE names."""
+    keys = [key for key in sorted({*old, *new}) if not FREE.fullmatch(key) and old.get(key) != new.get(key)]
     return "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys)
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config that a run was started with; fields that are newer than it stand at their defaults."""
+    """The config that a run was started with."""
     path = workdir / "config.json"
     if not path.is_file():
         raise UserError(f"no run at {workdir}: it has no config.json; give the --workdir of `smke train`")
-    return _filled(ConfigDict(_tuples(_read(path))), base())
+    return ConfigDict(_tuples(_read(path)))
 
 
 def read_run(workdir: Path) -> dict:
-    """What run.json says: the flattened config, the digests in 'identity', command, versions."""
+    """What run.json says: the flattened config, the digests in 'identity', facts of the task, command, versions."""
     path = workdir / "run.json"
     if not path.is_file():
         raise UserError(f"no run at {workdir}: it has no run.json; give the --workdir of `smke train`")
     return _read(path)
-
-
-def _filled(config: ConfigDict, defaults: ConfigDict) -> ConfigDict:
-    for key, value in defaults.items():
-        if key not in config:
-            config[key] = value
-        elif isinstance(value, ConfigDict):
-            _filled(config[key], value)
-    return config
 
 
 def _tuples(value):

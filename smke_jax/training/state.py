@@ -12,11 +12,11 @@ class TrainState:
     """One pytree, donated to each step.
 
     step:      () int32, updates done
-    params:    {pass name: params, 'terms': {term name: params}}
+    params:    {network: its trained parameters, 'terms': {term: parameters}}
     opt_state: optax state
-    slots:     {term name: slots}, such as memory banks
+    slots:     {term: slots}, such as memory banks
     rng:       constant key; every step folds its number in
-    ema:       {pass name: moving average of another pass's params}; None without such a pass
+    averages:  {network: the moving average of the trained parameters of another}
     """
 
     step: jax.Array
@@ -24,14 +24,13 @@ class TrainState:
     opt_state: Any
     slots: Any
     rng: jax.Array
-    ema: Any = None
+    averages: Any
 
     def without_params(self) -> dict[str, Any]:
-        """{field: its part of the state} of all but `params`, as far as there is one."""
-        fields = (field.name for field in dataclasses.fields(self) if field.name != "params")
-        return {name: getattr(self, name) for name in fields if getattr(self, name) is not None}
+        """{field: its part of the state} of all but `params`."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "params"}
 
 
 def count_parameters(params: Any) -> int:
-    """Number of trainable scalars."""
+    """Number of scalars."""
     return sum(x.size for x in jax.tree.leaves(params))

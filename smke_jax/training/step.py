@@ -1,8 +1,7 @@
 """The train step: the only place with value_and_grad."""
 
 import math
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -14,106 +13,117 @@ from smke_jax.losses.collective import Scope, mean
 from smke_jax.losses.contrastive import normalise
 from smke_jax.parallel.mesh import DATA_AXES, replicated, sharded
 from smke_jax.parallel.rules import shardings, specs
-from smke_jax.passes.base import only
+from smke_jax.passes.base import Pass
 from smke_jax.passes.micro_batch import in_micro_batches
-from smke_jax.training.recipe import Recipe, given, init_params, representation_shapes
+from smke_jax.training.recipe import (
+    Recipe,
+    init_network,
+    is_trained,
+    key_of,
+    merge,
+    shapes_of,
+    split_params,
+    take,
+)
 from smke_jax.training.state import TrainState
+
+Frozen = Mapping[str, Any]  # {network: parameters that are not trained, 'assets': {asset: arrays}}
 
 
 def init_state(
-    recipe: Recipe, tx, mesh, batch: dict[str, Any], *, seed: int, sharding: str = "replicated"
+    recipe: Recipe, tx, mesh, batch: Mapping[str, Any], *, seed: int, sharding: str = "replicated"
 ) -> TrainState:
     """A fresh state, made where it lies: no device ever holds more than its part.
 
     `batch` gives shapes and types only; `sharding` is a key of `smke_jax.parallel.rules.RULES`.
     """
     init = _initialise(recipe, tx, batch, seed)
-    return jax.jit(init, out_shardings=shardings(jax.eval_shape(init), mesh, sharding))()
+    where = shardings(jax.eval_shape(init), mesh, sharding, spread(recipe))
+    return jax.jit(init, out_shardings=where)()
 
 
-def abstract_state(recipe: Recipe, tx, mesh, batch: dict[str, Any], *, sharding: str = "replicated") -> TrainState:
+def abstract_state(recipe: Recipe, tx, mesh, batch: Mapping[str, Any], *, sharding: str = "replicated") -> TrainState:
     """The state as shapes with their shardings: what a checkpoint is restored into."""
     shapes = jax.eval_shape(_initialise(recipe, tx, batch, 0))
     place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
-    return jax.tree.map(place, shapes, shardings(shapes, mesh, sharding))
+    return jax.tree.map(place, shapes, shardings(shapes, mesh, sharding, spread(recipe)))
+
+
+def spread(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    """{term: names of its slots whose rows are spread over the devices}."""
+    return {name: term.spread for name, term in recipe.terms.items()}
 
 
 def _initialise(recipe, tx, batch, seed):
     def init():
         key = jax.random.key(seed)
-        params, slots = init_params(recipe, key, batch)
-        ema = {p.name: jax.tree.map(jnp.zeros_like, params[p.average.of]) for p in recipe.passes if p.average}
+        arrays = shapes_of(recipe, batch).arrays
+        params: dict[str, Any] = {"terms": {}}
+        slots = {}
+        for name, network in recipe.networks.items():
+            if is_trained(network):
+                params[name] = split_params(network, init_network(recipe, name, key, arrays))[0]
+        for name, term in recipe.terms.items():
+            params["terms"][name], slots[name] = term.init(term_init_key(recipe, key, name), needed(term, arrays))
+        followed = {n: x.average.of for n, x in recipe.networks.items() if x.average}
+        averages = {name: jax.tree.map(jnp.zeros_like, params[of]) for name, of in followed.items()}
         step, rng = jnp.zeros((), jnp.int32), jax.random.fold_in(key, 1)
-        return TrainState(step, params, tx.init(params), slots, rng, ema or None)
+        return TrainState(step, params, tx.init(params), slots, rng, averages)
 
     return init
 
 
+def term_init_key(recipe: Recipe, key: jax.Array, name: str) -> jax.Array:
+    """The key with which the parameters and slots of the term `name` begin."""
+    return key_of(key, f"terms/{name}")
+
+
+def needed(term, arrays: Mapping[str, Any]) -> dict[str, Any]:
+    """What the term reads of `arrays`, which may be shapes."""
+    if all(isinstance(x, jax.ShapeDtypeStruct) for x in arrays.values()):
+        return {need: arrays[need.partition("@")[0]] for need in term.needs}
+    return {need: take(arrays, need) for need in term.needs}
+
+
 def run_terms(
-    recipe: Recipe, mesh, params, slots, reps, *, key: jax.Array, loss_impl: str = "auto"
+    recipe: Recipe, mesh, params, slots, arrays, *, key: jax.Array, loss_impl: str = "auto"
 ) -> tuple[dict, dict]:
     """Every term on the global batch -> ({name: loss}, {'name/metric': value}), means over the global batch.
 
-    One shard_map over the devices: each holds its rows of every representation and its part of the slots, and gets
-    from the others what it needs.
+    params, slots: {term: …}.  One shard_map over the devices: each holds its rows of every representation and its part
+    of the slots, and gets from the others what it needs.
     """
+    rows = {name: needed(term, arrays) for name, term in recipe.terms.items()}
+    rows = {need: x for own in rows.values() for need, x in own.items()}
 
-    def local(params, slots, reps, key):
+    def local(params, slots, rows, key):
         losses, metrics = {}, {}
         for name, term in recipe.terms.items():
-            scope = Scope(DATA_AXES, loss_impl, term_key(key, name))
-            own = {need: reps[need] for need in term.needs}
+            scope = Scope(DATA_AXES, loss_impl, key_of(key, name))
+            own = {need: rows[need] for need in term.needs}
             with jax.named_scope(name):
                 losses[name], extra = term.value(params[name], slots[name], own, scope)
             metrics |= {f"{name}/{what}": value for what, value in extra.items()}
         return jax.tree.map(lambda x: mean(x, Scope(DATA_AXES)), (losses, metrics))
 
-    where = specs({"slots": slots}, mesh)["slots"]
-    rows, everywhere = PartitionSpec(DATA_AXES), PartitionSpec()
-    return jax.shard_map(local, mesh=mesh, in_specs=(everywhere, where, rows, everywhere), out_specs=everywhere)(
-        params, slots, reps, key
+    where = specs({"slots": slots}, mesh, spread=spread(recipe))["slots"]
+    split, everywhere = PartitionSpec(DATA_AXES), PartitionSpec()
+    return jax.shard_map(local, mesh=mesh, in_specs=(everywhere, where, split, everywhere), out_specs=everywhere)(
+        params, slots, rows, key
     )
 
 
-def term_key(key: jax.Array, name: str) -> jax.Array:
-    """The key of the term `name` in the step whose key is `key`, whatever other terms there are."""
-    return jax.random.fold_in(key, zlib.crc32(name.encode()))
+def run_selection(selection, mesh, state, arrays, *, key: jax.Array, loss_impl: str = "auto") -> dict[str, jax.Array]:
+    """The rows that `selection` chooses from the global batch, without gradient.  `state` is what it reads."""
+    rows = {need: take(arrays, need) for need in selection.needs}
+    state, rows = jax.lax.stop_gradient((state, rows))
 
+    def local(state, rows, key):
+        with jax.named_scope(selection.name):
+            return selection.run(state, rows, Scope(DATA_AXES, loss_impl, key))
 
-def make_loss(recipe: Recipe, mesh, *, loss_impl: str = "auto") -> Callable:
-    """(params, frozen reps, slots, batch, key, progress) -> (total, (reps, losses, metrics)); differentiable."""
-
-    def loss(params, frozen_reps, slots, batch, key, progress):
-        reps = _run(recipe, params, slots, batch, key, {"id": batch["id"], **frozen_reps}, grad=True)
-        losses, metrics = run_terms(recipe, mesh, params["terms"], slots, reps, key=key, loss_impl=loss_impl)
-        total = sum(recipe.weights[name](progress) * value for name, value in losses.items())
-        return total, (reps, losses, metrics)
-
-    return loss
-
-
-def _averages(recipe: Recipe, state: TrainState) -> dict[str, Any]:
-    """The moving averages that this step's passes run with.
-
-    Before the first step there is nothing to average: it takes the parameters as they are, wherever they came from.
-    """
-
-    def follow(p):
-        share = jnp.where(state.step == 0, 1.0, 1.0 - p.average.decay)
-        return optax.incremental_update(state.params[p.average.of], state.ema[p.name], share)
-
-    return {p.name: follow(p) for p in recipe.passes if p.average}
-
-
-def _run(recipe, params, slots, batch, key, reps, *, grad: bool) -> dict[str, jax.Array]:
-    """`reps`, and those by the passes that are trained, or by those that are not."""
-    for i, p in enumerate(recipe.passes):
-        if p.grad == grad:
-            own = {**params[p.name], **{name: slots[name] for name in p.reads}}
-            with jax.named_scope(p.name):
-                made = p.run(own, given(p, batch, reps), jax.random.fold_in(key, i), grad)
-            reps = {**reps, **made}
-    return reps
+    split, everywhere = PartitionSpec(DATA_AXES), PartitionSpec()
+    return jax.shard_map(local, mesh=mesh, in_specs=(everywhere, split, everywhere), out_specs=split)(state, rows, key)
 
 
 def make_train_step(
@@ -128,36 +138,43 @@ def make_train_step(
 ) -> Callable:
     """Jitted (state, frozen, batch) -> (state, metrics).  Donates the state, never `frozen`.
 
+    Gradients are those of the trained parameters alone: a frozen part has no backward pass and no optimiser state.
+    A step whose loss or gradients are not finite moves by a gradient of zero, so that its state can still be looked
+    into (`make_diagnosis`).
     layout: the state's shardings, as arrays or `abstract_state` have them; None is a whole copy on every device.
     micro_batch: see `in_micro_batches`.  loss_impl: see `Scope`.
     metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', 'collisions' (the share of examples whose image
-    occurs more than once in the batch), 'embedding_std/<representation>' of those that passes have watched, and
-    'first_bad', the position of the first non-finite tensor in `bad_names` or -1.
+    occurs more than once in the batch), and 'embedding_std/<representation>' of those that passes have watched.
     """
-    needed = (only(p, recipe.needs) for p in recipe.passes)
-    recipe = recipe._replace(passes=tuple(in_micro_batches(p, mesh, micro_batch) for p in needed))
-    loss = make_loss(recipe, mesh, loss_impl=loss_impl)
+    forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl)
 
-    def step(state: TrainState, frozen, batch):
+    def step(state: TrainState, frozen: Frozen, batch):
         key = jax.random.fold_in(state.rng, state.step)
-        ema = _averages(recipe, state)
-        frozen_reps = jax.lax.stop_gradient(_run(recipe, {**frozen, **ema}, {}, batch, key, {}, grad=False))
-        (total, (reps, losses, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(
-            state.params, frozen_reps, state.slots, batch, key, state.step / total_steps
-        )
+        averages = _moved(recipe, state)
+        constant = forward(state.params, averages, frozen, state.slots, dict(batch), key, trained=False)
+
+        def loss(params):
+            arrays = forward(params, averages, frozen, state.slots, constant, key, trained=True)
+            losses, metrics = run_terms(
+                recipe, mesh, params["terms"], state.slots, arrays, key=key, loss_impl=loss_impl
+            )
+            progress = state.step / total_steps
+            total = sum(recipe.weights[name](progress) * value for name, value in losses.items())
+            return total, (arrays, losses, metrics)
+
+        (total, (arrays, losses, metrics)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         with jax.named_scope("optimizer"):
+            norm = optax.tree.norm(grads)
+            finite = jnp.isfinite(total) & jnp.isfinite(norm)
+            grads = jax.tree.map(lambda x: jnp.where(finite, x, jnp.zeros_like(x)), grads)
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
-        slots = {
-            name: term.update(state.slots[name], {need: reps[need] for need in term.needs})
-            for name, term in recipe.terms.items()
-        }
+        slots = {name: term.update(state.slots[name], needed(term, arrays)) for name, term in recipe.terms.items()}
         metrics |= {f"{name}/loss": value for name, value in losses.items()}
-        metrics |= {"loss": total, "grad_norm": optax.tree.norm(grads)}
-        metrics["collisions"] = _collisions(batch["id"])
-        metrics |= {f"embedding_std/{name}": _embedding_std(reps[name]) for p in recipe.passes for name in p.watched}
-        metrics["first_bad"] = _first_bad(_watched(state.params, reps, losses, grads, params))
-        return TrainState(state.step + 1, params, opt_state, slots, state.rng, ema or None), metrics
+        metrics |= {"loss": total, "grad_norm": norm, "collisions": _collisions(batch["id"])}
+        watched = (name for p in recipe.forward if isinstance(p, Pass) for name in p.watched if name in p.provides)
+        metrics |= {f"embedding_std/{name}": _embedding_std(arrays[name]) for name in watched}
+        return TrainState(state.step + 1, params, opt_state, slots, state.rng, averages), metrics
 
     everywhere = replicated(mesh)
     of_state = everywhere if layout is None else jax.tree.map(lambda x: x.sharding, layout)
@@ -169,23 +186,96 @@ def make_train_step(
     )
 
 
-def bad_names(recipe: Recipe, batch: dict[str, Any], params: Any) -> list[str]:
-    """Names of the tensors that 'first_bad' counts, in this order.
+def make_forward(recipe: Recipe, mesh, *, micro_batch: int = 0, loss_impl: str = "auto") -> Callable:
+    """(params, averages, frozen, slots, arrays, key, trained) -> `arrays` and what passes and selections make of them.
 
-    Parameters, representations, losses, gradients, updated parameters.
-
-    Arrays or shapes will do for `batch` and `params`.
+    With `trained` False those alone run that no trained parameter has a part in, with True the others: the gradient
+    is taken of the second half.
     """
-    losses = {name: jnp.zeros(()) for name in recipe.terms}
-    watched = _watched(params, representation_shapes(recipe, batch), losses, params, params)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(watched)]
-    return [name.partition("/")[2] for name in names]  # without the position in the list
+    in_gradient = set()  # arrays that depend on trained parameters
+    halves: dict[bool, list] = {True: [], False: []}
+    for item in recipe.forward:
+        networks = item.networks if isinstance(item, Pass) else ()
+        reads_terms = any(name.startswith("terms/") for name in item.reads)
+        depends = any(is_trained(recipe.networks[name]) for name in networks) or reads_terms
+        depends = depends or any(x in in_gradient for need in item.needs for x in need.split("@"))
+        halves[depends].append(in_micro_batches(item, mesh, micro_batch) if isinstance(item, Pass) else item)
+        in_gradient |= set(item.provides) if depends else set()
+
+    def forward(params, averages, frozen, slots, arrays, key, *, trained: bool):
+        arrays = dict(arrays)
+        for item in halves[trained]:
+            if isinstance(item, Pass):
+                rows = {need: take(arrays, need) for need in item.needs}
+                with jax.named_scope(item.name):
+                    borrowed = borrow(recipe, item, params, averages, frozen, slots)
+                    trains = any(is_trained(recipe.networks[name]) for name in item.networks)
+                    arrays |= item.run(borrowed, rows, key_of(key, item.name), trains)
+            else:
+                state = {"terms": params["terms"], "assets": frozen.get("assets", {})}
+                read = {name: state[name.partition("/")[0]][name.partition("/")[2]] for name in item.reads}
+                arrays |= run_selection(item, mesh, read, arrays, key=key_of(key, item.name), loss_impl=loss_impl)
+        return arrays
+
+    return forward
 
 
-def _watched(params, reps, losses, grads, updated) -> list:
-    # A list keeps this order through flattening; a dict would be sorted by name.
-    named = [{"params": params}, {"representation": dict(reps)}, {"loss": losses}, {"gradient": grads}]
-    return [*named, {"updated params": updated}]
+def borrow(recipe: Recipe, p: Pass, params, averages, frozen, slots) -> dict[str, Any]:
+    """What the pass `p` runs with: whole parameters of its networks, and the slots that it reads."""
+    whole = {}
+    for name in p.networks:
+        average = recipe.networks[name].average
+        own = params.get(name, {}) if average is None else averages[name]
+        whole[name] = merge(own, frozen.get(average.of if average else name, {}))
+    return whole | {name: slots[name.partition("/")[2]] for name in p.reads}
+
+
+def _moved(recipe: Recipe, state: TrainState) -> dict[str, Any]:
+    """The moving averages that this step's passes run with.
+
+    Before the first step there is nothing to average: an average takes the parameters as they are.
+    """
+
+    def follow(name, average):
+        share = jnp.where(state.step == 0, 1.0, 1.0 - average.decay)
+        return optax.incremental_update(state.params[average.of], state.averages[name], share)
+
+    return {name: follow(name, x.average) for name, x in recipe.networks.items() if x.average}
+
+
+def make_diagnosis(recipe: Recipe, mesh, *, micro_batch: int = 0, loss_impl: str = "auto") -> Callable:
+    """(state, frozen, batch, step) -> the name of the first tensor that is not finite in that step, '' if all are.
+
+    It computes the step again with the parameters of `state` and looks at everything: parameters, representations,
+    losses, gradients.  It is a program of its own, so that steps do not pay for it.
+    """
+    forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl)
+
+    @jax.jit
+    def look(state: TrainState, frozen: Frozen, batch, number):
+        key, averages = jax.random.fold_in(state.rng, number), _moved(recipe, state)
+        constant = forward(state.params, averages, frozen, state.slots, dict(batch), key, trained=False)
+
+        def loss(params):
+            arrays = forward(params, averages, frozen, state.slots, constant, key, trained=True)
+            losses, _ = run_terms(recipe, mesh, params["terms"], state.slots, arrays, key=key, loss_impl=loss_impl)
+            return sum(losses.values()), (arrays, losses)
+
+        (_, (arrays, losses)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+        return [{kind: jax.tree.map(_is_bad, tree)} for kind, tree in (
+            ("params", state.params), ("representation", arrays), ("loss", losses), ("gradient", grads)
+        )]  # fmt: skip
+
+    def diagnose(state, frozen, batch, number: int) -> str:
+        found = jax.tree.leaves_with_path(jax.device_get(look(state, frozen, batch, number)))
+        names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, bad in found if bad]
+        return names[0].partition("/")[2] if names else ""  # without the position in the list
+
+    return diagnose
+
+
+def _is_bad(x) -> jax.Array:
+    return jnp.any(~jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.array(False)
 
 
 def _collisions(ids: jax.Array) -> jax.Array:
@@ -202,13 +292,3 @@ def _embedding_std(x: jax.Array) -> jax.Array:
     1 where they point in all directions alike, 0 where all are the same: collapsed (Chen, He 2021, figure 2).
     """
     return jnp.mean(jnp.std(normalise(x), axis=0)) * math.sqrt(x.shape[-1])
-
-
-def _first_bad(tree) -> jax.Array:
-    bad = jnp.stack(
-        [
-            jnp.any(~jnp.isfinite(x)) if jnp.issubdtype(x.dtype, jnp.floating) else jnp.array(False)
-            for x in jax.tree.leaves(tree)
-        ]
-    )
-    return jnp.where(jnp.any(bad), jnp.argmax(bad), -1)

@@ -1,117 +1,92 @@
-"""Values of a config that no run could work with, refused before anything is opened."""
+"""Values of a config that no run could work with, refused before anything is opened.
 
-import functools
+Fields are known by their names, wherever they stand: a `dropout` is a probability in every part.
+"""
+
 import importlib.util
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
 
-from smke_jax.data.transforms import TEACHER_VIEWS, VIEWS
+from smke_jax.data.datasets import SOURCES
+from smke_jax.data.transforms import TEACHER_VIEWS
 from smke_jax.errors import UserError
 from smke_jax.losses.collective import IMPLEMENTATIONS
 from smke_jax.models.layers import ACTIVATIONS, REMAT
-from smke_jax.models.shared import SHARED
 from smke_jax.models.student import TOKEN_TYPES_AT
-from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.rules import RULES
-from smke_jax.passes.student import LEVELS
+from smke_jax.passes.encode import LEVELS
 from smke_jax.training.optimizer import OPTIMIZERS
-
-TOWERS = ("student.image", "student.text")
-PARTS = (*TOWERS, "student.shared", "teacher")
 
 CHOICES = {
     "sharding": RULES,
     "loss_impl": IMPLEMENTATIONS,
-    "student.remat": REMAT,
-    "student.shared.type": SHARED,
-    "student.token_types_at": TOKEN_TYPES_AT,
+    "remat": REMAT,
+    "token_types_at": TOKEN_TYPES_AT,
     "optimizer.name": OPTIMIZERS,
-    "data.views": VIEWS,
-    "data.teacher_view": TEACHER_VIEWS,
-    "eval.level": LEVELS,
-    "teacher.type": TEACHERS,
-    **{f"{part}.activation": ACTIVATIONS for part in PARTS},
-    **{f"{part}.norm_order": ("pre", "post") for part in (*TOWERS, "teacher")},
+    "source": SOURCES,
+    "teacher_view": TEACHER_VIEWS,
+    "level": LEVELS,
+    "activation": ACTIVATIONS,
+    "norm_order": ("pre", "post"),
+    "unit": ("pairs", "images"),
 }
 
-# (lowest, highest, whether the highest itself is allowed); None is no limit.
+# {field: (lowest, highest, whether the highest itself is allowed)}; None is no limit.
+AT_LEAST_0, AT_LEAST_1, SHARE, BELOW_1 = (0, None, True), (1, None, True), (0, 1, True), (0, 1, False)
 RANGES = {
-    "batch_size": (1, None, True),
-    "total_steps": (0, None, True),
-    "epochs": (0, None, True),
-    "num_devices": (0, None, True),
-    "fsdp_size": (0, None, True),
-    "micro_batch": (0, None, True),
-    "ema_decay": (0, 1, False),
-    "quantizer.num_codes": (1, None, True),
-    "quantizer.code_dim": (1, None, True),
-    "quantizer.masked": (0, 1, True),
-    "student.head_dim": (0, None, True),
-    "data.max_length": (3, None, True),
-    "data.flip": (0, 1, True),
-    "data.jitter": (0, 1, True),
-    "data.grayscale": (0, 1, True),
-    "data.threads": (0, None, True),
-    "student.shared.depth": (1, None, True),
-    "teacher.stand_in_classes": (0, None, True),
-    "teacher.stand_in_temperature": (1e-3, None, True),
-    "student.image.token_drop": (0, 1, False),
-    "teacher.token_drop": (0, 1, False),
-    **{f"{part}.dropout": (0, 1, False) for part in (*TOWERS, "student.shared")},
-    "optimizer.reference_batch": (0, None, True),
-    "optimizer.warmup_fraction": (0, 1, False),
-    "optimizer.clip_norm": (0, None, True),
-    "eval.every": (0, None, True),
-    "eval.batch_size": (1, None, True),
-    "checkpoint.every": (0, None, True),
-    "checkpoint.keep": (1, None, True),
-    "log.every": (1, None, True),
+    **dict.fromkeys(("total_steps", "epochs", "num_devices", "fsdp_size", "micro_batch", "threads"), AT_LEAST_0),
+    **dict.fromkeys(("reference_batch", "sqrt_above", "clip_norm", "every", "stand_in_classes"), AT_LEAST_0),
+    **dict.fromkeys(("batch_size", "eval_batch_size", "num_codes", "code_dim", "keep", "log.every"), AT_LEAST_1),
+    **dict.fromkeys(("width", "depth", "num_heads", "mlp_dim", "head", "patch_size", "image_size"), AT_LEAST_1),
+    **dict.fromkeys(("flip", "jitter", "grayscale", "masked"), SHARE),
+    **dict.fromkeys(("decay", "token_drop", "dropout", "warmup_fraction"), BELOW_1),
+    "max_length": (3, None, True),
+    "stand_in_temperature": (1e-3, None, True),
 }
+DTYPES = ("dtype", "residual_dtype", "mu_dtype")
 
 
-def validate(config) -> None:
-    """Raises UserError for the first value that is unknown or out of range, naming its key and what would do."""
-    for key, known in CHOICES.items():
-        if _get(config, key) not in known:
-            raise UserError(f"config.{key} is {_get(config, key)!r}: known are {', '.join(sorted(known))}")
-    for key, (low, high, closed) in RANGES.items():
-        value = _get(config, key)
-        if value < low or (high is not None and (value > high or (value == high and not closed))):
-            upper = "" if high is None else f" and {'at most' if closed else 'below'} {high}"
-            raise UserError(f"config.{key} is {value}: it has to be at least {low}{upper}")
-    for key in ("student.dtype", "teacher.dtype", "optimizer.mu_dtype"):
-        try:
-            jnp.dtype(_get(config, key))
-        except TypeError:
-            raise UserError(f"config.{key} is {_get(config, key)!r}: give float32 or bfloat16") from None
-    steps = config.profile_steps
+def validate(flat: Mapping[str, Any]) -> None:
+    """Raises UserError for the first value of a flattened config that is unknown or out of range."""
+    for key, value in flat.items():
+        if (known := _of(CHOICES, key)) is not None and value not in known:
+            raise UserError(f"{key} is {value!r}: known are {', '.join(sorted(known))}")
+        if (limits := _of(RANGES, key)) is not None and value is not None:
+            _check_range(key, value, *limits)
+        if key.rpartition(".")[2] in DTYPES:
+            try:
+                jnp.dtype(value)
+            except TypeError:
+                raise UserError(f"{key} is {value!r}: give float32 or bfloat16") from None
+    steps = flat["config.profile_steps"]
     if steps and not (len(steps) == 2 and 0 < steps[0] <= steps[1]):
-        raise UserError(f"config.profile_steps is {steps}: give (first, last), such as (10,13)")
-    for pattern, _ in config.optimizer.lr_rules:
+        raise UserError(f"config.profile_steps is {tuple(steps)}: give (first, last), such as (10,13)")
+    for pattern, factor in flat["config.optimizer.lr_rules"]:
         try:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"config.optimizer.lr_rules: {pattern!r} is no regular expression ({error})") from None
-    if ("views" in config.passes) != (config.data.views == "two_views"):
-        raise UserError(
-            f"config.data.views is {config.data.views!r} but the passes are {', '.join(config.passes)}: "
-            "'two_views' is for the pass 'views', 'student_teacher' for the others"
-        )
-    if config.teacher.cache and ("teacher" not in config.passes or config.data.teacher_view != "fixed"):
-        raise UserError("config.teacher.cache keeps features of a view that never changes: set data.teacher_view=fixed")
-    if "quantizer" in config.passes:
-        if not config.quantizer.run:
-            raise UserError("config.quantizer.run is empty: give the run directory of configs/image_vq.py")
-        if config.student.head_dim != config.quantizer.num_codes:
+        if not factor:
             raise UserError(
-                f"config.student.head_dim is {config.student.head_dim} where config.quantizer.num_codes is "
-                f"{config.quantizer.num_codes}: the student names a code, set them alike"
+                f"config.optimizer.lr_rules: {pattern!r} has the factor 0; a part that is not to be trained is named "
+                "in the `trained` field of its network, and then costs nothing"
             )
-    if config.log.tensorboard and importlib.util.find_spec("tensorboardX") is None:
+    if flat["config.log.tensorboard"] and importlib.util.find_spec("tensorboardX") is None:
         raise UserError("config.log.tensorboard needs tensorboardX: pip install 'smke_jax[tensorboard]'")
 
 
-def _get(config, key: str) -> Any:
-    return functools.reduce(lambda part, name: part[name], key.split("."), config)
+def _of(table: Mapping[str, Any], key: str) -> Any:
+    """The entry of the last two parts of a key, or of its last."""
+    parts = key.split(".")
+    return table.get(".".join(parts[-2:]), table.get(parts[-1]))
+
+
+def _check_range(key, value, low, high, closed):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if value < low or (high is not None and (value > high or (value == high and not closed))):
+        upper = "" if high is None else f" and {'at most' if closed else 'below'} {high}"
+        raise UserError(f"{key} is {value}: it has to be at least {low}{upper}")

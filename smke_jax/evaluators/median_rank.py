@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from smke_jax.evaluation.ranking import match_ranks
+from smke_jax.evaluators.top_k import match_ranks
 
 
 def average_median_rank(

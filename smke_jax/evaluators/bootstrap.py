@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from smke_jax.errors import UserError
-from smke_jax.evaluation.ranks import RECALL_AT, Ranks
+from smke_jax.evaluators.ranks import RECALL_AT, Ranks
 
 
 def resampled_recalls(ranks: Ranks, resamples: int, seed: int = 0) -> np.ndarray:

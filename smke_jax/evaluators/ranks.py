@@ -8,7 +8,7 @@ import numpy as np
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
-from smke_jax.evaluation.ranking import match_ranks
+from smke_jax.evaluators.top_k import match_ranks
 
 RECALL_AT = (1, 5, 10)
 

@@ -1,0 +1,71 @@
+"""What an evaluator is, and what an asset is: both are made by running passes over a whole split."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from smke_jax.tasks.base import Split, Task
+
+
+class Encode(Protocol):
+    """Runs passes over a whole split.
+
+    encode(names, split) -> {name: (rows, …) fp32}: representations of all rows, in order, on every process.  The names
+    of one call are of things with equally many rows: images or captions.
+    """
+
+    def __call__(self, names: tuple[str, ...], split: Split) -> dict[str, np.ndarray]: ...
+
+
+class Figures(NamedTuple):
+    """What an evaluation found.
+
+    scalars: {name: number}, for the curves of a run
+    record:  everything there is to say, as JSON
+    arrays:  what to keep beside it, such as the rank of every query
+    text:    the same for people
+    """
+
+    scalars: Mapping[str, float]
+    record: Mapping[str, Any]
+    arrays: Mapping[str, np.ndarray] = {}
+    text: str = ""
+
+
+class Evaluator(NamedTuple):
+    """One way to measure what a run has learned.
+
+    needs: representations that it reads
+    run:   (encode, task, split) -> Figures; `split` is the one named below
+    split: a split of the task
+    every: steps; 0 measures after the last step alone
+    best:  the scalar that ranks checkpoints; of a name that ends in 'loss' the lowest value is the best.  '' ranks none
+    """
+
+    needs: tuple[str, ...]
+    run: Callable[[Encode, Task, Split], Figures]
+    split: str
+    every: int = 0
+    best: str = ""
+
+    def rank(self, figures: Figures) -> float | None:
+        """The number by which checkpoints are ranked: higher is better.  None where this evaluator ranks none."""
+        if not self.best:
+            return None
+        value = figures.scalars[self.best]
+        return -value if self.best.endswith("loss") else value
+
+
+class Asset(NamedTuple):
+    """Arrays that frozen networks make once of a whole split; they are kept on disk.
+
+    provides: the representations that it holds
+    split:    a split of the task; '' is the one that is trained on
+    by_id:    batches get the row of their image under the same names, and no pass makes them.  Otherwise selections
+              read the whole arrays
+    """
+
+    provides: tuple[str, ...]
+    split: str = ""
+    by_id: bool = True

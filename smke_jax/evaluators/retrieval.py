@@ -1,0 +1,52 @@
+"""Image-text retrieval on one split: every image against all captions, every caption against all images (spec 23)."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from smke_jax.evaluators.base import Encode, Evaluator, Figures
+from smke_jax.evaluators.ranks import Ranks, retrieval_ranks
+from smke_jax.evaluators.recalls import DIRECTIONS, format_table, retrieval_metrics
+from smke_jax.tasks.base import Split, Task
+
+
+class Retrieval(NamedTuple):
+    """Metrics, and the ranks and embeddings that they were computed from."""
+
+    metrics: dict
+    ranks: Ranks
+    images: np.ndarray  # (N, D), L2-normalised
+    texts: np.ndarray  # (M, D), L2-normalised
+    caption_image: np.ndarray  # (M,) row of each caption's image
+    captions: list[str]  # M
+
+
+def retrieve(encode: Encode, split: Split, level: str) -> Retrieval:
+    """All images and all captions of `split` by the cosine of their representations 'image/<level>', 'text/<level>'."""
+    images, texts = (encode((name,), split)[name] for name in (f"image/{level}", f"text/{level}"))
+    images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
+    captions, caption_image = split.facts["captions"], split.facts["caption_image"]
+    about = (split.columns[name].about for name in ("image", "text"))
+    protocol = ", ".join((split.name, "any-of-n", f"cosine of '{level}'", *about))
+    ranks = retrieval_ranks(images, texts, caption_image)
+    metrics = retrieval_metrics(images, texts, caption_image, protocol=protocol, ranks=ranks)
+    return Retrieval(metrics, ranks, images, texts, caption_image, captions)
+
+
+def retrieval(*, split: str = "dev", level: str = "out", every: int = 0) -> Evaluator:
+    """Recall at 1, 5 and 10 and median rank in both directions; checkpoints are ranked by the sum of recalls.
+
+    split: of the task; level: fc1 | out | head; every: steps, 0 after the last step alone
+    """
+
+    def run(encode: Encode, task: Task, on: Split) -> Figures:
+        found = retrieve(encode, on, level)
+        scalars = {f"{d}/{key}": value for d in DIRECTIONS for key, value in found.metrics[d].items()}
+        return Figures(
+            {**scalars, "recall_sum": found.metrics["recall_sum"]},
+            found.metrics,
+            {name: x.astype(np.int32) for name, x in found.ranks._asdict().items()},
+            format_table(found.metrics),
+        )
+
+    return Evaluator((f"image/{level}", f"text/{level}"), run, split, every, best="recall_sum")

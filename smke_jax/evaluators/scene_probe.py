@@ -1,0 +1,38 @@
+"""How much of a scene an image encoder's [CLS] holds: linear probes of the drawn scenes' known attributes."""
+
+import numpy as np
+
+from smke_jax.data.datasets import scenes
+from smke_jax.data.scenes import attribute_probe
+from smke_jax.errors import UserError
+from smke_jax.evaluators.base import Encode, Evaluator, Figures
+from smke_jax.tasks.base import Split, Task, first_rows
+
+PROBED = 7_000
+
+
+def scene_probe(*, split: str = "train", every: int = 0) -> Evaluator:
+    """Mean one-vs-rest AUC per attribute group (0.5 is chance) of ridge probes on the first 7,000 scenes."""
+    name = "encoder/cls"
+
+    def run(encode: Encode, task: Task, on: Split) -> Figures:
+        labels = getattr(scenes(), on.name.partition(" ")[2], None)
+        if not on.name.startswith("scenes ") or labels is None:
+            raise UserError(f"{on.name} are no drawn scenes: a scene probe knows the attributes of those alone")
+        features = encode((name,), first_rows(on, PROBED))[name]
+        attributes = {group: known[: len(features)] for group, known in labels.attributes.items()}
+        areas, rank = attribute_probe(features, attributes), effective_rank(features)
+        protocol = f"ridge probe of [CLS] on {len(features)} scenes of {split}, 70/30, mean one-vs-rest AUC"
+        record = {"protocol": protocol, "auc": areas, "effective_rank": rank}
+        lines = [f"{protocol}; effective rank {rank:.1f}", *(f"  {g:14}{value:.3f}" for g, value in areas.items())]
+        scalars = {f"auc/{group}": value for group, value in areas.items()} | {"effective_rank": rank}
+        return Figures(scalars, record, text="\n".join(lines))
+
+    return Evaluator((name,), run, split, every)
+
+
+def effective_rank(features: np.ndarray) -> float:
+    """exp(entropy) of the covariance's normalised eigenvalues: how many directions (N, D) features really use."""
+    energy = np.linalg.svd(features - features.mean(axis=0), compute_uv=False) ** 2
+    share = energy[energy > 0] / energy.sum()
+    return float(np.exp(-np.sum(share * np.log(share))))

@@ -1,0 +1,21 @@
+"""An image encoder with a projector on it, as self-supervised training wants it."""
+
+import flax.linen as nn
+import jax
+
+
+class ProjectedEncoder(nn.Module):
+    """Encoder and projector MLP.  Images (B, S, S, 3) -> ([CLS] (B, D), projection (B, projector[-1]))."""
+
+    encoder: nn.Module
+    projector: tuple[int, ...]
+
+    @nn.compact
+    def __call__(self, images, *, train: bool = False):
+        # Only an encoder that leaves out patches in training tells the two apart.
+        options = {"deterministic": False} if train and getattr(self.encoder, "token_drop", 0) else {}
+        cls = self.encoder(images, **options)
+        x = nn.LayerNorm(name="projector_norm")(cls)
+        for i, width in enumerate(self.projector):
+            x = nn.Dense(width, name=f"projector_{i}")(jax.nn.relu(x) if i else x)
+        return cls, x

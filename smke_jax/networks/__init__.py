@@ -1,0 +1,16 @@
+"""Networks.  A new one is a function that returns a `Network`, and a line below."""
+
+from smke_jax.networks.average import average
+from smke_jax.networks.codes import autoencoder, quantizer
+from smke_jax.networks.encoder import encoder
+from smke_jax.networks.frozen import frozen
+from smke_jax.networks.two_towers import two_towers
+
+NETWORKS = {
+    "autoencoder": autoencoder,
+    "average": average,
+    "encoder": encoder,
+    "frozen": frozen,
+    "quantizer": quantizer,
+    "two_towers": two_towers,
+}

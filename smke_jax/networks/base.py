@@ -1,0 +1,63 @@
+"""What a network is: a record that owns parameters, which passes borrow."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Params = Any
+Specs = Mapping[str, jax.ShapeDtypeStruct]  # arrays by name, each with examples along its first axis
+
+
+class Average(NamedTuple):
+    """The parameters are a moving average of another network's: decay · average + (1 - decay) · parameters.
+
+    The average moves first in every step, from the parameters before their update (MoCo, He et al. 2020, eq. 2).
+    """
+
+    of: str
+    decay: float
+
+
+class Start(NamedTuple):
+    """Parameters that a network begins with, read from files.
+
+    params:   a sub-tree of the network's parameters, arrays, already cut to fit
+    origins:  {path of a sub-tree: a line that says where it comes from}
+    digests:  {what: digest of the file}; a run records them
+    terms:    {term: parameters} that come along, such as temperatures
+    expects:  {what: digest} that the identity of the run has to hold: what the file was made with
+    """
+
+    params: Params
+    origins: Mapping[str, str]
+    digests: Mapping[str, str]
+    terms: Mapping[str, Params] = {}
+    expects: Mapping[str, str] = {}
+
+
+class Network(NamedTuple):
+    """A network owns parameters; passes borrow them by the network's name.
+
+    init:        (key, specs) -> parameters, where `specs` are those of the arrays that its first pass reads; None for an
+                 average
+    forward:     (name, specs) -> the passes that run it where the config names none; `specs` of a training batch.
+                 None for an average, which runs the passes of the network that it follows
+    start:       (parameters as shapes) -> what it begins with, or None where it begins at random
+    trained:     False: the parameters are an argument of the step and are never saved.  Regexes: only the leaves in
+                 whose path ('block_0/mlp/fc1/kernel') one of them is found are trained
+    average:     of which network it is the moving average
+    sizes:       {array of a batch: pixels per side} that its passes read; the task makes its views of this size
+    export:      (parameters, {term: slots}) -> (parameters, description) of what `smke export` writes; None where the
+                 network is of no use by itself
+    export_reads: the terms whose slots `export` needs
+    """
+
+    init: Callable[[jax.Array, Specs], Params] | None
+    forward: Callable[[str, Specs], tuple[Any, ...]] | None
+    start: Callable[[Params], Start | None] = lambda shapes: None
+    trained: bool | tuple[str, ...] = True
+    average: Average | None = None
+    sizes: Mapping[str, int] = {}
+    export: Callable[[Params, Mapping[str, Any]], tuple[Params, dict]] | None = None
+    export_reads: tuple[str, ...] = ()

@@ -1,0 +1,98 @@
+"""A frozen image teacher, from the file that says what it is, or of random weights to try code without one."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from smke_jax.convert.params_file import digests, fit, load_params, read_description
+from smke_jax.errors import UserError
+from smke_jax.models.teachers import TEACHERS, build_teacher, stand_in_head
+from smke_jax.networks.base import Network, Start
+from smke_jax.networks.start import RANDOM
+from smke_jax.passes.base import MEAN, STD
+from smke_jax.passes.features import features
+
+CLASSIFIERS = ("fc/kernel", "head/kernel")  # matrices of a teacher's classifier, which computes in fp32
+ROLE = "teacher_image"  # the array that it reads, where the student's view is another
+
+
+def frozen(
+    *,
+    start: str,
+    model: Mapping[str, Any] | None = None,
+    final_norm: bool | None = None,
+    dtype: str = "float32",
+    stand_in_classes: int = 0,
+    stand_in_temperature: float = 0.1,
+) -> Network:
+    """The image encoder in the file `start`, which says what model it is.
+
+    model:       what it is where `start` is 'random', a part such as 'beit'
+    final_norm:  of a BEiT: False takes the last block's output without the last norm; None is as the file has it
+    dtype:       of matrix products and of the stored matrices
+    stand_in_classes: logits for a teacher without a classifier, to try recipes that learn a classifier's: the cosines
+                 of its [CLS] with so many fixed random directions, over `stand_in_temperature`
+    """
+    description = _described(start, model)
+    if final_norm is not None:
+        if "final_norm" not in TEACHERS[description["type"]].__dataclass_fields__:
+            raise UserError(f"final_norm: the teacher is a {description['type']}, which has no such field; leave it out")
+        description["final_norm"] = final_norm
+    elif description.get("final_norm") is False and start != RANDOM:
+        raise UserError(f"{start} has no norm after its last layer: set final_norm=False")
+    module = build_teacher({**description, "dtype": dtype})
+    if stand_in_classes and getattr(module, "num_classes", 0):
+        raise UserError(f"{start} has a classifier of its own: set stand_in_classes=0")
+    head = stand_in_head(stand_in_classes, stand_in_temperature) if stand_in_classes else None
+    size = description.get("image_size", 224)
+    pixels = {"mean": tuple(description.get("mean", MEAN)), "std": tuple(description.get("std", STD))}
+
+    def init(key, specs):
+        return in_dtype(module.init(key, jnp.zeros((2, size, size, 3)))["params"], dtype)
+
+    def begin(shapes) -> Start | None:
+        if start == RANDOM:
+            return None
+        params = in_dtype(fit(shapes, load_params(start), source=start), dtype)
+        form = {"form": f"final_norm={description['final_norm']}"} if "final_norm" in description else {}
+        return Start(params, {"": start}, digests(start) | form)
+
+    def forward(name, specs):
+        return (features(module, name, image=ROLE if ROLE in specs else "image", head=head, **pixels),)
+
+    return Network(init, forward, begin, trained=False, sizes={ROLE: size})
+
+
+def _described(start: str, model: Mapping[str, Any] | None) -> dict:
+    if start == RANDOM:
+        if model is None:
+            raise UserError("a teacher of random weights needs a model, such as model=part('beit')")
+        return dict(model)
+    if not start:
+        raise UserError("the teacher's start is empty: give what `smke convert` wrote, or 'random' to try without")
+    found = read_description(start).get("model", {})
+    if found.get("type") not in TEACHERS:
+        raise UserError(
+            f"{start} holds a model of type {found.get('type')!r}, which is no teacher: give a file of one of "
+            f"{', '.join(sorted(TEACHERS))}, such as `smke export` writes of a self-supervised run"
+        )
+    known = {"type", "mean", "std", *TEACHERS[found["type"]].__dataclass_fields__}
+    for key in found:
+        if key not in known:
+            raise UserError(f"{start} describes its model by {key!r}, which no teacher here has: convert it again")
+    for key, value in (model or {}).items():
+        if key in found and found[key] != value:
+            raise UserError(f"model.{key} is {value!r}, and {start} says {found[key]!r}: leave the model out")
+    return dict(found)
+
+
+def in_dtype(params: Any, dtype: str) -> Any:
+    """`params` with the matrices that are only ever used in `dtype` stored in it: the same results, half the memory."""
+
+    def cast(path, x):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return jnp.asarray(x, dtype) if name.endswith("kernel") and name not in CLASSIFIERS else x
+
+    return jax.tree_util.tree_map_with_path(cast, params)

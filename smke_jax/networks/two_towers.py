@@ -1,0 +1,88 @@
+"""The student: an image tower and a text tower that meet in shared layers (spec 0.2, 5-9)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from smke_jax.errors import UserError
+from smke_jax.models.student import build_student
+from smke_jax.networks.base import Network, Start
+from smke_jax.networks.start import RANDOM, student_start, tower_start
+from smke_jax.passes.encode import encode_image, encode_text
+
+TOWERS = ("image", "text")
+
+
+def two_towers(
+    *,
+    vocab_size: int,
+    image: Mapping[str, Any],
+    text: Mapping[str, Any],
+    shared: Mapping[str, Any],
+    head: int = 768,
+    token_types: bool = True,
+    token_types_at: str = "after",
+    token_type_scale: float | None = 1e-5,
+    dtype: str = "float32",
+    residual_dtype: str = "float32",
+    remat: str = "none",
+    start: str = RANDOM,
+    image_start: str = RANDOM,
+    text_start: str = RANDOM,
+    trained: tuple[str, ...] = (),
+) -> Network:
+    """A student of the parts `image` ('data2vec2'), `text` ('bert') and `shared` ('transformer', 'mlp').
+
+    vocab_size:   of the task's tokenizer
+    head:         channels of the head: those of the teacher's feature, or its classes where its logits are learned
+    token_types:  every token is told its modality by a vector added to it, 'before' the towers' first block or 'after'
+                  their last (`token_types_at`), times a learned scale that starts at `token_type_scale`; None: no scale
+    dtype:        of matrix products: float32, or bfloat16 on accelerators; `residual_dtype` that of the residual stream
+    remat:        of smke_jax.models.layers.REMAT: what the backward pass computes again to save memory
+    start:        the whole student from what `smke export` wrote of another run; temperatures come along
+    image_start, text_start: one tower from what `smke convert` or `smke export` wrote of an encoder
+    trained:      regexes of the parameters that are trained; () is all of them
+    """
+    parts = {"image": image, "text": text, "shared": shared}
+    settings = {
+        "token_types": token_types, "token_types_at": token_types_at, "token_type_scale": token_type_scale,
+        "dtype": dtype, "residual_dtype": residual_dtype, **{name: dict(part) for name, part in parts.items()},
+    }  # fmt: skip
+    model = build_student(ConfigDict(settings | {"remat": remat}), vocab_size=vocab_size, target_dim=head)
+    description = {"type": "student", "vocab_size": vocab_size, "target_dim": head, **settings}
+    files = {tower: path for tower, path in zip(TOWERS, (image_start, text_start), strict=True) if path != RANDOM}
+    if start != RANDOM and files:
+        raise UserError(f"start begins the whole student: set {next(iter(files))}_start={RANDOM} beside it")
+
+    def init(key, specs):
+        images = jnp.zeros((2, image["image_size"], image["image_size"], 3))
+        tokens = jnp.zeros((2, 3), jnp.int32)
+        return model.init(key, images, tokens, tokens)["params"]
+
+    def begin(shapes) -> Start | None:
+        if start != RANDOM:
+            return student_start(start, shapes, description)
+        found = {
+            f"{tower}_encoder": tower_start(tower, path, shapes[f"{tower}_encoder"], parts[tower])
+            for tower, path in files.items()
+        }
+        if not found:
+            return None
+        return Start(
+            {name: part.params for name, part in found.items()},
+            {name: part.origins[""] for name, part in found.items()},
+            {f"{name} {what}": digest for name, part in found.items() for what, digest in part.digests.items()},
+        )
+
+    return Network(
+        init=init,
+        forward=lambda name, specs: (encode_image(model, name), encode_text(model, name)),
+        start=begin,
+        trained=tuple(trained) or True,
+        sizes={"image": image["image_size"]},
+        export=lambda params, slots: (params, description),
+    )
+
+

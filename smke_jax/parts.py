@@ -1,0 +1,120 @@
+"""The parts that configs are put together from, each with all the fields of its builder.
+
+    from smke_jax.parts import base, bert, data2vec2, frozen, itc, pairs, transformer, two_towers
+
+    c = base()
+    c.task = pairs(data=("data/coco",))
+    c.networks.student = two_towers(image=data2vec2(depth=6), text=bert(depth=6), shared=transformer())
+
+`two_towers(…)` here is a `ConfigDict` with the key `type` and a key for every keyword of the builder of that name, at
+its default where none is given.  A field that the builder does not have is refused.
+"""
+
+import dataclasses
+import functools
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import flax.linen as nn
+from ml_collections import ConfigDict, config_dict
+
+from smke_jax.assets import ASSETS
+from smke_jax.config import base
+from smke_jax.errors import UserError, nearest
+from smke_jax.evaluators import EVALUATORS
+from smke_jax.models import MODELS
+from smke_jax.networks import NETWORKS
+from smke_jax.objectives import TERMS
+from smke_jax.selections import SELECTIONS
+from smke_jax.tasks import TASKS
+
+__all__ = ["ROOMS", "base", "part"]
+
+ROOMS: dict[str, Mapping[str, Callable]] = {
+    "task": TASKS,
+    "networks": NETWORKS,
+    "selections": SELECTIONS,
+    "terms": TERMS,
+    "assets": ASSETS,
+    "evaluators": EVALUATORS,
+    "models": MODELS,
+}
+# What the run fills in, not the config.
+FILLED_IN = {"keep", "known", "parent", "name", "vocab_size", "num_images", "networks"}
+COMMON = {"dtype", "residual_dtype", "remat"}  # fields of modules that their network sets for all of its modules
+# Of modules without a default of their own: those of a ViT-B.
+SIZES = {"image_size": 224, "patch_size": 16, "width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072}
+
+
+def part(type: str, /, **fields: Any) -> ConfigDict:
+    """The config of the builder called `type` with these fields, the others at their defaults.
+
+    Raises UserError for an unknown builder or field, and for one that has to be given and is not.
+    """
+    room, builder = find(type)
+    known = defaults(room, builder)
+    for name in fields:
+        if name not in known:
+            raise UserError(f"{type} has no field {name!r}{nearest(name, list(known))}")
+    missing = [name for name, default in known.items() if default is inspect.Parameter.empty and name not in fields]
+    if missing:
+        raise UserError(f"{type} needs {', '.join(missing)}: give it")
+    config = ConfigDict({"type": type})
+    for name, default in known.items():
+        config[name] = default if name not in fields else _plain(fields[name], default)
+    return config.lock()
+
+
+def find(type: str) -> tuple[str, Callable]:
+    """(room, builder) of that name; raises UserError where there is none."""
+    for room, table in ROOMS.items():
+        if type in table:
+            return room, table[type]
+    everything = [name for table in ROOMS.values() for name in table]
+    raise UserError(f"there is no part {type!r}{nearest(type, everything)}; known are {', '.join(sorted(everything))}")
+
+
+def defaults(room: str, builder: Callable) -> dict[str, Any]:
+    """{field: default} of a builder; a field without one is `inspect.Parameter.empty`."""
+    if isinstance(builder, type) and issubclass(builder, nn.Module):
+        found = {f.name: SIZES.get(f.name, inspect.Parameter.empty) if f.default is dataclasses.MISSING else f.default
+                 for f in dataclasses.fields(builder)}  # fmt: skip
+        hints, hidden = typing.get_type_hints(builder), FILLED_IN | COMMON
+    else:
+        found = {name: x.default for name, x in inspect.signature(builder).parameters.items()}
+        hints, hidden = typing.get_type_hints(builder), set(FILLED_IN)
+    if room == "task":
+        hidden.discard("vocab_size")  # of a vocabulary that the task trains
+    found = {k: _placeholder(x, hints.get(k)) for k, x in found.items() if k not in hidden}
+    if room == "terms":
+        found |= {"weight": 1.0, "final_weight": config_dict.placeholder(float)}
+    return found
+
+
+def _placeholder(default: Any, hint: Any) -> Any:
+    """What stands for None in a ConfigDict, so that a flag can give it a value of its type."""
+    if default is not None:
+        return default
+    kinds = [x for x in typing.get_args(hint) if x in (bool, int, float, str)] if isinstance(
+        hint, types.UnionType
+    ) else []  # fmt: skip
+    return config_dict.placeholder(kinds[0]) if kinds else None
+
+
+def _plain(value: Any, default: Any) -> Any:
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def __getattr__(name: str) -> Callable[..., ConfigDict]:
+    if name.startswith("_"):
+        raise AttributeError(name)
+    try:
+        find(name)
+    except UserError as error:
+        raise AttributeError(str(error)) from None
+    return functools.partial(part, name)

@@ -1,0 +1,25 @@
+"""What a selection is: rows of the global batch, or of an asset, that later passes and terms read."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from smke_jax.losses.collective import Scope
+
+
+class Selection(NamedTuple):
+    """Names rows; no gradient flows through it.
+
+    needs:    arrays that it reads, of the batch or made by passes: this device's rows of them
+    provides: arrays that it makes, int32 (b,): for every row here the number of a row of the global batch.  A pass or
+              a term that needs 'text/tokens@hard_text' gets the rows of 'text/tokens' that 'hard_text' names
+    run:      (state, arrays, scope) -> arrays
+    reads:    what `run` finds in `state`: 'terms/<term>', its parameters, or 'assets/<asset>', its arrays
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    provides: tuple[str, ...]
+    run: Callable[[Mapping[str, Any], Mapping[str, jax.Array], Scope], dict[str, jax.Array]]
+    reads: tuple[str, ...] = ()

@@ -1,0 +1,36 @@
+"""Hard negatives from the global batch: the wrong partners that contrast finds most alike (spec 10; ALBEF)."""
+
+import jax
+import jax.numpy as jnp
+
+from smke_jax.losses.contrastive import normalise
+from smke_jax.losses.matching import draw_negatives
+from smke_jax.selections.base import Selection
+
+NAME = "hard_negatives"
+
+
+def hard_negatives(
+    *, level: str = "out", hardness: float | None = None, scale_of: str = "itc", mask_same_image: bool = False
+) -> Selection:
+    """'hard_text' (B,): for every image another one's caption; 'hard_image' (B,): for every caption another image.
+
+    Drawn from the global batch in proportion to exp(hardness · cosine) of 'image/<level>' and 'text/<level>' (B, D).
+    hardness: None is the learned scale of the term `scale_of` at this level; 0 draws uniformly.  With
+    `mask_same_image`, another caption of the same image ('id') is never drawn.  Source: Li et al. 2021, section 3.2.
+    """
+
+    def run(state, arrays, scope):
+        scale = hardness
+        if hardness is None:
+            scale = jnp.exp(state[f"terms/{scale_of}"]["logit_scale"][level])
+        image, text = (normalise(arrays[f"{side}/{level}"]) for side in ("image", "text"))
+        options = {"scope": scope, "ids": arrays["id"] if mask_same_image else None}
+        key_text, key_image = jax.random.split(scope.key)
+        return {
+            "hard_text": draw_negatives(key_text, image, text, scale, **options),
+            "hard_image": draw_negatives(key_image, text, image, scale, **options),
+        }
+
+    reads = (f"terms/{scale_of}",) if hardness is None else ()
+    return Selection(NAME, (f"image/{level}", f"text/{level}", "id"), ("hard_text", "hard_image"), run, reads)

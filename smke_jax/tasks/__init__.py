@@ -1,0 +1,5 @@
+"""Tasks.  A new one is a function that returns a `Draft`, and a line below."""
+
+from smke_jax.tasks.pairs import images, pairs
+
+TASKS = {"images": images, "pairs": pairs}

@@ -1,0 +1,96 @@
+"""What a task is: the rows of a data set, and the arrays that they become."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from smke_jax.data.tokenizer import Tokenizer
+
+
+class BatchPlan(NamedTuple):
+    """Which batches are asked for.
+
+    batch_size: of the global batch
+    seed:       of the order of the rows and of their augmentation
+    process:    (number of this process, count of processes)
+    arrays:     those that are read; others need not be made.  None is all of them
+    """
+
+    batch_size: int
+    seed: int
+    process: tuple[int, int] = (0, 1)
+    arrays: frozenset[str] | None = None
+
+
+class Column(NamedTuple):
+    """One array of a split, in the form in which it is evaluated.
+
+    rows:  how many rows it has
+    read:  numbers of rows -> the rows, stacked
+    about: what a protocol says of it, such as '96 px squashed'
+    """
+
+    rows: int
+    read: Callable[[Sequence[int]], np.ndarray]
+    about: str = ""
+
+
+class Split(NamedTuple):
+    """What evaluators see of a split.
+
+    name:    for people, such as 'flickr8k dev'
+    digest:  of its content
+    columns: the arrays that passes read.  Images and captions have different numbers of rows
+    facts:   what else is known of the rows: 'captions', 'caption_image', 'labels', 'attributes', …
+    """
+
+    name: str
+    digest: str
+    columns: Mapping[str, Column]
+    facts: Mapping[str, Any] = {}
+
+
+class Task(NamedTuple):
+    """The data of a run.  Nothing is opened before it is asked for, but for the vocabulary.
+
+    facts:     {name: number} that networks and terms may ask for: 'vocab_size', 'num_images', …; a run records them
+    example:   () -> {array: shape and type of one row} of a training batch
+    length:    () -> rows of an epoch
+    identity:  () -> {what: digest} of the data
+    batches:   (BatchPlan) -> an endless iterator of {array: this process's rows}, with `get_state` and `set_state`;
+               the same rows in the same order for any number of processes.  'id' (b,) is the number of the image
+    split:     (name) -> Split
+    train:     the name of the split that is trained on
+    tokenizer: of a task that reads text
+    damaged:   () -> how many rows could not be read and were replaced by others
+    """
+
+    facts: Mapping[str, int]
+    example: Callable[[], dict[str, Any]]
+    length: Callable[[], int]
+    identity: Callable[[], dict[str, str]]
+    batches: Callable[[BatchPlan], Iterator[dict[str, np.ndarray]]]
+    split: Callable[[str], Split]
+    train: str
+    tokenizer: Tokenizer | None = None
+    damaged: Callable[[], int] = lambda: 0
+
+
+class Draft(NamedTuple):
+    """A task before the networks have said what size of images they take.
+
+    facts:     see Task
+    tokenizer: see Task
+    finish:    ({array: pixels per side}) -> Task
+    """
+
+    facts: Mapping[str, int]
+    tokenizer: Tokenizer | None
+    finish: Callable[[Mapping[str, int]], Task]
+
+
+def first_rows(split: Split, count: int) -> Split:
+    """`split` with at most `count` rows in each column; what else is known of it stays."""
+    columns = {name: column._replace(rows=min(count, column.rows)) for name, column in split.columns.items()}
+    return split._replace(columns=columns)

@@ -1,0 +1,194 @@
+"""Images with captions, from one prepared folder or several, and images alone."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from PIL import Image
+
+from smke_jax.data.datasets import open_source
+from smke_jax.data.pipeline import make_rows, pixels, train_batches
+from smke_jax.data.tokenizer import Tokenizer
+from smke_jax.data.transforms import StudentTeacherViews, TwoViews, View, squash
+from smke_jax.tasks.base import BatchPlan, Column, Draft, Split, Task
+from smke_jax.tasks.vocabulary import open_vocabulary
+
+TEXT = ("text", "text_mask")
+TEACHER_JITTER = 0.4  # of an independent view of the teacher, as in the thesis' code (register 6)
+
+
+def pairs(
+    *,
+    keep: Path,
+    known: Mapping[str, int] | None = None,
+    source: str = "prepared",
+    data: tuple[str, ...] = (),
+    weights: tuple[int, ...] = (),
+    caps: tuple[int, ...] = (),
+    split: str = "train",
+    unit: str = "pairs",
+    in_memory: bool = False,
+    tokenizer: str = "",
+    vocab_size: int = 30_522,
+    max_length: int = 64,
+    crop_scale: tuple[float, float] = (0.9, 1.0),
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: float = 0.5,
+    jitter: float = 0.0,
+    grayscale: float = 0.0,
+    teacher_view: str = "shared",
+    threads: int = 2,
+) -> Draft:
+    """Image-caption pairs: 'image', 'teacher_image', 'text', 'text_mask' and 'id'.
+
+    keep:       folder of the run, where the vocabulary lies
+    known:      the facts that a run recorded; None where it is about to begin
+    source:     of smke_jax.data.datasets.SOURCES: prepared | scenes
+    data:       folders written by `smke prepare`, read as one shuffled set
+    weights:    how often the rows of each folder come in an epoch; () is once
+    caps:       most images of each folder, always the same ones; () or 0 is all
+    unit:       pairs: every caption is a row; images: a row is an image, with one of its captions drawn each epoch
+    in_memory:  decode every image once and keep it: for small sets
+    tokenizer:  folder with vocab.txt or tokenizer.json; '' trains a WordPiece on the training captions,
+    vocab_size: of at most so many tokens
+    max_length: tokens per caption, [CLS] and [SEP] included
+    crop_scale, crop_ratio: area and aspect ratio of the random crop
+    flip:       probability of mirroring
+    jitter:     strength of brightness, contrast and saturation jitter on the student's view
+    grayscale:  probability of dropping colour
+    teacher_view: of smke_jax.data.transforms.TEACHER_VIEWS: shared | same | independent | fixed
+    threads:    for reading, decoding and cropping
+    """
+    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads)
+    words = open_vocabulary(
+        Path(keep) / "tokenizer", begun=known is not None, given=tokenizer, size=vocab_size,
+        captions=lambda: (caption for captions in opened.open(split).all_captions() for caption in captions),
+    )  # fmt: skip
+    facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
+    facts["vocab_size"] = words.vocab_size
+    crop = {"crop_scale": tuple(crop_scale), "crop_ratio": tuple(crop_ratio), "flip": flip}
+
+    def finish(sizes: Mapping[str, int]) -> Task:
+        student = View(sizes["image"], jitter=jitter, grayscale=grayscale, **crop)
+        teacher = View(sizes.get("teacher_image", sizes["image"]), jitter=TEACHER_JITTER, **crop)
+        views = StudentTeacherViews(student, teacher, teacher_view if "teacher_image" in sizes else "same")
+        return _task(opened, facts, views, sizes, split, unit, words, max_length)
+
+    return Draft(facts, words, finish)
+
+
+def images(
+    *,
+    keep: Path,
+    known: Mapping[str, int] | None = None,
+    source: str = "prepared",
+    data: tuple[str, ...] = (),
+    weights: tuple[int, ...] = (),
+    caps: tuple[int, ...] = (),
+    split: str = "train",
+    views: int = 1,
+    in_memory: bool = False,
+    crop_scale: tuple[float, float] = (0.9, 1.0),
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    flip: float = 0.5,
+    jitter: float = 0.0,
+    grayscale: float = 0.0,
+    threads: int = 2,
+) -> Draft:
+    """Images without their captions: 'image' and 'id', or with two `views` 'view1', 'view2' and 'id'.
+
+    The other fields are those of `pairs`.
+    """
+    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads)
+    facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
+
+    def finish(sizes: Mapping[str, int]) -> Task:
+        size = sizes.get("image") or sizes["teacher_image"]
+        view = View(size, tuple(crop_scale), tuple(crop_ratio), flip, jitter, grayscale)
+        made = TwoViews(view) if views == 2 else StudentTeacherViews(view, view, "same")
+        return _task(opened, facts, made, {"image": size}, split, "images", None, 0)
+
+    return Draft(facts, None, finish)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Opened:
+    """The splits of a data set, each opened on its first use."""
+
+    source: str
+    data: tuple[str, ...]
+    weights: tuple[int, ...]
+    caps: tuple[int, ...]
+    in_memory: bool
+    threads: int
+
+    @functools.cache  # noqa: B019 (as long as the process, which has one task)
+    def open(self, split: str):
+        return open_source(
+            self.source, split, data=self.data, weights=self.weights, caps=self.caps, in_memory=self.in_memory
+        )
+
+
+def _task(
+    opened: _Opened, facts, views, sizes: Mapping[str, int], split: str, unit: str, words: Tokenizer | None, length: int
+) -> Task:
+    def example():
+        blank = views(Image.new("RGB", (64, 64)), np.random.default_rng(0))
+        shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in blank.items()}
+        text = {name: jax.ShapeDtypeStruct((length,), jnp.int32) for name in TEXT} if words is not None else {}
+        return {**shapes, **text, "id": jax.ShapeDtypeStruct((), jnp.int32)}
+
+    def identity():
+        digests = {"data": opened.open(split).digest}
+        return digests if words is None else {**digests, "tokenizer": words.digest}
+
+    def batches(plan: BatchPlan):
+        wanted = frozenset(example()) if plan.arrays is None else plan.arrays
+        made = views
+        if isinstance(views, StudentTeacherViews) and "teacher_image" not in wanted:
+            made = dataclasses.replace(views, teacher_view="same")
+        return train_batches(
+            opened.open(split), made, batch_size=plan.batch_size, seed=plan.seed, unit=unit,
+            tokenizer=words if wanted & set(TEXT) else None, max_length=length, process=plan.process,
+            threads=opened.threads,
+        )  # fmt: skip
+
+    return Task(
+        facts=facts,
+        example=example,
+        length=lambda: len(make_rows(opened.open(split).num_captions, unit)),
+        identity=identity,
+        batches=batches,
+        split=lambda name: evaluation_split(opened.open(name), name, sizes, words, length),
+        train=split,
+        tokenizer=words,
+    )
+
+
+def evaluation_split(
+    source, name: str, sizes: Mapping[str, int], words: Tokenizer | None, length: int
+) -> Split:
+    """All images of `source` as they are evaluated, squashed to each of `sizes`, and all of their captions."""
+
+    def image_column(size):
+        read = lambda rows: np.stack([squash(pixels(source[i]), size) for i in rows])  # noqa: E731
+        return Column(len(source), read, f"{size} px squashed")
+
+    columns = {array: image_column(size) for array, size in sizes.items()}
+    by_image = source.all_captions()
+    captions = [caption for captions in by_image for caption in captions]
+    if words is not None:
+        encode = lambda rows: words.encode([captions[i] for i in rows], length)  # noqa: E731
+        columns["text"] = Column(len(captions), lambda rows: encode(rows)[0], f"{length} tokens")
+        columns["text_mask"] = Column(len(captions), lambda rows: encode(rows)[1])
+    facts = {
+        "captions": captions,
+        "caption_image": np.repeat(np.arange(len(source)), source.num_captions),
+        "image_ids": source.image_ids,
+        "pixels": lambda i: pixels(source[i]),
+    }
+    return Split(f"{source.dataset} {name}", source.digest, columns, facts)

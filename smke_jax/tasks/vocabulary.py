@@ -1,0 +1,41 @@
+"""The vocabulary of a task that reads text: given, kept from the start of the run, or trained on its captions."""
+
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import jax
+
+from smke_jax import atomic
+from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
+from smke_jax.errors import UserError
+from smke_jax.parallel.process import check_shared, failing_together
+
+
+def open_vocabulary(
+    directory: Path, *, begun: bool, given: str, size: int, captions: Callable[[], Iterable[str]]
+) -> Tokenizer:
+    """The tokenizer in `directory`, which lies there from the first use on.
+
+    begun:    whether the run has begun: then what lies there is the run's own, else it is left over
+    given:    a folder with vocab.txt or tokenizer.json; '' trains a WordPiece of at most `size` tokens on `captions()`
+    """
+    # Process 0 alone looks at what is there and writes; on a network file system others may not see it before then.
+    tokenizer = None
+    with failing_together():
+        if jax.process_index() == 0:
+            tokenizer = _opened(directory, begun, given, size, captions)
+    check_shared(directory)
+    return tokenizer or load_tokenizer(directory)
+
+
+def _opened(directory, begun, given, size, captions) -> Tokenizer:
+    if begun:
+        if not directory.is_dir():
+            raise UserError(f"no tokenizer at {directory}: this run did not get as far as writing one")
+        return load_tokenizer(directory)
+    tokenizer = load_tokenizer(given) if given else train_wordpiece(captions(), size)
+    shutil.rmtree(directory, ignore_errors=True)
+    with atomic.replacing(directory) as neighbour:  # a run killed now must find a whole vocabulary, or none
+        tokenizer.save(neighbour)
+    return tokenizer

@@ -1,0 +1,325 @@
+"""From a config to records and plain values: the only place that reads a config."""
+
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from smke_jax.errors import UserError, nearest
+from smke_jax.networks.base import Network, Specs, Start
+from smke_jax.parallel.mesh import check_batch_size, make_mesh
+from smke_jax.parallel.process import check_same, failing_together
+from smke_jax.parts import ROOMS
+from smke_jax.passes.averaged import averaged
+from smke_jax.passes.base import Pass
+from smke_jax.tasks.base import Draft, Task
+from smke_jax.training import record
+from smke_jax.training.memory import remedies
+from smke_jax.training.optimizer import build_optimizer, peak_rate
+from smke_jax.training.recipe import Recipe, Shapes, in_order, make_recipe, shapes_of
+from smke_jax.training.step import abstract_state, make_diagnosis, make_train_step
+from smke_jax.training.validation import validate
+
+log = logging.getLogger("smke_jax")
+
+MANY_EPOCHS = 100  # more of them than this are worth a word before they begin
+STEEP = 8  # times the rate of the reference batch, from which on the rate is worth a word
+WATCHED_FROM = 100  # steps, and the warm-up: embeddings of random weights can be as near to each other as collapsed ones
+
+
+class Experiment(NamedTuple):
+    """What training, evaluation and export share.
+
+    whole:   {array: shape and type of a global batch}, everything that the task can make
+    batch:   the same of what a step reads: arrays of the task, and rows of assets
+    shapes:  of all parameters and representations, the passes run that assets stand in for, too
+    """
+
+    task: Task
+    recipe: Recipe
+    mesh: jax.sharding.Mesh
+    whole: Specs
+    batch: Specs
+    shapes: Shapes
+
+    def chosen(self, names: Iterable[str], columns: Iterable[str]) -> tuple[Pass, ...]:
+        """The passes that make the representations `names` of the arrays `columns`, in order."""
+        return in_order(self.recipe.passes, columns, {"the evaluation": names})
+
+
+class Plan(NamedTuple):
+    """A run that is ready to begin: records and plain values.
+
+    tx, schedule:  the optimiser, and step -> learning rate
+    abstract:      TrainState of shapes with their shardings
+    run_step:      jitted (state, frozen, batch) -> (state, metrics)
+    diagnose:      see `make_diagnosis`
+    starts:        {network: what it begins with}
+    identity:      digests of what a config only names: data, vocabulary, weights
+    flat, text:    the config, flattened and as JSON
+    watched_from:  the step from which on collapsed embeddings are reported
+    """
+
+    experiment: Experiment
+    tx: optax.GradientTransformation
+    schedule: Callable
+    abstract: Any
+    run_step: Callable
+    diagnose: Callable
+    starts: Mapping[str, Start]
+    identity: dict[str, str]
+    flat: dict[str, Any]
+    text: str
+    seed: int
+    batch_size: int
+    total_steps: int
+    sharding: str
+    eval_batch_size: int
+    checkpoint_every: int
+    checkpoint_keep: int
+    log_every: int
+    tensorboard: bool
+    profile_steps: tuple[int, ...]
+    watched_from: int
+    remedies: list[str]
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A copy of `config` without references; refuses values that no run could work with."""
+    config = config.copy_and_resolve_references()
+    validate(record.flatten(config))
+    if not config.task:
+        raise UserError("config.task is empty: say what a row is, such as config.task = pairs(…)")
+    return config
+
+
+def build_mesh(config: ConfigDict) -> jax.sharding.Mesh:
+    """The mesh over config.num_devices devices, laid out for config.sharding."""
+    return make_mesh(config.num_devices or None, fsdp_size=config.fsdp_size if config.sharding == "fsdp" else 1)
+
+
+def build_experiment(config: ConfigDict, keep: Path | None, known: Mapping[str, int] | None = None) -> Experiment:
+    """The records of `config` (resolved).
+
+    keep:  folder of the run, where a vocabulary lies from its first use on; None opens nothing
+    known: the facts that a run recorded; None where it is about to begin
+    """
+    draft: Draft = build_part("task", "", config.task, keep=keep, known=known)
+    with failing_together():
+        networks = {
+            name: build_part("networks", name, part, **draft.facts) for name, part in config.networks.items()
+        }
+        _check_averages(networks)
+        sizes: dict[str, int] = {}
+        for name, network in networks.items():
+            for array, size in network.sizes.items():
+                if sizes.setdefault(array, size) != size:
+                    raise UserError(f"config.networks.{name} takes {array} of {size} px, another of {sizes[array]}")
+        task = draft.finish(sizes)
+        count = config.batch_size
+        whole = {k: jax.ShapeDtypeStruct((count, *x.shape), x.dtype) for k, x in task.example().items()}
+        passes = [p for name in networks for p in _passes(name, networks, whole)]
+        terms, weights = _terms(config, draft.facts)
+        selections = _section(config, "selections")
+        parts = {"selections": selections.values(), "evaluators": _section(config, "evaluators")}
+        assets = _section(config, "assets")
+        without = make_recipe(networks, passes, terms, weights, batch=whole, **parts)
+        shapes = shapes_of(without, whole)
+        recipe = make_recipe(networks, passes, terms, weights, batch=whole, assets=assets, **parts)
+        stored = {n: shapes.arrays[n] for asset in assets.values() if asset.by_id for n in asset.provides}
+        read = {s for x in (*recipe.forward, *terms.values()) for need in x.needs for s in need.split("@")} | {"id"}
+        batch = {name: x for name, x in {**whole, **stored}.items() if name in read}
+    return Experiment(task, recipe, build_mesh(config), whole, batch, shapes)
+
+
+def build_part(section: str, name: str, part: ConfigDict, **context: Any) -> Any:
+    """What the builder of `part` returns; of `context` it gets what it has a keyword for.
+
+    Raises UserError, with the part's place in the config, for a field that the builder does not have and for what it
+    refuses itself.
+    """
+    where = f"config.{section}{name and '.'}{name}"
+    fields = {key: _plain(value) for key, value in part.items() if key not in ("weight", "final_weight")}
+    kind = fields.pop("type", name)
+    if kind not in ROOMS[section]:
+        raise UserError(f"{where}: there is no {kind!r} among {', '.join(sorted(ROOMS[section]))}")
+    builder = ROOMS[section][kind]
+    known = inspect.signature(builder).parameters
+    for key in fields:
+        if key not in known:
+            raise UserError(f"{where}.{key}: {kind} has no such field{nearest(key, list(known))}")
+    try:
+        return builder(**fields, **{key: value for key, value in context.items() if key in known and key not in fields})
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping | ConfigDict):
+        return {key: _plain(x) for key, x in value.items()}
+    return tuple(value) if isinstance(value, list | tuple) else value
+
+
+def _section(config: ConfigDict, section: str) -> dict[str, Any]:
+    return {name: build_part(section, name, part) for name, part in config[section].items()}
+
+
+def _terms(config: ConfigDict, facts: Mapping[str, int]) -> tuple[dict, dict]:
+    terms, weights = {}, {}
+    for name, part in config.terms.items():
+        weight, final = part.get("weight", 1.0), part.get("final_weight")
+        if weight == 0 and not final:
+            continue
+        terms[name] = build_part("terms", name, part, **facts)
+        weights[name] = _ramp(weight, weight if final is None else final)
+    if not terms:
+        raise UserError("config.terms is empty or all its weights are 0: nothing would be learned")
+    return terms, weights
+
+
+def _ramp(start: float, end: float):
+    return lambda progress: start + (end - start) * progress
+
+
+def _check_averages(networks: Mapping[str, Network]) -> None:
+    for name, network in networks.items():
+        if network.average and network.average.of not in networks:
+            raise UserError(f"config.networks.{name} follows {network.average.of!r}, which is no network: add it")
+
+
+def _passes(name: str, networks: Mapping[str, Network], batch: Specs) -> tuple[Pass, ...]:
+    network = networks[name]
+    if network.average is None:
+        return network.forward(name, batch)
+    of = network.average.of
+    return tuple(averaged(p, of, name) for p in networks[of].forward(of, batch))
+
+
+def read_starts(experiment: Experiment, names: Iterable[str] | None = None) -> dict[str, Start]:
+    """What each of the networks `names` begins with, of those that begin with a file; reads the files."""
+    starts = {}
+    for name, network in experiment.recipe.networks.items():
+        if names is not None and name not in names or name not in experiment.shapes.networks:
+            continue
+        try:
+            start = network.start(experiment.shapes.networks[name])
+        except UserError as error:
+            raise UserError(f"config.networks.{name}: {error}") from None
+        if start is not None:
+            starts[name] = start
+    return starts
+
+
+def build_step(config: ConfigDict, experiment: Experiment) -> tuple[optax.GradientTransformation, Callable, Any, Callable]:
+    """(optimiser, schedule of the learning rate, abstract state, jitted train step) of `config` (resolved)."""
+    tx, schedule = build_optimizer(
+        batch_size=config.batch_size, total_steps=config.total_steps, **config.optimizer.to_dict()
+    )
+    abstract = abstract_state(experiment.recipe, tx, experiment.mesh, experiment.batch, sharding=config.sharding)
+    run = make_train_step(
+        experiment.recipe, tx, experiment.mesh, total_steps=config.total_steps, layout=abstract,
+        micro_batch=config.micro_batch, loss_impl=config.loss_impl,
+    )  # fmt: skip
+    return tx, schedule, abstract, run
+
+
+def open_run(config: ConfigDict, workdir: Path) -> Plan:
+    """Opens and checks everything that a run of `config` in `workdir` needs, and writes its record.
+
+    Raises UserError for everything that the user can mend and that can be seen before compilation.  What is refused
+    leaves `workdir` as it was, but for a vocabulary.
+    """
+    with failing_together():
+        config = resolve(config)
+        record.check_workdir(workdir)
+    begun = (workdir / "run.json").exists()
+    known = record.read_run(workdir).get("facts") if begun else None
+    check_same(record.flatten(config))
+    workdir.mkdir(parents=True, exist_ok=True)
+    experiment = build_experiment(config, workdir, known)
+    check_batch_size(config.batch_size, experiment.mesh, config.micro_batch)
+    with failing_together():
+        config.total_steps, config.epochs = total_steps(config, experiment.task), 0.0
+        starts = read_starts(experiment)
+        identity = _identity(experiment, starts)
+        for evaluator in experiment.recipe.evaluators.values():
+            experiment.task.split(evaluator.split)  # one that is not there must not be found out after hours
+    check_same(identity)
+    flat = record.flatten(config)
+    record.check_or_write(workdir, flat, config.to_json(indent=2), identity, dict(experiment.task.facts))
+    _warn_of_length(config, experiment.task)
+    tx, schedule, abstract, run_step = build_step(config, experiment)
+    options = {"micro_batch": config.micro_batch, "loss_impl": config.loss_impl}
+    return Plan(
+        experiment, tx, schedule, abstract, run_step,
+        diagnose=make_diagnosis(experiment.recipe, experiment.mesh, **options),
+        starts=starts,
+        identity=identity,
+        flat=flat,
+        text=config.to_json(indent=2),
+        seed=config.seed,
+        batch_size=config.batch_size,
+        total_steps=config.total_steps,
+        sharding=config.sharding,
+        eval_batch_size=config.eval_batch_size,
+        checkpoint_every=config.checkpoint.every,
+        checkpoint_keep=config.checkpoint.keep,
+        log_every=config.log.every,
+        tensorboard=config.log.tensorboard,
+        profile_steps=tuple(config.profile_steps),
+        watched_from=max(WATCHED_FROM, int(config.optimizer.warmup_fraction * config.total_steps)),
+        remedies=remedies(flat, experiment.mesh.size),
+    )  # fmt: skip
+
+
+def total_steps(config: ConfigDict, task: Task) -> int:
+    """The steps of a run, from config.total_steps or config.epochs."""
+    if bool(config.total_steps) == bool(config.epochs):
+        raise UserError(
+            f"give either config.total_steps or config.epochs (they are {config.total_steps} and {config.epochs})"
+        )
+    return config.total_steps or max(1, int(config.epochs * (task.length() // config.batch_size)))
+
+
+def _identity(experiment: Experiment, starts: Mapping[str, Start]) -> dict[str, str]:
+    """Digests of the data and of every file of weights; refuses files that were made with other ones."""
+    identity = dict(experiment.task.identity())
+    for name, network in experiment.recipe.networks.items():
+        if name in starts:
+            identity |= {f"{name} {what}": digest for what, digest in starts[name].digests.items()}
+        elif network.trained is False and network.average is None:
+            identity[f"{name} weights"] = "random"
+    for name, start in starts.items():
+        for what, digest in start.expects.items():
+            if identity.get(what) != digest:
+                raise UserError(
+                    f"config.networks.{name}: its file was made with other {what} ({digest} there, "
+                    f"{identity.get(what)} here): give those that it was made with"
+                )
+    return identity
+
+
+def _warn_of_length(config: ConfigDict, task: Task) -> None:
+    epochs = config.total_steps * config.batch_size / task.length()
+    optimizer = config.optimizer
+    rate = peak_rate(
+        optimizer.learning_rate, batch_size=config.batch_size, reference_batch=optimizer.reference_batch,
+        sqrt_above=optimizer.sqrt_above,
+    )  # fmt: skip
+    log.info("%s steps of %s are %.3g epochs; the learning rate rises to %.3g",
+             f"{config.total_steps:,}", f"{config.batch_size:,}", epochs, rate)  # fmt: skip
+    if rate > STEEP * optimizer.learning_rate:
+        log.warning(
+            "the learning rate is %.0f times that of the reference batch: config.optimizer.sqrt_above=%d lets it grow "
+            "with the square root of the batch, config.optimizer.reference_batch=0 takes it as it is",
+            rate / optimizer.learning_rate, 4 * optimizer.reference_batch,
+        )  # fmt: skip
+    if epochs > MANY_EPOCHS:
+        log.warning("%.0f epochs: config.epochs or config.total_steps says how long a run is", epochs)
+
+

@@ -1,0 +1,121 @@
+"""What a run directory holds after training: enough to evaluate and export, without its data and optimiser."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import optax
+
+from smke_jax.errors import UserError
+from smke_jax.evaluators.base import Evaluator, Figures
+from smke_jax.evaluators.encode import Encoder
+from smke_jax.tasks.base import Split
+from smke_jax.training import record
+from smke_jax.training.build import Experiment, build_experiment, build_step, read_starts
+from smke_jax.training.checkpoint import Checkpointer
+from smke_jax.training.frozen import load_frozen, networks_of
+from smke_jax.training.recipe import merge
+from smke_jax.training.step import abstract_state, borrow
+
+
+class TrainedRun(NamedTuple):
+    """A run and one of its checkpoints.
+
+    record: its run.json
+    config: its config.json, nested
+    """
+
+    experiment: Experiment
+    step: int
+    params: Any
+    record: dict
+    config: dict
+    workdir: Path
+
+    def frozen(self, names: Iterable[str]) -> dict[str, Any]:
+        """{network: parameters that are not trained} of the networks `names`, read from their files."""
+        names = sorted(names)
+        experiment = self.experiment
+        wanted = [name for name in names if experiment.recipe.networks[name].trained is not True]
+        starts = read_starts(experiment, wanted)
+        return load_frozen(
+            experiment.recipe, experiment.shapes, starts, experiment.mesh, seed=self.config["seed"], names=wanted
+        )
+
+    def encoder(self) -> Encoder:
+        """Runs passes with the parameters of this checkpoint."""
+        recipe, frozen = self.experiment.recipe, {}
+
+        def own(p):
+            missing = networks_of(recipe, (p,)) - frozen.keys()
+            frozen.update(dict.fromkeys(missing, {}) | self.frozen(missing))
+            return borrow(recipe, p, self.params, {}, frozen, {})
+
+        return Encoder(self.experiment.chosen, own, self.experiment.mesh, batch_size=self.config["eval_batch_size"])
+
+    def evaluate(self, evaluator: Evaluator, split: Split | None = None) -> Figures:
+        """What `evaluator` finds, on its own split or another one."""
+        task = self.experiment.task
+        return evaluator.run(self.encoder(), task, split or task.split(evaluator.split))
+
+
+def restore_run(workdir: str | Path, step: int | Literal["best"] | None = None) -> TrainedRun:
+    """The newest sound, the best or a given checkpoint of the run in `workdir`, on all devices of this machine."""
+    workdir = Path(workdir)
+    config, run = record.read_config(workdir), record.read_run(workdir)
+    config.update(num_devices=0, sharding="replicated")  # however it was trained
+    experiment = build_experiment(config, workdir, run["facts"])
+    words = experiment.task.tokenizer
+    if words is not None and words.digest != run["identity"].get("tokenizer"):
+        raise UserError(
+            f"{workdir / 'tokenizer'} is not the vocabulary that this run was trained with "
+            f"(it has {words.vocab_size} tokens): put the original back"
+        )
+    abstract = abstract_state(experiment.recipe, optax.identity(), experiment.mesh, experiment.batch)
+    with Checkpointer(workdir / "checkpoints", read_only=True) as checkpoints:
+        step, params, _ = checkpoints.restore_params(abstract.params, step)
+    return TrainedRun(experiment, step, params, run, config.to_dict(), workdir)
+
+
+def exported(run: TrainedRun) -> tuple[Any, dict]:
+    """(parameters, description) of what a run is kept for: the first of its networks that can be exported.
+
+    Raises UserError for a run without one.
+    """
+    recipe = run.experiment.recipe
+    for name, network in recipe.networks.items():
+        if network.export is None or name not in run.params:
+            continue
+        slots = _slots(run) if network.export_reads else {}
+        whole = merge(run.params[name], run.frozen((name,)).get(name, {}))
+        params, description = network.export(whole, slots)
+        return params, {**description, **_use(run)} if description["type"] == "student" else description
+    raise UserError(f"no network of this run can be exported (it has {', '.join(recipe.networks)})")
+
+
+def _use(run: TrainedRun) -> dict:
+    """How the exported model is used: what its evaluators compare, the length of its texts, its temperatures."""
+    levels = [part["level"] for part in run.config["evaluators"].values() if "level" in part]
+    terms = jax.device_get(run.params["terms"])
+    scales = {
+        name: {level: float(value) for level, value in own["logit_scale"].items()}
+        for name, own in terms.items() if "logit_scale" in own
+    }  # fmt: skip
+    return {
+        "level": levels[0] if levels else "out",
+        "max_length": run.config["task"]["max_length"],
+        "logit_scales": scales,
+    }
+
+
+def _slots(run: TrainedRun) -> dict[str, Any]:
+    """The slots of the newest sound checkpoint."""
+    config = record.read_config(run.workdir)
+    config.update(num_devices=0, sharding="replicated")
+    _, _, abstract, _ = build_step(config, run.experiment)
+    with Checkpointer(run.workdir / "checkpoints", read_only=True) as checkpoints:
+        found = checkpoints.restore_latest(abstract.params, abstract.without_params())
+    if found is None or found.step != run.step:
+        raise UserError(f"the codes of {run.workdir} are read of its newest checkpoint alone: leave --step out")
+    return jax.device_get(found.train["slots"])
