@@ -7,8 +7,9 @@ import grain
 import numpy as np
 from PIL import Image
 
+from smke_jax.data.damage import DamagedImage
 from smke_jax.data.decode import BadImage, open_image
-from smke_jax.data.sources import Example
+from smke_jax.data.sources import Example, Source
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.errors import UserError
 
@@ -27,10 +28,7 @@ def picture(example: Example) -> Image.Image:
     try:
         return open_image(example.image)
     except BadImage as error:
-        raise UserError(
-            f"image {example.name!r} cannot be decoded ({error}) though it could when the dataset was made: "
-            "the data has been damaged since, run `smke prepare` again"
-        ) from None
+        raise DamagedImage(example.name, error.reason) from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,19 +117,26 @@ def train_batches(
     return iter(dataset.to_iter_dataset(options))
 
 
-class InMemorySource:
-    """A source with every image decoded and kept: for small sets that are read many times."""
+class InMemorySource(Source):
+    """A source with every image decoded and kept: for small sets that are read many times.
 
-    def __init__(self, source):
-        self.examples = [e._replace(image=pixels(e)) for e in (source[i] for i in range(len(source)))]
-        self.num_captions, self.digest, self._origin = source.num_captions, source.digest, repr(source)
-        self.dataset = source.dataset
+    Raises DamagedImage for the first image that cannot be decoded.
+    """
 
-    def __len__(self) -> int:
-        return len(self.examples)
+    def __init__(self, source: Source):
+        self.images = [pixels(source[i]) for i in range(len(source))]
+        self._captions, self.names = source.all_captions(), source.names
+        self.num_captions, self.image_ids, self.repeats = source.num_captions, source.image_ids, source.repeats
+        self.dataset, self.digest, self._origin = source.dataset, source.digest, repr(source)
 
     def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+        return Example(self.images[index], self._captions[index], self.names[index])
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._captions[index]
+
+    def all_captions(self) -> list[tuple[str, ...]]:
+        return list(self._captions)
 
     def __repr__(self) -> str:
         return self._origin

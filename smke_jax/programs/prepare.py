@@ -86,7 +86,7 @@ def _tokenizer(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.out} already holds a tokenizer: remove it or choose another --out")
     start = time.monotonic()
     sources = [open_prepared(arguments.data, split) for split in arguments.splits]
-    captions = [text for source in sources for example in source for text in example.captions]
+    captions = [text for source in sources for texts in source.all_captions() for text in texts]
     tokenizer = train_wordpiece(captions, arguments.vocab_size)
     tokenizer.save(arguments.out)
     origin = f"{len(captions)} captions of {', '.join(arguments.splits)}"

@@ -8,7 +8,7 @@ from made_up import prepare
 from PIL import Image
 
 from smke_jax.data.pipeline import InMemorySource, make_rows, train_batches
-from smke_jax.data.sources import ArraySource, open_prepared
+from smke_jax.data.sources import ArraySource, Source, open_prepared
 from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.errors import UserError
 
@@ -184,19 +184,26 @@ def prepared(flickr8k, tmp_path):
     return tmp_path / "out"
 
 
-class Damaged:
-    """A source whose second image has lost its second half since preparation."""
+class Damaged(Source):
+    """A source whose images number `bad` have lost their second half since preparation."""
 
-    def __init__(self, source):
-        self.source, self.num_captions, self.digest = source, source.num_captions, source.digest
-        self.dataset = source.dataset
-
-    def __len__(self):
-        return len(self.source)
+    def __init__(self, source, bad=(1,)):
+        self.source, self.bad = source, frozenset(bad)
+        self.dataset, self.digest, self.names = source.dataset, source.digest, source.names
+        self.num_captions = source.num_captions
 
     def __getitem__(self, index):
         example = self.source[index]
-        return example._replace(image=example.image[: len(example.image) // 2]) if index == 1 else example
+        return example._replace(image=example.image[: len(example.image) // 2]) if index in self.bad else example
+
+    def captions(self, index):
+        return self.source.captions(index)
+
+    def all_captions(self):
+        return self.source.all_captions()
+
+    def __repr__(self):
+        return repr(self.source)
 
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
@@ -204,13 +211,13 @@ def test_an_image_damaged_after_preparation_is_named(prepared, threads):
     source = open_prepared(prepared, "train")
     name = source[1].name
     take(batches(source=source, batch_size=1, threads=threads), 2)
-    with pytest.raises(UserError, match=rf"'{name}' cannot be decoded \(.*truncated.*run `smke prepare` again"):
+    with pytest.raises(UserError, match=rf"'{name}' cannot be read \(.*truncated.*run `smke prepare` again"):
         take(batches(source=Damaged(source), batch_size=1, threads=threads), 2 * len(source.num_captions) + 2)
 
 
 def test_an_image_damaged_after_preparation_is_named_when_it_is_kept_in_memory(prepared):
     source = open_prepared(prepared, "train")
-    with pytest.raises(UserError, match=rf"'{source[1].name}' cannot be decoded"):
+    with pytest.raises(UserError, match=rf"'{source[1].name}' cannot be read"):
         InMemorySource(Damaged(source))
 
 
