@@ -78,5 +78,6 @@ def write_metadata(directory: Path, splits: list[tfds.core.SplitInfo]) -> None:
     """Declares the written shards, so that `tfds.builder_from_directory(directory)` reads them."""
     tfds.folder_dataset.write_metadata(
         data_dir=directory, features=features(), split_infos=splits, version="1.0.0", check_data=False,
-        description="Image-text pairs prepared by smke_jax; names and captions are in *.listing.jsonl.", disable_shuffling=True,
+        description="Image-text pairs prepared by smke_jax; names and captions are in *.listing.jsonl.",
+        disable_shuffling=True,
     )  # fmt: skip
