@@ -45,17 +45,19 @@ def random_crop(
 
 
 def needed_side(size: int, scale: tuple[float, float], ratio: tuple[float, float]) -> int:
-    """Pixels that an image's shorter side needs, so that no `random_crop` has a side of fewer than `size` pixels.
+    """How many pixels of the shorter side are enough for a view of size × size through `random_crop`.
 
-    An image with at least as many can be decoded at a reduced scale: no view of it is enlarged for that.
+    Where an image has more, it can be decoded smaller, down to this many: every crop still has at least `size` pixels on
+    each side, so that no view is enlarged.
     """
-    # With m the shorter side, an image has at least m² pixels. A crop of the share s of its area and the aspect ratio r
-    # has the sides sqrt(s · area · r) and sqrt(s · area / r), so the shorter is at least m · sqrt(s · min(r, 1/r)); this
-    # is smallest for the lowest s and the r farthest from 1. The centred box that takes the place of a crop has one side
-    # of m or more, and another of m/r or m · r at least, with r the bound of `ratio` that the image's own is beyond.
+    # Let m be the shorter side. The image then has m² pixels or more. A crop of the share s of its area and of the
+    # aspect r has sides of sqrt(s · area · r) and sqrt(s · area / r) pixels. Both have at least
+    # m · sqrt(s · min(r, 1 / r)), which is smallest for the lowest s and for the r farthest from 1.
     crop = math.sqrt(scale[0] * min(ratio[0], 1 / ratio[1]))
-    centred = min(1.0, 1 / ratio[0], ratio[1])
-    return math.ceil(size / min(crop, centred))
+    # Where no crop fits, the centred box has one whole side of the image, and on the other at least m / ratio[0] or
+    # m · ratio[1]: less than m only where `ratio` does not hold 1.
+    box = min(1.0, 1 / ratio[0], ratio[1])
+    return math.ceil(size / min(crop, box))
 
 
 def render(image: Image.Image, crop: Crop, size: int) -> Image.Image:
