@@ -23,7 +23,7 @@ class SceneSource(ArraySource):
         super().__init__(splits[split].images, splits[split].captions)
         self.split = split
         content = hashlib.sha256(self.images.tobytes())
-        content.update("\n".join(caption for captions in self.captions for caption in captions).encode())
+        content.update("\n".join(caption for captions in self.all_captions() for caption in captions).encode())
         self.digest = content.hexdigest()
 
     def __repr__(self) -> str:

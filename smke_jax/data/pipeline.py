@@ -2,47 +2,50 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
 from PIL import Image
 
+from smke_jax.data.damage import Damage, DamagedImage, Damages
 from smke_jax.data.decode import BadImage, open_image
-from smke_jax.data.sources import Example
+from smke_jax.data.sources import Example, Source
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.errors import UserError
 
-PREFETCH_BATCHES = 4
+PREFETCH_BATCHES = 4  # for each thread; more would only take memory
 
 
 def pixels(example: Example) -> np.ndarray:
-    """The example's image as uint8 (H, W, 3); a damaged file is refused by name."""
+    """The example's whole image as uint8 (H, W, 3); raises DamagedImage where its file is no longer sound."""
     return example.image if isinstance(example.image, np.ndarray) else np.array(picture(example))
 
 
-def picture(example: Example) -> Image.Image:
-    """The same as views take it, without the way through an array."""
+def picture(example: Example, *, min_side: int | None = None) -> Image.Image:
+    """The example's image as `View` takes it: RGB, upright.
+
+    Args:
+      example: its image as file bytes, or as uint8 (H, W, 3).
+      min_side: pixels of the shorter side that are enough, for `open_image`; None decodes at full size.
+
+    Raises:
+      DamagedImage: the file is no longer sound.
+    """
     if isinstance(example.image, np.ndarray):
         return Image.fromarray(example.image)
     try:
-        return open_image(example.image)
+        return open_image(example.image, min_side=min_side)
     except BadImage as error:
-        raise UserError(
-            f"image {example.name!r} cannot be decoded ({error}) though it could when the dataset was made: "
-            "the data has been damaged since, run `smke prepare` again"
-        ) from None
+        raise DamagedImage(example.name, error.reason) from None
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-    """What one epoch goes through: (image, caption) rows; caption -1 draws one anew each epoch.
+    """The rows of one epoch, before they are shuffled: pairs of image and caption."""
 
-    unit 'pairs': every caption is a row, as in the thesis.  unit 'images': every image is a row, so that no batch
-    holds an image twice.
-    """
-
-    image: np.ndarray  # (R,) int32
-    caption: np.ndarray  # (R,) int32
+    image: np.ndarray  # (R,) int32, number of the image in the source
+    caption: np.ndarray  # (R,) int32, number of the caption among the image's; -1: one is drawn anew in each epoch
 
     def __len__(self) -> int:
         return len(self.image)
@@ -54,21 +57,41 @@ class Rows:
         return f"Rows({len(self)})"
 
 
-def make_rows(num_captions: np.ndarray, unit: str) -> Rows:
-    """Rows of a source whose images have `num_captions` (N,) captions each."""
+def make_rows(num_captions: np.ndarray, unit: str, repeats: np.ndarray | None = None) -> Rows:
+    """The rows of one epoch.
+
+    Args:
+      num_captions: int (N,), captions of each image.
+      unit: 'pairs' makes a row of every caption, as in the thesis. 'images' makes a row of every image, with a caption
+        drawn anew in each epoch; then no batch holds an image twice, unless `repeats` says so.
+      repeats: int (N,), how often the rows of each image come; once where not given.
+
+    Raises:
+      UserError: `unit` is neither.
+    """
     images = np.arange(len(num_captions), dtype=np.int32)
     if unit == "images":
-        return Rows(images, np.full(len(images), -1, np.int32))
-    if unit == "pairs":
+        image, caption = images, np.full(len(images), -1, np.int32)
+    elif unit == "pairs":
         first = np.cumsum(num_captions) - num_captions
         image = np.repeat(images, num_captions)
-        return Rows(image, np.arange(len(image), dtype=np.int32) - first[image].astype(np.int32))
-    raise UserError(f"config.data.unit {unit!r} is neither 'pairs' nor 'images'")
+        caption = np.arange(len(image), dtype=np.int32) - first[image].astype(np.int32)
+    else:
+        raise UserError(f"config.data.unit {unit!r} is neither 'pairs' nor 'images'")
+    if repeats is None:
+        return Rows(image, caption)
+    times = repeats[image]
+    return Rows(np.repeat(image, times), np.repeat(caption, times))
+
+
+def epoch_rows(source: Source, unit: str) -> Rows:
+    """The rows of one epoch of `source`; see `make_rows`."""
+    return make_rows(source.num_captions, unit, source.repeats)
 
 
 def train_batches(
-    source,
-    views: Callable,
+    source: Source,
+    views: Callable[[Image.Image, np.random.Generator], dict[str, np.ndarray]],
     *,
     batch_size: int,
     seed: int,
@@ -77,61 +100,180 @@ def train_batches(
     max_length: int = 64,
     process: tuple[int, int] = (0, 1),
     threads: int = 2,
-) -> grain.DatasetIterator:
+    prefetch_mib: float = 256,
+) -> "Batches":
     """An endless iterator of {'id' (b,), 'text', 'text_mask' (b, L), and the uint8 arrays of `views`}.
 
-    `batch_size` is the global one, b this process's share; process is (index, count).  Process p holds the rows
-    [p·b, (p + 1)·b) of every global batch, which is the same, in the same order, for any number of processes; so is
-    the iterator's state, which counts batches.  Each epoch is shuffled anew and its incomplete last batch dropped.
-    Without a tokenizer the batches have no text.
+    Each epoch is shuffled anew, and its incomplete last batch is dropped. The batches depend on source, views,
+    batch_size, seed and unit alone: every number of processes, threads and MiB gives the same rows, random numbers and
+    saved positions.
+
+    Args:
+      source: the images; 'id' is their number in it.
+      views: makes the arrays of one image. Where it has a `min_side`, JPEGs are decoded no larger than that asks for.
+      batch_size: B, rows of all processes together.
+      seed: of the order, of the captions that are drawn, and of the views.
+      unit: 'pairs' or 'images', see `make_rows`.
+      tokenizer: None leaves the text out.
+      max_length: L, tokens of a caption.
+      process: (p, number of processes). Process p has the rows [p·b, (p + 1)·b) of every batch of B = b · number rows.
+      threads: that make batches ahead; with 0 the caller makes its batches itself.
+      prefetch_mib: MiB of finished examples that may wait. One batch of b may wait in any case.
+
+    Raises:
+      UserError: an epoch has fewer rows than one batch; or, while batches are made, too many photos are damaged. A few
+        are skipped, see `Damages`: the next sound image of the source takes the place of a damaged one.
     """
     index, count = process
-    rows = make_rows(source.num_captions, unit)
+    rows = epoch_rows(source, unit)
     batches = len(rows) // batch_size
     if not batches:
         raise UserError(f"{source!r} has {len(rows)} {unit}, fewer than one batch of {batch_size}: lower batch_size")
+    min_side = getattr(views, "min_side", None)
+    damages = Damages(repr(source), len(source))
 
-    def load(row, rng: np.random.Generator):
+    def load(row: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
         image, caption = row
-        example = source[image]
+        skipped = []
+        while True:
+            try:
+                example = source[image]
+                photo = picture(example, min_side=min_side)
+                break
+            except DamagedImage as error:
+                skipped.append(Damage(image, error.name, error.reason))
+                damages.check(skipped)
+                image = (image + 1) % len(source)
         if caption < 0:
             caption = int(rng.integers(len(example.captions)))
-        return {"id": np.int32(image), "caption": example.captions[caption], **views(picture(example), rng)}
+        caption %= len(example.captions)  # another image may have fewer captions than the row's own
+        text = example.captions[caption]
+        return {"id": np.int32(image), "caption": text, "skipped": skipped, **views(photo, rng)}
 
-    def collate(examples):
-        batch = {k: np.stack([e[k] for e in examples]) for k in examples[0] if k != "caption"}
+    def collate(examples: list[dict[str, Any]]) -> _Part:
+        arrays = {k: np.stack([e[k] for e in examples]) for k in examples[0] if k not in ("caption", "skipped")}
         if tokenizer is not None:
             captions = [e["caption"] for e in examples]
-            batch["text"], batch["text_mask"] = tokenizer.encode(captions, max_length)
-        return batch
+            arrays["text"], arrays["text_mask"] = tokenizer.encode(captions, max_length)
+        return _Part(arrays, [damage for e in examples for damage in e["skipped"]])
 
-    dataset = (
+    share = batch_size // count
+    blank = views(Image.new("RGB", (64, 64)), np.random.default_rng(0))
+    example_bytes = sum(x.nbytes for x in blank.values()) + (8 * max_length if tokenizer is not None else 0)
+    part, waiting = divide(share, example_bytes, threads=threads, prefetch_mib=prefetch_mib)
+    examples = (
         grain.MapDataset.source(rows)
         .seed(seed)
         .shuffle()
         .slice(slice(0, batches * batch_size))
         .repeat()
         .random_map(load)
-        .batch(batch_size // count, drop_remainder=True, batch_fn=collate)
-        .slice(slice(index, None, count))  # last: neither order nor random numbers depend on `process` then
     )
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=PREFETCH_BATCHES * max(threads, 1))
-    return iter(dataset.to_iter_dataset(options))
+    parts = _PartsOfProcess(examples.batch(part, drop_remainder=True, batch_fn=collate), share // part, process)
+    options = grain.ReadOptions(num_threads=min(threads, waiting), prefetch_buffer_size=waiting)
+    return Batches(iter(parts.to_iter_dataset(options)), share // part, damages)
 
 
-class InMemorySource:
-    """A source with every image decoded and kept: for small sets that are read many times."""
+def divide(share: int, example_bytes: int, *, threads: int, prefetch_mib: float) -> tuple[int, int]:
+    """How a process's `share` of a batch is divided into parts that threads make at the same time.
 
-    def __init__(self, source):
-        self.examples = [e._replace(image=pixels(e)) for e in (source[i] for i in range(len(source)))]
-        self.num_captions, self.digest, self._origin = source.num_captions, source.digest, repr(source)
-        self.dataset = source.dataset
+    Small shares stay whole, several of them wait. Of a large one, two parts for each thread wait, so that no thread is
+    idle although only one share may wait.
+
+    Returns:
+      (rows of a part, number of parts that may wait).
+    """
+    threads = max(threads, 1)
+    most = int(prefetch_mib * 2**20) // max(example_bytes, 1)
+    waiting = max(share, min(most, PREFETCH_BATCHES * threads * share))
+    fitting = max(1, waiting // (2 * threads))
+    part = next(size for size in range(min(share, fitting), 0, -1) if share % size == 0)
+    return part, waiting // part
+
+
+class _Part(NamedTuple):
+    """Some consecutive rows of a batch, and the damaged photos that were skipped for them."""
+
+    arrays: dict[str, np.ndarray]
+    skipped: list[Damage]
+
+
+class _PartsOfProcess(grain.MapDataset):
+    """Of the parts of all batches, those that belong to the share of one process.
+
+    The choice comes last, so that neither the order nor the random numbers depend on the processes.
+    """
+
+    def __init__(self, parts: grain.MapDataset, per_share: int, process: tuple[int, int]):
+        super().__init__(parts)
+        self._per_share, (self._index, self._count) = per_share, process
 
     def __len__(self) -> int:
-        return len(self.examples)
+        return len(self.parents[0]) // (self._count * self._per_share) * self._per_share
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return self.slice(i)
+        batch, part = divmod(i, self._per_share)
+        return self.parents[0][(batch * self._count + self._index) * self._per_share + part]
+
+
+class Batches(grain.DatasetIterator):
+    """The iterator that `train_batches` makes. Its state counts batches, so it holds for any number of processes."""
+
+    def __init__(self, parts: grain.DatasetIterator, per_batch: int, damages: Damages):
+        super().__init__(parts)
+        self._parts, self._per_batch, self._damages, self._delivered = parts, per_batch, damages, 0
+
+    @property
+    def damaged(self) -> int:
+        """Distinct damaged photos that this process has skipped since it began."""
+        return len(self._damages)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        part = next(self._parts)
+        batch, skipped, size = part.arrays, list(part.skipped), len(part.arrays["id"])
+        if self._per_batch > 1:
+            batch = {k: np.empty((self._per_batch * size, *x.shape[1:]), x.dtype) for k, x in part.arrays.items()}
+            for i in range(self._per_batch):
+                if i > 0:
+                    part = next(self._parts)
+                    skipped += part.skipped
+                for k, x in part.arrays.items():  # at once, so that no whole batch of parts lies in memory as well
+                    batch[k][i * size : (i + 1) * size] = x
+        for damage in skipped:  # counted here and not where it is met, so that it does not depend on the threads
+            self._damages.add(damage)
+        self._delivered += 1
+        return batch
+
+    def get_state(self) -> dict[str, int]:
+        return {"next_index": self._delivered}
+
+    def set_state(self, state: dict[str, int]) -> None:
+        self._delivered = state["next_index"]
+        grain.experimental.set_next_index(self._parts, self._delivered * self._per_batch)
+
+
+class InMemorySource(Source):
+    """A source with every image decoded and kept: for small sets that are read many times.
+
+    Raises DamagedImage for the first image that cannot be decoded.
+    """
+
+    def __init__(self, source: Source):
+        self.images = [pixels(source[i]) for i in range(len(source))]
+        self._captions, self.names = source.all_captions(), source.names
+        self.num_captions, self.image_ids, self.repeats = source.num_captions, source.image_ids, source.repeats
+        self.dataset, self.digest, self._origin = source.dataset, source.digest, repr(source)
 
     def __getitem__(self, index: int) -> Example:
-        return self.examples[index]
+        return Example(self.images[index], self._captions[index], self.names[index])
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._captions[index]
+
+    def all_captions(self) -> list[tuple[str, ...]]:
+        return list(self._captions)
 
     def __repr__(self) -> str:
         return self._origin

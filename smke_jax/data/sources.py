@@ -1,5 +1,7 @@
-"""How a prepared dataset is read: random access to images with their captions."""
+"""How a dataset is read: random access to images, and to their captions without the images."""
 
+import abc
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,9 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from smke_jax.data.damage import DamagedImage
+from smke_jax.data.listing import Listing
 from smke_jax.errors import UserError
 
-FORMAT_VERSION = 1  # of the prepared folder; raised when older folders can no longer be read
+FORMAT_VERSION = 2  # of the prepared folder; raised when older folders can no longer be read
 
 
 class Example(NamedTuple):
@@ -20,17 +24,64 @@ class Example(NamedTuple):
     name: str
 
 
-class PreparedSource:
+class Source(abc.ABC):
+    """One split of a dataset: N images, each with at least one caption. Reading is thread-safe.
+
+    Captions, names and ids are read without reading any image.
+
+    Attributes:
+      dataset: the dataset's name, such as 'flickr8k'.
+      digest: hex sha256 that differs where what is read differs.
+      names: N names.
+      num_captions: int32 (N,), captions of each image.
+    """
+
+    dataset: str
+    digest: str
+    names: Sequence[str]
+    num_captions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.num_captions)
+
+    @abc.abstractmethod
+    def __getitem__(self, index: int) -> Example:
+        """Image `index` with its captions and its name.
+
+        Raises:
+          IndexError: `index` is not in 0 … N - 1.
+          DamagedImage: what is stored can no longer be read.
+        """
+
+    @abc.abstractmethod
+    def captions(self, index: int) -> tuple[str, ...]:
+        """The captions of image `index`."""
+
+    @abc.abstractmethod
+    def all_captions(self) -> list[tuple[str, ...]]:
+        """The captions of each image, in order."""
+
+    @functools.cached_property
+    def image_ids(self) -> np.ndarray:
+        """int64 (N,): the ids that the images have where they come from; the position where they have none."""
+        return np.arange(len(self), dtype=np.int64)
+
+    @functools.cached_property
+    def repeats(self) -> np.ndarray:
+        """int32 (N,): how often each image's rows come in an epoch."""
+        return np.ones(len(self), np.int32)
+
+
+class PreparedSource(Source):
     """One split of a folder written by `smke prepare`; made by `open_prepared`.
 
-    Reading is thread-safe. A pickled source holds only the folder and the split and opens its files anew.
+    A pickled source holds only the folder and the split and opens its files anew.
 
     Attributes:
       manifest: dict, the folder's manifest.json.
-      dataset: its name, such as 'flickr8k'.
       split: name of the split.
       digest: hex sha256 of the split's names, captions and image bytes, in order.
-      num_captions: int32 (N,), captions of each image.
+      image_ids: int64 (N,).
     """
 
     def __init__(self, directory: str | Path, split: str):
@@ -41,31 +92,47 @@ class PreparedSource:
         self.dataset: str = self.manifest["dataset"]
         report = _split_report(self.directory, self.manifest, split)
         self.digest: str = report["digest"]
-        self.num_captions: np.ndarray = np.load(self.directory / f"{split}.num_captions.npy")
+        self._listing = Listing(self.directory, split)
+        self.num_captions, self.image_ids = self._listing.num_captions, self._listing.image_ids
         builder = tfds.builder_from_directory(self.directory)
         for path in builder.info.splits[split].filepaths:
             if not path.exists():
                 raise UserError(f"{path} is missing: run `smke prepare` again")
         self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-        if not len(self._records) == len(self.num_captions) == report["n_images"]:
+        if not len(self._records) == len(self._listing) == report["n_images"]:
             raise UserError(f"{directory} does not hold what its manifest says: run `smke prepare` again")
 
-    def __len__(self) -> int:
-        return len(self.num_captions)
+    @functools.cached_property
+    def names(self) -> list[str]:
+        return [entry.name for entry in self._listing]
 
     def __getitem__(self, index: int) -> Example:
+        entry = self._entry(index)
+        try:
+            record = self._records[index]
+        except (RuntimeError, ValueError, OSError) as error:  # array_record's, for a block whose checksum is wrong
+            raise DamagedImage(entry.name, str(error).partition("(")[0].strip()) from error
+        if record["image_id"] != entry.image_id:
+            raise DamagedImage(entry.name, f"the record here is of image {record['image_id']}, not {entry.image_id}")
+        return Example(record["image"], entry.captions, entry.name)
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._entry(index).captions
+
+    def all_captions(self) -> list[tuple[str, ...]]:
+        return [entry.captions for entry in self._listing]
+
+    def _entry(self, index: int):
         if not 0 <= index < len(self):
             raise IndexError(f"{self!r} has {len(self)} images, no number {index}")
-        record = self._records[index]
-        captions = tuple(text.decode() for text in record["captions"])
-        return Example(record["image"], captions, record["name"].decode())
+        return self._listing[index]
 
     def __reduce__(self):
         return PreparedSource, (self.directory, self.split)
 
     def __repr__(self) -> str:
         # Without the folder's path: input pipelines compare this text when they resume on another machine.
-        return f"PreparedSource({self.manifest['dataset']}, {self.split}, {self.digest[:16]})"
+        return f"PreparedSource({self.dataset}, {self.split}, {self.digest[:16]})"
 
 
 def open_prepared(directory: str | Path, split: str) -> PreparedSource:
@@ -77,8 +144,8 @@ def open_prepared(directory: str | Path, split: str) -> PreparedSource:
     return PreparedSource(directory, split)
 
 
-class ArraySource:
-    """The same interface over arrays in memory.
+class ArraySource(Source):
+    """A source over arrays in memory; it has no digest of its own.
 
     Args:
       images: uint8 (N, H, W, 3).
@@ -95,14 +162,17 @@ class ArraySource:
         if not len(images) == len(captions) == len(names):
             raise ValueError(f"{len(images)} images, {len(captions)} caption lists, {len(names)} names")
         self.images, self.names = images, list(names)
-        self.captions = [tuple(texts) for texts in captions]
-        self.num_captions = np.array([len(texts) for texts in self.captions], np.int32)
-
-    def __len__(self) -> int:
-        return len(self.images)
+        self._captions = [tuple(texts) for texts in captions]
+        self.num_captions = np.array([len(texts) for texts in self._captions], np.int32)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.images[index], self.captions[index], self.names[index])
+        return Example(self.images[index], self._captions[index], self.names[index])
+
+    def captions(self, index: int) -> tuple[str, ...]:
+        return self._captions[index]
+
+    def all_captions(self) -> list[tuple[str, ...]]:
+        return list(self._captions)
 
 
 def _read_manifest(directory: Path) -> dict:

@@ -44,6 +44,22 @@ def random_crop(
     return Crop((left, top, left + w, top + h), mirrored)
 
 
+def needed_side(size: int, scale: tuple[float, float], ratio: tuple[float, float]) -> int:
+    """How many pixels of the shorter side are enough for a view of size × size through `random_crop`.
+
+    Where an image has more, it can be decoded smaller, down to this many: every crop still has at least `size` pixels on
+    each side, so that no view is enlarged.
+    """
+    # Let m be the shorter side. The image then has m² pixels or more. A crop of the share s of its area and of the
+    # aspect r has sides of sqrt(s · area · r) and sqrt(s · area / r) pixels. Both have at least
+    # m · sqrt(s · min(r, 1 / r)), which is smallest for the lowest s and for the r farthest from 1.
+    crop = math.sqrt(scale[0] * min(ratio[0], 1 / ratio[1]))
+    # Where no crop fits, the centred box has one whole side of the image, and on the other at least m / ratio[0] or
+    # m · ratio[1]: less than m only where `ratio` does not hold 1.
+    box = min(1.0, 1 / ratio[0], ratio[1])
+    return math.ceil(size / min(crop, box))
+
+
 def render(image: Image.Image, crop: Crop, size: int) -> Image.Image:
     """What `crop` sees of an RGB image, bicubic, size × size."""
     view = image.resize((size, size), BICUBIC, box=crop.box)
@@ -76,6 +92,11 @@ class View:
     jitter: float = 0.0
     grayscale: float = 0.0
 
+    @property
+    def min_side(self) -> int:
+        """Pixels that an image's shorter side needs, so that this view is enlarged no more than from the full image."""
+        return needed_side(self.size, self.crop_scale, self.crop_ratio)
+
     def crop(self, image: Image.Image, rng: np.random.Generator) -> Crop:
         return random_crop(
             (image.height, image.width), rng, scale=self.crop_scale, ratio=self.crop_ratio, flip=self.flip
@@ -98,6 +119,18 @@ class StudentTeacherViews:
     student: View
     teacher: View
     teacher_view: str = "shared"
+
+    @property
+    def min_side(self) -> int | None:
+        """`View.min_side` for both views; None where the full image is needed."""
+        if self.teacher_view == "fixed":
+            return None  # the same pixels as in evaluation, which decodes at full size
+        seen_by_teacher = {
+            "same": self.student,
+            "shared": dataclasses.replace(self.student, size=self.teacher.size),
+            "independent": self.teacher,
+        }
+        return max(self.student.min_side, seen_by_teacher[self.teacher_view].min_side)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> dict[str, np.ndarray]:
         crop = self.student.crop(image, rng)
@@ -135,6 +168,11 @@ class TwoViews:
     """'view1' and 'view2': independent views for self-supervised training."""
 
     view: View
+
+    @property
+    def min_side(self) -> int:
+        """`View.min_side`."""
+        return self.view.min_side
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"view1": self.view(image, rng), "view2": self.view(image, rng)}

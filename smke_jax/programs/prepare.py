@@ -32,6 +32,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--source", type=Path, required=True, help="folder with the unpacked dataset")
         command.add_argument("--out", type=Path, required=True, help="folder to write")
         command.add_argument(
+            "--name", default=name, help="of the dataset in reports, such as cc3m (default: %(default)s)"
+        )
+        command.add_argument(
             "--max_side", type=_positive, metavar="N",
             help="store JPEGs whose shorter side is at most N pixels (default: the original files)",
         )  # fmt: skip
@@ -63,7 +66,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     manifest = build(
         {name: items for name, items in splits.items() if name in (arguments.splits or splits)},
         arguments.out,
-        dataset=arguments.dataset,
+        dataset=arguments.name,
         skips=skips,
         created_by={key: _plain(value) for key, value in vars(arguments).items() if key != "run"},
         max_side=arguments.max_side,
@@ -86,7 +89,7 @@ def _tokenizer(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.out} already holds a tokenizer: remove it or choose another --out")
     start = time.monotonic()
     sources = [open_prepared(arguments.data, split) for split in arguments.splits]
-    captions = [text for source in sources for example in source for text in example.captions]
+    captions = [text for source in sources for texts in source.all_captions() for text in texts]
     tokenizer = train_wordpiece(captions, arguments.vocab_size)
     tokenizer.save(arguments.out)
     origin = f"{len(captions)} captions of {', '.join(arguments.splits)}"

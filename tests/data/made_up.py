@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from smke_jax.data.prepare.items import Item
-from smke_jax.data.sources import open_prepared
+from smke_jax.data.sources import Source, open_prepared
 from smke_jax.programs.prepare import main
 
 
@@ -42,3 +42,25 @@ def contents(out: Path, split: str) -> list[tuple[str, tuple[str, ...]]]:
 
 def tiny_items(n: int = 3) -> list[Item]:
     return [Item(f"{i}.jpg", [f"picture {i}"] * (i + 1), jpeg(i), f"row {i}") for i in range(n)]
+
+
+class Damaged(Source):
+    """A source whose images number `bad` have lost their second half since preparation."""
+
+    def __init__(self, source, bad=(1,)):
+        self.source, self.bad = source, frozenset(bad)
+        self.dataset, self.digest, self.names = source.dataset, source.digest, source.names
+        self.num_captions = source.num_captions
+
+    def __getitem__(self, index):
+        example = self.source[index]
+        return example._replace(image=example.image[: len(example.image) // 2]) if index in self.bad else example
+
+    def captions(self, index):
+        return self.source.captions(index)
+
+    def all_captions(self):
+        return self.source.all_captions()
+
+    def __repr__(self):
+        return repr(self.source)

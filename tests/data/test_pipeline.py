@@ -1,15 +1,21 @@
 """Batches: what an epoch holds, which process loads what, and a position that can be saved."""
 
 import json
+import threading
+import time
 
+import grain
 import numpy as np
 import pytest
-from made_up import prepare
+from made_up import Damaged, jpeg, prepare, write
 from PIL import Image
 
-from smke_jax.data.pipeline import InMemorySource, make_rows, train_batches
+from smke_jax.data import pipeline
+from smke_jax.data.decode import open_image
+from smke_jax.data.pipeline import InMemorySource, divide, make_rows, pixels, train_batches
 from smke_jax.data.sources import ArraySource, open_prepared
 from smke_jax.data.tokenizer import train_wordpiece
+from smke_jax.data.transforms import TwoViews, View
 from smke_jax.errors import UserError
 
 CAPTIONS = [[f"picture {i} caption {k}" for k in range(1 + i % 3)] for i in range(11)]  # 11 images, 21 captions
@@ -165,6 +171,112 @@ def test_threads_change_nothing(tokenizer, threads):
     assert same(take(batches(tokenizer), 12), take(batches(tokenizer, threads=threads), 12))
 
 
+def by_grain_alone(source, batch_size: int, seed: int, unit: str) -> grain.DatasetIterator:
+    """The order of rows and of random numbers that every run so far had."""
+    rows = make_rows(source.num_captions, unit)
+
+    def load(row, rng):
+        image, caption = row
+        if caption < 0:
+            caption = int(rng.integers(source.num_captions[image]))
+        return {"id": np.int32(image), "caption": caption, **views(Image.fromarray(source[image].image), rng)}
+
+    whole = len(rows) // batch_size * batch_size
+    dataset = grain.MapDataset.source(rows).seed(seed).shuffle().slice(slice(0, whole)).repeat().random_map(load)
+    return iter(dataset.batch(batch_size, drop_remainder=True).to_iter_dataset())
+
+
+@pytest.mark.parametrize("unit", ["pairs", "images"])
+@pytest.mark.parametrize("batch_size", [1, 4, 6])
+def test_order_and_random_numbers_are_those_of_plain_grain(tokenizer, unit, batch_size):
+    expected = take(by_grain_alone(array_source(), batch_size, 3, unit), 15)
+    found = take(batches(tokenizer, unit=unit, batch_size=batch_size, seed=3), 15)
+    for plain, batch in zip(expected, found):
+        for name in ("id", "image", "draw"):
+            np.testing.assert_array_equal(batch[name], plain[name])
+        for image, caption, text in zip(plain["id"], plain["caption"], batch["text"]):
+            assert tokenizer.decode(text) == CAPTIONS[image][caption]
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+@pytest.mark.parametrize("mib", [0, 0.001, 0.002])
+def test_batches_made_in_parts_are_the_same(tokenizer, threads, mib):
+    whole, parts = batches(tokenizer), batches(tokenizer, threads=threads, prefetch_mib=mib)
+    assert same(take(whole, 7), take(parts, 7))
+    state = json.loads(json.dumps(parts.get_state()))
+    assert state == whole.get_state()
+    rest = take(whole, 5)
+    resumed = [batches(tokenizer, threads=threads, prefetch_mib=mib, process=(i, 2)) for i in range(2)]
+    for iterator in resumed:
+        iterator.set_state(state)
+    assert same([joined(step) for step in zip(*(take(iterator, 5) for iterator in resumed))], rest)
+
+
+@pytest.mark.parametrize(
+    "share, example_bytes, threads, mib, expected",
+    [
+        (64, 50_000, 2, 256, (64, 8)),  # small batches stay whole: four wait for each thread
+        (64, 50_000, 0, 256, (64, 4)),
+        (1024, 150_528, 2, 256, (256, 6)),  # 1,783 examples fit into 256 MiB
+        (32_768, 150_528, 2, 256, (8192, 4)),  # one share waits, 4.6 GiB, in a part for each of four
+        (32_768, 150_528, 16, 256, (1024, 32)),
+        (7, 150_528, 2, 1, (1, 7)),
+        (1, 150_528, 2, 0, (1, 1)),
+    ],
+)
+def test_how_a_share_is_divided(share, example_bytes, threads, mib, expected):
+    part, waiting = divide(share, example_bytes, threads=threads, prefetch_mib=mib)
+    assert (part, waiting) == expected
+    assert share % part == 0 and part * waiting * example_bytes <= max(mib * 2**20, share * example_bytes)
+
+
+@pytest.mark.parametrize("mib, ahead", [(0.01, 16), (0.05, 40), (256, 128)])
+def test_no_more_examples_wait_than_fit_into_the_bytes(mib, ahead):
+    class Counted(ArraySource):
+        read = 0
+        lock = threading.Lock()
+
+        def __getitem__(self, index):
+            with self.lock:
+                self.read += 1
+            return super().__getitem__(index)
+
+    source = Counted(np.zeros((500, 20, 20, 3), np.uint8), [["a"]] * 500)
+    iterator = train_batches(  # of 1,200 bytes an example
+        source, lambda image, rng: {"image": np.asarray(image.resize((20, 20)))},
+        batch_size=16, seed=0, unit="images", threads=2, prefetch_mib=mib,
+    )  # fmt: skip
+    for step in range(1, 6):
+        next(iterator)
+        deadline = time.monotonic() + 20
+        while source.read < 16 * step + ahead and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert source.read == 16 * step + ahead
+    iterator.close()
+
+
+def test_training_decodes_no_larger_than_its_views_need(tmp_path, monkeypatch):
+    write(tmp_path / "s", {"a.jpg": jpeg(1, (1600, 1200)), "a.txt": "A ."})
+    prepare("folder", tmp_path / "s", tmp_path / "out")
+    source, view = open_prepared(tmp_path / "out", "train"), View(64, crop_scale=(0.5, 1.0))
+    assert view.min_side == 105
+    sizes = []
+
+    def opened(data, **options):
+        sizes.append(open_image(data, **options).size)
+        return open_image(data, **options)
+
+    monkeypatch.setattr(pipeline, "open_image", opened)
+    options = {"batch_size": 1, "seed": 0, "unit": "images", "threads": 0}
+    draft = next(train_batches(source, TwoViews(view), **options))
+    full = next(train_batches(source, lambda image, rng: TwoViews(view)(image, rng), **options))
+    assert sizes == [(200, 150), (1600, 1200)]  # a callable without min_side sees the full image
+    for name in ("view1", "view2"):
+        assert np.abs(draft[name].astype(int) - full[name]).mean() < 3
+    assert pixels(source[0]).shape == (1200, 1600, 3)
+
+
 def test_fewer_rows_than_a_batch_are_refused():
     assert len(ids(take(batches(batch_size=21), 1))) == 21
     with pytest.raises(UserError, match=r"has 21 pairs, fewer than one batch of 22: lower batch_size"):
@@ -184,34 +296,11 @@ def prepared(flickr8k, tmp_path):
     return tmp_path / "out"
 
 
-class Damaged:
-    """A source whose second image has lost its second half since preparation."""
-
-    def __init__(self, source):
-        self.source, self.num_captions, self.digest = source, source.num_captions, source.digest
-        self.dataset = source.dataset
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getitem__(self, index):
-        example = self.source[index]
-        return example._replace(image=example.image[: len(example.image) // 2]) if index == 1 else example
-
-
-@pytest.mark.parametrize("threads", [0, 1, 2])
-def test_an_image_damaged_after_preparation_is_named(prepared, threads):
-    source = open_prepared(prepared, "train")
-    name = source[1].name
-    take(batches(source=source, batch_size=1, threads=threads), 2)
-    with pytest.raises(UserError, match=rf"'{name}' cannot be decoded \(.*truncated.*run `smke prepare` again"):
-        take(batches(source=Damaged(source), batch_size=1, threads=threads), 2 * len(source.num_captions) + 2)
-
-
-def test_an_image_damaged_after_preparation_is_named_when_it_is_kept_in_memory(prepared):
-    source = open_prepared(prepared, "train")
-    with pytest.raises(UserError, match=rf"'{source[1].name}' cannot be decoded"):
-        InMemorySource(Damaged(source))
+def test_an_image_damaged_after_preparation_is_named_outside_of_training(prepared):
+    source = Damaged(open_prepared(prepared, "train"))
+    for read in (lambda: pixels(source[1]), lambda: InMemorySource(source)):
+        with pytest.raises(UserError, match=r"'a.jpg' cannot be read \(.*truncated.*run `smke prepare` again"):
+            read()
 
 
 def test_memory_holds_what_the_disk_holds(prepared, tokenizer):

@@ -5,7 +5,18 @@ import pytest
 from PIL import Image
 
 from smke_jax.config import base
-from smke_jax.data.transforms import Crop, StudentTeacherViews, View, build_views, random_crop, render, squash
+from smke_jax.data.transforms import (
+    TEACHER_VIEWS,
+    Crop,
+    StudentTeacherViews,
+    TwoViews,
+    View,
+    build_views,
+    needed_side,
+    random_crop,
+    render,
+    squash,
+)
 
 THESIS = {"scale": (0.9, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5}
 
@@ -48,6 +59,28 @@ def test_crops_lie_in_the_image_within_area_and_aspect(shape, scale):
 @pytest.mark.parametrize("shape,box", [((10, 100), (50 - 20 / 3, 0, 50 + 20 / 3, 10)), ((100, 9), (0, 44, 9, 56))])
 def test_what_no_crop_fits_gets_the_largest_centred_box(shape, box):
     np.testing.assert_allclose(random_crop(shape, rng(), **THESIS).box, box)
+
+
+@pytest.mark.parametrize("ratio", [(3 / 4, 4 / 3), (1.0, 1.0), (1.5, 2.0), (0.4, 0.5), (0.5, 3.0)])
+@pytest.mark.parametrize("scale", [(0.9, 1.0), (0.08, 1.0), (1.0, 1.0)])
+def test_no_crop_of_an_image_with_the_needed_side_has_to_be_enlarged(scale, ratio):
+    size, smallest = 224, np.inf
+    side = needed_side(size, scale, ratio)
+    for other in (side, round(1.2 * side), round(1.7 * side), 3 * side, 40 * side):
+        for shape in ((side, other), (other, side)):
+            for seed in range(100):
+                left, top, right, bottom = random_crop(shape, rng(seed), scale=scale, ratio=ratio, flip=0.5).box
+                smallest = min(smallest, right - left, bottom - top)
+    assert smallest >= size - 1e-6
+    assert smallest < 1.25 * size or scale[0] > 0.5  # and no more is asked for than small crops need
+
+
+def test_the_side_that_each_pair_of_views_needs():
+    student, teacher = View(100, (1.0, 1.0), (1.0, 1.0)), View(150, (0.25, 1.0), (1.0, 1.0))
+    needed = {kind: StudentTeacherViews(student, teacher, kind).min_side for kind in TEACHER_VIEWS}
+    assert needed == {"same": 100, "shared": 150, "independent": 300, "fixed": None}
+    assert TwoViews(teacher).min_side == 300 == teacher.min_side
+    assert View(224).min_side == 273
 
 
 @pytest.mark.parametrize("probability,low,high", [(0.0, 0, 0), (0.5, 430, 570), (1.0, 1000, 1000)])

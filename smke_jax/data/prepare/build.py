@@ -13,11 +13,11 @@ import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from smke_jax import atomic
 from smke_jax.data.decode import BadImage, decode_image
+from smke_jax.data.listing import Entry, ListingWriter
 from smke_jax.data.prepare.items import Item, Skips, clean_caption
 from smke_jax.data.prepare.shards import SplitWriter, write_metadata
 from smke_jax.data.progress import Progress
@@ -36,7 +36,7 @@ def build(
     created_by: dict | None = None,
     max_side: int | None = None,
 ) -> dict:
-    """Writes `out`: array_record shards that tfds opens, the manifest, and the list of what was skipped.
+    """Writes `out`: array_record shards that tfds opens, listings, the manifest, and the list of what was skipped.
 
     Everything is written to a sibling folder that is renamed at the end: whatever interrupts the work, `out`
     is either a complete dataset or not there.
@@ -94,11 +94,10 @@ def _write_split(
     directory: Path, split: str, items: Iterable[Item], skips: Skips, max_side: int | None
 ) -> tuple[dict, object]:
     """Writes one split; returns its part of the manifest and its tfds SplitInfo (None when empty)."""
-    writer = SplitWriter(directory, split)
+    shards, listing = SplitWriter(directory, split), ListingWriter(directory, split)
     progress = Progress(split, operator.length_hint(items))
     digest = hashlib.sha256()
-    counts: list[int] = []
-    dropped = seen = 0
+    num_captions = dropped = seen = 0
     for item, data in _checked(items, split, skips, max_side):
         seen += 1
         progress.update(seen)
@@ -110,19 +109,21 @@ def _write_split(
             skips.add(item.where, "image has no caption", split=split, name=item.name)
             continue
         name = item.name.encode("utf-8", "backslashreplace").decode()
-        writer.write({"image": data, "captions": captions, "image_id": len(counts), "name": name})
-        counts.append(len(captions))
+        image_id = len(listing) if item.image_id is None else item.image_id
+        shards.write({"image": data, "image_id": image_id})
+        listing.write(Entry(image_id, name, tuple(captions)))
+        num_captions += len(captions)
         digest.update("\0".join([name, *captions]).encode("utf-8", "replace"))
         digest.update(hashlib.sha256(data).digest())
-    np.save(directory / f"{split}.num_captions.npy", np.array(counts, np.int32))
+    listing.close()
     report = {
-        "n_images": len(counts),
-        "n_captions": sum(counts),
+        "n_images": len(listing),
+        "n_captions": num_captions,
         "n_skipped": skips.count(split),
         "n_captions_dropped": dropped,
         "digest": digest.hexdigest(),
     }
-    return report, writer.close()
+    return report, shards.close()
 
 
 def _checked(
@@ -156,6 +157,8 @@ def _load(item: Item, max_side: int | None) -> bytes:
             raise BadImage("image file is missing") from None
         except OSError as error:
             raise BadImage(f"image file cannot be read: {error.strerror}") from None
+        except ValueError:  # of a zero byte, or of half a surrogate pair
+            raise BadImage("no file can have this name") from None
     pixels = decode_image(data)
     if max_side is None:
         return data

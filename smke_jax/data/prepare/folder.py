@@ -1,9 +1,9 @@
 """A folder of photos, each beside a text file of the same name with one caption per line."""
 
-import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
+from smke_jax.data.name_order import name_order
 from smke_jax.data.prepare.items import IMAGE_SUFFIXES, Item, Options, Skips, numbered_lines
 from smke_jax.errors import UserError
 
@@ -44,13 +44,9 @@ def hold_out(splits: dict[str, list[Item]], count: int) -> dict[str, list[Item]]
         raise UserError("the data already has a dev split: leave out --holdout")
     if count >= len(train):
         raise UserError(f"--holdout={count} leaves nothing of the {len(train)} images: choose fewer")
-    held = set(sorted((item.name for item in train), key=_hash)[:count])
+    held = set(name_order(item.name for item in train)[:count].tolist())
     return {
         **splits,
-        "train": [item for item in train if item.name not in held],
-        "dev": [item for item in train if item.name in held],
+        "train": [item for i, item in enumerate(train) if i not in held],
+        "dev": [item for i, item in enumerate(train) if i in held],
     }
-
-
-def _hash(name: str) -> str:
-    return hashlib.sha256(name.encode("utf-8", "backslashreplace")).hexdigest()

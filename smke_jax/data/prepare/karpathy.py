@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from smke_jax.data.prepare.items import Item, Skips
+from smke_jax.data.prepare.items import Item, Skips, in_order_of_ids, whole_number
 from smke_jax.errors import UserError
 
 # `restval` is the part of COCO's validation images that the split gives to training.
@@ -15,9 +15,10 @@ SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 
 
 def karpathy_items(path: Path, image_path: Callable[[dict], Path], skips: Skips) -> dict[str, list[Item]]:
-    """Items per split, in file order; `image_path` finds the file of one entry of "images".
+    """Items per split, by rising image id; `image_path` finds the file of one entry of "images".
 
-    Captions are the raw sentences, not the file's own tokens.
+    The id is COCO's own ("cocoid"), else the number that the file gives ("imgid"). Captions are the raw sentences, not
+    the file's own tokens.
     """
     try:
         images = json.loads(path.read_bytes())["images"]
@@ -29,9 +30,10 @@ def karpathy_items(path: Path, image_path: Callable[[dict], Path], skips: Skips)
         try:
             split = SPLITS[image["split"]]
             captions = [sentence["raw"] for sentence in image["sentences"]]
-            item = Item(image["filename"], captions, image_path(image), where)
+            image_id = whole_number(image.get("cocoid", image.get("imgid")))
+            item = Item(image["filename"], captions, image_path(image), where, image_id)
         except (KeyError, TypeError):
             skips.add(where, "entry lacks a known split, filename or sentences[].raw")
             continue
         splits.setdefault(split, []).append(item)
-    return splits
+    return {split: in_order_of_ids(items) for split, items in splits.items()}

@@ -15,13 +15,11 @@ SHARD_BYTES = 256 << 20
 
 
 def features() -> tfds.features.FeaturesDict:
-    """The record: the image's file bytes, its captions, its row in the split, its name."""
+    """The record: the image's file bytes, and the id under which the listing has its name and captions."""
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3)),
-            "captions": tfds.features.Sequence(tfds.features.Text()),
             "image_id": tfds.features.Scalar(np.int64),
-            "name": tfds.features.Text(),
         }
     )
 
@@ -80,5 +78,6 @@ def write_metadata(directory: Path, splits: list[tfds.core.SplitInfo]) -> None:
     """Declares the written shards, so that `tfds.builder_from_directory(directory)` reads them."""
     tfds.folder_dataset.write_metadata(
         data_dir=directory, features=features(), split_infos=splits, version="1.0.0", check_data=False,
-        description="Image-text pairs prepared by smke_jax; see manifest.json.", disable_shuffling=True,
+        description="Image-text pairs prepared by smke_jax; names and captions are in *.listing.jsonl.",
+        disable_shuffling=True,
     )  # fmt: skip
