@@ -2,10 +2,12 @@
 
 import functools
 import hashlib
+from collections.abc import Sequence
 
+from smke_jax.data.mixture import open_mixture
 from smke_jax.data.pipeline import InMemorySource
 from smke_jax.data.scenes import make_scenes
-from smke_jax.data.sources import ArraySource, open_prepared
+from smke_jax.data.sources import ArraySource, Source
 from smke_jax.errors import UserError
 
 NUM_SCENES, NUM_GALLERY = 20_000, 500
@@ -36,22 +38,33 @@ def scenes():
     return make_scenes(NUM_SCENES, NUM_GALLERY)
 
 
-def _prepared(data, split):
-    if not data.dir:
-        raise UserError("config.data.dir is empty: give the folder that `smke prepare` wrote")
-    return open_prepared(data.dir, split)
+def _prepared(split: str, data: Sequence[str], weights: Sequence[int], caps: Sequence[int]) -> Source:
+    if not data:
+        raise UserError("data is empty: give the folder that `smke prepare` wrote, or several")
+    return open_mixture(data, split, weights=weights or None, caps=caps or None)
 
 
-def _scenes(data, split):
+def _scenes(split: str, data: Sequence[str], weights: Sequence[int], caps: Sequence[int]) -> Source:
+    if data or weights or caps:
+        raise UserError("data, weights and caps are for prepared folders: leave them out with source='scenes'")
     return SceneSource(split)
 
 
 SOURCES = {"prepared": _prepared, "scenes": _scenes}
 
 
-def open_source(data, split: str):
-    """The split of the dataset that `data` (config.data) names; kept in memory where `data.in_memory` says so."""
-    if data.source not in SOURCES:
-        raise UserError(f"unknown config.data.source {data.source!r}: known are {', '.join(SOURCES)}")
-    source = SOURCES[data.source](data, split)
-    return InMemorySource(source) if data.in_memory else source
+def open_source(
+    source: str,
+    split: str,
+    *,
+    data: Sequence[str] = (),
+    weights: Sequence[int] = (),
+    caps: Sequence[int] = (),
+    in_memory: bool = False,
+) -> Source:
+    """A split of the data set that `source`, a key of SOURCES, makes of the folders `data`.
+
+    weights, caps: see `Mixture`; () is once, and all.  in_memory: every image is decoded once and kept.
+    """
+    opened = SOURCES[source](split, data, weights, caps)
+    return InMemorySource(opened) if in_memory else opened

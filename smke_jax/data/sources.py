@@ -199,3 +199,9 @@ def _split_report(directory: Path, manifest: dict, split: str) -> dict:
     if not reports[split]["n_images"]:
         raise UserError(f"split {split!r} of {directory} is empty (skipped.jsonl says why): use {usable}")
     return reports[split]
+
+
+def has_split(directory: str | Path, split: str) -> bool:
+    """Whether a prepared folder has images in that split."""
+    report = _read_manifest(Path(directory))["splits"].get(split)
+    return bool(report and report["n_images"])

@@ -11,11 +11,13 @@ import numpy as np
 from PIL import Image
 
 from smke_jax.data.datasets import open_source
-from smke_jax.data.pipeline import make_rows, pixels, train_batches
+from smke_jax.data.pipeline import epoch_rows, pixels, train_batches
+from smke_jax.data.sources import has_split
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.data.transforms import StudentTeacherViews, TwoViews, View, squash
+from smke_jax.parallel.process import failing_together
 from smke_jax.tasks.base import BatchPlan, Column, Draft, Split, Task
-from smke_jax.tasks.vocabulary import open_vocabulary
+from smke_jax.tasks.vocabulary import Assumed, open_vocabulary
 
 TEXT = ("text", "text_mask")
 TEACHER_JITTER = 0.4  # of an independent view of the teacher, as in the thesis' code (register 6)
@@ -23,7 +25,7 @@ TEACHER_JITTER = 0.4  # of an independent view of the teacher, as in the thesis'
 
 def pairs(
     *,
-    keep: Path,
+    keep: Path | None,
     known: Mapping[str, int] | None = None,
     source: str = "prepared",
     data: tuple[str, ...] = (),
@@ -45,7 +47,7 @@ def pairs(
 ) -> Draft:
     """Image-caption pairs: 'image', 'teacher_image', 'text', 'text_mask' and 'id'.
 
-    keep:       folder of the run, where the vocabulary lies
+    keep:       folder of the run, where the vocabulary lies; None opens nothing, for plans
     known:      the facts that a run recorded; None where it is about to begin
     source:     of smke_jax.data.datasets.SOURCES: prepared | scenes
     data:       folders written by `smke prepare`, read as one shuffled set
@@ -64,11 +66,15 @@ def pairs(
     threads:    for reading, decoding and cropping
     """
     opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads)
-    words = open_vocabulary(
-        Path(keep) / "tokenizer", begun=known is not None, given=tokenizer, size=vocab_size,
-        captions=lambda: (caption for captions in opened.open(split).all_captions() for caption in captions),
-    )  # fmt: skip
-    facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
+    with failing_together():
+        facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
+    captions = lambda: (caption for captions in opened.open(split).all_captions() for caption in captions)  # noqa: E731
+    if keep is None:
+        words = Assumed(vocab_size)
+    else:
+        words = open_vocabulary(
+            Path(keep) / "tokenizer", begun=known is not None, given=tokenizer, size=vocab_size, captions=captions
+        )
     facts["vocab_size"] = words.vocab_size
     crop = {"crop_scale": tuple(crop_scale), "crop_ratio": tuple(crop_ratio), "flip": flip}
 
@@ -104,7 +110,8 @@ def images(
     The other fields are those of `pairs`.
     """
     opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads)
-    facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
+    with failing_together():
+        facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
 
     def finish(sizes: Mapping[str, int]) -> Task:
         size = sizes.get("image") or sizes["teacher_image"]
@@ -131,6 +138,13 @@ class _Opened:
         return open_source(
             self.source, split, data=self.data, weights=self.weights, caps=self.caps, in_memory=self.in_memory
         )
+
+    def evaluation(self, split: str):
+        """A split that is not trained on: of those folders that have it, each once and whole."""
+        if self.source != "prepared":
+            return self.open(split)
+        having = [folder for folder in self.data if has_split(folder, split)]
+        return open_source(self.source, split, data=having or self.data, in_memory=self.in_memory)
 
 
 def _task(
@@ -160,10 +174,10 @@ def _task(
     return Task(
         facts=facts,
         example=example,
-        length=lambda: len(make_rows(opened.open(split).num_captions, unit)),
+        length=lambda: len(epoch_rows(opened.open(split), unit)),
         identity=identity,
         batches=batches,
-        split=lambda name: evaluation_split(opened.open(name), name, sizes, words, length),
+        split=lambda name: evaluation_split(opened.open(name) if name == split else opened.evaluation(name), name, sizes, words, length),
         train=split,
         tokenizer=words,
     )

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -10,6 +11,12 @@ from smke_jax import atomic
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import check_shared, failing_together
+
+
+class Assumed(NamedTuple):
+    """A vocabulary of which only the size is known."""
+
+    vocab_size: int
 
 
 def open_vocabulary(

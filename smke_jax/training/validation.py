@@ -40,7 +40,7 @@ RANGES = {
     **dict.fromkeys(("total_steps", "epochs", "num_devices", "fsdp_size", "micro_batch", "threads"), AT_LEAST_0),
     **dict.fromkeys(("reference_batch", "sqrt_above", "clip_norm", "every", "stand_in_classes"), AT_LEAST_0),
     **dict.fromkeys(("batch_size", "eval_batch_size", "num_codes", "code_dim", "keep", "log.every"), AT_LEAST_1),
-    **dict.fromkeys(("width", "depth", "num_heads", "mlp_dim", "head", "patch_size", "image_size"), AT_LEAST_1),
+    **dict.fromkeys(("depth", "num_heads", "mlp_dim", "head", "patch_size", "image_size"), AT_LEAST_1),
     **dict.fromkeys(("flip", "jitter", "grayscale", "masked"), SHARE),
     **dict.fromkeys(("decay", "token_drop", "dropout", "warmup_fraction"), BELOW_1),
     "max_length": (3, None, True),

@@ -18,6 +18,7 @@ import os
 import re
 import sys
 import time
+import zlib
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,18 +37,12 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from smke_jax.config import towers  # noqa: E402
-from smke_jax.parallel.mesh import check_batch_size, put_batch  # noqa: E402
-from smke_jax.training.experiment import (  # noqa: E402
-    Experiment,
-    batch_shapes,
-    build_mesh,
-    build_step,
-    resolve,
-    training_views,
-)
-from smke_jax.training.frozen import load_frozen  # noqa: E402
-from smke_jax.training.recipe import build_recipe  # noqa: E402
+from smke_jax import parts  # noqa: E402
+from smke_jax.parallel.mesh import put_batch  # noqa: E402
+from smke_jax.training import recipe as recipes  # noqa: E402
+from smke_jax.training import step as steps  # noqa: E402
+from smke_jax.training.build import build_experiment, build_step, resolve  # noqa: E402
+from smke_jax.training.frozen import load_frozen, networks_of  # noqa: E402
 from smke_jax.training.step import init_state  # noqa: E402
 
 VOCAB, IMAGES, STEPS = 300, 96, 3
@@ -68,28 +63,70 @@ def build(name: str, variant: str, form: str, devices: int):
     if form == "flickr8k":
         c.batch_size = 16
         small = {"image_size": 32, "patch_size": 16, "width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
-        towers(c, init="random", **small)  # the shared layers keep their number
-        c.student.init = "random"
-        c.teacher.update(small)
-        c.teacher.checkpoint = "random" if "teacher" in c.passes else ""
-        c.quantizer.update(num_codes=24, code_dim=4, run="random" if "quantizer" in c.passes else "")
-        c.projector = c.projector and (24, 24)
-        c.data.update(vocab_size=VOCAB, max_length=12, in_memory=False)
-        for term in c.terms.values():
-            if "bank_size" in term:
-                term.bank_size = 40
+        shrink(c, small)
     c.num_devices, c.total_steps, c.epochs = devices, 10, 0.0
-    for term in c.terms.values():
-        if "num_images" in term:
-            term.num_images = IMAGES
     c = resolve(c)
-    experiment = Experiment(c, build_mesh(c), None, build_recipe(c, vocab_size=VOCAB))
-    check_batch_size(c.batch_size, experiment.mesh, c.micro_batch)
-    shapes = batch_shapes(c, training_views(c))
-    frozen, _ = load_frozen(experiment, shapes)
-    tx, _, _, run = build_step(experiment, shapes)
-    state = init_state(experiment.recipe, tx, experiment.mesh, shapes, seed=c.seed, sharding=c.sharding)
+    use_old_keys(c)
+    facts = {"vocab_size": VOCAB, "num_images": IMAGES}
+    experiment = build_experiment(c, None, facts)
+    needed = networks_of(experiment.recipe, experiment.recipe.forward)
+    frozen = load_frozen(
+        experiment.recipe, experiment.shapes, {}, experiment.mesh, seed=c.seed, names=sorted(needed)
+    )
+    tx, _, _, run = build_step(c, experiment)
+    state = init_state(
+        experiment.recipe, tx, experiment.mesh, experiment.batch, seed=c.seed, sharding=c.sharding
+    )
+    shapes = experiment.batch
     return state, frozen, lambda state, frozen, batch: run(state, frozen, put_batch(batch, experiment.mesh)), shapes
+
+
+def shrink(c, small):
+    """Test size for a config of the form flickr8k."""
+    known = lambda part: {k: v for k, v in small.items() if k in part}  # noqa: E731
+    for part in c.networks.values():
+        if part.type == "two_towers":
+            for tower in (part.image, part.text, part.shared):
+                tower.update({k: v for k, v in known(tower).items() if k != "depth" or tower is not part.shared})
+            part.update(start="random", image_start="random", text_start="random")
+            part.head = part.head if part.head == 256 else 32
+        elif part.type == "frozen":
+            with part.unlocked():
+                part.model = parts.beit(**small)
+            part.start = "random"
+        elif part.type == "encoder":
+            part.model.update(known(part.model))
+            part.projector = (24, 24)
+        elif part.type == "autoencoder":
+            part.update(num_codes=24, code_dim=4, num_heads=2, mlp_dim=48)
+        elif part.type == "quantizer":
+            part.update(num_codes=24, code_dim=4, start="random")
+            c.networks.student.head = 24
+    if "max_length" in c.task:
+        c.task.update(vocab_size=VOCAB, max_length=12)
+    for term in c.terms.values():
+        if "bank_size" in term:
+            term.bank_size = 40 if term.bank_size else 0
+
+
+def use_old_keys(c):
+    """Random numbers of the first shape, whose keys came from the position of a pass or a term in its config."""
+    order = ("momentum", "teacher", "quantizer", "autoencoder", "student", "views")  # of passes in the first shape
+    networks, terms = [name for name in order if name in c.networks], list(c.terms)
+    if "hard_negatives" in c.selections:
+        c.selections.hard_negatives.hardness = 1 / 0.07
+
+    def key_of(key, name):
+        kind, _, rest = name.partition("/")
+        if kind in networks:
+            if c.networks[kind].type in ("frozen", "quantizer"):
+                return key
+            return jax.random.fold_in(key, networks.index(kind))
+        if kind == "terms" and rest in terms:
+            return jax.random.fold_in(key, 1000 + terms.index(rest))
+        return jax.random.fold_in(key, zlib.crc32({"hard_negatives": "itm"}.get(name, name).encode()))
+
+    recipes.key_of = steps.key_of = key_of
 
 
 def load(path: Path):
