@@ -153,8 +153,12 @@ def build_part(section: str, name: str, part: ConfigDict, **context: Any) -> Any
     for key in fields:
         if key not in known:
             raise UserError(f"{where}.{key}: {kind} has no such field{nearest(key, list(known))}")
+    fields |= {key: value for key, value in context.items() if key in known and key not in fields}
+    absent = [key for key, x in known.items() if x.default is x.empty and key not in fields]
+    if absent:
+        raise UserError(f"{where}: {kind} needs {absent[0]}, which neither the config nor the task says")
     try:
-        return builder(**fields, **{key: value for key, value in context.items() if key in known and key not in fields})
+        return builder(**fields)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
