@@ -33,11 +33,14 @@ ROWS = {"train": 16, "dev": 6}  # images; each has two texts
 WIDTH = 4
 
 
-def vectors(*, known: Mapping[str, int] | None = None, digest: str = "vectors", damaged_at: int = 0) -> Draft:
+def vectors(
+    *, known: Mapping[str, int] | None = None, digest: str = "vectors", damaged_at: int = 0, infinite_at: int = 0
+) -> Draft:
     """'image' (6,) and 'text' (5,), two texts to an image, and 'id'.
 
-    digest:     of the data, so that a test can change it
-    damaged_at: the batch, counted from 1, that cannot be read; 0 for none
+    digest:      of the data, so that a test can change it
+    damaged_at:  the batch, counted from 1, that cannot be read; 0 for none
+    infinite_at: the batch with a number in its 'text' that is not finite
     """
     facts = dict(known) if known is not None else {"num_images": ROWS["train"], "classes": 3}
 
@@ -59,7 +62,7 @@ def vectors(*, known: Mapping[str, int] | None = None, digest: str = "vectors", 
         whole = rows.batch(plan.batch_size).map(
             lambda batch: {name: x[plan.process[0] * share :][:share] for name, x in batch.items()}
         )
-        return _Batches(whole, damaged_at)
+        return _Batches(whole, damaged_at, infinite_at)
 
     def split(name):
         made = arrays(name)
@@ -77,20 +80,25 @@ def vectors(*, known: Mapping[str, int] | None = None, digest: str = "vectors", 
         batches=batches,
         split=split,
         train="train",
+        fixed=frozenset(SIZES),
     )
     return Draft(facts, None, lambda sizes: task)
 
 
 class _Batches:
-    def __init__(self, dataset, damaged_at):
+    def __init__(self, dataset, damaged_at, infinite_at):
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        self._iterator, self._damaged_at, self._next = iter(dataset.to_iter_dataset(options)), damaged_at, 0
+        self._iterator, self._next = iter(dataset.to_iter_dataset(options)), 0
+        self._damaged_at, self._infinite_at = damaged_at, infinite_at
 
     def __next__(self):
         self._next += 1
         if self._next == self._damaged_at:
             raise UserError(f"batch {self._next} is damaged")
-        return next(self._iterator)
+        batch = next(self._iterator)
+        if self._next == self._infinite_at:
+            batch["text"][-1, 0] = np.inf
+        return batch
 
     def get_state(self):
         return {"next": self._next, "iterator": self._iterator.get_state()}
