@@ -187,7 +187,7 @@ class _Loop:
         scalars = {name: float(value) for name, value in jax.device_get(values).items()}
         self._warn_of_collapse(step, scalars)
         scalars["learning_rate"] = float(self.plan.schedule(step - 1))
-        if damaged := self.task.damaged():
+        if damaged := getattr(self.batches, "damaged", 0):
             scalars["damaged_rows"] = damaged
         writer.write(step, {**scalars, **progress.log(step, scalars["loss"]), "peak_memory_gib": peak_memory_gib()})
 
