@@ -106,6 +106,7 @@ class _Loop:
     def run(self) -> Outcome:
         plan = self.plan
         state, start = self._initial_state()
+        self.plan = plan = plan._replace(starts={})  # files that were read: their memory is free again
         step, figures, pending = start, {}, None
         progress = Progress(plan.total_steps, plan.batch_size, start)
         with (
