@@ -1,4 +1,4 @@
-"""Models from their descriptions: the {'type': …, fields} that stand in every file of weights."""
+"""Models from their descriptions.  A description is the {'type': …, fields} that every file of weights holds."""
 
 from typing import Any
 
@@ -27,12 +27,12 @@ BUILDERS = {
 
 
 def build_model(description: dict) -> nn.Module:
-    """The module that `description` describes: an image-text model, an image teacher or a text encoder."""
+    """The module of `description`: an image-text model, an image teacher or a text encoder."""
     return BUILDERS[description["type"]](description)
 
 
 def param_shapes(description: dict) -> Any:
-    """The parameter tree of that model, as shapes."""
+    """The shapes of the parameters of the model of `description`, as a tree of ShapeDtypeStruct."""
     model = build_model(description)
     size = description.get("image", description).get("image_size")
     reads_text = "text" in description or description["type"] in TEXT_ENCODERS

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from smke_jax.errors import UserError
 from smke_jax.losses.collective import gather, take_rows
 from smke_jax.losses.contrastive import info_nce, normalise
-from smke_jax.losses.pairs import NOBODY, Side
+from smke_jax.losses.pairs import NOBODY, Rows
 from smke_jax.objectives.base import OTHER, Term, initial_scales
 
 UNSEEN = NOBODY
@@ -50,7 +50,7 @@ def proximal_itc(num_images: int, level: str = "out", proximal: float = 30.0, ma
                 scale,
                 scope=scope,
                 ids=ids if mask_same_image else None,
-                bank=(Side(banks[other]["features"], others), ids, spread),
+                bank=(Rows(banks[other]["features"], others), ids, spread),
             )
             before = take_rows(banks[side]["features"], ids, spread)
             moved = jnp.mean(jnp.where(seen, jnp.sum(jnp.square(features[side] - before), axis=-1), 0.0))
