@@ -44,6 +44,7 @@ def pairs(
     grayscale: float = 0.0,
     teacher_view: str = "shared",
     threads: int = 2,
+    prefetch_mib: float = 256.0,
 ) -> Draft:
     """Image-caption pairs: 'image', 'teacher_image', 'text', 'text_mask' and 'id'.
 
@@ -64,8 +65,9 @@ def pairs(
     grayscale:  probability of dropping colour
     teacher_view: of smke_jax.data.transforms.TEACHER_VIEWS: shared | same | independent | fixed
     threads:    for reading, decoding and cropping
+    prefetch_mib: most memory of examples that wait for the devices
     """
-    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads)
+    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
     with failing_together():
         facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
     captions = lambda: (caption for captions in opened.open(split).all_captions() for caption in captions)  # noqa: E731
@@ -104,12 +106,13 @@ def images(
     jitter: float = 0.0,
     grayscale: float = 0.0,
     threads: int = 2,
+    prefetch_mib: float = 256.0,
 ) -> Draft:
     """Images without their captions: 'image' and 'id', or with two `views` 'view1', 'view2' and 'id'.
 
     The other fields are those of `pairs`.
     """
-    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads)
+    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
     with failing_together():
         facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
 
@@ -132,6 +135,7 @@ class _Opened:
     caps: tuple[int, ...]
     in_memory: bool
     threads: int
+    prefetch_mib: float
 
     @functools.cache  # noqa: B019 (as long as the process, which has one task)
     def open(self, split: str):
@@ -168,7 +172,7 @@ def _task(
         return train_batches(
             opened.open(split), made, batch_size=plan.batch_size, seed=plan.seed, unit=unit,
             tokenizer=words if wanted & set(TEXT) else None, max_length=length, process=plan.process,
-            threads=opened.threads,
+            threads=opened.threads, prefetch_mib=opened.prefetch_mib,
         )  # fmt: skip
 
     return Task(
