@@ -37,6 +37,9 @@ def main(argv: list[str]) -> int:
     names = _chosen(config, arguments)
     changed = _changed(config, names, arguments, overrides)
     evaluators = {name: build_part("evaluators", name, changed.evaluators[name]) for name in names}
+    evaluators = {name: evaluator for name, evaluator in evaluators.items() if evaluator.split}
+    if not evaluators:
+        raise UserError(f"the evaluators {', '.join(names)} of this run have no split: give one by --split")
     run = restore_run(arguments.workdir, step=arguments.step)
     if arguments.data:
         run = run._replace(experiment=run.experiment._replace(task=_task_on(run, changed.task)))
