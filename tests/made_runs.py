@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from smke_jax.config import base
-from smke_jax.evaluation.ranks import Ranks, write_ranks
+from smke_jax.evaluators.ranks import Ranks, write_ranks
+from smke_jax.forms import form_of
+from smke_jax.parts import itc
 from smke_jax.training.record import flatten
 
 SPEED = 100.0
@@ -45,16 +46,25 @@ def make_run(
 ) -> Path:  # fmt: skip
     """A run of 40 steps (of which `steps` are done), logged every 10; `fields` are config fields, dots as '__'.
 
+    It is of a student with the term 'itc' and the evaluator 'retrieval', as task__flip, networks__student__head.
     Its evaluation has the figures of `ranks`, or those of `retrieval(r1)` and no ranks.
     """
-    config = base()
+    form = form_of("smoke")
+    config = form.run()
     config.update(batch_size=64, total_steps=40, num_devices=1)
-    config.terms.itc = {"levels": ("out",)}
+    config.task, config.networks.student = form.pairs(), form.student()
+    config.terms.itc = itc(levels=("out",))
+    config.evaluators.retrieval = form.retrieval()
     given = {f"config.{key.replace('__', '.')}": value for key, value in fields.items()}
     flat = {**flatten(config), **given}
     steps = flat["config.total_steps"] if steps is None else steps
     path.mkdir(parents=True)
-    record = {"config": flat, "identity": {"data": data}, "devices": [device] * max(1, flat["config.num_devices"])}
+    record = {
+        "config": flat,
+        "identity": {"data": data},
+        "facts": {"num_images": 16, "vocab_size": 60},
+        "devices": [device] * max(1, flat["config.num_devices"]),
+    }
     (path / "run.json").write_text(json.dumps(record))
     lines = [
         {"step": step, "loss": loss + steps - step, "examples_per_second": speed, "data_wait": 0.02,

@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from smke_jax.config import base, smoke
 from smke_jax.data.datasets import SOURCES
 from smke_jax.data.sources import ArraySource
 from smke_jax.errors import UserError
+from smke_jax.forms import form_of
+from smke_jax.parts import data2vec2, encoder, itc, target_itc, vicreg
 
 SIZES = {"train": 16, "dev": 6}
 WORDS = "red blue green dog cat bird runs sits over under big small".split()
@@ -36,20 +37,50 @@ class TinySource(ArraySource):
         return f"TinySource({self.split})"
 
 
-SOURCES["tiny"] = lambda data, split: TinySource(split)
+SOURCES["tiny"] = lambda split, data, weights, caps: TinySource(split)
 
 
 def tiny_config():
-    """Six steps across an epoch's end, saved at 2, 4 and 6, evaluated and saved at 3 and 6."""
-    c = base()
-    c.terms.itc = {"levels": ("fc1", "out")}
-    c.terms.target_itc = {"bank_size": 1}
-    c = smoke(c)
-    c.update(batch_size=8, total_steps=6, num_devices=2)
-    c.data.update(source="tiny", vocab_size=60, max_length=8)
-    c.checkpoint.every, c.eval.every = 2, 3
-    c.eval.update(split="dev", batch_size=8)
+    """Six steps across an epoch's end, saved at 2, 4 and 6, evaluated and saved at 3 and 6.
+
+    Its parts: the task of pairs, the networks 'teacher' and 'student', the terms 'itc' and 'target_itc', and the
+    evaluator 'retrieval' on the split dev.
+    """
+    form = form_of("smoke")
+    c = form.run()
+    c.update(batch_size=8, total_steps=6, num_devices=2, eval_batch_size=8)
+    c.checkpoint.every = 2
+    c.task = form.pairs()
+    c.task.update(source="tiny", vocab_size=60, max_length=8)
+    c.networks.teacher = form.teacher()
+    c.networks.student = form.student()
+    c.networks.teacher.dtype = c.networks.student.dtype = "float32"
+    c.terms.itc = itc(levels=("fc1", "out"))
+    c.terms.target_itc = target_itc(bank_size=form.bank(65_536))
+    c.evaluators.retrieval = form.retrieval()
+    c.evaluators.retrieval.update(split="dev", every=3)
     return c
+
+
+def tiny_stages():
+    """Two stages of two steps each, saved after both: a teacher from images alone, and a student that begins with it.
+
+    The student is evaluated after each step.
+    """
+    form = form_of("smoke")
+    teacher, student = form.run(), tiny_config()
+    teacher.update(batch_size=8, num_devices=2)
+    teacher.task = form.images(views=2)
+    teacher.task.source = "tiny"
+    sizes = {**form.sizes, **form.images_of, "depth": 2}
+    teacher.networks.views = encoder(model=data2vec2(**sizes), projector=(16, 16))
+    teacher.terms.vicreg = vicreg()
+    student.networks.teacher = form_of("").teacher(start="stage:teacher", model=None, dtype="float32")
+    student.networks.student.image_start = "stage:teacher"
+    student.terms.target_itc.learnable_scale = True
+    student.total_steps, student.evaluators.retrieval.every = 2, 1
+    teacher.checkpoint.every = student.checkpoint.every = 1
+    return {"teacher": teacher, "student": student}
 
 
 CONFIG_FILE = f"""'''The tiny recipe.'''
@@ -57,6 +88,7 @@ import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from tiny import tiny_config as get_config
 """
+STAGES_FILE = f"{CONFIG_FILE}from tiny import tiny_stages as get_stages\n"
 
 
 def main(argv: list[str]) -> int:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smke_jax.errors import UserError
 from smke_jax.models.fields import build_from
 from smke_jax.models.layers import Block, LayerNorm, kernel_init, prepend
 from smke_jax.models.resnet import ResNet
@@ -138,4 +139,6 @@ TEACHERS = {"beit": Beit, "data2vec2": Data2Vec2, "vit": Vit, "resnet": ResNet}
 
 def build_teacher(config) -> nn.Module:
     """The image encoder of `config`, which holds a `type` of TEACHERS and fields of that module."""
+    if config["type"] not in TEACHERS:
+        raise UserError(f"there is no image encoder {config['type']!r} among {', '.join(sorted(TEACHERS))}")
     return build_from(config, TEACHERS[config["type"]])

@@ -15,6 +15,7 @@ from smke_jax.data.pipeline import epoch_rows, pixels, train_batches
 from smke_jax.data.sources import has_split
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.data.transforms import StudentTeacherViews, TwoViews, View, squash
+from smke_jax.errors import UserError
 from smke_jax.parallel.process import failing_together
 from smke_jax.tasks.base import BatchPlan, Column, Draft, Split, Task
 from smke_jax.tasks.vocabulary import Assumed, open_vocabulary
@@ -81,6 +82,8 @@ def pairs(
     crop = {"crop_scale": tuple(crop_scale), "crop_ratio": tuple(crop_ratio), "flip": flip}
 
     def finish(sizes: Mapping[str, int]) -> Task:
+        if "image" not in sizes:
+            raise UserError("no network takes the images of this task: name one in config.networks, such as two_towers")
         student = View(sizes["image"], jitter=jitter, grayscale=grayscale, **crop)
         teacher = View(sizes.get("teacher_image", sizes["image"]), jitter=TEACHER_JITTER, **crop)
         views = StudentTeacherViews(student, teacher, teacher_view if "teacher_image" in sizes else "same")

@@ -246,15 +246,17 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
     check_batch_size(config.batch_size, experiment.mesh, config.micro_batch)
     with failing_together():
         config.total_steps, config.epochs = total_steps(config, experiment.task), 0.0
+        if (rows := experiment.task.length()) < config.batch_size:
+            raise UserError(f"an epoch has {rows} rows, fewer than one batch of {config.batch_size}: lower batch_size")
         starts = read_starts(experiment)
         identity = _identity(experiment, starts)
         for evaluator in experiment.recipe.evaluators.values():  # what is not there must not be found out after hours
             experiment.chosen(evaluator.needs, experiment.task.split(evaluator.split).columns)
     check_same(identity)
+    tx, schedule, abstract, run_step = build_step(config, experiment)
     flat = record.flatten(config)
     record.check_or_write(workdir, flat, config.to_json(indent=2), identity, dict(experiment.task.facts))
     _warn_of_length(config, experiment.task)
-    tx, schedule, abstract, run_step = build_step(config, experiment)
     options = {"micro_batch": config.micro_batch, "loss_impl": config.loss_impl}
     return Plan(
         experiment, tx, schedule, abstract, run_step,
