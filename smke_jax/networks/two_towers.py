@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from smke_jax.errors import UserError
+from smke_jax.facts import FromTask
 from smke_jax.models.student import build_student
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.start import RANDOM, student_start, tower_start
@@ -17,7 +18,7 @@ TOWERS = ("image", "text")
 
 def two_towers(
     *,
-    vocab_size: int,
+    vocab_size: FromTask,
     image: Mapping[str, Any],
     text: Mapping[str, Any],
     shared: Mapping[str, Any],
