@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from smke_jax.passes.frozen import teacher_pass
 
 from smke_jax.config import base, smoke
 from smke_jax.errors import UserError
 from smke_jax.models.resnet import ResNet
 from smke_jax.models.teachers import Beit, stand_in_head
-from smke_jax.passes.frozen import teacher_pass
 from smke_jax.training.recipe import build_recipe, init_params, representation_shapes
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), dtype=np.uint8)
