@@ -1,5 +1,6 @@
 """`smke <program> …`: a dispatcher, nothing else."""
 
+import errno
 import importlib
 import logging
 import os
@@ -16,10 +17,15 @@ PROGRAMS = {
     "sweep": "train a config over a grid of values: --config=FILE --out=DIR --axis config.batch_size=256,512 […]",
     "ladder": "the thesis' recipes on the same photos, and what each brings: [--minutes=M] [--recipes=A,B,…]",
     "compare": "runs beside each other, as a table and plots: RUN… [--out=DIR]",
-    "evaluate": "retrieval figures of a run: --workdir=DIR [--data=DIR] [--split=dev]",
+    "evaluate": "what the evaluators of a run find: --workdir=DIR [--evaluator=NAME] [--split=dev] [--data=DIR]",
     "convert": "make a pretrained network from its PyTorch file ready for training: --checkpoint=FILE --out=DIR",
     "export": "a run's network for others to use: --workdir=DIR --out=DIR [--format=flax|hf|thesis|onnx]",
 }
+# What the system refuses and a user can mend.  Any other error of the system may be a bug, and keeps its traceback.
+MENDABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.EISDIR,
+    errno.ENOTDIR,
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_program(program_main, argv: list[str]) -> int:
-    """`program_main(argv)` with logging to stderr and user errors as one line."""
+    """`program_main(argv)` with logging to stderr; what a user can mend becomes one line, all else a traceback."""
     _start_logging()
     try:
         return program_main(argv)
@@ -47,6 +53,8 @@ def run_program(program_main, argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -17,7 +17,6 @@ import numpy as np
 
 from smke_jax.convert.params_file import digests, fit, load_params
 from smke_jax.errors import UserError
-from smke_jax.facts import FromTask
 from smke_jax.networks import NETWORKS
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.start import RANDOM

@@ -1,9 +1,10 @@
-"""The student: two towers, what they share, and one head that predicts what the teacher says (spec 0.2, 5-9)."""
+"""The student: two towers, the layers they share, and the head that predicts the teacher's feature (spec 0.2, 5-9)."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from smke_jax.errors import UserError
 from smke_jax.models.fields import fields_of
 from smke_jax.models.layers import LayerNorm, LayerScale, kernel_init, run_block
 from smke_jax.models.shared import SHARED
@@ -11,24 +12,26 @@ from smke_jax.models.text import TextEncoder
 from smke_jax.models.vision import ImageEncoder
 
 TEXT, IMAGE = 0, 1  # rows of the token-type table
-TOKEN_TYPES_AT = ("before", "after")  # the blocks of the towers
+TOKEN_TYPES_AT = ("before", "after")  # before the towers' first blocks, or after their last
 
 
 class Student(nn.Module):
-    """Image and text towers whose sequences go, separately, through the same layers.
+    """An image tower and a text tower, whose sequences go separately through the same shared layers.
 
-    `token_types` adds a vector per modality to every token, times a learned scale that starts at `token_type_scale`
-    (None: no scale), at one of TOKEN_TYPES_AT: before the towers' first block, or after their last (spec 9).
-    `encode_image` and `encode_text` return, all from position 0 and un-normalised:
-      'fc1'  (B, mlp_dim)     first MLP layer of the (last) shared block before its activation
-      'out'  (B, D)           output of what is shared: the retrieval embedding
-      'head' (B, target_dim)  head(LN(out)): the prediction of the teacher's [CLS] or logits
-    They sow 'tokens' (B, L - 1, D) and 'head_tokens' (B, L - 1, target_dim): 'out' and 'head' from all other positions.
+    `token_types` adds one learned vector per modality to every token, at the place `token_types_at` (one of
+    TOKEN_TYPES_AT; spec 9).  The vector is multiplied by a learned LayerScale that starts at `token_type_scale`, or by
+    none where that is None.
+    `encode_image` and `encode_text` return these, of position 0 ([CLS]), float32, not normalised:
+      'fc1'  (B, mlp_dim)     first MLP layer of the last shared block, before the activation
+      'out'  (B, D)           output of the shared layers: the retrieval embedding
+      'head' (B, target_dim)  head(LayerNorm(out)): the prediction of the teacher's [CLS] or logits
+    They sow 'tokens' (B, L - 1, D) and 'head_tokens' (B, L - 1, target_dim): 'out' and 'head' of all other positions.
+    ValueError where the towers differ in width.
     """
 
     image_encoder: ImageEncoder
     text_encoder: TextEncoder
-    shared: nn.Module  # one of SHARED, or any other that is called like a Block
+    shared: nn.Module  # one of SHARED, or any other module that is called like a Block
     target_dim: int
     token_types: bool = True
     token_types_at: str = "after"
@@ -36,12 +39,11 @@ class Student(nn.Module):
     norm_eps: float = 1e-6
     init_std: float = 0.02
     remat: str = "none"
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         width = self.image_encoder.width
         if self.text_encoder.width != width:
-            raise ValueError(
+            raise UserError(
                 f"the shared block needs equal widths: image {width}, text {self.text_encoder.width}; set both alike"
             )
         if self.token_types:
@@ -63,11 +65,11 @@ class Student(nn.Module):
         return self._align(tokens, mask, TEXT, deterministic)
 
     def __call__(self, images, ids, mask):
-        """Both modalities: what initialisation needs."""
+        """Representations of both modalities.  Initialisation calls this, because it needs every parameter once."""
         return self.encode_image(images), self.encode_text(ids, mask)
 
     def _token_type(self, modality: int, place: str) -> jax.Array | None:
-        """What is added to every token of a modality at that place, (D,), if anything."""
+        """The vector (D,) that is added to every token of `modality` at `place`; None where none is added."""
         if not self.token_types or place != self.token_types_at:
             return None
         row = self.type_embedding[modality]
@@ -84,17 +86,27 @@ class Student(nn.Module):
 
 
 def build_student(config, *, vocab_size: int, target_dim: int) -> Student:
-    """The student that `config.student` describes.
+    """The student of `config`.
 
-    `vocab_size` comes from the tokenizer and `target_dim` from the teacher, so that neither can disagree with them.
+    `config` holds fields of Student, the fields of its parts in `image`, `text` and `shared`, and `dtype`, `remat` and
+    `residual_dtype` (float32 where it is missing) for all parts.
+    `vocab_size` is the tokenizer's and `target_dim` the teacher's, so no config can contradict them.
     """
-    common = {"dtype": jnp.dtype(config.dtype), "remat": config.get("remat", "none")}
-    image, text, shared = config.image, config.text, config.shared
-    shared_type = SHARED[shared.get("type", "transformer")]
-    parts = {
-        "image_encoder": ImageEncoder(**fields_of(image, ImageEncoder), **common),
-        "text_encoder": TextEncoder(**fields_of(text, TextEncoder), vocab_size=vocab_size, **common),
-        "shared": shared_type(**fields_of(shared, shared_type), dtype=common["dtype"]),
+    for_all = {
+        "dtype": config.dtype,
+        "residual_dtype": config.get("residual_dtype", "float32"),
+        "remat": config.get("remat", "none"),
     }
-    own = {"target_dim": target_dim, "init_std": shared.init_std, **common}
-    return Student(**fields_of(config, Student) | parts | own)
+
+    def part(module, fields, **more):
+        return module(**fields_of({**fields, **for_all, **more}, module))
+
+    return part(
+        Student,
+        config,
+        image_encoder=part(ImageEncoder, config.image),
+        text_encoder=part(TextEncoder, config.text, vocab_size=vocab_size),
+        shared=part(SHARED[config.shared.get("type", "transformer")], config.shared),
+        target_dim=target_dim,
+        init_std=config.shared.init_std,
+    )

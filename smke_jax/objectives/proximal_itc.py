@@ -7,7 +7,7 @@ from smke_jax.errors import UserError
 from smke_jax.facts import FromTask
 from smke_jax.losses.collective import gather, take_rows
 from smke_jax.losses.contrastive import info_nce, normalise
-from smke_jax.losses.pairs import NOBODY, Side
+from smke_jax.losses.pairs import NOBODY, Rows
 from smke_jax.objectives.base import OTHER, Term, initial_scales
 
 UNSEEN = NOBODY
@@ -53,7 +53,7 @@ def proximal_itc(
                 scale,
                 scope=scope,
                 ids=ids if mask_same_image else None,
-                bank=(Side(banks[other]["features"], others), ids, spread),
+                bank=(Rows(banks[other]["features"], others), ids, spread),
             )
             before = take_rows(banks[side]["features"], ids, spread)
             moved = jnp.mean(jnp.where(seen, jnp.sum(jnp.square(features[side] - before), axis=-1), 0.0))

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 import torch
+from smke_jax.training.experiment import Experiment
 
 from smke_jax.benchmarks import train_step
 from smke_jax.benchmarks.pytorch import Trainer, Twin, description, to_batch
@@ -15,7 +16,6 @@ from smke_jax.convert.rules import to_torch
 from smke_jax.errors import UserError
 from smke_jax.parallel.mesh import make_mesh, put_batch
 from smke_jax.passes.base import only
-from smke_jax.training.experiment import Experiment
 from smke_jax.training.frozen import load_frozen
 from smke_jax.training.recipe import build_recipe, init_params
 from smke_jax.training.step import init_state, make_train_step

@@ -4,8 +4,6 @@ import json
 
 import numpy as np
 import pytest
-
-from smke_jax.errors import UserError
 from smke_jax.evaluation.median_rank import average_median_rank
 from smke_jax.evaluation.ranking import match_ranks
 from smke_jax.evaluation.retrieval import (
@@ -15,6 +13,8 @@ from smke_jax.evaluation.retrieval import (
     top_matches,
     write_json,
 )
+
+from smke_jax.errors import UserError
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 

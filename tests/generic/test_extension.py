@@ -19,7 +19,7 @@ from smke_jax.networks import NETWORKS
 from smke_jax.networks.base import Average, Network
 from smke_jax.objectives import TERMS
 from smke_jax.objectives.base import Term, no_state
-from smke_jax.parallel.mesh import make_mesh, put_batch, replicated
+from smke_jax.parallel.mesh import make_mesh, put_batch
 from smke_jax.parts import base, part
 from smke_jax.passes.averaged import averaged
 from smke_jax.passes.base import Pass

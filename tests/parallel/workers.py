@@ -213,9 +213,9 @@ def _restore(process: int, folder: Path) -> None:
 
 def _embed(process: int, folder: Path) -> None:
     import numpy as np
+    from smke_jax.evaluation.embed import embed_images, make_encoder
 
     from smke_jax.data.sources import ArraySource
-    from smke_jax.evaluation.embed import embed_images, make_encoder
     from smke_jax.parallel.mesh import make_mesh
 
     class Noted(ArraySource):

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from jax.experimental import roofline
 from jax.sharding import PartitionSpec
+from smke_jax.training.experiment import resolve
 
 from smke_jax.config import base, smoke
 from smke_jax.parallel.mesh import DATA_AXES, make_mesh
 from smke_jax.planning.devices import HIGHEST
 from smke_jax.planning.flops import flops_per_example, matmul_flops
-from smke_jax.training.experiment import resolve
 
 
 def config(**fields):

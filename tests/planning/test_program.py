@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import pytest
 import tiny
+from smke_jax.training.experiment import Experiment, check_model
 
 from smke_jax.errors import UserError
 from smke_jax.planning.devices import DEVICES
@@ -12,7 +13,6 @@ from smke_jax.planning.flops import flops_per_example, step_inputs
 from smke_jax.planning.program import compile_step, planned, take_devices
 from smke_jax.programs.demo import RECORDED
 from smke_jax.programs.train import load_config
-from smke_jax.training.experiment import Experiment, check_model
 from smke_jax.training.recipe import build_recipe, init_params
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

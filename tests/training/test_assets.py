@@ -7,7 +7,9 @@ import pytest
 import two_matrices
 from two_matrices import two_matrices_config
 
+from smke_jax.assets import ASSETS
 from smke_jax.errors import UserError
+from smke_jax.evaluators.base import Asset
 from smke_jax.forms import form_of
 from smke_jax.losses.collective import gather
 from smke_jax.objectives import TERMS
@@ -15,8 +17,6 @@ from smke_jax.objectives.base import Term, no_state
 from smke_jax.parts import part
 from smke_jax.selections import SELECTIONS
 from smke_jax.selections.base import Selection
-from smke_jax.evaluators.base import Asset
-from smke_jax.assets import ASSETS
 from smke_jax.training import loop
 from smke_jax.training.build import build_experiment, resolve
 from smke_jax.training.loop import train_and_evaluate

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import tiny
 from flax.traverse_util import flatten_dict
+from smke_jax.training.start import describe_origins, load_parts, read_parts
 
 from smke_jax.__main__ import main
 from smke_jax.convert.params_file import PARAMS, load_params, read_description, save_params
 from smke_jax.errors import UserError
 from smke_jax.training.loop import train_and_evaluate
-from smke_jax.training.start import describe_origins, load_parts, read_parts
 
 
 @pytest.fixture(scope="module")
