@@ -84,9 +84,9 @@ def _forward(ring: _Ring, residents: Rows, visitors: Rows, affine: Affine):
     chunks = _in_chunks(residents, len(visitors.ids))
 
     def visit(travelling, of_residents):
-        def block(travelling, staying):
+        def block(travelling, chunk_and_totals):
             visitors, of_visitors = travelling
-            chunk, of_chunk = staying
+            chunk, of_chunk = chunk_and_totals
             logits = masked_logits(chunk, visitors, affine)
             if ring.symmetric:
                 of_chunk = _add(of_chunk, totals_of(logits, ring.reduction, axis=1), ring.reduction)
@@ -110,9 +110,9 @@ def _backward(ring: _Ring, saved, cotangents):
     def visit(travelling, staying):
         d_affine, d_residents = staying
 
-        def block(carry, staying):
+        def block(carry, chunk_and_gradient):
             (visitors, total, cotangent, d_visitors), d_affine = carry
-            (chunk, chunk_total, chunk_cotangent), d_chunk = staying
+            (chunk, chunk_total, chunk_cotangent), d_chunk = chunk_and_gradient
             products = dot_products(chunk.features, visitors.features)
             logits = affine.scale * products + affine.bias
             slope = cotangent * ring.reduction.derivative(logits, total)
@@ -146,7 +146,11 @@ _ring_totals.defvjp(_forward, _backward)
 
 
 def _round(ring: _Ring, visit, travelling, staying):
-    """`visit(travelling, staying)` -> both, changed, on every device in turn: (travelling, at home again; staying)."""
+    """Calls `visit(travelling, staying)` once per device of the ring -> the last (travelling, staying).
+
+    `visit` returns both with what it has added.  After each call `travelling` goes to the next device, so that in the
+    end it is home again.
+    """
 
     def step(carry, _):
         travelling, staying = visit(*carry)
@@ -156,9 +160,9 @@ def _round(ring: _Ring, visit, travelling, staying):
 
 
 def _in_chunks(tree, visitors: int):
-    """Every array (rows, …) -> (chunks, rows of a chunk, …), so that a chunk has at most BLOCK logits with `visitors`.
+    """Every array of residents (rows, …) -> (chunks, rows of a chunk, …).
 
-    The last chunk is padded with rows of the id NOBODY.
+    A chunk has at most BLOCK logits with that many `visitors`.  The last chunk is padded with rows of the id NOBODY.
     """
     rows = len(jax.tree.leaves(tree)[0])
     chunk = min(rows, max(1, BLOCK // visitors))
