@@ -11,15 +11,15 @@ from smke_jax.losses.collective import Scope, gather, own_rows, size
 from smke_jax.losses.pairs import Affine, Reduction, Rows, Totals, combined, masked_logits, totals_of
 from smke_jax.losses.ring import ring_totals
 
-RING_FROM = 2**26  # 'auto' takes the ring for more logits per device than these (256 MiB in float32)
+RING_FROM = 2**26  # 'auto' takes the ring where a device has more logits than these (256 MiB in float32)
 
 
 def totals(
     queries: Rows, keys: Rows, *, affine: Affine, reduction: Reduction, scope: Scope, fixed_keys: bool = False
 ) -> Totals:
-    """Totals of every query here with the keys of all devices -> (b,) each.
+    """Totals of every query here with the keys of all devices -> Totals (b,).
 
-    `fixed_keys` promises that nobody asks for a gradient by the keys.  The ring's backward pass is then a third
+    `fixed_keys` promises that the gradient by the keys is not needed.  The ring's backward pass is then a third
     cheaper.
     """
     how = {"affine": affine, "reduction": reduction}
