@@ -36,9 +36,9 @@ from smke_jax.losses.pairs import (
     Reduction,
     Rows,
     Totals,
+    are_negatives,
     combined,
     dot_products,
-    is_pair,
     masked_logits,
     totals_of,
 )
@@ -54,7 +54,7 @@ def ring_totals(
     symmetric: bool,
     fixed_residents: bool = False,
 ) -> tuple[Totals, Totals]:
-    """(Totals of the residents here with all visitors, totals of the visitors here with all residents), (b,) each.
+    """(Totals of the residents here over all visitors, totals of the visitors here over all residents), (b,) each.
 
     Only a `symmetric` ring computes the totals of residents; otherwise these hold nothing of use.
     `fixed_residents` promises that the gradient by the residents is not needed; it is then 0.
@@ -118,7 +118,7 @@ def _backward(ring: _Ring, saved, cotangents):
             slope = cotangent * ring.reduction.derivative(logits, total)
             if ring.symmetric:
                 slope += chunk_cotangent[:, None] * ring.reduction.derivative(logits, chunk_total[:, None])
-            slope = jnp.where(is_pair(chunk.ids, visitors.ids), slope, 0.0)
+            slope = jnp.where(are_negatives(chunk.ids, visitors.ids), slope, 0.0)
             d_affine = Affine(d_affine.scale + jnp.sum(slope * products), d_affine.bias + jnp.sum(slope))
             d_visitors += dot_products(affine.scale * slope.T, chunk.features.T)
             if not ring.fixed_residents:
