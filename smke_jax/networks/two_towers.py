@@ -73,6 +73,7 @@ def two_towers(
             {name: part.params for name, part in found.items()},
             {name: part.origins[""] for name, part in found.items()},
             {f"{name} {what}": digest for name, part in found.items() for what, digest in part.digests.items()},
+            expects={what: digest for part in found.values() for what, digest in part.expects.items()},
         )
 
     return Network(

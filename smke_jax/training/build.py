@@ -319,9 +319,11 @@ def _identity(experiment: Experiment, starts: Mapping[str, Start]) -> dict[str, 
     for name, start in starts.items():
         for what, digest in start.expects.items():
             if identity.get(what) != digest:
+                there, here = (str(x)[:20] for x in (digest, identity.get(what)))
+                field = "config.task.tokenizer" if what == "tokenizer" else "config"
                 raise UserError(
-                    f"config.networks.{name}: its file was made with other {what} ({digest} there, "
-                    f"{identity.get(what)} here): give those that it was made with"
+                    f"config.networks.{name} starts from a file that was made with another {what} ({there} there, "
+                    f"{here} here): set {field} to the one that it was made with"
                 )
     return identity
 
