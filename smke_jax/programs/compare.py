@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from smke_jax.__main__ import run_program
-from smke_jax.reporting.compare import compare
+from smke_jax.studies.compare.table import compare
 
 
 def main(argv: list[str]) -> int:

@@ -23,12 +23,12 @@ from smke_jax.__main__ import run_program
 from smke_jax.config import FORMS
 from smke_jax.errors import UserError
 from smke_jax.programs.train import load_config, load_rungs, nearest, override, override_key, split_overrides
-from smke_jax.reporting.ladder import run_name, write_ladder, write_readme
+from smke_jax.studies.ladder.write import run_name, write_ladder, write_readme
 from smke_jax.reporting.machine import header
-from smke_jax.reporting.rungs import Recipe, in_order
-from smke_jax.training.calibration import Calibrations
+from smke_jax.rungs import Recipe, in_order
+from smke_jax.studies.calibration import Calibrations
 from smke_jax.training.experiment import resolve
-from smke_jax.training.jobs import FAILED, FINISHED, Job, Ledger, is_finished, report_outcome, run_jobs
+from smke_jax.studies.jobs import FAILED, FINISHED, Job, Ledger, is_finished, report_outcome, run_jobs
 from smke_jax.training.record import flatten
 
 

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 from smke_jax.__main__ import run_program
 from smke_jax.errors import UserError
 from smke_jax.evaluators.recalls import write_json
-from smke_jax.planning.devices import DEVICES, Device
-from smke_jax.planning.flops import flops_per_example
-from smke_jax.planning.predict import MOST, StepTime, largest_batch, step_time
-from smke_jax.planning.program import Program, compile_step, planned, take_devices
+from smke_jax.studies.plan.devices import DEVICES, Device
+from smke_jax.studies.plan.flops import flops_per_example
+from smke_jax.studies.plan.predict import MOST, StepTime, largest_batch, step_time
+from smke_jax.studies.plan.program import Program, compile_step, planned, take_devices
 from smke_jax.programs.train import load_config, override, split_overrides
 
 log = logging.getLogger("smke_jax")

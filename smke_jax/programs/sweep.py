@@ -18,9 +18,9 @@ from pathlib import Path
 from smke_jax.__main__ import run_program
 from smke_jax.errors import UserError
 from smke_jax.programs.train import load_config, load_sweep, override, override_key, split_overrides
-from smke_jax.reporting.compare import compare
+from smke_jax.studies.compare.table import compare
 from smke_jax.training.experiment import resolve
-from smke_jax.training.jobs import Job, count_devices, is_finished, report_outcome, run_jobs
+from smke_jax.studies.jobs import Job, count_devices, is_finished, report_outcome, run_jobs
 from smke_jax.training.record import flatten
 
 
