@@ -2,7 +2,7 @@
 
     RUNGS = (Rung(order=8, section="8", changed="MSE on the [CLS] of BEiT v2", coco=(51.66, 79.9, …), imagenet=30.4),)
 
-A config without it is no rung; one with several variants has a rung for each that is worth a line of the table.
+A config without it is no rung.  One with several variants has a rung for each that is worth a line of the table.
 """
 
 from pathlib import Path
@@ -36,22 +36,6 @@ class Rung(NamedTuple):
     published: str = ""
 
 
-class Recipe(NamedTuple):
-    """A rung, and the config file that it stands in."""
-
-    file: Path
-    rung: Rung
-
-    @property
-    def name(self) -> str:
-        """'ctl', or 'token_types:after' with its variant."""
-        return ":".join(filter(None, (self.file.stem, self.rung.variant)))
-
-    def location(self, form: str) -> str:
-        """What --config of `smke train` takes for it in one of config.FORMS."""
-        return f"{self.file}:{','.join(filter(None, (self.rung.variant, form)))}"
-
-
 def check_rungs(rungs, file: Path) -> tuple[Rung, ...]:
     """`rungs`, the constant of a config file, if it is a tuple of sound Rungs; else raises UserError."""
     if not isinstance(rungs, tuple) or not all(isinstance(rung, Rung) for rung in rungs):
@@ -61,15 +45,3 @@ def check_rungs(rungs, file: Path) -> tuple[Rung, ...]:
         if wrong:
             raise UserError(f"{wrong[0]} of the rung {rung.changed!r} in {file}: give six recalls, or (their mean,)")
     return rungs
-
-
-def in_order(recipes: list[Recipe]) -> list[Recipe]:
-    """From the lowest rung up; raises UserError where two recipes have one name or compare with none there is."""
-    recipes = sorted(recipes, key=lambda recipe: recipe.rung.order)
-    names = [recipe.name for recipe in recipes]
-    for recipe in recipes:
-        if names.count(recipe.name) > 1:
-            raise UserError(f"{recipe.file} has two rungs of the variant {recipe.rung.variant!r}")
-        if recipe.rung.against not in ("", *names):
-            raise UserError(f"{recipe.file}: {recipe.name} stands against {recipe.rung.against}, which is no rung")
-    return recipes

@@ -4,21 +4,29 @@ XLA's cost analysis and `jax.experimental.roofline` count the body of a loop onc
 Additions and elementwise functions are left out, as MFU has it (Chowdhery et al. 2022, PaLM, appendix B).
 """
 
-import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
+import jax.numpy as jnp
+import optax
 from jax.extend.core import jaxprs_in_params
 from jax.interpreters.partial_eval import dce_jaxpr
+from ml_collections import ConfigDict
 
 from smke_jax.losses.collective import Scope
-from smke_jax.passes.base import only
+from smke_jax.passes.base import Pass
+from smke_jax.selections.base import Selection
+from smke_jax.studies.plan.assumed import shapes_only
 from smke_jax.studies.plan.devices import HIGHEST
-from smke_jax.training.experiment import batch_shapes, training_views
-from smke_jax.training.kept_targets import with_kept_targets
-from smke_jax.training.recipe import Recipe, build_recipe, given, representation_shapes
+from smke_jax.training.build import Experiment
+from smke_jax.training.frozen import frozen_shapes
+from smke_jax.training.recipe import is_trained, sources
+from smke_jax.training.step import abstract_state, borrow
+
+Parts = dict[str, Counter[str]]  # {part of a step: {precision: FLOPs}}
+Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
 
 def matmul_flops(function: Callable, *args) -> Counter[str]:
@@ -31,81 +39,124 @@ def matmul_flops(function: Callable, *args) -> Counter[str]:
     return counted(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
-def flops_per_example(config) -> dict[str, Counter[str]]:
-    """{part: {precision: FLOPs}} that one example of a training step of `config` (resolved) costs: what MFU counts.
+def flops_per_example(config: ConfigDict, images: int = 0) -> Parts:
+    """{part: {precision: FLOPs}} that one example of a training step of `config` costs: what MFU counts.
 
-    Parts: '<pass> forward', for trained passes '<pass> backward', 'losses forward', 'losses backward' (which depend on
-    the global batch).  Left out: the optimiser, and what is computed twice to save memory.
+    Parts: '<pass> forward', '<pass> backward' where a gradient flows through the pass, '<selection> forward', 'losses
+    forward', 'losses backward'.  Selections and losses depend on the global batch.  Left out: the optimiser, and what is
+    computed twice to save memory.
+
+    config: as from `planned`; images: see `shapes_only`
     """
     config = config.copy_and_resolve_references()
-    config.student.remat = "none"
-    # The size of the vocabulary does not matter: looking words up costs no product.
-    recipe, batch = step_inputs(build_recipe(config, vocab_size=config.data.vocab_size), config)
-    key, parts, trained, fixed = jax.random.key(0), {}, {}, {"id": batch["id"]}
-    for p in (only(p, recipe.needs) for p in recipe.passes):
-        inputs = given(p, batch, {**fixed, **trained})
-        rows = {name: jax.ShapeDtypeStruct((1, *x.shape[1:]), x.dtype) for name, x in inputs.items()}
-        params = jax.eval_shape(p.init, key, rows)
-
-        def forward(params, rows, p=p):
-            return p.run(params, rows, key, p.grad)
-
-        if p.grad:
-            parts[f"{p.name} forward"], parts[f"{p.name} backward"] = _both_ways(forward, params, rows)
-        else:
-            parts[f"{p.name} forward"] = matmul_flops(forward, params, rows)
-        reps = jax.eval_shape(forward, params, rows)
-        (trained if p.grad else fixed).update(
-            {name: jax.ShapeDtypeStruct((config.batch_size, *x.shape[1:]), x.dtype) for name, x in reps.items()}
-        )
-    losses = zip(("losses forward", "losses backward"), _losses(recipe, trained, fixed), strict=True)
-    share = 1 / config.batch_size
-    return parts | {part: Counter({kind: n * share for kind, n in flops.items()}) for part, flops in losses}
+    for part in config.networks.values():
+        if "remat" in part:
+            part.remat = "none"
+    experiment = shapes_only(config, images)
+    return _Step(experiment).parts()
 
 
-def step_inputs(recipe: Recipe, config) -> tuple[Recipe, dict[str, jax.ShapeDtypeStruct]]:
-    """(what the step computes of `recipe`, shapes of its global batch), as the training loop has them."""
-    views = training_views(config)
-    batch = batch_shapes(config, views)
-    if not config.teacher.cache:
-        return recipe, batch
-    kept, made = with_kept_targets(recipe), representation_shapes(recipe, batch)
-    (teacher,) = (p for p in kept.passes if p.name == "teacher")
-    targets = {name: made[name] for name in teacher.provides}
-    return kept, batch_shapes(config, dataclasses.replace(views, teacher_view="same")) | targets
+class _Step:
+    """A training step, followed part by part.
+
+    arrays:      shapes of what there is so far: of the global batch
+    in_gradient: names of those of them that depend on trained parameters
+    """
+
+    def __init__(self, experiment: Experiment):
+        recipe = experiment.recipe
+        state = abstract_state(recipe, optax.identity(), experiment.mesh, experiment.batch)
+        self.state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
+        self.recipe, self.frozen = recipe, frozen_shapes(recipe, experiment.shapes)
+        self.arrays, self.in_gradient = dict(experiment.batch), set()
+        self.count = len(self.arrays["id"])
+        self.key = jax.random.key(0)
+        readers = (*(item for item in recipe.forward if isinstance(item, Pass)), *recipe.terms.values())
+        self.read = {name for reader in readers for need in reader.needs for name in sources(need)}
+
+    def parts(self) -> Parts:
+        found: Parts = {}
+        for item in self.recipe.forward:
+            found |= self._selection(item) if isinstance(item, Selection) else self._pass(item)
+        return found | self._losses()
+
+    def _rows(self, needs, count: int) -> dict[str, jax.ShapeDtypeStruct]:
+        shapes = {need: self.arrays[sources(need)[0]] for need in needs}
+        return {need: jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype) for need, x in shapes.items()}
+
+    def _differentiable(self, rows: Shapes) -> tuple[Shapes, Shapes]:
+        """(those that a gradient flows into, the others)."""
+        chosen = {need for need, x in rows.items() if sources(need)[0] in self.in_gradient and _is_float(x)}
+        return tuple({need: x for need, x in rows.items() if (need in chosen) == wanted} for wanted in (True, False))
+
+    def _pass(self, item: Pass) -> Parts:
+        own = {name: self.state.params[name] for name in item.networks if is_trained(self.recipe.networks[name])}
+        inside, rows = self._differentiable(self._rows(item.needs, 1))
+        constant = self.state.averages, self.frozen, self.state.slots
+
+        def forward(primal, rows, constant):
+            params, inside = primal
+            borrowed = borrow(self.recipe, item, params, *constant)
+            return item.run(borrowed, {**rows, **inside}, self.key, bool(own))
+
+        def learned_from(*args):
+            return {name: x for name, x in forward(*args).items() if name in self.read and _is_float(x)}
+
+        arguments = (own, inside), rows, constant
+        parts = {f"{item.name} forward": matmul_flops(forward, *arguments)}
+        if own or inside:
+            parts[f"{item.name} backward"] = _backward(learned_from, *arguments)
+            self.in_gradient |= set(item.provides)
+        made = jax.eval_shape(forward, *arguments)
+        self.arrays |= {name: jax.ShapeDtypeStruct((self.count, *x.shape[1:]), x.dtype) for name, x in made.items()}
+        return parts
+
+    def _selection(self, item: Selection) -> Parts:
+        state = {name: self.state.params["terms"][name.partition("/")[2]] for name in item.reads}
+        scope = Scope(None, "gather", self.key)
+        rows = self._rows(item.needs, self.count)
+        flops = matmul_flops(lambda state, rows: item.run(state, rows, scope), state, rows)
+        self.arrays |= {name: jax.ShapeDtypeStruct((self.count,), jnp.int32) for name in item.provides}
+        return {f"{item.name} forward": self._share(flops)}
+
+    def _losses(self) -> Parts:
+        """Of all terms together, on one device and in the form that computes nothing twice."""
+        terms, scope = self.recipe.terms, Scope(None, "gather", self.key)
+        needs = {need for term in terms.values() for need in term.needs}
+        inside, rows = self._differentiable(self._rows(needs, self.count))
+
+        def losses(primal, slots, rows):
+            params, inside = primal
+            arrays = {**rows, **inside}
+            return [
+                term.value(params[name], slots[name], {need: arrays[need] for need in term.needs}, scope)[0]
+                for name, term in terms.items()
+            ]
+
+        arguments = (self.state.params["terms"], inside), self.state.slots, rows
+        ways = {"forward": matmul_flops(losses, *arguments), "backward": _backward(losses, *arguments)}
+        return {f"losses {way}": self._share(flops) for way, flops in ways.items()}
+
+    def _share(self, flops: Counter[str]) -> Counter[str]:
+        return Counter({kind: n / self.count for kind, n in flops.items()})
 
 
-def _losses(recipe, trained, fixed) -> tuple[Counter[str], Counter[str]]:
-    """Forward and backward of all terms together, on one device and in the form that computes nothing twice."""
-    reps = {name: {need: {**fixed, **trained}[need] for need in term.needs} for name, term in recipe.terms.items()}
-    init = lambda: {name: term.init(jax.random.key(0), reps[name]) for name, term in recipe.terms.items()}  # noqa: E731
-    state, scope = jax.eval_shape(init), Scope(None, "gather", jax.random.key(0))
-
-    def loss(wanted, slots, fixed):
-        params, trained = wanted
-        arrays = {**fixed, **trained}
-        return [
-            term.value(params[name], slots[name], {need: arrays[need] for need in term.needs}, scope)[0]
-            for name, term in recipe.terms.items()
-        ]
-
-    params, slots = ({name: part[i] for name, part in state.items()} for i in (0, 1))
-    return _both_ways(loss, (params, trained), slots, fixed)
+def _is_float(x) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)
 
 
-def _both_ways(function, primal, *fixed) -> tuple[Counter[str], Counter[str]]:
-    """Of function(primal, *fixed), and of its gradient by `primal` alone."""
+def _backward(function, primal, *constant) -> Counter[str]:
+    """What the gradient of function(primal, *constant) by `primal` costs besides the function itself."""
 
-    def gradient(primal, *fixed):
-        out, pull = jax.vjp(lambda primal: function(primal, *fixed), primal)
+    def gradient(primal, *constant):
+        out, pull = jax.vjp(lambda primal: function(primal, *constant), primal)
         return pull(out)
 
-    forward = matmul_flops(function, primal, *fixed)
-    return forward, matmul_flops(gradient, primal, *fixed) - forward
+    return matmul_flops(gradient, primal, *constant) - matmul_flops(function, primal, *constant)
 
 
 def counted(jaxpr) -> Counter[str]:
-    """The same of traced operations, on all devices together.
+    """{precision: FLOPs} of traced operations, on all devices together.
 
     A loop of unknown length counts once, a conditional with all its branches.
     """

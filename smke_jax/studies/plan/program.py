@@ -1,24 +1,20 @@
 """The compiled train step of a config and what it needs per device, with nothing made but shapes."""
 
 import math
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend.backend import clear_backends
 from ml_collections import ConfigDict
 
-from smke_jax.convert.params_file import params_path
-from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.errors import UserError
 from smke_jax.parallel.mesh import check_batch_size
+from smke_jax.studies.plan.assumed import shapes_only
 from smke_jax.studies.plan.devices import Device
-from smke_jax.studies.plan.flops import counted, step_inputs
+from smke_jax.studies.plan.flops import counted
 from smke_jax.studies.plan.traffic import Traffic, traffic
-from smke_jax.training.experiment import Experiment, build_mesh, build_step, check_model, resolve
+from smke_jax.training.build import build_step
 from smke_jax.training.frozen import frozen_shapes
-from smke_jax.training.recipe import build_recipe
-from smke_jax.training.start import start_tokenizer
 
 # Options of the compiler for simulated devices.  Their machine code never runs, so it need not be good.  Accelerators
 # schedule for little memory; the CPU's default does not, and hides there what rematerialisation saves.
@@ -57,40 +53,23 @@ def take_devices(device: Device, count: int) -> bool:
     return False
 
 
-def planned(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
-    """(`config` resolved, what was assumed of files that are not there); needs no data, weights or tokenizer."""
-    config, assumed = config.copy_and_resolve_references(), []
-    path = config.teacher.checkpoint
-    if "teacher" in config.passes and path != "random" and not params_path(path).is_file():
-        assumed.append(f"no weights at {path!r}: the teacher is what the fields of config.teacher say")
-        config.teacher.checkpoint = "random"
-    config = resolve(config)
-    given = config.data.tokenizer or start_tokenizer(config)
-    if given and Path(given).is_dir():
-        config.data.vocab_size = load_tokenizer(given).vocab_size
-    elif "student" in config.passes:
-        assumed.append(f"no tokenizer: the vocabulary has config.data.vocab_size = {config.data.vocab_size} tokens")
-    student = config.student
-    student.init = student.image.init = student.text.init = "random"  # sizes do not depend on where they start from
-    return config, assumed
+def compile_step(config: ConfigDict, images: int = 0) -> Program:
+    """Compiles the train step of `config` (as from `planned`) for the first config.num_devices devices.
 
-
-def compile_step(config: ConfigDict) -> Program:
-    """Compiles the train step of `config` (as from `planned`) for the first config.num_devices devices."""
-    recipe = build_recipe(config, vocab_size=config.data.vocab_size)
-    recipe, shapes = step_inputs(recipe, config)
-    experiment = Experiment(config, build_mesh(config), None, recipe)
+    images: see `shapes_only`
+    """
+    experiment = shapes_only(config, images)
     check_batch_size(config.batch_size, experiment.mesh, config.micro_batch)
-    check_model(experiment, shapes)
-    step, frozen = build_step(experiment, shapes), frozen_shapes(experiment, shapes)
-    traced = step.run.trace(step.state, frozen, shapes)
+    _, _, state, run = build_step(config, experiment)
+    frozen, batch = frozen_shapes(experiment.recipe, experiment.shapes), experiment.batch
+    traced = run.trace(state, frozen, batch)
     compiled = traced.lower().compile(SIMULATED if experiment.mesh.devices.flat[0].platform == "cpu" else None)
     devices = experiment.mesh.size
     return Program(
-        _memory(compiled, step.state, frozen, shapes),
+        _memory(compiled, state, frozen, batch),
         {precision: flops / devices for precision, flops in counted(traced.jaxpr.jaxpr).items()},
         traffic(compiled.as_text()),
-        {"trained": _scalars(step.state.params), "frozen": _scalars(frozen)},
+        {"trained": _scalars(state.params), "frozen": _scalars(frozen)},
     )
 
 
@@ -102,7 +81,7 @@ def _memory(compiled, state, frozen, batch) -> dict[str, int]:
     return {
         "parameters": _sum(held[0].params),
         "optimiser state": _sum(held[0].opt_state),
-        "moving averages": _sum(held[0].ema),
+        "moving averages": _sum(held[0].averages),
         "slots": _sum(held[0].slots),
         "frozen parameters": _sum(held[1]),
         "batch": _sum(held[2]),

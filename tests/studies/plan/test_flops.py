@@ -1,5 +1,7 @@
 """The count of FLOPs against textbooks, XLA and JAX's own roofline."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,22 +9,42 @@ import pytest
 from jax.experimental import roofline
 from jax.sharding import PartitionSpec
 
-from smke_jax.config import base, smoke
+from smke_jax.forms import form_of
 from smke_jax.parallel.mesh import DATA_AXES, make_mesh
+from smke_jax.parts import (
+    average,
+    bank_itc,
+    beit,
+    hard_negatives,
+    itc,
+    itm,
+    regress,
+    stored_features,
+    target_cmli,
+    target_itc,
+)
 from smke_jax.studies.plan.devices import HIGHEST
 from smke_jax.studies.plan.flops import flops_per_example, matmul_flops
-from smke_jax.training.experiment import resolve
 
 
 def config(**fields):
-    c = base()
-    c.terms.itc = {"levels": ("fc1", "out")}
-    c.terms.target_itc = {"bank_size": 40}
-    c = smoke(c)
-    c.teacher.update(depth=3, width=48, num_heads=3)
-    c.student.image.depth = 2
+    """Two layers of images, one of captions, a teacher of three; ITC on two levels, and a bank of 40 targets."""
+    form = form_of("smoke")
+    c = form.run()
+    c.task = form.pairs()
+    c.networks.student = form.student(image={"depth": 2}, head=48, dtype="float32")
+    c.networks.teacher = form.teacher()
+    sizes = {"image_size": 32, "patch_size": 16, "width": 48, "depth": 3, "num_heads": 3, "mlp_dim": 48}
+    c.networks.teacher.update(model=beit(**sizes), dtype="float32")
+    c.terms.itc = itc(levels=("fc1", "out"))
+    c.terms.target_itc = target_itc(bank_size=40)
     c.update(fields)
-    return resolve(c)
+    return c
+
+
+@functools.cache
+def plain():
+    return flops_per_example(config())
 
 
 def blocks(tokens, width, mlp_dim, depth):
@@ -34,63 +56,84 @@ def patches(size, patch, width):
     return 2 * (size // patch) ** 2 * (3 * patch**2) * width
 
 
+HEAD = 2 * 32 * 48  # from the student's width to the teacher's
+IMAGE = patches(32, 16, 32) + blocks(5, 32, 48, 2 + 1) + HEAD  # two layers of the tower and the shared block
+TEXT = blocks(12, 32, 48, 1 + 1) + HEAD
+
+
 def test_forward_passes_cost_what_the_textbook_says():
-    c = config()
-    parts = flops_per_example(c)
-    assert parts["teacher forward"] == {"float32": patches(32, 16, 48) + blocks(5, 48, 48, 3)}
-    image = patches(32, 16, 32) + blocks(5, 32, 48, 2 + 1)  # two layers of the tower and the shared block
-    text = blocks(12, 32, 48, 1 + 1)
-    heads = 2 * 2 * 32 * 48  # from the student's width to the teacher's, for image and text
-    assert parts["student forward"] == {"float32": image + text + heads}
+    assert plain()["teacher forward"] == {"float32": patches(32, 16, 48) + blocks(5, 48, 48, 3)}
+    assert plain()["student/image forward"] == {"float32": IMAGE}
+    assert plain()["student/text forward"] == {"float32": TEXT}
 
 
 def test_the_backward_pass_costs_twice_the_forward_but_for_the_first_layer():
-    parts = flops_per_example(config())
-    forward, backward = (parts[f"student {way}"].total() for way in ("forward", "backward"))
-    assert backward == 2 * forward - patches(32, 16, 32)
+    assert plain()["student/image backward"].total() == 2 * IMAGE - patches(32, 16, 32)
+    assert plain()["student/text backward"].total() == 2 * TEXT
+
+
+def test_what_is_frozen_has_no_backward_pass():
+    assert "teacher backward" not in plain()
+    c = config()
+    c.networks.student.trained = ("^head/",)
+    parts = flops_per_example(c)
+    assert parts["student/text forward"] == plain()["student/text forward"]
+    # The gradient of the head's weights; contrast on the levels below it trains nothing.
+    assert parts["student/text backward"].total() == parts["student/image backward"].total() == HEAD
+
+
+def test_a_moving_average_runs_forward_alone():
+    c = config()
+    c.networks.momentum = average(of="student")
+    c.terms.bank_itc = bank_itc(levels=("out",), keys="momentum/", bank_size=40)
+    parts = flops_per_example(c)
+    assert parts["momentum/student/image forward"] == {"float32": IMAGE - HEAD}, "no term reads the head of the average"
+    assert not [name for name in parts if name.startswith("momentum/") and name.endswith("backward")]
 
 
 def test_losses_grow_with_the_global_batch():
-    def losses(batch_size):
-        parts = flops_per_example(config(batch_size=batch_size))
-        return {way: parts[f"losses {way}"] for way in ("forward", "backward")}
-
-    small, large = losses(16), losses(32)
+    large = flops_per_example(config(batch_size=32))
     per_key = 2 * (48 + 32) + 2 * 2 * 48  # one product for both directions at two levels; image and text to targets
-    assert large["forward"] - small["forward"] == {HIGHEST: 16 * per_key}
-    assert small["forward"] == {HIGHEST: 16 * per_key + 2 * 2 * 40 * 48}, "and the bank's 40 entries"
-    assert large["backward"].total() > small["backward"].total()
+    assert large["losses forward"] - plain()["losses forward"] == {HIGHEST: 16 * per_key}
+    assert plain()["losses forward"] == {HIGHEST: 16 * per_key + 2 * 2 * 40 * 48}, "and the bank's 40 entries"
+    assert large["losses backward"].total() > plain()["losses backward"].total()
 
 
 def test_what_is_computed_twice_counts_once():
-    plain, again = config(), config()
-    again.student.remat = "blocks"
-    again.update(micro_batch=4, loss_impl="ring")
-    assert flops_per_example(again) == flops_per_example(plain)
+    again = config(micro_batch=4, loss_impl="ring")
+    again.networks.student.remat = "blocks"
+    assert flops_per_example(again) == plain()
 
 
 def test_what_no_term_reads_costs_nothing():
     c = config()
-    plain = flops_per_example(c)["student forward"]
-    c.terms.target_cmli = {}
-    tokens = 4 + 11  # all positions but [CLS]
-    assert flops_per_example(c)["student forward"] == {"float32": plain.total() + 2 * tokens * 32 * 48}
+    c.terms.target_cmli = target_cmli()
+    parts, tokens = flops_per_example(c), {"image": 4, "text": 11}  # all positions but [CLS]
+    for side, count in tokens.items():
+        before = plain()[f"student/{side} forward"].total()
+        assert parts[f"student/{side} forward"] == {"float32": before + 2 * count * 32 * 48}
 
 
-def test_terms_that_draw_random_numbers_are_counted():
+def test_a_selection_compares_the_whole_batch_and_a_term_reads_what_it_chose():
     c = config()
-    plain = flops_per_example(c)["losses forward"].total()
-    c.terms.itm = {"levels": ("out",), "width": 8}
-    drawing, projecting, head = 2 * 2 * 16 * 32, 2 * 2 * 32 * 8, 3 * 2 * 8 * 2
-    assert flops_per_example(c)["losses forward"].total() == plain + drawing + projecting + head
+    c.selections.hard_negatives = hard_negatives(level="out")
+    c.terms.itm = itm(levels=("out",), width=8)
+    parts = flops_per_example(c)
+    assert parts["hard_negatives forward"].total() == 2 * 2 * 16 * 32
+    projecting, head = 2 * 32 * 8, 2 * 8 * 2  # of image, text, and the wrong partner of each; of three pairs
+    more = parts["losses forward"].total() - plain()["losses forward"].total()
+    assert more == 4 * projecting + 3 * head
+    assert "hard_negatives backward" not in parts
 
 
-def test_a_kept_teacher_costs_nothing():
-    c = base()
-    c.terms.regress = {}
-    c = smoke(c)
-    c.teacher.cache, c.data.teacher_view = True, "fixed"
-    assert not flops_per_example(resolve(c))["teacher forward"]
+def test_stored_features_of_a_teacher_cost_nothing():
+    form = form_of("smoke")
+    c = form.run()
+    c.task = form.pairs(teacher_view="fixed")
+    c.networks.teacher, c.networks.student = form.teacher(), form.student()
+    c.terms.regress = regress()
+    c.assets.targets = stored_features()
+    assert not [part for part in flops_per_example(c) if part.startswith("teacher")]
 
 
 def test_it_agrees_with_xla_and_with_the_roofline_of_jax():
