@@ -24,7 +24,7 @@ from smke_jax.data.pipeline import train_batches
 from smke_jax.data.sources import PreparedSource, open_prepared
 from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.data.transforms import StudentTeacherViews, View
-from smke_jax.programs.train import load_config
+from smke_jax.config_files import load_config
 from smke_jax.training.loop import train_and_evaluate
 
 BATCH, MAX_LENGTH, VOCAB_SIZE, CROP_SCALE, CROP_RATIO = 64, 20, 4000, (0.35, 1.0), (3 / 4, 4 / 3)

@@ -3,6 +3,7 @@
 The student is the module that `smke export --format=hf` ships; what it lacks for training stands here.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,14 @@ from smke_jax.convert.rules import to_torch
 from smke_jax.models.teachers import relative_position_index
 from smke_jax.objectives.base import INITIAL_LOG_SCALE
 from smke_jax.objectives.memory_bank import RANDOM, UNFILLED
-from smke_jax.training.optimizer import MAX_LOG_SCALE, decays
+from smke_jax.passes.base import MEAN, STD
+from smke_jax.training.optimizer import MAX_LOG_SCALE
 
-SHARED_BIAS = "rel_pos_bias.relative_position_bias_table"
+# `training.optimizer.NO_DECAY` by the names of the twin's parameters: [CLS] and embedding tables.
+NO_DECAY = re.compile(r"(^|\.)(cls_token|\w+_embedding\.weight)$")
+
+
+LEVELS = ("fc1", "out")  # of the contrast between image and text
 
 
 class Attention(nn.Module):
@@ -80,9 +86,10 @@ class Beit(nn.Module):
 
 def description(config: ConfigDict) -> dict:
     """What the converters call the student of `config`."""
-    sizes = {"vocab_size": config.data.vocab_size, "target_dim": config.teacher.width}
-    use = {"level": "out", "max_length": config.data.max_length, "logit_scales": {}}
-    return {"type": "student", **sizes, **use, **config.student.to_dict()}
+    student = config.networks.student.to_dict()
+    sizes = {"vocab_size": config.task.vocab_size, "target_dim": student["head"]}
+    use = {"level": "out", "max_length": config.task.max_length, "logit_scales": {}}
+    return {**student, **sizes, **use, "type": "student"}
 
 
 class Twin(nn.Module):
@@ -90,16 +97,16 @@ class Twin(nn.Module):
 
     def __init__(self, config: ConfigDict):
         super().__init__()
-        modeling = import_modeling()
+        modeling, teacher = import_modeling(), config.networks.teacher.model
         self.config = config
         self.student = modeling.SmkeModel(modeling.SmkeConfig(**smke_config(description(config))))
-        self.teacher = Beit(config.teacher).requires_grad_(False)
+        self.teacher = Beit(teacher).requires_grad_(False)
         self.logit_scale = nn.Parameter(torch.full((2,), INITIAL_LOG_SCALE))
-        size, width = config.terms.target_itc.bank_size, config.teacher.width
-        self.register_buffer("bank", F.normalize(torch.rand(size, width), dim=1))
+        size = config.terms.target_itc.bank_size
+        self.register_buffer("bank", F.normalize(torch.rand(size, teacher.width), dim=1))
         self.register_buffer("bank_ids", torch.full((size,), RANDOM))
-        self.register_buffer("mean", torch.tensor(config.teacher.mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(config.teacher.std)[:, None, None])
+        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None])
+        self.register_buffer("std", torch.tensor(STD)[:, None, None])
         self.head = 0
 
     def load(self, params: Mapping[str, Any], teacher: Any, slots: Mapping[str, Any]) -> None:
@@ -107,9 +114,10 @@ class Twin(nn.Module):
         state = {
             f"student.{k}": tensor(x) for k, x in to_torch(SMKE_HF, params["student"], description(self.config)).items()
         }
-        beit = {"shared_bias": True, **self.config.teacher.to_dict()}
+        beit = {**self.config.networks.teacher.model.to_dict(), "final_norm": False}
         state |= {f"teacher.{k}": tensor(x) for k, x in to_torch(UNILM, teacher, beit).items()}
-        state["logit_scale"] = torch.tensor(params["terms"]["itc"]["logit_scale"])
+        scales = params["terms"]["itc"]["logit_scale"]
+        state["logit_scale"] = torch.tensor([float(scales[level]) for level in LEVELS])
         bank = slots["target_itc"]
         state |= {"bank": torch.tensor(bank.features), "bank_ids": torch.tensor(bank.ids).long()}
         missing, unexpected = self.load_state_dict(state, strict=False)
@@ -117,7 +125,7 @@ class Twin(nn.Module):
 
     def forward(self, batch: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """'image' uint8 (B, 3, S, S), 'text', 'text_mask' (B, L), 'id' (B,) -> (loss, targets (B, D) normalised)."""
-        device, half = self.bank.device.type, self.config.student.dtype == "bfloat16"
+        device, half = self.bank.device.type, self.config.networks.student.dtype == "bfloat16"
         pixels = (batch["image"].float() / 255 - self.mean) / self.std
         with torch.autocast(device, torch.bfloat16, enabled=half):
             with torch.no_grad():
@@ -125,7 +133,7 @@ class Twin(nn.Module):
             image = self.student.encode_image(pixels)
             text = self.student.encode_text(batch["text"], batch["text_mask"])
         scales = self.logit_scale.exp()
-        itc = sum(_itc(image[level], text[level], scales[i]) for i, level in enumerate(("fc1", "out"))) / 2
+        itc = sum(_itc(image[level], text[level], scales[i]) for i, level in enumerate(LEVELS)) / len(LEVELS)
         target = F.normalize(target, dim=1)
         negatives = (self.bank_ids != UNFILLED) & (self.bank_ids != batch["id"][:, None])
         rows = torch.arange(len(target), device=target.device)
@@ -143,6 +151,11 @@ class Twin(nn.Module):
         slots = (self.head + torch.arange(len(ids), device=ids.device)) % len(self.bank)
         self.bank[slots], self.bank_ids[slots] = target, ids
         self.head = (self.head + len(ids)) % len(self.bank)
+
+
+def decays(name: str, parameter: torch.Tensor) -> bool:
+    """Whether weight decay applies to that parameter of the student."""
+    return parameter.ndim > 1 and not NO_DECAY.search(name)
 
 
 def _itc(a, b, scale):

@@ -20,7 +20,7 @@ from smke_jax.studies.benchmarks import record
 from smke_jax.studies.plan.devices import DEVICES, HIGHEST, Device
 from smke_jax.studies.plan.predict import StepTime, step_time
 from smke_jax.studies.plan.program import MOST_SIMULATED, Program, compile_step, planned, take_devices
-from smke_jax.programs.train import load_config, override, split_overrides
+from smke_jax.config_files import load_config, override, split_overrides
 
 log = logging.getLogger("smke_jax")
 

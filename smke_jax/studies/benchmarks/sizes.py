@@ -2,11 +2,10 @@
 
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from smke_jax.config import base, towers
+from smke_jax.parts import base, beit, bert, data2vec2, frozen, itc, pairs, target_itc, transformer, two_towers
 
 
 class Size(NamedTuple):
@@ -37,38 +36,40 @@ SIZES = {
 def step_config(size: str, *, dtype: str = "float32", batch_size: int = 0, gpu: bool = False) -> ConfigDict:
     """The config of one of SIZES; `batch_size` 0 takes the size's own."""
     known = SIZES[size]
+    images = known.fields
+    layers = {name: images[name] for name in ("num_heads", "mlp_dim")}
     c = base()
     c.batch_size = batch_size or (known.gpu_batch if gpu else known.batch)
     c.total_steps = 10_000
     c.num_devices = 1
-    c.data.update(max_length=known.max_length, vocab_size=known.vocab_size)
-    towers(c, **known.fields)
-    c.student.dtype = c.teacher.dtype = dtype
-    c.teacher.update(known.fields)
-    c.teacher.update(depth=2 * known.fields["depth"], checkpoint="random", final_norm=False)
-    c.terms.itc = {"levels": ("fc1", "out")}
+    c.task = pairs(max_length=known.max_length, vocab_size=known.vocab_size)
+    model = beit(**images | {"depth": 2 * images["depth"]})
+    c.networks.teacher = frozen(start="random", model=model, final_norm=False, dtype=dtype)
+    c.networks.student = two_towers(
+        image=data2vec2(**images),
+        text=bert(width=images["width"], depth=images["depth"], **layers),
+        shared=transformer(**layers),
+        head=images["width"],
+        dtype=dtype,
+    )
+    c.terms.itc = itc(levels=("fc1", "out"))
     # Filled from the start: an empty bank would leave most of the work out of the first loss.
-    c.terms.target_itc = {"bank_size": known.bank_size, "random_bank": True}
-    return c.lock()
+    c.terms.target_itc = target_itc(bank_size=known.bank_size, random_bank=True)
+    return c
 
 
 def made_up_batch(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
     """Noise in the shapes of a batch: 'image' uint8 (B, S, S, 3), 'text' and 'text_mask' (B, L) int32, 'id' (B,)."""
     rng = np.random.default_rng(seed)
-    count, length, size = config.batch_size, config.data.max_length, config.student.image.image_size
+    count, length, size = config.batch_size, config.task.max_length, config.networks.student.image.image_size
     words = rng.integers(length // 3, length + 1, count)
     mask = (np.arange(length) < words[:, None]).astype(np.int32)
     return {
         "image": rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8),
-        "text": mask * rng.integers(1, config.data.vocab_size, (count, length), dtype=np.int32),
+        "text": mask * rng.integers(1, config.task.vocab_size, (count, length), dtype=np.int32),
         "text_mask": mask,
         "id": np.arange(count, dtype=np.int32),
     }
-
-
-def shapes_of(batch: dict[str, np.ndarray]) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of a batch."""
-    return {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in batch.items()}
 
 
 def _layers(depth: int, tokens: int, width: int, mlp_dim: int) -> int:
@@ -82,10 +83,11 @@ def flops_per_example(config: ConfigDict) -> dict[str, int]:
     A trained network counts three times its forward (the gradients by weights and by inputs are a forward each), the
     frozen teacher once, products with the bank twice.  Norms, softmax, GELU and the optimiser are left out.
     """
-    teacher, image, text, shared = config.teacher, config.student.image, config.student.text, config.student.shared
+    teacher, student = config.networks.teacher.model, config.networks.student
+    image, text, shared = student.image, student.text, student.shared
     patches = (image.image_size // image.patch_size) ** 2
     embed = 2 * patches * 3 * image.patch_size**2 * image.width
-    lengths = (1 + patches, config.data.max_length)
+    lengths = (1 + patches, config.task.max_length)
     forward = {
         "image tower": embed + _layers(image.depth, lengths[0], image.width, image.mlp_dim),
         "text tower": _layers(text.depth, lengths[1], text.width, text.mlp_dim),

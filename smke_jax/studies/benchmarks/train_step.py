@@ -31,15 +31,15 @@ from smke_jax.studies.benchmarks.measure import (
     say,
     spread,
 )
-from smke_jax.studies.benchmarks.sizes import SIZES, flops_per_example, made_up_batch, shapes_of, step_config
+from smke_jax.studies.benchmarks.sizes import SIZES, flops_per_example, made_up_batch, step_config
+from smke_jax.studies.plan.assumed import shapes_only
 from smke_jax.errors import UserError
 from smke_jax.parallel.mesh import make_mesh, put_batch
-from smke_jax.training.experiment import Experiment
-from smke_jax.training.frozen import load_frozen
+from smke_jax.training.build import build_step
+from smke_jax.training.frozen import load_frozen, networks_of
 from smke_jax.training.optimizer import build_optimizer
-from smke_jax.training.recipe import build_recipe
 from smke_jax.training.state import count_parameters
-from smke_jax.training.step import init_state, make_train_step
+from smke_jax.training.step import init_state
 
 JAX, EAGER, COMPILED = "smke_jax", "PyTorch eager", "PyTorch compiled"
 WARM_UP = 2  # steps before anything is timed
@@ -78,14 +78,15 @@ class Contender(NamedTuple):
 
 def jax_contender(config, batch) -> Contender:
     """smke_jax's own step, as `smke train` runs it."""
-    mesh, shapes = make_mesh(1), shapes_of(batch)
-    recipe = build_recipe(config, vocab_size=config.data.vocab_size)
-    tx, _ = build_optimizer(config.optimizer, batch_size=config.batch_size, total_steps=config.total_steps)
-    state = init_state(recipe, tx, mesh, shapes, seed=config.seed)
-    frozen, _ = load_frozen(Experiment(config, mesh, None, recipe), shapes)
+    experiment = shapes_only(config)
+    recipe, mesh = experiment.recipe, experiment.mesh
+    tx, _, _, train_step = build_step(config, experiment)
+    state = init_state(recipe, tx, mesh, experiment.batch, seed=config.seed)
+    names = networks_of(recipe, recipe.forward)
+    frozen = load_frozen(recipe, experiment.shapes, {}, mesh, seed=config.seed, names=names)
     on_device = put_batch(batch, mesh)
     start = time.perf_counter()
-    step = make_train_step(recipe, tx, mesh, total_steps=config.total_steps).lower(state, frozen, on_device).compile()
+    step = train_step.lower(state, frozen, on_device).compile()
     compiled_s = time.perf_counter() - start
     initial = jax.device_get((state.params, frozen["teacher"], state.slots))
 
@@ -108,7 +109,8 @@ def pytorch_contender(config, batch, initial=None, *, device: str, compiled: boo
     twin = Twin(config)
     if initial is not None:
         twin.load(*initial)
-    _, schedule = build_optimizer(config.optimizer, batch_size=config.batch_size, total_steps=config.total_steps)
+    options = config.optimizer.to_dict()
+    _, schedule = build_optimizer(batch_size=config.batch_size, total_steps=config.total_steps, **options)
     rates = np.asarray(jax.vmap(schedule)(jnp.arange(config.total_steps))).tolist()
     trainer, tensors = Trainer(twin.to(device), rates, compiled=compiled), to_batch(batch, device)
 
@@ -132,7 +134,7 @@ def contenders(config, device: Device) -> dict[str, Contender]:
         start = time.perf_counter()
         loss = theirs.run(1)
         found[name] = theirs._replace(compiled_s=time.perf_counter() - start if name == COMPILED else 0.0)
-        if not abs(loss - reference) <= TOLERANCE[config.student.dtype] * abs(reference):
+        if not abs(loss - reference) <= TOLERANCE[config.networks.student.dtype] * abs(reference):
             raise UserError(f"{name} starts at a loss of {loss}, {JAX} at {reference}: they do not compute the same")
     for contender in found.values():
         contender.run(WARM_UP)
