@@ -2,7 +2,7 @@
 
     smke train --config=configs/teacher_scenes.py --workdir=runs/teacher_scenes
 
-2026-11-22, two CPU cores shared with other work: about 21 minutes; probes in smke_jax/assets/README.md.
+2026-11-22, two CPU cores shared with other work: about 21 minutes; probes in smke_jax/shipped/README.md.
 """
 
 from smke_jax.forms import FORMS, form_of

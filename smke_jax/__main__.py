@@ -16,7 +16,7 @@ PROGRAMS = {
     "sweep": "train a config over a grid of values: --config=FILE --out=DIR --axis config.batch_size=256,512 […]",
     "ladder": "the thesis' recipes on the same photos, and what each brings: [--minutes=M] [--recipes=A,B,…]",
     "compare": "runs beside each other, as a table and plots: RUN… [--out=DIR]",
-    "evaluate": "retrieval figures of a run: --workdir=DIR [--data=DIR] [--split=dev]",
+    "evaluate": "what the evaluators of a run find: --workdir=DIR [--evaluator=NAME] [--split=dev] [--data=DIR]",
     "convert": "make a pretrained network from its PyTorch file ready for training: --checkpoint=FILE --out=DIR",
     "export": "a run's network for others to use: --workdir=DIR --out=DIR [--format=flax|hf|thesis|onnx]",
 }

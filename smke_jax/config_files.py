@@ -2,7 +2,7 @@
 
 import importlib.util
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -91,6 +91,28 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
         raise UserError(str(error).splitlines()[0]) from None
     return holder.value
+
+
+def override_stages(stages: Mapping[str, ConfigDict], arguments: list[str]) -> dict[str, ConfigDict]:
+    """The configs of `stages` changed by `--config.STAGE.a.b=value` arguments, the last one also by `--config.a.b=value`.
+
+    Raises UserError for keys and values that do not fit.
+    """
+    *_, last = stages
+    own: dict[str, list[str]] = {stage: [] for stage in stages}
+    known = [key for stage, config in stages.items() for key in _keys(config, f"config.{stage}" if stage else "config")]
+    known += _keys(stages[last], "config")
+    for argument in arguments:
+        key = override_key(argument)
+        if key not in known:
+            raise UserError(f"unknown config key {key}{nearest(key, known)}")
+        stage = next((stage for stage in stages if stage and key.startswith(f"config.{stage}.")), last)
+        own[stage].append(argument.replace(f"config.{stage}.", "config.", 1) if stage else argument)
+    return {stage: override(config, own[stage]) for stage, config in stages.items()}
+
+
+def _keys(config: ConfigDict, prefix: str) -> list[str]:
+    return list(flatten(config.copy_and_resolve_references(), prefix))
 
 
 def _as_tuple(argument: str) -> str:

@@ -1,7 +1,7 @@
 """Embeddings in three lines: `smke_jax.load(path)` opens what holds a model and embeds images and texts with it."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,17 @@ from smke_jax.data.decode import BadImage, decode_image, to_rgb
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer
 from smke_jax.data.transforms import BICUBIC, squash
 from smke_jax.errors import UserError
-from smke_jax.evaluators.embed import chunks, embed_batches, make_encoder
+from smke_jax.evaluators.encode import Encoder
 from smke_jax.models.build import build_model
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
-from smke_jax.passes.base import MEAN, STD, to_network
-from smke_jax.passes.frozen import teacher_pass
-from smke_jax.passes.student import student_pass
-from smke_jax.training.experiment import restore_run, trained_network
+from smke_jax.passes.base import MEAN, STD, Pass, to_network
+from smke_jax.passes.encode import encode_image, encode_text
+from smke_jax.passes.features import features
+from smke_jax.tasks.base import Column, Split
+from smke_jax.training.restore import exported, restore_run
 
+NETWORK = "embedder"  # what the passes call the model
 ImageLike = str | Path | Image.Image | np.ndarray
 
 
@@ -51,8 +53,8 @@ def load(path: str | Path, *, step: int | str | None = None, trust_code: bool = 
         raise UserError(f"{path} says itself what model it holds: leave {', '.join(fields)} out")
     if is_run:
         run = restore_run(path, step=step)
-        params, model = trained_network(run)
-        return Embedder(model, jax.device_get(params), run.experiment.tokenizer)
+        params, model = exported(run)
+        return Embedder(model, jax.device_get(params), run.experiment.task.tokenizer)
     if step is not None:
         raise UserError(f"{path} is no run directory, so it has no step {step}")
     if is_ours:
@@ -92,14 +94,14 @@ def _kind(description: dict) -> "_Kind":
 class _Kind:
     """How models of one type are used.
 
-    run:       model -> ((params, batch) -> {'image': (B, D), 'text': (B, D)}, of what the batch has)
+    passes:    (model, description) -> {'image' or 'text': (pass that reads it, the embedding that it makes)}
     view:      (image, size) -> uint8 (size, size, 3): what the network sees of an image
     normalise: whether embeddings are L2-normalised
     load_tokenizer: of the vocabulary in a directory
     vocabulary: the files that it needs there
     """
 
-    run: Callable[[Any, dict], Callable]
+    passes: Callable[[Any, dict], Mapping[str, tuple[Pass, str]]]
     view: Callable[[np.ndarray, int], np.ndarray] = squash
     normalise: bool = False
     load_tokenizer: Callable[[Path], Tokenizer] = load_tokenizer
@@ -113,41 +115,40 @@ def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:
 
 def _student(model, description):
     level = description.get("level", "out")
-    run = student_pass(model).run
-
-    def encode(params, batch, key, train):
-        return {name.split("/")[0]: x for name, x in run(params, batch, key, train).items() if name.endswith(level)}
-
-    return encode
+    return {
+        "image": (encode_image(model, NETWORK), f"image/{level}"),
+        "text": (encode_text(model, NETWORK), f"text/{level}"),
+    }
 
 
 def _teacher(model, description):
-    run = teacher_pass(model, description.get("mean", MEAN), description.get("std", STD)).run
-    return lambda params, batch, key, train: {"image": run(params, batch, key, train)["target/cls"]}
+    pixels = {"mean": description.get("mean", MEAN), "std": description.get("std", STD)}
+    return {"image": (features(model, NETWORK, **pixels), "target/cls")}
 
 
 def _bert(model, description):
-    def encode(params, batch, key, train):
-        tokens, _ = model.apply({"params": params}, batch["text"], batch["text_mask"])
-        mask = batch["text_mask"][:, :, None].astype(jnp.float32)
+    def encode(params, arrays, key, train):
+        tokens, _ = model.apply({"params": params[NETWORK]}, arrays["text"], arrays["text_mask"])
+        mask = arrays["text_mask"][:, :, None].astype(jnp.float32)
         return {"text": (tokens * mask).sum(1) / mask.sum(1)}
 
-    return encode
+    return {"text": (Pass("text", (NETWORK,), ("text", "text_mask"), ("text",), encode), "text")}
 
 
 def _clip(model, description):
     mean, std = description["mean"], description["std"]
 
-    def encode(params, batch, key, train):
-        variables = {"params": params}
-        features = {}
-        if "image" in batch:
-            features["image"] = model.apply(variables, to_network(batch["image"], mean, std), method="encode_image")
-        if "text" in batch:
-            features["text"] = model.apply(variables, batch["text"], method="encode_text")
-        return features
+    def image(params, arrays, key, train):
+        pixels = to_network(arrays["image"], mean, std)
+        return {"image": model.apply({"params": params[NETWORK]}, pixels, method="encode_image")}
 
-    return encode
+    def text(params, arrays, key, train):
+        return {"text": model.apply({"params": params[NETWORK]}, arrays["text"], method="encode_text")}
+
+    return {
+        "image": (Pass("image", (NETWORK,), ("image",), ("image",), image), "image"),
+        "text": (Pass("text", (NETWORK,), ("text",), ("text",), text), "text"),
+    }
 
 
 KINDS = {
@@ -182,7 +183,8 @@ class Embedder:
         self.description, self.tokenizer, self._kind = description, tokenizer, _kind(description)
         self._mesh = make_mesh()
         self._params = jax.device_put(params, replicated(self._mesh))
-        self._encode = make_encoder(self._kind.run(build_model(description), description), self._mesh)
+        self._passes = self._kind.passes(build_model(description), description)
+        self._encoders: dict[int, Encoder] = {}  # by batch size
         self._image_size = description.get("image", description).get("image_size")
         text = description.get("text", description)
         self._max_length = description.get("max_length", text.get("max_positions", 0))
@@ -200,9 +202,9 @@ class Embedder:
             raise UserError(f"a model of type {self.description['type']} embeds no images")
         if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim == 3):
             raise UserError("encode_images takes a list of images: write encode_images([image])")
-        views = (self._kind.view(_pixels(image, i), self._image_size) for i, image in enumerate(images))
-        batches = ({"image": np.stack(rows)} for rows in chunks(views, batch_size))
-        return self._embed(batches, "image", len(images), batch_size)
+        view = lambda i: self._kind.view(_pixels(images[i], i), self._image_size)  # noqa: E731
+        read = lambda rows: np.stack([view(i) for i in rows])  # noqa: E731
+        return self._embed({"image": Column(len(images), read)}, "image", batch_size)
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
         """Texts -> (N, D) fp32; what is longer than the model reads is cut.
@@ -220,9 +222,8 @@ class Embedder:
             raise UserError("encode_texts takes a list of texts: write encode_texts([text])")
         ids, mask = self.tokenizer.encode(texts, self._max_length)
         length = _round_up(int(mask.sum(1).max(initial=1)), 16, self._max_length)
-        rows = ({"text": ids[i : i + batch_size, :length], "text_mask": mask[i : i + batch_size, :length]}
-                for i in range(0, len(texts), batch_size))  # fmt: skip
-        return self._embed(rows, "text", len(texts), batch_size)
+        columns = {name: Column(len(texts), x[:, :length].__getitem__) for name, x in (("text", ids), ("text_mask", mask))}
+        return self._embed(columns, "text", batch_size)
 
     def similarity(self, images: Sequence[ImageLike] | np.ndarray, texts: Sequence[str] | np.ndarray) -> np.ndarray:
         """Cosine of every image with every text -> (N, M); embeddings (N, D) are taken in their place."""
@@ -231,12 +232,21 @@ class Embedder:
         images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
         return images @ texts.T
 
-    def _embed(self, batches: Iterator[dict], name: str, count: int, batch_size: int) -> np.ndarray:
-        if not count:
+    def _embed(self, columns: Mapping[str, Column], modality: str, batch_size: int) -> np.ndarray:
+        if not columns[modality].rows:
             raise UserError("there is nothing to embed: the list is empty")
-        batch_size = _round_up(batch_size, self._mesh.size)
-        x = embed_batches(self._encode, self._params, batches, name, count, batch_size, self._mesh)
+        _, name = self._passes[modality]
+        x = self._encoder(batch_size)((name,), Split("", "", columns))[name]
         return x / np.linalg.norm(x, axis=1, keepdims=True) if self._kind.normalise else x
+
+    def _encoder(self, batch_size: int) -> Encoder:
+        if batch_size not in self._encoders:
+            chosen = {name: (p,) for p, name in self._passes.values()}
+            self._encoders[batch_size] = Encoder(
+                lambda names, columns: chosen[names[0]], lambda p: {NETWORK: self._params}, self._mesh,
+                batch_size=batch_size,
+            )  # fmt: skip
+        return self._encoders[batch_size]
 
 
 def _is_matrix(x) -> bool:

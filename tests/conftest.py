@@ -32,6 +32,19 @@ def real_data() -> Path:
     return path
 
 
+@pytest.fixture(scope="session")
+def staged(tmp_path_factory) -> Path:
+    """The folder in which `smke train` trained the stages of `tiny.tiny_stages`: not to be changed."""
+    import tiny
+
+    from smke_jax.__main__ import main
+
+    folder = tmp_path_factory.mktemp("staged")
+    (folder / "stages.py").write_text(tiny.STAGES_FILE)
+    assert main(["train", f"--config={folder / 'stages.py'}", f"--workdir={folder / 'runs'}"]) == 0
+    return folder / "runs"
+
+
 @pytest.fixture
 def interruptible():
     """Ctrl-C reaches this process and those that it starts: what a shell runs in the background ignores it."""

@@ -14,7 +14,7 @@ from smke_jax.data.datasets import SOURCES
 from smke_jax.data.sources import ArraySource
 from smke_jax.errors import UserError
 from smke_jax.forms import form_of
-from smke_jax.parts import itc, target_itc
+from smke_jax.parts import data2vec2, encoder, itc, target_itc, vicreg
 
 SIZES = {"train": 16, "dev": 6}
 WORDS = "red blue green dog cat bird runs sits over under big small".split()
@@ -62,11 +62,34 @@ def tiny_config():
     return c
 
 
+def tiny_stages():
+    """Two stages of two steps each, saved after both: a teacher from images alone, and a student that begins with it.
+
+    The student is evaluated after each step.
+    """
+    form = form_of("smoke")
+    teacher, student = form.run(), tiny_config()
+    teacher.update(batch_size=8, num_devices=2)
+    teacher.task = form.images(views=2)
+    teacher.task.source = "tiny"
+    sizes = {**form.sizes, **form.images_of, "depth": 2}
+    teacher.networks.views = encoder(model=data2vec2(norm_order="pre", **sizes), projector=(16, 16))
+    teacher.terms.vicreg = vicreg()
+    student.networks.teacher = form_of("").teacher(start="stage:teacher", model=None, dtype="float32")
+    student.networks.student.image_start = "stage:teacher"
+    student.networks.student.image.norm_order = "pre"
+    student.terms.target_itc.learnable_scale = True
+    student.total_steps, student.evaluators.retrieval.every = 2, 1
+    teacher.checkpoint.every = student.checkpoint.every = 1
+    return {"teacher": teacher, "student": student}
+
+
 CONFIG_FILE = f"""'''The tiny recipe.'''
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from tiny import tiny_config as get_config
 """
+STAGES_FILE = f"{CONFIG_FILE}from tiny import tiny_stages as get_stages\n"
 
 
 def main(argv: list[str]) -> int:

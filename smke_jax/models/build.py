@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from smke_jax.models.clip import build_clip
+from smke_jax.models.fields import fields_of
+from smke_jax.models.quantizer import Quantizer
 from smke_jax.models.student import build_student
 from smke_jax.models.teachers import TEACHERS, build_teacher
 from smke_jax.models.text import TEXT_ENCODERS, build_text_encoder
@@ -18,8 +20,13 @@ def _student(description: dict) -> nn.Module:
     return build_student(config, vocab_size=config.vocab_size, target_dim=config.target_dim)
 
 
+def _quantizer(description: dict) -> nn.Module:
+    return Quantizer(**fields_of(description, Quantizer))
+
+
 BUILDERS = {
     "student": _student,
+    "quantizer": _quantizer,
     "clip": build_clip,
     **dict.fromkeys(TEACHERS, build_teacher),
     **dict.fromkeys(TEXT_ENCODERS, build_text_encoder),
@@ -27,13 +34,16 @@ BUILDERS = {
 
 
 def build_model(description: dict) -> nn.Module:
-    """The module that `description` describes: an image-text model, an image teacher or a text encoder."""
+    """The module that `description` describes: an image-text model, an image teacher, a text encoder, a quantizer."""
     return BUILDERS[description["type"]](description)
 
 
 def param_shapes(description: dict) -> Any:
     """The parameter tree of that model, as shapes."""
     model = build_model(description)
+    if description["type"] == "quantizer":
+        vector = jax.ShapeDtypeStruct((1, description["width"]), jnp.float32)
+        return jax.eval_shape(model.init, jax.random.key(0), vector)["params"]
     size = description.get("image", description).get("image_size")
     reads_text = "text" in description or description["type"] in TEXT_ENCODERS
     images = (jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),) if size is not None else ()

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smke_jax.convert.params_file import digests, fit, load_params, read_description
+from smke_jax.convert.temperatures import by_level
 from smke_jax.errors import UserError
 from smke_jax.models.teachers import Data2Vec2
 from smke_jax.models.text import Bert
@@ -48,7 +49,7 @@ def student_start(path: str, shapes: Any, description: Mapping[str, Any]) -> Sta
     if ours != theirs:
         raise UserError(f"the head of {path} has {theirs} channels, not {ours}: set head={theirs}")
     loaded = fit(shapes, load_params(path), source=path)
-    scales = {name: {"logit_scale": values} for name, values in model.get("logit_scales", {}).items()}
+    scales = {name: {"logit_scale": values} for name, values in by_level(model.get("logit_scales", {})).items()}
     origins = {"": f"{len(jax.tree.leaves(loaded))} tensors from {path}"}
     return Start(loaded, origins, {"weights": digests(path)["weights"], **_source(path)}, scales)
 

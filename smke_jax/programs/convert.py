@@ -1,4 +1,4 @@
-"""`smke convert`: a pretrained network from its PyTorch or NumPy file, for config.teacher and config.student.*.init.
+"""`smke convert`: a pretrained network from its PyTorch or NumPy file, for what a network of a config starts from.
 
 The directory written holds the parameters, what model they are of, and the tokenizer where one lies beside the file.
 """

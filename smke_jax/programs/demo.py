@@ -16,24 +16,25 @@ from ml_collections import ConfigDict
 import smke_jax
 from smke_jax import atomic
 from smke_jax.__main__ import run_program
-from smke_jax.data.datasets import open_source, scenes
+from smke_jax.config_files import load_config
+from smke_jax.data.datasets import scenes
 from smke_jax.data.scenes import ceiling
 from smke_jax.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES
+from smke_jax.embedder import Embedder
 from smke_jax.errors import UserError
-from smke_jax.evaluators.embed import embed_texts, make_encoder
-from smke_jax.evaluators.evaluate import Retrieval, evaluate_retrieval
 from smke_jax.evaluators.recalls import chance_recall
-from smke_jax.programs import export
-from smke_jax.programs.train import load_config
+from smke_jax.evaluators.retrieval import Retrieval, retrieve
 from smke_jax.reporting import examples
 from smke_jax.reporting.plots import retrieval_grid
 from smke_jax.reporting.report import Recall, RunReport, read_metrics, write_report
-from smke_jax.training.experiment import TrainedRun, restore_run
+from smke_jax.training.export import export_run
 from smke_jax.training.loop import train_and_evaluate
+from smke_jax.training.restore import TrainedRun, exported, restore_run
+from smke_jax.training.stages import EXPORT
 from smke_jax.training.state import count_parameters
 
 CONFIGS = Path(smke_jax.__file__).parents[1] / "configs"
-RECORDED = Path(smke_jax.__file__).parent / "assets" / "demo_itc_alone.json"  # fields of Recall
+RECORDED = Path(smke_jax.__file__).parent / "shipped" / "demo_itc_alone.json"  # fields of Recall
 SMALL_TEACHER_STEPS = 300
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
@@ -62,7 +63,7 @@ def main(argv: list[str]) -> int:
     if arguments.train_teacher:
         with clock.running("teacher"):
             teacher = _train_teacher(workdir / "teacher", arguments.teacher_steps)
-        config.teacher.checkpoint = config.student.image.init = str(teacher)
+        config.networks.teacher.start = config.networks.student.image_start = str(teacher)
     with clock.running("s_smke"):
         run = _train(config, workdir / "s_smke")
     result = _retrieve(run)
@@ -121,9 +122,9 @@ def _train(config: ConfigDict, workdir: Path) -> TrainedRun:
 def _train_teacher(workdir: Path, steps: int) -> Path:
     """A small teacher from images alone, remade on the spot."""
     _train(_config("teacher_scenes.py", steps=steps), workdir)
-    path = workdir / "export"
+    path = workdir / EXPORT
     shutil.rmtree(path, ignore_errors=True)
-    export.main([f"--workdir={workdir}", f"--out={path}"])
+    export_run(workdir, path)
     return path
 
 
@@ -135,23 +136,14 @@ def _compare(workdir: Path, steps: int | None, clock: Clock) -> list[Recall]:
 
 
 def _retrieve(run: TrainedRun) -> Retrieval:
-    config, mesh = run.experiment.config, run.experiment.mesh
-    source = open_source(config.data, config.eval.split)
-    encode = make_encoder(run.experiment.student().run, mesh)
-    return evaluate_retrieval(
-        encode, run.params["student"], source, run.experiment.tokenizer, config, mesh, dataset="scenes gallery"
-    )
+    evaluator = run.config["evaluators"]["retrieval"]
+    return retrieve(run.encoder(), run.experiment.task.split(evaluator["split"]), evaluator["level"])
 
 
 def _query(run: TrainedRun, result: Retrieval):
-    config, mesh, gallery = run.experiment.config, run.experiment.mesh, scenes().gallery
-    encode = make_encoder(run.experiment.student().run, mesh)
-    texts = [text for text, _ in QUERIES]
-    embeddings = embed_texts(
-        encode, run.params["student"], texts, run.experiment.tokenizer, name=f"text/{config.eval.level}",
-        max_length=config.data.max_length, batch_size=mesh.size * len(texts), mesh=mesh,
-    )  # fmt: skip
-    embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
+    gallery, texts = scenes().gallery, [text for text, _ in QUERIES]
+    params, description = exported(run)
+    embeddings = Embedder(description, params, run.experiment.task.tokenizer).encode_texts(texts)
     truth = [np.all([gallery.attributes[group][:, value] for group, value in facts], axis=0) for _, facts in QUERIES]
     return examples.text_queries(texts, embeddings, result, gallery.images.__getitem__, truth)
 
@@ -159,7 +151,7 @@ def _query(run: TrainedRun, result: Retrieval):
 def _report(
     run: TrainedRun, result: Retrieval, alone: list[Recall], clock: Clock, workdir: Path, command: str
 ) -> RunReport:
-    gallery, config = scenes().gallery, run.experiment.config
+    gallery, config = scenes().gallery, run.config
     limit = ceiling(gallery.meanings, gallery.layout)
     image_of = gallery.images.__getitem__
     recalls = [
@@ -190,9 +182,9 @@ def _report(
         queries=_query(run, result),
         facts={
             "steps": run.step,
-            "batch": config.batch_size,
+            "batch": config["batch_size"],
             "minutes": f"{minutes:.1f}",
-            "teacher": config.teacher.checkpoint,
+            "teacher": config["networks"]["teacher"]["start"],
             "hardware": f"{jax.device_count()} × {jax.devices()[0].device_kind}, {platform.machine()}",
             "versions": ", ".join(f"{k} {v}" for k, v in run.record["versions"].items()),
         },

@@ -1,105 +1,143 @@
-"""`smke evaluate`: retrieval figures of a run, or attribute probes of a self-supervised run on the drawn scenes.
+"""`smke evaluate`: what the evaluators of a run find, at any of its checkpoints and on any split or prepared folder.
 
-The run's teacher and training data are not needed.
+Neither the training data nor files of weights are needed that no evaluator reads.
+`--config.evaluators.NAME.FIELD=VALUE` changes a field of an evaluator; what departs from the run's own evaluation
+stands in the name of its file, such as evals/STEP/retrieval-test.json.
 """
 
 import argparse
+import re
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from ml_collections import ConfigDict
+
+from smke_jax import atomic
 from smke_jax.__main__ import run_program
-from smke_jax.data.datasets import open_source
-from smke_jax.errors import UserError
-from smke_jax.evaluators.embed import make_encoder
-from smke_jax.evaluators.evaluate import evaluate_retrieval
-from smke_jax.evaluators.ranks import Ranks, write_ranks
-from smke_jax.evaluators.recalls import format_table, write_json
-from smke_jax.evaluators.scene_probe import probe_encoder
-from smke_jax.passes.student import LEVELS
-from smke_jax.training.experiment import TrainedRun, restore_run
+from smke_jax.config_files import override, override_key, split_overrides
+from smke_jax.errors import UserError, nearest
+from smke_jax.tasks.base import Task
+from smke_jax.training import record
+from smke_jax.training.build import build_part
+from smke_jax.training.evaluation import write_figures
+from smke_jax.training.record import flatten
+from smke_jax.training.restore import TrainedRun, restore_run
+from smke_jax.training.validation import validate
 
 
 def main(argv: list[str]) -> int:
     """Parses the command line, evaluates and writes; returns the exit status."""
+    argv, overrides = split_overrides(argv)
     arguments = _parser().parse_args(argv)
-    run = restore_run(arguments.workdir, step=None if arguments.step == "latest" else arguments.step)
-    if "views" in run.params:
-        return _probe(run, arguments)
-    config = run.experiment.config
-    trained_with = config.copy_and_resolve_references()
+    config = record.read_config(arguments.workdir)
+    names = _chosen(config, arguments)
+    changed = _changed(config, names, arguments, overrides)
+    evaluators = {name: build_part("evaluators", name, changed.evaluators[name]) for name in names}
+    run = restore_run(arguments.workdir, step=arguments.step)
     if arguments.data:
-        config.data.update(source="prepared", dir=str(arguments.data))
-    config.eval.update(split=arguments.split or config.eval.split, level=arguments.level or config.eval.level)
-
-    source, mesh = open_source(config.data, config.eval.split), run.experiment.mesh
-    result = evaluate_retrieval(
-        make_encoder(run.experiment.student().run, mesh), run.params["student"], source, run.experiment.tokenizer,
-        config, mesh, dataset=f"{source.dataset} {config.eval.split}",
-    )  # fmt: skip
-    print(f"step {run.step}\n{format_table(result.metrics)}")
-    kept = arguments.workdir / "evals" / str(run.step) / _file_name(trained_with, config)
-    _write(kept.with_suffix(".npz"), result.ranks, write_ranks)
-    for path in (kept, arguments.out):
-        if path is not None:
-            _write(path, result.metrics)
-    return 0
-
-
-def _probe(run: TrainedRun, arguments) -> int:
-    """Linear probes of an encoder that was trained on the scenes."""
-    config, mesh = run.experiment.config, run.experiment.mesh
-    if config.data.source != "scenes":
-        raise UserError(f"{arguments.workdir} trained an encoder on photos: probes exist for the drawn scenes only")
-    (views,) = (p for p in run.experiment.recipe.passes if p.name == "views")
-    metrics = probe_encoder(
-        make_encoder(views.run, mesh), run.params["views"], image_size=config.teacher.image_size,
-        batch_size=-(-config.eval.batch_size // mesh.size) * mesh.size, mesh=mesh,
-    )  # fmt: skip
-    print(f"step {run.step}\n{metrics['protocol']}; effective rank {metrics['effective_rank']:.1f}")
-    print("\n".join(f"  {name:14}{value:.3f}" for name, value in metrics["auc"].items()))
-    for path in (arguments.workdir / "evals" / str(run.step) / "scene_probe.json", arguments.out):
-        if path is not None:
-            _write(path, metrics)
+        run = run._replace(experiment=run.experiment._replace(task=_task_on(run, changed.task)))
+    print(f"step {run.step}")
+    for name, evaluator in evaluators.items():
+        figures = run.evaluate(evaluator)
+        print(figures.text)
+        written = write_figures(run.workdir / "evals" / str(run.step) / _file_name(name, config, changed), figures)
+        if arguments.out:
+            written.append(_copy(written[-1], arguments.out))
+        print("\n".join(f"wrote {path}" for path in written))
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("smke evaluate", description=__doc__, allow_abbrev=False)
+    summary, _, more = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser("smke evaluate", description=summary, epilog=more, allow_abbrev=False)
     parser.add_argument("--workdir", type=Path, required=True, help="run directory of `smke train`")
+    parser.add_argument("--evaluator", metavar="NAME", help="one of config.evaluators (default: all of them)")
     parser.add_argument("--data", type=Path, help="folder written by `smke prepare` (default: the run's own)")
-    parser.add_argument("--split", help="default: the run's config.eval.split")
-    parser.add_argument("--step", type=step_argument, default="latest", metavar="N|best|latest", help="default: latest")
-    parser.add_argument("--level", choices=LEVELS, help="representation to compare (default: the run's)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures there too, as JSON")
+    parser.add_argument("--split", help="default: each evaluator's own")
+    parser.add_argument("--step", type=step_argument, metavar="N|best|latest", help="default: latest")
+    parser.add_argument("--level", help="what is compared: fc1, out or head (default: each evaluator's own)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures of one evaluator there too, as JSON")
     return parser
 
 
-def step_argument(text: str) -> int | str:
-    """For --step: a number, 'best', or 'latest'."""
+def step_argument(text: str) -> int | str | None:
+    """For --step: a number, 'best', or None for 'latest'."""
     if text in ("best", "latest"):
-        return text
+        return None if text == "latest" else text
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is neither a step number nor best or latest")
     return int(text)
 
 
-def _file_name(trained_with, config) -> str:
-    """retrieval.json for the run's own evaluation; every departure from it stands in the name."""
-    parts = ["retrieval"]
-    places = [(data.source, Path(data.dir).resolve()) for data in (config.data, trained_with.data)]
-    if places[0] != places[1]:
-        parts.append(Path(config.data.dir).name)
-    parts += [config.eval[key] for key in ("split", "level") if config.eval[key] != trained_with.eval[key]]
-    return "-".join(parts) + ".json"
+def _chosen(config: ConfigDict, arguments: argparse.Namespace) -> list[str]:
+    """The names of the evaluators that are asked for."""
+    known = list(config.evaluators)
+    if not known:
+        raise UserError(f"the run in {arguments.workdir} has no evaluators: its config names none in config.evaluators")
+    if arguments.evaluator is not None and arguments.evaluator not in known:
+        raise UserError(
+            f"the run in {arguments.workdir} has no evaluator {arguments.evaluator!r}"
+            f"{nearest(arguments.evaluator, known)}; it has {', '.join(known)}"
+        )
+    names = [arguments.evaluator] if arguments.evaluator else known
+    if arguments.out and len(names) > 1:
+        raise UserError(f"--out is for the figures of one evaluator: choose by --evaluator one of {', '.join(names)}")
+    return names
 
 
-def _write(path: Path, figures: dict | Ranks, write: Callable = write_json) -> None:
+def _changed(
+    config: ConfigDict, names: Iterable[str], arguments: argparse.Namespace, overrides: list[str]
+) -> ConfigDict:
+    """`config` with what the command line changes of the evaluators `names` and of the data."""
+    for argument in overrides:
+        if not override_key(argument).startswith("config.evaluators."):
+            raise UserError(f"{override_key(argument)} cannot be changed after training: only config.evaluators.… can")
+    config = override(config.copy_and_resolve_references(), overrides)
+    for field in ("split", "level"):
+        value = getattr(arguments, field)
+        having = [name for name in names if field in config.evaluators[name]]
+        if value is not None and not having:
+            raise UserError(f"--{field}: none of the evaluators {', '.join(names)} has a {field}; leave it out")
+        if value is not None:
+            for name in having:
+                config.evaluators[name][field] = value
+    if arguments.data:
+        if "data" not in config.task:
+            raise UserError(f"--data: the task {config.task.type} reads no prepared folder; leave it out")
+        config.task.update(source="prepared", data=(str(arguments.data),), weights=(), caps=())
+    validate(flatten(config))
+    return config
+
+
+def _task_on(run: TrainedRun, part: ConfigDict) -> Task:
+    """The task that `part` describes, with the vocabulary and the sizes of images of `run`."""
+    draft = build_part("task", "", part, keep=run.workdir, known=run.record["facts"])
+    networks = run.experiment.recipe.networks.values()
+    return draft.finish({array: size for network in networks for array, size in network.sizes.items()})
+
+
+def _file_name(name: str, config: Mapping[str, Any], changed: Mapping[str, Any]) -> str:
+    """The evaluator's name for the run's own evaluation; every departure from it stands behind the name."""
+    parts = [name]
+    if "data" in config.task and _places(config.task) != _places(changed.task):
+        parts.append(Path(changed.task.data[0]).resolve().name)
+    for field, value in changed.evaluators[name].items():
+        if value != config.evaluators[name][field]:
+            parts.append(str(value) if field in ("split", "level") else f"{field}={value}")
+    return re.sub(r"[^\w.,=+-]+", "_", "-".join(parts))
+
+
+def _places(task: Mapping[str, Any]) -> tuple:
+    return task.get("source"), tuple(Path(folder).resolve() for folder in task.data)
+
+
+def _copy(path: Path, out: Path) -> Path:
     try:
-        write(path, figures)
+        return atomic.write_bytes(out, path.read_bytes())
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; the figures stand above") from None
-    print(f"wrote {path}")
+        raise UserError(f"cannot write {out}: {error.strerror}; the figures stand in {path}") from None
 
 
 if __name__ == "__main__":

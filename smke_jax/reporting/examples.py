@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from smke_jax.evaluators.evaluate import Retrieval
+from smke_jax.evaluators.retrieval import Retrieval
 from smke_jax.evaluators.top_k import top_matches
 from smke_jax.reporting.report import Query
 

@@ -60,14 +60,19 @@ def logit_scale_figure(rows) -> Figure | None:
 def recall_figure(rows, direction: str) -> Figure | None:
     """Recall at 1, 5 and 10 of one direction (`image_to_text` or `text_to_image`) against the step.
 
-    None for fewer than two evaluations: one point is no curve, and the table has it.
+    Of several evaluators every one is drawn.  None for fewer than two evaluations: one point is no curve, and the table
+    has it.
     """
-    keys = [key for k in (1, 5, 10) for key in keys_of(rows, f"eval/{direction}/r{k}".__eq__)]
-    if not keys or len(series(rows, keys[0])[0]) < 2:
+    found = [re.fullmatch(rf"eval/(.+)/{direction}/r(1|5|10)", key) for key in keys_of(rows, lambda key: True)]
+    found = sorted((match for match in found if match), key=lambda match: (match[1], int(match[2])))
+    found = [match for match in found if len(series(rows, match[0])[0]) > 1]
+    if not found:
         return None
+    several = len({match[1] for match in found}) > 1
     figure, axes = _curves("recall, %")
-    for key, colour in zip(keys, COLOURS):
-        _draw(axes, rows, key, colour, label="R@" + key.rsplit("/r", 1)[1])
+    for number, match in enumerate(found):
+        label = f"{match[1]} R@{match[2]}" if several else f"R@{match[2]}"
+        _draw(axes, rows, match[0], COLOURS[number % len(COLOURS)], label=label)
     axes.set_ylim(0, 100)
     return with_legend(figure, axes)
 

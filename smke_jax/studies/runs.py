@@ -23,7 +23,7 @@ RECALLS = tuple((direction, key) for direction in DIRECTIONS for key in ("r1", "
 class Run:
     """One run; None where it has not said it yet.
 
-    config:              {'config.a.b': value}, every field that there is today
+    config:              {'config.a.b': value}, every field of the run's config and of today's loop
     devices, device:     how many it used, and of what kind
     step:                last one logged
     retrieval:           the newest evaluation, what `retrieval_metrics` returns
@@ -130,7 +130,7 @@ def _read_run(path: Path, name: str, problems: list[str]) -> Run:
 
 
 def _retrieves(config) -> bool:
-    return "student" in config["config.passes"] and bool(config["config.eval.split"])
+    return any(key.startswith("config.evaluators.retrieval.") for key in config)
 
 
 def _newest_evaluation(folder: Path, problems: list[str]) -> tuple[int | None, Mapping | None]:

@@ -10,23 +10,24 @@ import numpy as np
 from smke_jax.data.tokenizer import Tokenizer
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-Batch = Mapping[str, np.ndarray]  # 'image' uint8 (N, S, S, 3); for a student also 'text' and 'text_mask' (M, L)
+# 'image' uint8 (N, S, S, 3), for a student also 'text' and 'text_mask' (M, L); for a quantizer 'cls' (N, D).
+Batch = Mapping[str, np.ndarray]
 
 
 class Record(NamedTuple):
     """What a run says of itself.
 
-    run:       its run.json
-    config:    its config, nested
-    step:      of the checkpoint that is exported
-    retrieval: the figures of that step's evaluation, None where there are none
-    hours:     that its training steps took, None where that is not known
+    run:     its run.json
+    config:  its config, nested
+    step:    of the checkpoint that is exported
+    figures: {evaluation: what it found at that step, as it stands in its JSON}
+    hours:   that its training steps took, None where that is not known
     """
 
     run: dict
     config: dict
     step: int
-    retrieval: dict | None = None
+    figures: Mapping[str, dict] = {}
     hours: float | None = None
 
 
@@ -34,7 +35,8 @@ class Network(NamedTuple):
     """A trained network.
 
     params:      nested dict of fp32 arrays
-    description: {'type': …, fields} of its model; of a student with 'level', 'max_length' and 'logit_scales'
+    description: {'type': …, fields} of its model; of a student with 'level', 'max_length' and 'logit_scales', which
+                 are {term: {level: log scale}}
     tokenizer:   of a student
     record:      of the run it comes from
     """
@@ -53,7 +55,7 @@ class Format(NamedTuple):
     embed:    (directory, batch) -> representations (N, D) by name: what `write` left there, read back and run
     usage:    for the model card: how it is used, in Markdown
     metadata: for the model card: lines of YAML
-    encoders: whether it can hold the encoder of a self-supervised run, besides students
+    any_type: whether it can hold what is no student: an image encoder, or a quantizer
     """
 
     summary: str
@@ -61,4 +63,4 @@ class Format(NamedTuple):
     embed: Callable[[Path, Batch], dict[str, np.ndarray]]
     usage: str
     metadata: tuple[str, ...] = ()
-    encoders: bool = False
+    any_type: bool = False

@@ -1,6 +1,7 @@
 """The model card: what the run's own record says, and nothing else."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax
 
@@ -16,7 +17,6 @@ def model_card(network: Network, form: Format, dtype: str, likeness: Mapping[str
     """README.md of an export, in Markdown."""
     description, record = network.description, network.record
     student = description["type"] == "student"
-    title = "Image-text retrieval model" if student else f"Image encoder ({description['type']})"
     count = sum(x.size for x in jax.tree.leaves(network.params))
     header = ["---", *form.metadata, "tags:", *(f"- {tag}" for tag in _tags(student)), "---"]
     about = (
@@ -25,24 +25,39 @@ def model_card(network: Network, form: Format, dtype: str, likeness: Mapping[str
     )
     sections = {
         "Use": form.usage.strip(),
-        "Figures": _figures(record.retrieval) if student else "No figures: it was trained from images alone.",
+        "Figures": _figures(record.figures),
         "Parity": "\n".join(likeness_lines(likeness, samples, dtype)),
         "Training": _training(record),
         "Data": _data(record),
         "Limits": _limits(student),
     }
     body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items())
-    return "\n".join(header) + f"\n\n# {title}\n\n{about}\n\n{body}\n"
+    return "\n".join(header) + f"\n\n# {_title(description)}\n\n{about}\n\n{body}\n"
+
+
+def _title(description: dict) -> str:
+    titles = {"student": "Image-text retrieval model", "quantizer": "Codebook of images"}
+    return titles.get(description["type"], f"Image encoder ({description['type']})")
 
 
 def _network(description: dict) -> str:
+    if description["type"] == "quantizer":
+        return (
+            f"{description['num_codes']} codes of {description['code_dim']} channels for the features of a teacher, "
+            f"{description['width']} wide, and the two layers that take a feature to its code."
+        )
     image, text = description.get("image", description), description.get("text")
-    sizes = f"images of {image['image_size']} px in patches of {image['patch_size']}, {image['depth']} layers"
+    sizes = f"images of {image['image_size']} px"
+    if "patch_size" in image:
+        sizes += f" in patches of {image['patch_size']}, {image['depth']} layers, {image['width']} wide"
     if text is None:
-        return f"A Transformer, {image['width']} wide: {sizes}."
+        return f"An image encoder: {sizes}."
+    shared = description["shared"]
+    depth = shared.get("depth", 1)
+    layers = "an MLP" if shared.get("type") == "mlp" else f"{depth} Transformer layer{'s' if depth > 1 else ''}"
     return (
-        f"The student network of S-SMKE, {image['width']} wide: {sizes}; captions of up to {description['max_length']} "
-        f"tokens, {text['depth']} layers; one layer that both share."
+        f"A student network: {sizes}; captions of up to {description['max_length']} tokens, {text['depth']} layers; "
+        f"{layers} that both share."
     )
 
 
@@ -69,10 +84,33 @@ def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _figures(retrieval: dict | None) -> str:
-    if retrieval is None:
+def _figures(figures: Mapping[str, dict]) -> str:
+    """One part for each evaluation of the step that is exported."""
+    if not figures:
         return "None were recorded for this step."
+    parts = [
+        f"`{name}`: {_retrieval(found) if set(DIRECTIONS) <= set(found) else _scalars(found)}"
+        for name, found in figures.items()
+    ]
+    return "\n\n".join(parts)
 
+
+def _scalars(found: dict) -> str:
+    """The numbers in what an evaluation found, and the protocol that it names."""
+    rows = [(f"`{key}`", f"{value:.4g}") for key, value in _numbers(found)]
+    return "\n".join([f"{found.get('protocol', 'no protocol was recorded')}; measured in JAX.", "",
+                      *_table(("figure", "value"), rows)])  # fmt: skip
+
+
+def _numbers(found: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+    for key, value in found.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{key}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield prefix + key, value
+
+
+def _retrieval(retrieval: dict) -> str:
     def cell(direction, key):
         value, interval = f"{retrieval[direction][key]:.2f}", retrieval.get("ci95")
         return value if not interval else "{} [{:.2f}, {:.2f}]".format(value, *interval[direction][key])
@@ -82,7 +120,7 @@ def _figures(retrieval: dict | None) -> str:
         for direction, label in DIRECTIONS.items()
     )
     return "\n".join([
-        f"Protocol: {retrieval['protocol']}; {retrieval['n_images']} images, {retrieval['n_captions']} captions. "
+        f"{retrieval['protocol']}; {retrieval['n_images']} images, {retrieval['n_captions']} captions. "
         "Recall in percent, in brackets the 95 % interval over other images; measured in JAX.",
         "",
         *_table(("", "R@1", "R@5", "R@10", "median rank"), rows),
@@ -91,11 +129,8 @@ def _figures(retrieval: dict | None) -> str:
 
 def _training(record: Record) -> str:
     run, config = record.run, record.config
-    terms = (", ".join([f"`{name}`", *(f"{k} {v}" for k, v in args.items())]) for name, args in config["terms"].items())
-    optimizer, whole = config["optimizer"], config["student"].get("init", "random")
-    inits = [f"{tower}: {config['student'][tower]['init']}" for tower in ("image", "text")]
+    optimizer = config["optimizer"]
     scaled = f" at a batch of {optimizer['reference_batch']}" if optimizer["reference_batch"] else ""
-    uses_teacher, is_student = "teacher" in config["passes"], "student" in config["passes"]
     hours = "not recorded" if record.hours is None else (
         f"{record.hours:.2f}, from the logged examples per second; without start-up, evaluation and saving"
     )  # fmt: skip
@@ -103,11 +138,10 @@ def _training(record: Record) -> str:
         "command": f"`{' '.join(run['command'])}`",
         "started": run["started"],
         "steps and batch": f"{record.step} steps of {config['batch_size']}",
-        "objectives": "; ".join(terms),
+        "objectives": "; ".join(_part(name, part) for name, part in config["terms"].items()),
         "optimiser": f"{optimizer['name']}, learning rate {optimizer['learning_rate']}{scaled}, "
                      f"weight decay {optimizer['weight_decay']}",
-        **({"teacher": f"{config['teacher']['type']}, {config['teacher']['checkpoint']}"} if uses_teacher else {}),
-        **({"starts from": whole if whole != "random" else ", ".join(inits)} if is_student else {}),
+        "networks": "; ".join(_network_part(name, part) for name, part in config["networks"].items()),
         "hours": hours,
         "hardware": f"{len(run['devices'])} × {run['devices'][0]}; {run['host']}",
         "versions": ", ".join(f"{name} {version}" for name, version in run["versions"].items()),
@@ -115,11 +149,26 @@ def _training(record: Record) -> str:
     return "\n".join(_table(("", ""), facts.items()))
 
 
+def _part(name: str, part: Mapping[str, Any]) -> str:
+    """'`name`, field value, …' of what is set."""
+    fields = (f"{key} {value}" for key, value in part.items() if value is not None and (key, value) != ("type", name))
+    return ", ".join([f"`{name}`", *fields])
+
+
+def _network_part(name: str, part: Mapping[str, Any]) -> str:
+    """'`name`, a TYPE that starts from …'."""
+    starts = {key: value for key, value in part.items() if key == "start" or key.endswith("_start")}
+    files = {key: value for key, value in starts.items() if value != "random"}
+    said = ", ".join(f"{key} {value}" for key, value in files.items()) or "start random"
+    return f"`{name}`, {part['type']}, {said}"
+
+
 def _data(record: Record) -> str:
-    data, identity = record.config["data"], record.run["identity"]
-    where = data["dir"] or data["source"]
+    task, identity = record.config["task"], record.run["identity"]
+    where = ", ".join(task.get("data") or [task.get("source", task["type"])])
+    unit = f", by {task['unit']}" if "unit" in task else ""
     digests = _table(("what", "SHA-256, as the run recorded it"), ((k, f"`{v}`") for k, v in identity.items()))
-    return "\n".join([f"Split `{data['split']}` of `{where}`, by {data['unit']}.", "", *digests])
+    return "\n".join([f"Split `{task.get('split', 'train')}` of `{where}`{unit}.", "", *digests])
 
 
 def _limits(student: bool) -> str:

@@ -1,36 +1,38 @@
 """Whether an export embeds images and captions as the network it was made from."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from smke_jax.convert.export.base import Batch
-from smke_jax.data.datasets import open_source
-from smke_jax.data.pipeline import pixels
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.data.transforms import squash
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model
-from smke_jax.passes.base import MEAN, STD, only
-from smke_jax.passes.frozen import teacher_pass
-from smke_jax.passes.student import LEVELS, student_pass
+from smke_jax.models.quantizer import Down
+from smke_jax.passes.base import MEAN, STD, Pass, only
+from smke_jax.passes.encode import LEVELS, encode_image, encode_text
+from smke_jax.passes.features import features
+from smke_jax.tasks.base import Split, Task
 
 log = logging.getLogger("smke_jax")
 
 COUNT = 8  # images, and captions
+VECTORS = 64  # in place of the features of images
 # The smallest cosine allowed, by the precision of the exported weights. With 16 bits every weight keeps 11 (float16) or
 # 8 (bfloat16) binary digits: full-size random students came to 0.999999 and 0.9999.
 BARS = {"float32": 0.9999, "float16": 0.999, "bfloat16": 0.99}
 SENTENCES = ("a dog runs across the grass", "two people sit on a bench", "a red car", "children play in the snow")
+NETWORK = "exported"  # what the passes call it
 
 
 class Samples(NamedTuple):
-    """What is embedded: uint8 images (N, S, S, 3), captions, and what to call them."""
+    """What goes through both networks: 'image' uint8 (N, S, S, 3) or 'cls' (N, D); captions; what to call them."""
 
-    images: np.ndarray
+    arrays: Mapping[str, np.ndarray]
     captions: Sequence[str]
     origin: str
 
@@ -42,50 +44,84 @@ class Likeness(NamedTuple):
     delta: float
 
 
-def draw_samples(data, splits: Sequence[str], image_size: int) -> Samples:
-    """The first images and captions of the first of `splits` that `data` (config.data) still has, else made-up ones."""
-    data = data.copy_and_resolve_references()
-    data.in_memory = False
-    for split in filter(None, splits):
+def draw_samples(task: Task, splits: Sequence[str], description: Mapping[str, Any]) -> Samples:
+    """What the network of this `description` is checked with.
+
+    Of one that sees images: the first images and captions of the first of `splits` that can still be read, else made-up
+    ones.  Of a quantizer: random vectors, as the teacher whose features it takes is another network.
+    """
+    if description["type"] == "quantizer":
+        vectors = np.random.default_rng(0).normal(size=(VECTORS, description["width"])).astype(np.float32)
+        return Samples({"cls": vectors}, (), f"{VECTORS} random vectors in place of a teacher's features")
+    size = description.get("image", description)["image_size"]
+    for name in splits:
         try:
-            source = open_source(data, split)
-            examples = [source[i] for i in range(min(COUNT, len(source)))]
-            images = np.stack([squash(pixels(example), image_size) for example in examples])
+            split = task.split(name)
+            images, captions = _first(split, size)
         except (UserError, OSError) as error:
-            log.info("the split %s cannot be read: %s", split, error)
+            log.info("the split %s cannot be read: %s", name, error)
         else:
-            captions = [example.captions[0] for example in examples]
-            return Samples(images, captions, f"{len(images)} images of {source.dataset} {split} with a caption each")
-    noise = np.random.default_rng(0).integers(0, 256, (COUNT, image_size, image_size, 3), dtype=np.uint8)
-    return Samples(noise, SENTENCES, f"{COUNT} pictures of noise and {len(SENTENCES)} sentences, as the data is gone")
+            return Samples({"image": images}, captions, f"{len(images)} images of {split.name} with a caption each")
+    noise = np.random.default_rng(0).integers(0, 256, (COUNT, size, size, 3), dtype=np.uint8)
+    origin = f"{COUNT} pictures of noise and {len(SENTENCES)} sentences, as the data is gone"
+    return Samples({"image": noise}, SENTENCES, origin)
+
+
+def _first(split: Split, size: int) -> tuple[np.ndarray, list[str]]:
+    """The first COUNT images, squashed to `size`, and the first caption of each."""
+    captions, images = split.facts["captions"], split.facts["caption_image"]
+    rows = np.unique(images, return_index=True)[1][:COUNT]
+    pixels = [squash(split.facts["pixels"](images[row]), size) for row in rows]
+    return np.stack(pixels), [captions[row] for row in rows]
 
 
 def make_batch(samples: Samples, tokenizer: Tokenizer | None, max_length: int) -> Batch:
     """`samples` as a network takes them; without text where there is no `tokenizer`."""
     if tokenizer is None:
-        return {"image": samples.images}
+        return samples.arrays
     ids, mask = tokenizer.encode(samples.captions, max_length)
-    return {"image": samples.images, "text": ids, "text_mask": mask}
+    return {**samples.arrays, "text": ids, "text_mask": mask}
 
 
 def embed(description: dict, params: Any, batch: Batch) -> dict[str, np.ndarray]:
     """Every representation (N, D) of `batch`, computed in fp32.
 
     Of a student '{image,text}/{fc1,out,head}', and what retrieval compares as '{image,text}_embeds'; of an encoder
-    'target/cls'.
+    'target/cls'; of a quantizer the 'latent' of every vector, and its 'codes'.
     """
+    if description["type"] == "quantizer":
+        return _quantized(description, params, batch)
     model = build_model({**description, "dtype": "float32"})
     is_student = description["type"] == "student"
     if is_student:
-        p, names = student_pass(model), [f"{modality}/{level}" for modality in ("image", "text") for level in LEVELS]
+        passes = (encode_image(model, NETWORK), encode_text(model, NETWORK))
+        names = [f"{modality}/{level}" for modality in ("image", "text") for level in LEVELS]
     else:
-        p, names = teacher_pass(model, description.get("mean", MEAN), description.get("std", STD)), ["target/cls"]
-    run = only(p, names).run
-    with jax.default_matmul_precision("highest"):
-        reps = jax.device_get(jax.jit(lambda params, batch: run(params, batch, None, False))(params, batch))
+        pixels = {"mean": description.get("mean", MEAN), "std": description.get("std", STD)}
+        passes, names = (features(model, NETWORK, **pixels),), ["target/cls"]
+    reps = _run([only(p, names) for p in passes], params, batch)
     if is_student:
         reps |= {f"{modality}_embeds": reps[f"{modality}/{description['level']}"] for modality in ("image", "text")}
     return reps
+
+
+def _run(passes: Sequence[Pass], params: Any, batch: Batch) -> dict[str, np.ndarray]:
+    @jax.jit
+    def run(params, batch):
+        made = {}
+        for p in passes:
+            made |= p.run({NETWORK: params}, batch, None, False)
+        return made
+
+    with jax.default_matmul_precision("highest"):
+        return jax.device_get(run(params, batch))
+
+
+def _quantized(description, params, batch) -> dict[str, np.ndarray]:
+    # Not the numbers of the codes: with 16 bits, one of two that are almost equally near may win.
+    with jax.default_matmul_precision("highest"):
+        latent = jax.jit(Down(description["code_dim"]).apply)({"params": params["down"]}, batch["cls"])
+    return {"latent": np.asarray(latent), "codes": np.asarray(params["codes"])}
 
 
 def compare(original: dict[str, np.ndarray], exported: dict[str, np.ndarray]) -> dict[str, Likeness]:

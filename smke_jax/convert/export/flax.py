@@ -10,7 +10,7 @@ from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, read_de
 
 USAGE = """
 `params.safetensors` holds the parameters under their paths in the Flax tree (`a/b/c`), and a description of the model
-in its metadata.
+in its metadata.  A student, or an image encoder, is opened so:
 
 ```python
 import smke_jax
@@ -19,7 +19,9 @@ model = smke_jax.load("DIR")
 embeddings = model.encode_images(["photo.jpg"])
 ```
 
-Of an image encoder, the directory can be `config.teacher.checkpoint` or `config.student.image.init` of another run.
+Another run begins with it where its config names the directory: of a student as the `start` of a `two_towers`, of an
+image encoder as the `start` of a `frozen` teacher or the `image_start` of a `two_towers`, of a quantizer as the `start`
+of a `quantizer`.
 """
 
 
@@ -30,6 +32,7 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
         "steps": record.step,
         "command": record.run["command"],
         "data": record.run["identity"]["data"],
+        "identity": record.run["identity"],
         "config": record.run["config"],
     }
     save_params(directory / PARAMS, params, {"model": network.description, "source": source})
@@ -41,4 +44,4 @@ def _embed(directory: Path, batch: Batch):
     return check.embed(read_description(directory)["model"], load_params(directory), batch)
 
 
-FLAX = Format("parameters for JAX", _write, _embed, USAGE, encoders=True)
+FLAX = Format("parameters for JAX", _write, _embed, USAGE, any_type=True)

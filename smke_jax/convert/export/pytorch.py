@@ -12,6 +12,7 @@ from PIL import Image
 from smke_jax.convert.export.base import Batch, Network
 from smke_jax.convert.layouts.student import SMKE_HF
 from smke_jax.convert.rules import to_torch
+from smke_jax.convert.temperatures import as_lists
 from smke_jax.errors import UserError
 from smke_jax.passes.base import MEAN, STD
 
@@ -32,8 +33,8 @@ def smke_config(description: dict) -> dict:
     parts = {part: {key: description[part][key] for key in keys} for part, keys in FIELDS.items()}
     parts["text"]["type_vocab_size"] = description["text"].get("type_vocab_size", 2)
     parts["text"]["max_length"] = description["max_length"]  # transformers has another meaning for it at the top
-    whole = ("vocab_size", "target_dim", "token_types", "level", "logit_scales")
-    return {**{key: description[key] for key in whole}, "norm_eps": 1e-6, **parts}
+    whole = {key: description[key] for key in ("vocab_size", "target_dim", "token_types", "level")}
+    return {**whole, "logit_scales": as_lists(description["logit_scales"]), "norm_eps": 1e-6, **parts}
 
 
 def _refuse_other_forms(description: dict) -> None:
@@ -47,7 +48,7 @@ def _refuse_other_forms(description: dict) -> None:
         forms["token_type_scale"] = (None, "a number")
     for key, (value, known) in forms.items():
         if value != known:
-            raise UserError(f"config.student.{key} is {value!r}, and in PyTorch always {known}: use --format=flax")
+            raise UserError(f"the student's {key} is {value!r}, and in PyTorch always {known}: use --format=flax")
 
 
 def require(package: str, extra: str) -> ModuleType:

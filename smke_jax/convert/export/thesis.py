@@ -13,6 +13,7 @@ from smke_jax.convert.export.base import DTYPES, Batch, Format, Network
 from smke_jax.convert.layouts.student import THESIS
 from smke_jax.convert.rules import to_torch
 from smke_jax.convert.source import EXPORTED, read_source
+from smke_jax.convert.temperatures import LEVELS, as_lists
 from smke_jax.errors import UserError
 
 # What those modules are, with no say of the file.
@@ -48,17 +49,17 @@ def state_dict(params: Any, description: dict, dtype: Any = np.float32) -> dict[
     for (part, field), value in FIXED.items():
         if description[part][field] != value:
             raise UserError(
-                f"config.student.{part}.{field} is {description[part][field]!r}; the thesis' modules have {value!r}: "
+                f"the student's {part}.{field} is {description[part][field]!r}; the thesis' modules have {value!r}: "
                 "use another --format"
             )
     if description["shared"]["layer_scale"] is None:
-        raise UserError("config.student.shared.layer_scale is None; the thesis' modules have one: use another --format")
-    temperatures = description["logit_scales"]
-    if len(temperatures.get("itc", ())) != 2:
+        raise UserError("the student's shared.layer_scale is None; the thesis' modules have one: use another --format")
+    if set(description["logit_scales"].get("itc", ())) != set(LEVELS[2]):
         raise UserError(
-            "config.terms.itc.levels are not two; the thesis' modules have a logit scale for each of two: "
+            f"config.terms.itc.levels are not {LEVELS[2]}; the thesis' modules have a logit scale for each of these: "
             "use another --format"
         )
+    temperatures = as_lists(description["logit_scales"])
     state = to_torch(THESIS, params, description, dtype=dtype)
     state |= {name: x.astype(dtype) for name, x in THESIS.constants(description).items()}
     state["logit_scales"] = np.array(temperatures["itc"], np.float32)

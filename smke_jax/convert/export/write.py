@@ -20,9 +20,11 @@ def write(
     there is no room.
     """
     form, description = FORMATS[format], network.description
-    if description["type"] != "student" and not form.encoders:
-        able = " or ".join(name for name, other in FORMATS.items() if other.encoders)
-        raise UserError(f"this run trained an encoder alone, --format={format} is for image-text models: use {able}")
+    if description["type"] != "student" and not form.any_type:
+        able = " or ".join(name for name, other in FORMATS.items() if other.any_type)
+        raise UserError(
+            f"this run trained a {description['type']} alone, --format={format} is for image-text models: use {able}"
+        )
     batch = make_batch(samples, network.tokenizer, description.get("max_length", 0))
     with new_directory(directory) as partial:
         form.write(partial, network, dtype)

@@ -16,6 +16,7 @@ from smke_jax.convert.rules import (
     without_prefix,
 )
 from smke_jax.convert.shapes import WIDTHS_OF_64, heads_of, section
+from smke_jax.convert.temperatures import by_level
 
 TOWERS = {"image": ("image_model.", FAIRSEQ), "text": ("text_model.", BERT)}  # in the thesis' files
 
@@ -66,15 +67,17 @@ def _hf_rules(description: dict) -> list[Rule]:
 
 
 def _hf_describe(state, config) -> dict:
-    fields = ("vocab_size", "target_dim", "token_types", "level", "logit_scales", "image")
+    fields = ("vocab_size", "target_dim", "token_types", "level")
     text = dict(config["text"])
     return {
         "type": "student",
         "dtype": "float32",
         "max_length": text.pop("max_length"),
         **{key: config[key] for key in fields},
-        "text": text,
-        "shared": {**config["shared"], "init_std": 0.02},
+        "logit_scales": by_level(config["logit_scales"]),
+        "image": {"type": "data2vec2", **config["image"]},
+        "text": {"type": "bert", **text},
+        "shared": {"type": "transformer", **config["shared"], "init_std": 0.02},
     }
 
 
@@ -104,6 +107,7 @@ def _thesis_describe(state, config) -> dict:
     temperatures = {"itc": state["logit_scales"].tolist()}
     if "logit_scale_target" in state:  # of a run with a loss against the teacher's targets
         temperatures["target_itc"] = [state["logit_scale_target"].item()]
+    temperatures = by_level(temperatures)
     stated = section(config, "hyper_parameters", "smke_jax")
     if stated:
         return {**stated, "logit_scales": temperatures}
@@ -121,10 +125,10 @@ def _thesis_describe(state, config) -> dict:
         "level": "out",
         "max_length": 64,
         "logit_scales": temperatures,
-        **{part: {k: v for k, v in tower.items() if k not in ("type", "vocab_size", "pooler")} | common
+        **{part: {k: v for k, v in tower.items() if k not in ("vocab_size", "pooler")} | common
            for part, tower in towers.items()},
         "shared": {
-            "num_heads": heads, "mlp_dim": len(state["shared.mlp.fc1.weight"]), "norm_eps": 1e-6,
+            "type": "transformer", "num_heads": heads, "mlp_dim": len(state["shared.mlp.fc1.weight"]), "norm_eps": 1e-6,
             "activation": "gelu", "layer_scale": 0.2, "init_std": 0.02,
         },
     }  # fmt: skip
