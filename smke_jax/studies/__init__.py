@@ -1,1 +1,1 @@
-"""Studies of recipes: what they cost, and what they bring.  Studies may import everything; programs alone import them."""
+"""What recipes cost, and what they bring.  Studies may import everything; programs alone import them."""

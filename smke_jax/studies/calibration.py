@@ -9,8 +9,8 @@ from typing import NamedTuple
 from smke_jax import atomic
 from smke_jax.config import base
 from smke_jax.errors import UserError
-from smke_jax.studies.runs import read_runs
 from smke_jax.studies.jobs import FINISHED, Job, run_jobs
+from smke_jax.studies.runs import read_runs
 from smke_jax.training.record import differences, flatten
 
 TIMED_STEPS = 10  # after the first, which compiles

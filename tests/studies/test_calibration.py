@@ -8,9 +8,9 @@ import pytest
 
 from smke_jax.config import base
 from smke_jax.errors import UserError
-from smke_jax.training import jobs
 from smke_jax.studies.calibration import Calibrations
 from smke_jax.studies.jobs import Job
+from smke_jax.training import jobs
 from smke_jax.training.record import flatten
 
 # Stands in for `smke train`: 64 examples at 96 per second; --do says what else it does.

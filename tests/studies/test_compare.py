@@ -7,8 +7,8 @@ import pytest
 from made_runs import make_run, retrieval
 
 from smke_jax.errors import UserError
-from smke_jax.studies.compare.table import compare, make_rows
 from smke_jax.studies.compare.plots import quality_figure, throughput_figure
+from smke_jax.studies.compare.table import compare, make_rows
 from smke_jax.studies.runs import read_runs
 
 

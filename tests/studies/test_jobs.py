@@ -12,8 +12,8 @@ import pytest
 
 from smke_jax.config import base
 from smke_jax.errors import UserError
-from smke_jax.training import jobs
 from smke_jax.studies.jobs import Job, count_devices, is_finished, run_jobs
+from smke_jax.training import jobs
 from smke_jax.training.record import flatten
 
 # Stands in for `smke train`: --do says how it behaves.

@@ -1,8 +1,8 @@
 """The contrastive loss over all devices: memory and time of gather, ring and the form that writes out all logits.
 
-    python -m smke_jax.studies.benchmarks.contrastive        # compiled memory on 8 simulated devices where there are fewer
+    python -m smke_jax.studies.benchmarks.contrastive
 
-Memory is what the compiled program of loss and gradients asks for besides its arguments and results, per device.  Time
+Where there are fewer than eight devices they are simulated.  Memory is what the compiled program of loss and gradients asks for besides its arguments and results, per device.  Time
 is measured where the whole matrix of logits has at most `--timed_logits` entries: simulated devices share one
 processor, so only figures of one device count, or of real devices, say how fast a form is.
 """
@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.__main__ import run_program
-from smke_jax.studies.benchmarks import record
 from smke_jax.losses.collective import Scope, mean
 from smke_jax.losses.contrastive import symmetric_info_nce
 from smke_jax.parallel.mesh import DATA_AXES, make_mesh, replicated, sharded
+from smke_jax.studies.benchmarks import record
 
 FORMS = ("gather", "ring", "naive")
 RESULT = Path(__file__).with_suffix(".md")

@@ -1,6 +1,6 @@
 """Examples that the input pipeline makes per second, against PyTorch's DataLoader; and how long training waits for it.
 
-    python -m smke_jax.studies.benchmarks.input_pipeline --data=data/flickr8k [--image_size=128] [--config=FILE] [--out=FILE.md]
+    python -m smke_jax.studies.benchmarks.input_pipeline --data=data/flickr8k [--image_size=128] [--config=FILE]
 
 Both read the same photos, ours from the prepared dataset, PyTorch one file each.  They decode, crop at random, resize
 to `image_size`, mirror, draw a caption and tokenise it: uint8 views and ids in batches.
@@ -17,14 +17,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from smke_jax.__main__ import run_program
-from smke_jax.studies.benchmarks import record
-from smke_jax.studies.benchmarks.measure import require_torch, say, spread
+from smke_jax.config_files import load_config
 from smke_jax.data.decode import decode_image
 from smke_jax.data.pipeline import train_batches
 from smke_jax.data.sources import PreparedSource, open_prepared
 from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.data.transforms import StudentTeacherViews, View
-from smke_jax.config_files import load_config
+from smke_jax.studies.benchmarks import record
+from smke_jax.studies.benchmarks.measure import require_torch, say, spread
 from smke_jax.training.loop import train_and_evaluate
 
 BATCH, MAX_LENGTH, VOCAB_SIZE, CROP_SCALE, CROP_RATIO = 64, 20, 4000, (0.35, 1.0), (3 / 4, 4 / 3)
@@ -98,8 +98,9 @@ def data_wait(location: str, data: str, steps: int, *, in_memory: bool) -> str:
     """A row of the second table: `steps` steps of the config at `location`, on the photos in `data`."""
     config = load_config(location)
     config.update(total_steps=steps, epochs=0.0)
-    config.data.update(dir=data, in_memory=in_memory)
-    config.eval.update(every=0, split="")
+    config.task.update(data=(data,), in_memory=in_memory)
+    for name in list(config.evaluators):
+        del config.evaluators[name]
     config.checkpoint.every, config.log.every = 0, max(1, steps // 8)
     with tempfile.TemporaryDirectory() as workdir:
         train_and_evaluate(config, workdir)
@@ -114,7 +115,7 @@ def data_wait(location: str, data: str, steps: int, *, in_memory: bool) -> str:
 BODY = """\
 {dataset}: {count:,} photos, the first {width} × {height} pixels; views of {size} × {size}, crops of {low:.0%} to
 {high:.0%} of the area, batches of {batch}. Medians of {rounds} rounds of {seconds:g} s in turns, lowest and highest in
-brackets. Workers are threads in smke_jax (`config.data.threads`, 2 by default) and processes in PyTorch; with 0 the
+brackets. Workers are threads in smke_jax (`config.task.threads`, 2 by default) and processes in PyTorch; with 0 the
 caller makes its batches itself.
 
 | workers | measure | smke_jax | PyTorch | ratio |

@@ -1,9 +1,9 @@
 """Weak scaling of the train step: what more devices exchange and compute, and how well that is predicted to scale.
 
-    python -m smke_jax.studies.benchmarks.scaling [--config=configs/s_smke.py:random] [--per_device=64] [--config.a.b=value …]
+    python -m smke_jax.studies.benchmarks.scaling [--config=FILE] [--per_device=64] [--config.a.b=value …]
 
 The step is compiled for as many simulated CPU devices as each row says, with nothing run: bytes, collectives and
-memory are those of the compiled programs.  Step times are predictions from `planning/devices.py`.
+memory are those of the compiled programs.  Step times are predictions from `smke_jax/studies/plan/devices.py`.
 """
 
 import argparse
@@ -16,11 +16,12 @@ import jax
 from ml_collections import ConfigDict
 
 from smke_jax.__main__ import run_program
+from smke_jax.config_files import load_config, override, split_overrides
 from smke_jax.studies.benchmarks import record
+from smke_jax.studies.plan.assumed import planned
 from smke_jax.studies.plan.devices import DEVICES, HIGHEST, Device
 from smke_jax.studies.plan.predict import StepTime, step_time
-from smke_jax.studies.plan.program import MOST_SIMULATED, Program, compile_step, planned, take_devices
-from smke_jax.config_files import load_config, override, split_overrides
+from smke_jax.studies.plan.program import MOST_SIMULATED, Program, compile_step, take_devices
 
 log = logging.getLogger("smke_jax")
 
@@ -57,9 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", default="configs/s_smke.py:random", metavar="FILE[:VARIANT]")
     parser.add_argument("--per_device", type=int, default=64, metavar="N", help="examples (default: %(default)s)")
     sizes = lambda text: sorted({1, *map(int, text.split(","))})  # noqa: E731
-    parser.add_argument(
-        "--devices", type=sizes, default=[1, 2, 4, 8, 64, 256, 512, 1024, 2048, 4096], metavar="A,B", help="with 1"
-    )
+    parser.add_argument("--devices", type=sizes, default=SIZES, metavar="A,B", help="with 1")
     parser.add_argument("--utilisation", type=float, default=0.4, metavar="X", help="of the peak (default: 0.4)")
     parser.add_argument("--link_use", type=float, default=0.8, metavar="X", help="of the links (default: 0.8)")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"), metavar="FILE")

@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from smke_jax.__main__ import run_program
+from smke_jax.errors import UserError
+from smke_jax.parallel.mesh import make_mesh, put_batch
 from smke_jax.studies.benchmarks import record
 from smke_jax.studies.benchmarks.measure import (
     alone,
@@ -33,8 +35,6 @@ from smke_jax.studies.benchmarks.measure import (
 )
 from smke_jax.studies.benchmarks.sizes import SIZES, flops_per_example, made_up_batch, step_config
 from smke_jax.studies.plan.assumed import shapes_only
-from smke_jax.errors import UserError
-from smke_jax.parallel.mesh import make_mesh, put_batch
 from smke_jax.training.build import build_step
 from smke_jax.training.frozen import load_frozen, networks_of
 from smke_jax.training.optimizer import build_optimizer

@@ -10,8 +10,8 @@ import numpy as np
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
-from smke_jax.studies.compare.plots import quality_figure, throughput_figure
 from smke_jax.reporting.plots import png_bytes
+from smke_jax.studies.compare.plots import quality_figure, throughput_figure
 from smke_jax.studies.runs import RECALLS, Run, read_runs
 
 # Not named as differences: they have columns of their own, or say the same in another way.

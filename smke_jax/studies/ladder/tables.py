@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from smke_jax.rungs import Recipe
 from smke_jax.studies.compare.table import (
     INTERVAL_NOTE,
     RECALL_TITLES,
@@ -13,7 +14,6 @@ from smke_jax.studies.compare.table import (
     recall_cell,
     steps_cell,
 )
-from smke_jax.rungs import Recipe
 from smke_jax.studies.runs import RECALLS, Run
 
 MARKS = {1: "▲", -1: "▼", 0: "", None: ""}

@@ -14,11 +14,11 @@ from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.evaluators.bootstrap import mean_recalls, paired_difference
 from smke_jax.evaluators.ranks import Ranks, read_ranks
+from smke_jax.reporting.plots import png_bytes
+from smke_jax.rungs import Recipe
 from smke_jax.studies.compare.table import SEED, Row, steps_cell
 from smke_jax.studies.ladder.plot import ladder_figure
 from smke_jax.studies.ladder.tables import dataset, measured_table, notes, thesis_table
-from smke_jax.reporting.plots import png_bytes
-from smke_jax.rungs import Recipe
 from smke_jax.studies.runs import RECALLS, Run, read_runs
 from smke_jax.training.record import differences
 

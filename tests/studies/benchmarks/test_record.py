@@ -5,8 +5,8 @@ import re
 import jax
 import pytest
 
-from smke_jax.studies.benchmarks import record
 from smke_jax.errors import UserError
+from smke_jax.studies.benchmarks import record
 
 
 def test_the_file_says_where_and_with_what_it_was_measured(tmp_path):

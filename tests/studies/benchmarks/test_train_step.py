@@ -30,6 +30,8 @@ def run():
     """(config, batch, initial (params, teacher, slots), [gradients and loss of STEPS steps]) of smke_jax."""
     config = step_config("micro", batch_size=8)
     config.terms.target_itc.bank_size = 20  # the third step wraps around
+    student, teacher = config.networks.student, config.networks.teacher.model
+    student.image.depth = student.text.depth = teacher.depth = 1
     batch, experiment = made_up_batch(config), shapes_only(config)
     recipe, mesh = experiment.recipe, experiment.mesh
     # Keeps the gradients where they can be read, and updates as AdamW does.
@@ -98,7 +100,7 @@ def test_both_decay_the_same_parameters(run):
 
 
 def test_flops_are_those_that_the_plan_counts():
-    config = step_config("small")
+    config = step_config("micro")
     parts, counted = flops_per_example(config), counted_flops(config)
     ours = sum(parts[name] for name in ("image tower", "text tower", "shared block", "head")) / 3
     assert ours == sum(counted[f"student/{side} forward"].total() for side in ("image", "text"))

@@ -8,9 +8,9 @@ import pytest
 from made_runs import SPEED, made_ranks, make_run
 
 from smke_jax.errors import UserError
-from smke_jax.studies.ladder.write import BEGIN, END, _read_lines, run_name, write_ladder, write_readme
-from smke_jax.studies.ladder.plot import ladder_figure
 from smke_jax.rungs import Recipe, Rung
+from smke_jax.studies.ladder.plot import ladder_figure
+from smke_jax.studies.ladder.write import BEGIN, END, _read_lines, run_name, write_ladder, write_readme
 
 COCO = (50.0, 60.0, 70.0, 30.0, 40.0, 50.0)
 BASE = Recipe(Path("base.py"), Rung(1, "5", "the start", coco=COCO, flickr30k=(60.0,), imagenet=40.25))

@@ -37,7 +37,8 @@ def invented(monkeypatch):
             raise UserError("the bank is smaller than the batch")
         examples = min(config.batch_size // config.num_devices, config.micro_batch or math.inf)
         memory = {"parameters": 3e8, "optimiser state": 7e8, "temporaries": 1e8 * examples + 1e6 * config.batch_size}
-        return Program(memory, {"float32": 1e12}, Traffic({"all-reduce": 1e6}, {"all-reduce": 3}, 0), {"trained": 10, "frozen": 20})
+        sent = Traffic({"all-reduce": 1e6}, {"all-reduce": 3}, 0)
+        return Program(memory, {"float32": 1e12}, sent, {"trained": 10, "frozen": 20})
 
     parts = {"student/image forward": Counter(float32=100_000), "losses backward": Counter(highest=1_000)}
     monkeypatch.setattr("smke_jax.studies.plan.figures.compile_step", compile_step)

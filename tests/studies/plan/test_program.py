@@ -81,7 +81,8 @@ def test_a_missing_teacher_is_said_and_a_present_one_described():
     c = tiny.tiny_config()
     c.networks.teacher.start = "weights/of-nobody"
     resolved, assumed = planned(c)
-    assert resolved.networks.teacher.start == "random" and any("no weights at 'weights/of-nobody'" in x for x in assumed)
+    assert resolved.networks.teacher.start == "random"
+    assert any("no weights at 'weights/of-nobody'" in line for line in assumed)
     c.networks.teacher.start = FORMS["scenes"].start
     resolved, assumed = planned(c)
     assert resolved.networks.teacher.start == FORMS["scenes"].start and not any("weights" in x for x in assumed)
