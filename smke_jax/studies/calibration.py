@@ -9,7 +9,8 @@ from typing import NamedTuple
 from smke_jax import atomic
 from smke_jax.config import base
 from smke_jax.errors import UserError
-from smke_jax.studies.jobs import FINISHED, Job, run_jobs
+from smke_jax.studies.job import Job
+from smke_jax.studies.jobs import FINISHED, run_jobs
 from smke_jax.studies.runs import read_runs
 from smke_jax.training.record import differences, flatten
 
@@ -22,7 +23,7 @@ class Calibration(NamedTuple):
     minutes: float
     steps_per_second: float
     total_steps: int
-    config: dict  # that was timed, flattened, without what differs between the runs of one recipe
+    config: dict  # the one that was timed, flattened, without what differs between the runs of one recipe
 
 
 class Calibrations:
@@ -45,7 +46,7 @@ class Calibrations:
         """
         known = self._known.get(name)
         different = self._different(known, jobs[0], minutes)
-        begun = [self.path.parent / job.name for job in jobs if (self.path.parent / job.name / "run.json").exists()]
+        begun = [self.path.parent / job.name for job in jobs if job.is_begun(self.path.parent)]
         if different and begun:
             raise UserError(f"{begun[0]} was begun otherwise ({different}): give those values, or another --out")
         return None if different else known.total_steps
@@ -59,14 +60,20 @@ class Calibrations:
         return differences({**_without_run(flatten(base())), **known.config}, _without_run(job.fields))
 
     def measure(self, name: str, job: Job, minutes: float) -> tuple[dict, int]:
-        """Times `job` in a scratch run and keeps the result; returns what `run_jobs` says of that run."""
-        flags = ("total_steps", TIMED_STEPS + 1), ("log.every", TIMED_STEPS + 1), ("epochs", 0.0), ("eval.split", "")
-        short = (*job.overrides, *(f"--config.{key}={value}" for key, value in flags))
+        """Times `job` in a scratch run and keeps the result; returns what `run_jobs` says of that run.
+
+        Of several stages the last is timed.  The stages before it take one step, but for those that other runs share.
+        """
+        flags = [("total_steps", TIMED_STEPS + 1), ("log.every", TIMED_STEPS + 1), ("epochs", 0.0)]
+        for stage in job.stages[:-1]:
+            if "/" not in stage:
+                flags += [(f"{stage}.total_steps", 1), (f"{stage}.epochs", 0.0)]
+        short = job._replace(overrides=(*job.overrides, *(f"--config.{key}={value}" for key, value in flags)))
         shutil.rmtree(self.scratch, ignore_errors=True)  # left over from one that was interrupted, or of another config
-        records, stopped_by = run_jobs([job._replace(overrides=short)], self.scratch, skipped={}, environment={})
+        records, stopped_by = run_jobs([short], self.scratch, skipped={}, environment={})
         record = records[job.name]
         if record["state"] == FINISHED:
-            ((run,), _) = read_runs([self.scratch / job.name])
+            ((run,), _) = read_runs([short.directory(self.scratch)])
             speed = run.examples_per_second / run.batch_size
             steps = max(1, round(60 * minutes * speed))
             self._known[name] = Calibration(minutes, speed, steps, _without_run(job.fields))

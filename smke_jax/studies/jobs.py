@@ -1,4 +1,4 @@
-"""Many runs of `smke train`, one after the other, each in a process of its own: what sweeps are made of."""
+"""Many jobs, one after the other, each in processes of its own: what sweeps and ladders are made of."""
 
 import collections
 import contextlib
@@ -11,29 +11,16 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from smke_jax import atomic
 from smke_jax.config import base
 from smke_jax.errors import UserError
+from smke_jax.studies.job import Job, is_trained
 from smke_jax.training import record
 from smke_jax.training.writers import format_duration
 
-PROGRAM = (sys.executable, "-m", "smke_jax", "train")
+SMKE = (sys.executable, "-m", "smke_jax")
 FINISHED, FAILED, STOPPED, SKIPPED = "finished", "failed", "stopped", "skipped"
-
-
-class Job(NamedTuple):
-    """One run to be trained."""
-
-    name: str  # of its directory
-    config: str  # FILE or FILE:VARIANT
-    overrides: tuple[str, ...]  # --config.key=value
-    fields: dict[str, Any]  # the flattened config that these give
-
-    def command(self, workdir: Path) -> list[str]:
-        """What trains it, or continues it, in `workdir`."""
-        return [*PROGRAM, f"--config={self.config}", f"--workdir={workdir}", *self.overrides]
 
 
 def run_jobs(
@@ -54,19 +41,23 @@ def run_jobs(
     ledger.check(jobs)
     with _signals() as stop:
         for number, job in enumerate(jobs, 1):
-            head, workdir = f"[{number}/{len(jobs)}]", out / job.name
-            if is_finished(workdir):
+            head = f"[{number}/{len(jobs)}]"
+            if job.is_finished(out):
                 ledger.note(job, FINISHED)
                 _say(f"{head} {job.name}: finished already")
             elif job.name in skipped:
                 ledger.note(job, SKIPPED, skipped[job.name])
                 _say(f"{head} {job.name}: skipped, {skipped[job.name]}")
             else:
-                waiting = [x for x in jobs[number - 1 :] if x.name not in skipped and not is_finished(out / x.name)]
+                waiting = [x for x in jobs[number - 1 :] if x.name not in skipped and not x.is_finished(out)]
                 _say(f"{head} {job.name}{ledger.time_left(len(waiting))}")
                 started = time.monotonic()
-                code, lines = _train(job.command(workdir), out / f"{job.name}.log", head, environment, stop)
-                if not code and is_finished(workdir):
+                code, lines = 0, ()
+                for arguments in job.programs(out):
+                    code, lines = _run([*SMKE, *arguments], out / f"{job.name}.log", head, environment, stop)
+                    if code or stop.number or not is_trained(job.directory(out)):
+                        break
+                if not code and job.is_finished(out):
                     state, error = FINISHED, ""
                 elif stop.number or not code:
                     state, error = STOPPED, "the same command continues it"
@@ -88,15 +79,6 @@ def report_outcome(records: Mapping[str, dict]) -> int:
     return int(any(said["state"] == FAILED for said in records.values()))
 
 
-def is_finished(workdir: Path) -> bool:
-    """Whether the run in `workdir` has saved its last step."""
-    try:
-        total = record.read_run(workdir)["config"]["config.total_steps"]
-    except (UserError, KeyError, TypeError):  # none there, or damaged, which `smke train` will say
-        return False
-    return (workdir / "checkpoints" / str(total)).is_dir()
-
-
 def count_devices(environment: Mapping[str, str]) -> int:
     """Devices that a job would find, counted in a process of its own: this one must not hold the jobs' devices."""
     command = [sys.executable, "-c", "import jax; print(jax.device_count())"]
@@ -107,7 +89,7 @@ def count_devices(environment: Mapping[str, str]) -> int:
 
 
 class Ledger:
-    """`jobs.json` in the directory of the jobs: the config of each, how it ended, and the seconds it took."""
+    """`jobs.json` in the directory of the jobs: config and stages of each, how it ended, and the seconds it took."""
 
     def __init__(self, out: Path):
         self.path = out / "jobs.json"
@@ -120,20 +102,21 @@ class Ledger:
 
     def check(self, jobs: Sequence[Job]) -> None:
         """Raises UserError for a job that was started with another config."""
+        out = self.path.parent
         for job in jobs:
-            workdir = self.path.parent / job.name
-            if job.name not in self.records or not (workdir / "run.json").exists():
+            if job.name not in self.records or not job.is_begun(out):
                 continue
             then = {**record.flatten(base()), **self.records[job.name]["config"]}
             if different := record.differences(then, job.fields):
                 raise UserError(
-                    f"{workdir} holds a run of another config ({different}): give those values, or another --out"
+                    f"{out / job.name} holds a run of another config ({different}): give those values, or another --out"
                 )
 
     def note(self, job: Job, state: str, error: str = "", seconds: float = 0.0) -> None:
         """Keeps how `job` ended, after `seconds` more."""
         seconds += self.records.get(job.name, {}).get("seconds", 0.0)
-        self.records[job.name] = {"state": state, "error": error, "seconds": seconds, "config": job.fields}
+        said = {"state": state, "error": error, "seconds": seconds, "stages": job.stages, "config": job.fields}
+        self.records[job.name] = said
         atomic.write_text(self.path, json.dumps(self.records, indent=1) + "\n")
 
     def time_left(self, jobs: int) -> str:
@@ -169,7 +152,7 @@ def _signals() -> Iterator[_Stop]:
             signal.signal(s, handler)
 
 
-def _train(command, log: Path, head: str, environment, stop: _Stop) -> tuple[int, Sequence[str]]:
+def _run(command, log: Path, head: str, environment, stop: _Stop) -> tuple[int, Sequence[str]]:
     """(exit status, last lines) of `command`."""
     last: collections.deque[str] = collections.deque(maxlen=200)
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,13 @@ import pytest
 from made_runs import make_run, retrieval
 
 from smke_jax.errors import UserError
+from smke_jax.forms import form_of
 from smke_jax.studies.compare.plots import quality_figure, throughput_figure
-from smke_jax.studies.compare.table import compare, make_rows
+from smke_jax.studies.compare.rows import make_rows
+from smke_jax.studies.compare.table import compare
 from smke_jax.studies.runs import read_runs
+
+FORM = form_of("smoke")
 
 
 def table(text: str) -> list[dict[str, str]]:
@@ -50,12 +54,49 @@ def test_times_are_those_of_the_logged_stretches(tmp_path):
 
 
 def test_only_what_differs_is_named_and_terms_come_first(tmp_path):
-    make_run(tmp_path / "a", data__flip=0.0, terms__target_itc__weight=0.5, optimizer__betas=[0.9, 0.98])
+    make_run(tmp_path / "a", task__flip=0.0, terms__target_itc__weight=0.5, optimizer__betas=[0.9, 0.98])
     make_run(tmp_path / "b", batch_size=128, num_devices=2, total_steps=20, optimizer__betas=[0.9, 0.999])
     first, second = table(compare([tmp_path / "a", tmp_path / "b"]))
-    assert first["config"] == "terms.target_itc.weight=0.5, data.flip=0.0, optimizer.betas=0.9, 0.98"
-    assert second["config"] == "terms.target_itc.weight=–, data.flip=0.5, optimizer.betas=0.9, 0.999"
+    assert first["config"] == "terms.target_itc.weight=0.5, optimizer.betas=0.9, 0.98, task.flip=0.0"
+    assert second["config"] == "terms.target_itc.weight=–, optimizer.betas=0.9, 0.999, task.flip=0.5"
     assert (second["batch"], second["steps"], second["devices"]) == ("128", "20", "2 × NVIDIA H200")
+
+
+def test_a_part_that_some_do_not_have_is_one_difference(tmp_path):
+    teacher = {f"networks__teacher__{key}": value for key, value in FORM.teacher().items() if key != "model"}
+    model = {f"networks__teacher__model__{key}": value for key, value in FORM.teacher().model.items()}
+    make_run(tmp_path / "a", **teacher, **model)
+    make_run(tmp_path / "b", task__type="images", networks__student__shared__type="mlp")
+    first, second = table(compare([tmp_path]))
+    assert first["config"] == "networks.student.shared=transformer, networks.teacher=frozen, task=pairs"
+    assert second["config"] == "networks.student.shared=mlp, networks.teacher=–, task=images"
+
+
+def test_other_evaluators_have_columns_of_their_own(tmp_path):
+    def probe(path, step, value):
+        record = {"protocol": "probe of [CLS]", "auc": {"shape": value, "colour": 0.5}, "rank": None, "many": [1, 2]}
+        (path / "evals" / str(step)).mkdir(parents=True)
+        (path / "evals" / str(step) / "probe.json").write_text(json.dumps(record))
+
+    first, second = (make_run(tmp_path / name, r1=None, optimizer__eps=eps) for name, eps in (("a", 1.0), ("b", 2.0)))
+    probe(first, 40, 0.75)
+    probe(second, 20, 0.625)
+    (a, b), text = table(compare([tmp_path], tmp_path / "out")), compare([tmp_path])
+    assert (a["probe auc/shape"], a["probe auc/colour"]) == ("0.75", "0.5") and b["probe auc/shape"] == "0.625 at 20"
+    assert "- probe: probe of [CLS]." in text and not [title for title in a if "R@" in title]
+    rows = json.loads((tmp_path / "out" / "compare.json").read_text())["rows"]
+    assert rows[1]["runs"][0]["evaluations"]["probe"]["record"]["auc"]["shape"] == 0.625
+
+
+def test_of_several_stages_the_last_counts(tmp_path):
+    for name in ("x", "y"):
+        make_run(tmp_path / name / "codes", r1=None)
+    make_run(tmp_path / "x" / "student", optimizer__eps=1.0)
+    names = lambda: [row["run"] for row in table(compare([tmp_path]))]  # noqa: E731
+    assert names() == ["x/codes, y/codes", "x/student"]
+    said = {"state": "finished", "error": "", "stages": ["codes", "student"]}
+    (tmp_path / "jobs.json").write_text(json.dumps({"x": said, "y": said}))
+    assert names() == ["x"]
 
 
 def test_a_field_newer_than_a_run_is_no_difference(tmp_path):
@@ -68,20 +109,20 @@ def test_a_field_newer_than_a_run_is_no_difference(tmp_path):
 
 
 def test_many_differences_are_cut_in_the_table_and_whole_in_the_json(tmp_path):
-    make_run(tmp_path / "a", data__dir="photos/" * 20)
-    make_run(tmp_path / "b", **{f"student__{part}__{x}": 7 for part in ("image", "text") for x in
+    make_run(tmp_path / "a", networks__student__image_start="photos/" * 20)
+    make_run(tmp_path / "b", **{f"networks__student__{part}__{x}": 7 for part in ("image", "text") for x in
                                 ("width", "depth", "mlp_dim", "num_heads")})  # fmt: skip
     first, _ = table(compare([tmp_path], tmp_path / "out"))
     assert first["config"].endswith(", 3 more") and "…" in first["config"] and len(first["config"]) < 250
     data = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert len(data["rows"][0]["different"]) == 9
-    assert data["rows"][0]["different"]["config.data.dir"] == "photos/" * 20
+    assert data["rows"][0]["different"]["config.networks.student.image_start"] == "photos/" * 20
 
 
 def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path):
     for seed, r1 in ((1, 40.0), (2, 46.0), (3, 43.0)):
         make_run(tmp_path / f"batch_size=64,seed={seed}", seed=seed, r1=r1, loss=float(seed))
-    make_run(tmp_path / "wide,seed=1", seed=1, student__image__width=96)
+    make_run(tmp_path / "wide,seed=1", seed=1, networks__student__image__width=96)
     make_run(tmp_path / "other photos,seed=4", seed=4, data="other")
     make_run(tmp_path / "another machine,seed=5", seed=5, device="cpu")
     make_run(tmp_path / "going on,seed=6", seed=6, steps=20)
@@ -90,7 +131,7 @@ def test_runs_that_differ_in_their_seed_alone_are_one_row(tmp_path):
     assert list(rows) == ["another machine,seed=5", "batch_size=64", "going on,seed=6", "other photos,seed=4",
                           "wide,seed=1"]  # fmt: skip
     seeds = rows["batch_size=64"]
-    assert seeds["config"] == "seed=1, 2, 3, student.image.width=768"
+    assert seeds["config"] == "networks.student.image.width=32, seed=1, 2, 3"
     assert seeds["image → text R@1 5"] == "43.0 (40.0–46.0)" and seeds["loss"] == "2"
     assert rows["wide,seed=1"]["image → text R@1 5"] == "50.0 ±2.0"
     assert "the lowest and the highest" in text and "not trained on the same data" in text
@@ -118,14 +159,14 @@ def test_the_newest_evaluation_counts_and_a_damaged_one_is_told(tmp_path):
     (path / "evals" / "30").mkdir()
     (path / "evals" / "30" / "retrieval.json").write_text(json.dumps(retrieval(20.0)))
     (path / "evals" / "40").mkdir()
-    (path / "evals" / "40" / "scene_probe.json").write_text("{}")
+    (path / "evals" / "40" / "scene_probe.json").write_text('{"rank": 3}')
     ((run,), problems) = read_runs([path])
-    assert (run.evaluated_at, run.recall("image_to_text", "r1"), problems) == (30, 20.0, [])
+    assert (run.retrieval.step, run.recall("image_to_text", "r1"), problems) == (30, 20.0, [])
     for text in ("{", "[]", "{}", json.dumps({**retrieval(1.0), "ci95": {}, "image_to_text": 3}),
                  json.dumps({**retrieval(1.0), "text_to_image": {"r1": "high", "r5": 1, "r10": 1}})):  # fmt: skip
         (path / "evals" / "40" / "retrieval.json").write_text(text)
         ((run,), (problem,)) = read_runs([path])
-        assert run.evaluated_at == 30 and problem.endswith("40/retrieval.json is damaged: its figures are left out")
+        assert run.retrieval.step == 30 and problem.endswith("40/retrieval.json is damaged: its figures are left out")
 
 
 def test_intervals_may_be_missing(tmp_path):
@@ -143,9 +184,9 @@ def test_missing_and_damaged_files_cost_a_line_each_and_nothing_more(tmp_path):
     (make_run(tmp_path / "cut_record") / "run.json").write_text('{"config"')
     (make_run(tmp_path / "no_record") / "run.json").write_text("[]")
     (make_run(tmp_path / "no_devices") / "run.json").write_text('{"config": {}, "identity": {}, "devices": []}')
-    with (make_run(tmp_path / "cut_metrics", data__flip=1.0) / "metrics.jsonl").open("a") as file:
+    with (make_run(tmp_path / "cut_metrics", task__flip=1.0) / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5')
-    make_run(tmp_path / "not_evaluated", r1=None, data__flip=0.25)
+    make_run(tmp_path / "not_evaluated", r1=None, task__flip=0.25)
     (tmp_path / "empty").mkdir()
     (tmp_path / "jobs.json").write_text('{"x": 1}')
     text = compare([tmp_path, good, tmp_path / "empty", tmp_path / "nowhere"], tmp_path / "out")
@@ -155,7 +196,7 @@ def test_missing_and_damaged_files_cost_a_line_each_and_nothing_more(tmp_path):
     expected = {
         "no_metrics/metrics.jsonl: no such metrics file", "cut_record/run.json is damaged",
         "no_record/run.json is not the record of a run", "no_devices/run.json is not the record of a run",
-        "cut_metrics/metrics.jsonl: 1 unreadable lines", "not_evaluated: trained to its end and not evaluated",
+        "cut_metrics/metrics.jsonl: 1 unreadable lines", "not_evaluated: trained to its end and without figures of",
         "empty: neither a run directory nor", "nowhere: neither a run directory nor", "jobs.json is damaged",
     }  # fmt: skip
     assert len(problems) == len(expected)
@@ -180,7 +221,7 @@ def test_failed_and_skipped_runs_of_a_sweep_are_named(tmp_path):
 def test_a_sweep_is_in_the_order_of_its_numbers_and_names_stay_apart(tmp_path):
     for batch in (1024, 64, 256):
         make_run(tmp_path / "x" / f"batch_size={batch}", batch_size=batch)
-    make_run(tmp_path / "y" / "batch_size=64", batch_size=64, data__flip=0.0)
+    make_run(tmp_path / "y" / "batch_size=64", batch_size=64, task__flip=0.0)
     names = [row["run"] for row in table(compare([tmp_path / "x", tmp_path / "y", tmp_path / "x" / "batch_size=64"]))]
     assert names == [str(tmp_path / "x/batch_size=64"), "batch_size=256", "batch_size=1024",
                      str(tmp_path / "y/batch_size=64")]  # fmt: skip
@@ -240,7 +281,7 @@ def test_throughput_is_drawn_beside_the_ideal_line(tmp_path):
 def test_recipes_have_lines_of_their_own(tmp_path):
     for batch in (64, 128):
         for flip in (0.0, 0.5):
-            make_run(tmp_path / f"{batch}-{flip}", batch_size=batch, data__flip=flip)
+            make_run(tmp_path / f"{batch}-{flip}", batch_size=batch, task__flip=flip)
     axes = quality_figure(rows_of(tmp_path)).axes[0]
     assert axes.get_legend_handles_labels()[1] == ["flip=0.0, 1 device", "flip=0.5, 1 device"]
 

@@ -2,9 +2,10 @@
 
     python -m smke_jax.studies.benchmarks.contrastive
 
-Where there are fewer than eight devices they are simulated.  Memory is what the compiled program of loss and gradients asks for besides its arguments and results, per device.  Time
-is measured where the whole matrix of logits has at most `--timed_logits` entries: simulated devices share one
-processor, so only figures of one device count, or of real devices, say how fast a form is.
+Where there are fewer than eight devices they are simulated.  Memory is what the compiled program of loss and gradients
+asks for besides its arguments and results, per device.  Time is measured where the whole matrix of logits has at most
+`--timed_logits` entries.  Simulated devices share one processor, so only figures of one device count, or of real
+devices, say how fast a form is.
 """
 
 import argparse

@@ -1,7 +1,6 @@
 """Several runs beside each other: a table of what differs and what came out, as Markdown and JSON, and two plots."""
 
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,35 +11,13 @@ from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.reporting.plots import png_bytes
 from smke_jax.studies.compare.plots import quality_figure, throughput_figure
-from smke_jax.studies.runs import RECALLS, Run, read_runs
+from smke_jax.studies.compare.rows import SEED, Row, make_rows
+from smke_jax.studies.runs import RECALLS, Evaluation, Run, read_runs
 
-# Not named as differences: they have columns of their own, or say the same in another way.
-OWN_COLUMN = {f"config.{key}" for key in ("batch_size", "num_devices", "total_steps", "epochs")}
-SEED = "config.seed"
-RECIPE = ("config.passes", "config.terms")  # named first
 RECALL_TITLES = [f"{d.replace('_to_', ' → ')} R@1" if key == "r1" else f"R@{key[1:]}" for d, key in RECALLS]
 INTERVAL_NOTE = "± is half of the 95 % bootstrap interval over the images of the gallery."
 MOST_DIFFERENCES = 6  # named in the table; compare.json has all of them
-
-
-class Row(NamedTuple):
-    """A line of the table: one run, or finished runs that differ in nothing but their seed."""
-
-    name: str
-    runs: tuple[Run, ...]
-    different: dict[str, Any]  # the config fields in which the runs of the table differ
-
-    def mean(self, value: Callable[[Run], float | None]) -> float | None:
-        """Of what the runs have of `value`."""
-        values = [x for run in self.runs if (x := value(run)) is not None]
-        return float(np.mean(values)) if values else None
-
-    def span(self, direction: str, key: str) -> tuple[float, float] | None:
-        """Around the mean recall: the lowest and highest of several seeds, or the 95 % interval of one run."""
-        if len(self.runs) == 1:
-            return self.runs[0].interval(direction, key)
-        values = [x for run in self.runs if (x := run.recall(direction, key)) is not None]
-        return (min(values), max(values)) if values else None
+MOST_FIGURES = 8  # of one evaluator that has no recalls
 
 
 def compare(paths: Iterable[Path], out: Path | None = None) -> str:
@@ -64,31 +41,73 @@ def compare(paths: Iterable[Path], out: Path | None = None) -> str:
     return text
 
 
-def make_rows(runs: Sequence[Run]) -> list[Row]:
-    """The runs in their order, those put together that differ in their seed alone."""
-    keys = sorted({key for run in runs for key in run.config}, key=lambda key: (not key.startswith(RECIPE), key))
-    varied = [key for key in keys if key not in OWN_COLUMN and len({_json(run.config.get(key)) for run in runs}) > 1]
-    groups: dict[Any, list[Run]] = {}
-    for run in runs:
-        rest = {key: value for key, value in run.config.items() if key not in (SEED, "config.num_devices")}
-        alike = _json([rest, run.identity, run.devices, run.device])
-        groups.setdefault(alike if run.is_finished else run.path, []).append(run)
-    return [_row(tuple(group), varied) for group in groups.values()]
+class Column(NamedTuple):
+    """A column of the table: its title, and its cell in a row."""
 
-
-def _row(runs: tuple[Run, ...], varied: list[str]) -> Row:
-    different = {key: runs[0].config.get(key) for key in varied}
-    if len(runs) == 1:
-        return Row(runs[0].name, runs, different)
-    different[SEED] = [run.config[SEED] for run in runs]
-    without_seed = {re.sub(r"[,_-]?seed[=_-]?\d+", "", run.name) for run in runs}
-    (name,) = without_seed if len(without_seed) == 1 else ("",)
-    return Row(name or ", ".join(run.name for run in runs), runs, different)
+    title: str
+    cell: Callable[[Row], str]
 
 
 def _table(rows: list[Row]) -> str:
-    titles = ["run", "config", "devices", "batch", "steps", *RECALL_TITLES, "examples/s", "data wait", "hours", "loss"]
-    return markdown_table(titles, map(_cells, rows))
+    columns = [
+        Column("run", lambda row: row.name),
+        Column("config", lambda row: _differences(row.different)),
+        Column("devices", lambda row: f"{row.runs[0].devices} × {row.runs[0].device}"),
+        Column("batch", lambda row: str(row.runs[0].batch_size)),
+        Column("steps", lambda row: steps_cell(row.runs[0])),
+        *_recall_columns(rows),
+        *_figure_columns(rows),
+        Column("examples/s", lambda row: number_cell(row.mean(lambda run: run.examples_per_second), ",.0f")),
+        Column("data wait", lambda row: number_cell(row.mean(_data_wait), ".1f", " %")),
+        Column("hours", lambda row: number_cell(row.mean(lambda run: run.hours), ".2f")),
+        Column("loss", lambda row: number_cell(row.mean(lambda run: run.loss), ".4g")),
+    ]
+    return markdown_table([x.title for x in columns], [[x.cell(row) for x in columns] for row in rows])
+
+
+def _recall_columns(rows: list[Row]) -> list[Column]:
+    """Where a run has recalls."""
+    if not any(run.retrieval for row in rows for run in row.runs):
+        return []
+    return [
+        Column(title, lambda row, which=which: recall_cell(row, *which))
+        for title, which in zip(RECALL_TITLES, RECALLS, strict=True)
+    ]
+
+
+def _figure_columns(rows: list[Row]) -> list[Column]:
+    """The numbers of the other evaluators."""
+    found: dict[str, list[str]] = {}
+    for run in (run for row in rows for run in row.runs):
+        for name, evaluation in run.evaluations.items():
+            if evaluation is not run.retrieval:
+                known = found.setdefault(name, [])
+                known += [key for key in evaluation.numbers() if key not in known]
+    return [
+        Column(f"{name} {key}", lambda row, name=name, key=key: _figure_cell(row, name, key))
+        for name, keys in found.items()
+        for key in keys[:MOST_FIGURES]
+    ]
+
+
+def _figure_cell(row: Row, name: str, key: str) -> str:
+    values = [x.numbers().get(key) for run in row.runs if (x := run.evaluations.get(name))]
+    values = [value for value in values if value is not None]
+    if not values:
+        return "–"
+    mean = f"{np.mean(values):.4g}"
+    if len(row.runs) > 1:
+        return f"{mean} ({min(values):.4g}–{max(values):.4g})"
+    return mean + _late(row.runs[0], row.runs[0].evaluations[name])
+
+
+def _data_wait(run: Run) -> float | None:
+    return None if run.data_wait is None else 100 * run.data_wait
+
+
+def _late(run: Run, evaluation: Evaluation) -> str:
+    """' at STEP' where the run has gone on since."""
+    return f" at {evaluation.step}" if evaluation.step < run.step else ""
 
 
 def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -100,23 +119,6 @@ def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         "| " + " | ".join(cell.ljust(width, "-" if cell == "---" else " ") for cell, width in zip(line, widths)) + " |"
         for line in lines
     )
-
-
-def _cells(row: Row) -> list[str]:
-    run = row.runs[0]
-    wait = row.mean(lambda run: run.data_wait)
-    return [
-        row.name,
-        _differences(row.different),
-        f"{run.devices} × {run.device}",
-        str(run.batch_size),
-        steps_cell(run),
-        *(recall_cell(row, direction, key) for direction, key in RECALLS),
-        number_cell(row.mean(lambda run: run.examples_per_second), ",.0f"),
-        number_cell(wait and 100 * wait, ".1f", " %"),
-        number_cell(row.mean(lambda run: run.hours), ".2f"),
-        number_cell(row.mean(lambda run: run.loss), ".4g"),
-    ]
 
 
 def _differences(different: dict[str, Any]) -> str:
@@ -135,8 +137,8 @@ def recall_cell(row: Row, direction: str, key: str) -> str:
     value, span = row.mean(lambda run: run.recall(direction, key)), row.span(direction, key)
     if value is None:
         return "–"
-    late = row.runs[0].evaluated_at < row.runs[0].step
-    at = f" at {row.runs[0].evaluated_at}" if late else ""
+    first = next(run for run in row.runs if run.retrieval)
+    at = _late(first, first.retrieval)
     if span is None:
         return f"{value:.1f}{at}"
     low, high = span
@@ -159,6 +161,7 @@ def _notes(rows: list[Row]) -> list[str]:
     notes = protocol_notes(runs)
     if len(notes) > 1:
         notes.append("Recalls of different galleries or protocols do not compare.")
+    notes += _other_protocols(runs)
     if any(len(row.runs) == 1 and row.runs[0].retrieval for row in rows):
         notes.append(INTERVAL_NOTE)
     if any(len(row.runs) > 1 for row in rows):
@@ -175,9 +178,14 @@ def _notes(rows: list[Row]) -> list[str]:
 
 def protocol_notes(runs: Iterable[Run]) -> list[str]:
     """What the recalls of `runs` are of: a line for each protocol and gallery."""
-    protocols = {f"{m['protocol']}: {m['n_images']} images, {m['n_captions']} captions"
-                 for run in runs if (m := run.retrieval)}  # fmt: skip
+    records = [run.retrieval.record for run in runs if run.retrieval]
+    protocols = {f"{x['protocol']}: {x['n_images']} images, {x['n_captions']} captions" for x in records}
     return [f"Recalls in percent, {protocol}." for protocol in sorted(protocols)]
+
+
+def _other_protocols(runs: Iterable[Run]) -> list[str]:
+    others = [x for run in runs for x in run.evaluations.values() if x is not run.retrieval]
+    return sorted({f"{x.name}: {x.record['protocol']}." for x in others if isinstance(x.record.get("protocol"), str)})
 
 
 def _as_json(rows: list[Row], problems: list[str]) -> dict:
@@ -202,10 +210,17 @@ def _as_json(rows: list[Row], problems: list[str]) -> dict:
 
 
 def _run_as_json(run: Run) -> dict:
-    fields = ("name", "devices", "device", "batch_size", "step", "total_steps", "is_finished", "retrieval",
-              "evaluated_at", "examples_per_second", "data_wait", "hours", "loss")  # fmt: skip
-    return {"path": str(run.path), "seed": run.config[SEED], **{name: getattr(run, name) for name in fields}}
+    fields = ("name", "devices", "device", "batch_size", "step", "total_steps", "is_finished", "examples_per_second",
+              "data_wait", "hours", "loss")  # fmt: skip
+    return {
+        "path": str(run.path),
+        "seed": run.config[SEED],
+        **{name: getattr(run, name) for name in fields},
+        "evaluations": evaluations_as_json(run),
+    }
 
 
-def _json(value) -> str:
-    return json.dumps(value, sort_keys=True)
+def evaluations_as_json(run: Run) -> dict:
+    """{evaluator: {'step', 'record'}}."""
+    return {name: {"step": x.step, "record": x.record} for name, x in run.evaluations.items()}
+

@@ -43,8 +43,8 @@ def flops_per_example(config: ConfigDict, images: int = 0) -> Parts:
     """{part: {precision: FLOPs}} that one example of a training step of `config` costs: what MFU counts.
 
     Parts: '<pass> forward', '<pass> backward' where a gradient flows through the pass, '<selection> forward', 'losses
-    forward', 'losses backward'.  Selections and losses depend on the global batch.  The optimiser is left out, and so is
-    what is computed twice to save memory.
+    forward', 'losses backward'.  Selections and losses depend on the global batch.  The optimiser is left out, and so
+    is what is computed twice to save memory.
 
     config: as from `planned`; images: see `shapes_only`
     """
