@@ -14,8 +14,8 @@ from smke_jax.training import record
 from smke_jax.training.build import resolve
 from smke_jax.training.stages import EXPORT, MARK
 
-# Fields of a network that name a file, or 'random'.
-START = re.compile(r"config\.networks\.(\w+)\.(?:\w+_)?start")
+# Fields of a network that name a file, or 'random': the network, and the part of it that starts so, if not the whole.
+START = re.compile(r"config\.networks\.(\w+)\.(?:(\w+)_)?start")
 
 
 class Job(NamedTuple):

@@ -8,23 +8,23 @@ import pytest
 
 from smke_jax.config import base
 from smke_jax.errors import UserError
+from smke_jax.studies import jobs
 from smke_jax.studies.calibration import Calibrations
-from smke_jax.studies.jobs import Job
-from smke_jax.training import jobs
+from smke_jax.studies.job import Job
 from smke_jax.training.record import flatten
 
 # Stands in for `smke train`: 64 examples at 96 per second; --do says what else it does.
 STUB = """
 import json, signal, sys
 from pathlib import Path
-flags = dict(argument.lstrip("-").split("=", 1) for argument in sys.argv[1:])
+flags = dict(argument.lstrip("-").split("=", 1) for argument in sys.argv[2:])
 print("flags", json.dumps(flags), flush=True)
 if flags["do"] == "refuse":
     print("error: config.x is 3: give 4", file=sys.stderr)
     sys.exit(2)
 workdir, steps = Path(flags["workdir"]), int(flags["config.total_steps"])
 (workdir / "checkpoints" / str(steps)).mkdir(parents=True)
-config = {"config.total_steps": steps, "config.batch_size": 64, "config.eval.split": ""}
+config = {"config.total_steps": steps, "config.batch_size": 64}
 (workdir / "run.json").write_text(json.dumps({"config": config, "identity": {}, "devices": ["cpu"]}))
 row = {"step": steps, "loss": 1.0, "examples_per_second": 96.0, "data_wait": 0.0}
 (workdir / "metrics.jsonl").write_text(json.dumps(row))
@@ -35,7 +35,7 @@ row = {"step": steps, "loss": 1.0, "examples_per_second": 96.0, "data_wait": 0.0
 def stub(tmp_path, monkeypatch):
     path = tmp_path / "stub.py"
     path.write_text(STUB)
-    monkeypatch.setattr(jobs, "PROGRAM", (sys.executable, str(path)))
+    monkeypatch.setattr(jobs, "SMKE", (sys.executable, str(path)))
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def test_the_steps_are_those_that_fill_the_time(out, capfd):
     (line,) = [line for line in capfd.readouterr().err.splitlines() if "flags" in line]
     flags = json.loads(line.split("flags ")[1])
     assert flags["config.total_steps"] == flags["config.log.every"] == "11"  # the first compiles and is not timed
-    assert flags["config.eval.split"] == "" and flags["config.epochs"] == "0.0"
+    assert flags["config.epochs"] == "0.0"
     assert [path.name for path in out.iterdir()] == ["calibration.json"]
 
 

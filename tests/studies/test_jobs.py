@@ -12,15 +12,20 @@ import pytest
 
 from smke_jax.config import base
 from smke_jax.errors import UserError
-from smke_jax.studies.jobs import Job, count_devices, is_finished, run_jobs
-from smke_jax.training import jobs
+from smke_jax.studies import jobs
+from smke_jax.studies.job import Job, is_trained
+from smke_jax.studies.jobs import count_devices, run_jobs
 from smke_jax.training.record import flatten
 
 # Stands in for `smke train`: --do says how it behaves.
 STUB = """
 import json, os, signal, sys, time
 from pathlib import Path
-flags = dict(argument.lstrip("-").split("=", 1) for argument in sys.argv[1:])
+program, *arguments = sys.argv[1:]
+flags = dict(argument.lstrip("-").split("=", 1) for argument in arguments)
+if program == "export":
+    Path(flags["out"]).mkdir()
+    sys.exit(0)
 workdir, do = Path(flags["workdir"]), flags["do"]
 
 def save(step):
@@ -56,7 +61,7 @@ if do != "half":
 def stub(tmp_path, monkeypatch):
     path = tmp_path / "stub.py"
     path.write_text(STUB)
-    monkeypatch.setattr(jobs, "PROGRAM", (sys.executable, str(path)))
+    monkeypatch.setattr(jobs, "SMKE", (sys.executable, str(path)))
 
 
 def job(name: str, do: str = "finish", **fields) -> Job:
@@ -184,11 +189,11 @@ def test_another_config_of_the_same_name_is_refused_before_anything_runs(tmp_pat
 def test_a_field_newer_than_the_jobs_stands_at_its_default(tmp_path):
     run(tmp_path, job("a"))
     records = json.loads((tmp_path / "jobs.json").read_text())
-    del records["a"]["config"]["config.checkpoint.keep"]
+    del records["a"]["config"]["config.optimizer.clip_norm"]
     (tmp_path / "jobs.json").write_text(json.dumps(records))
     assert states(run(tmp_path, job("a"))[0]) == {"a": "finished"}
-    with pytest.raises(UserError, match="checkpoint.keep: 2 there, 8 now"):
-        run(tmp_path, job("a", **{"config.checkpoint.keep": 8}))
+    with pytest.raises(UserError, match="optimizer.clip_norm: 0.0 there, 8.0 now"):
+        run(tmp_path, job("a", **{"config.optimizer.clip_norm": 8.0}))
 
 
 def test_a_damaged_record_of_the_jobs_is_named(tmp_path):
@@ -198,12 +203,37 @@ def test_a_damaged_record_of_the_jobs_is_named(tmp_path):
             run(tmp_path, job("a"))
 
 
+def test_a_run_for_others_to_start_from_is_exported_once(tmp_path):
+    exporting = job("a")._replace(exports=True)
+    assert [arguments[0] for arguments in exporting.programs(tmp_path)] == ["train", "export"]
+    run(tmp_path, job("a"))
+    assert not exporting.is_finished(tmp_path)
+    assert [arguments[0] for arguments in exporting.programs(tmp_path)] == ["export"]
+    run(tmp_path, exporting)
+    assert (tmp_path / "a" / "export").is_dir() and starts(tmp_path / "a") == 1
+    assert exporting.is_finished(tmp_path) and not exporting.programs(tmp_path)
+
+
+def test_half_a_run_is_not_exported(tmp_path):
+    records, _ = run(tmp_path, job("a", "half")._replace(exports=True))
+    assert records["a"]["state"] == "stopped" and not (tmp_path / "a" / "export").exists()
+
+
+def test_of_several_stages_the_last_says_that_it_is_finished(tmp_path):
+    staged = job("a")._replace(stages=("codes", "student"))
+    assert staged.directory(tmp_path) == tmp_path / "a" / "student" and not staged.is_begun(tmp_path)
+    run(tmp_path / "a", job("codes"))
+    assert staged.is_begun(tmp_path) and not staged.is_finished(tmp_path)
+    run(tmp_path / "a", job("student"))
+    assert staged.is_finished(tmp_path)
+
+
 def test_a_damaged_run_is_not_finished(tmp_path):
     run(tmp_path, job("a"))
-    assert is_finished(tmp_path / "a")
+    assert is_trained(tmp_path / "a") and job("a").is_finished(tmp_path)
     for text in ("{", "[]", "{}"):
         (tmp_path / "a" / "run.json").write_text(text)
-        assert not is_finished(tmp_path / "a")
+        assert not is_trained(tmp_path / "a")
 
 
 def test_the_environment_reaches_the_jobs(tmp_path):

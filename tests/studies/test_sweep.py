@@ -12,8 +12,9 @@ import pytest
 import tiny
 
 from smke_jax.__main__ import main
-from smke_jax.programs import sweep
-from smke_jax.programs.train import load_sweep
+from smke_jax.config_files import load_sweep
+from smke_jax.programs import sweep as program
+from smke_jax.studies import sweep
 
 SCALING = Path(__file__).resolve().parents[2] / "configs" / "scaling.py"
 
@@ -99,18 +100,18 @@ def test_a_variant_has_its_own_grid(planned, config_file):
 
 
 def test_names_are_readable_distinct_and_fit_for_directories(planned, config_file):
-    width = [f"config.student.{part}.width=32" for part in ("image", "text")]
+    width = [f"config.networks.student.{part}.width=32" for part in ("image", "text")]
     (name,) = planned(config_file, "--axis", width[0], "--axis", width[1])
-    assert name == "student.image.width=32,student.text.width=32"
+    assert name == "networks.student.image.width=32,networks.student.text.width=32"
     names = planned(config_file, "--axis", "config.optimizer.betas=(0.9, 0.98),(0.9,0.999)", "--axis",
-                    "config.data.dir=a/b,c")  # fmt: skip
+                    "config.task.data=a/b,c")  # fmt: skip
     assert len(names) == 4 and not [name for name in names if "/" in name or " " in name]
 
 
 def test_values_in_brackets_reach_the_run(planned, config_file):
     jobs = sweep.plan_jobs(str(config_file), {"config.optimizer.betas": ("(0.9, 0.98)", "(0.8,0.9)")}, [])
     assert [job.fields["config.optimizer.betas"] for job in jobs] == [[0.9, 0.98], [0.8, 0.9]]
-    assert sweep._values("(0.9, 0.98),(0.8,0.9),[1,2],x,x") == ("(0.9, 0.98)", "(0.8,0.9)", "[1,2]", "x")
+    assert program._values("(0.9, 0.98),(0.8,0.9),[1,2],x,x") == ("(0.9, 0.98)", "(0.8,0.9)", "[1,2]", "x")
 
 
 def test_more_devices_than_there_are_skip_a_run_unless_they_are_simulated(planned, config_file):
@@ -133,8 +134,8 @@ def test_more_devices_than_there_are_skip_a_run_unless_they_are_simulated(planne
     (["--axis", "config.batch_size=8,16", "--config.batch_size=8"], ["both an axis and a single value"]),
     (["--seeds=1,2", "--config.seed=8"], ["config.seed is both"]),
     (["--seeds=1", "--config.bach_size=8"], ["unknown config key config.bach_size"]),
-    (["--axis", "config.data.dir=a/b,a b"], ["two runs", "dir=a-b"]),
-    (["--axis", "config.teacher.checkpoint=/nowhere"], ["no weights at /nowhere"]),
+    (["--axis", "config.task.data=a/b,a b"], ["two runs", "data=a-b"]),
+    (["--axis", "config.networks.teacher.start=/nowhere"], ["config.networks.teacher.start: no weights at"]),
 ])  # fmt: skip
 def test_mistakes_are_named_before_anything_runs(fails, flags, parts):
     message = fails(*flags)
@@ -144,8 +145,7 @@ def test_mistakes_are_named_before_anything_runs(fails, flags, parts):
 @pytest.mark.parametrize("grid,problem", [
     ("3", "has to return {'config.key': (value, …), …}"),
     ("{'config.seed': 3}", "has to return {'config.key': (value, …), …}"),
-    ("{'config.data.split': 'train'}", "has to return {'config.key': (value, …), …}"),
-    ("undefined", "cannot be read as a config (line"),
+    ("{'config.task.split': 'train'}", "has to return {'config.key': (value, …), …}"),
     ("{'config.seed': ()}", "config.seed has no values"),
 ])  # fmt: skip
 def test_a_grid_that_does_not_run(fails, config_file, grid, problem):
@@ -156,7 +156,8 @@ def test_a_grid_that_does_not_run(fails, config_file, grid, problem):
 
 @pytest.mark.parametrize("variant,runs,examples", [("", 20, 2**18), ("flickr8k", 20, 2**18), ("smoke", 4, 32)])
 def test_the_scaling_study_sees_equal_examples_in_every_run(variant, runs, examples, monkeypatch):
-    monkeypatch.setattr(sweep, "resolve", lambda config: None)  # the teacher of flickr8k is a run that is not here
+    # The teacher of flickr8k is a run that is not here.
+    monkeypatch.setattr(sweep, "check_config", lambda config, flags: None)
     location = f"{SCALING}:{variant}"
     jobs = sweep.plan_jobs(location, load_sweep(location), [])
     assert len(jobs) == runs
@@ -187,7 +188,7 @@ def test_a_sweep_survives_an_interruption_and_a_run_that_fails(config_file, tmp_
     out, axis = tmp_path / "out", "config.num_devices=1,2,3"  # a batch of 8 does not divide over three
     command = [sys.executable, "-m", "smke_jax", "sweep", f"--config={config_file}", f"--out={out}", "--axis", axis,
                "--config.log.every=1", "--config.total_steps=12", "--config.checkpoint.every=0",
-               "--config.eval.every=0", "--simulate_devices=3"]  # fmt: skip
+               "--config.evaluators.retrieval.every=0", "--simulate_devices=3"]  # fmt: skip
     first = out / "num_devices=1"
 
     started = subprocess.Popen(

@@ -56,7 +56,7 @@ def _table(rows: list[Row]) -> str:
         Column("batch", lambda row: str(row.runs[0].batch_size)),
         Column("steps", lambda row: steps_cell(row.runs[0])),
         *_recall_columns(rows),
-        *_figure_columns(rows),
+        *figure_columns(rows),
         Column("examples/s", lambda row: number_cell(row.mean(lambda run: run.examples_per_second), ",.0f")),
         Column("data wait", lambda row: number_cell(row.mean(_data_wait), ".1f", " %")),
         Column("hours", lambda row: number_cell(row.mean(lambda run: run.hours), ".2f")),
@@ -75,8 +75,8 @@ def _recall_columns(rows: list[Row]) -> list[Column]:
     ]
 
 
-def _figure_columns(rows: list[Row]) -> list[Column]:
-    """The numbers of the other evaluators."""
+def figure_columns(rows: Sequence[Row]) -> list[Column]:
+    """The numbers of the evaluators that are not shown as recalls."""
     found: dict[str, list[str]] = {}
     for run in (run for row in rows for run in row.runs):
         for name, evaluation in run.evaluations.items():

@@ -1,19 +1,22 @@
 """The ladder's tables in Markdown: what was measured, how to read it, and the thesis' own figures."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
-from smke_jax.rungs import Recipe
 from smke_jax.studies.compare.table import (
     INTERVAL_NOTE,
     RECALL_TITLES,
+    figure_columns,
     markdown_table,
     number_cell,
     protocol_notes,
     recall_cell,
     steps_cell,
 )
+from smke_jax.studies.job import START, start_files
+from smke_jax.studies.ladder.recipes import Recipe
 from smke_jax.studies.runs import RECALLS, Run
 
 MARKS = {1: "▲", -1: "▼", 0: "", None: ""}
@@ -21,18 +24,21 @@ MARKS = {1: "▲", -1: "▼", 0: "", None: ""}
 
 def dataset(lines: Sequence) -> str:
     """What `lines` (of `ladder.Line`) were evaluated on."""
-    names = {run.retrieval["protocol"].partition(",")[0] for line in lines for run in line.row.runs if run.retrieval}
+    found = [run.retrieval.record for line in lines for run in line.row.runs if run.retrieval]
+    names = {record["protocol"].partition(",")[0] for record in found}
     return " and ".join(sorted(names)) or "nothing yet"
 
 
 def measured_table(lines: Sequence) -> str:
     """One row for each of `lines` (of `ladder.Line`)."""
+    others = figure_columns([line.row for line in lines])
     titles = ["recipe", "what changed", *RECALL_TITLES, "mean", "against", "difference of the mean",
-              "in the thesis: COCO / Flickr30K", "steps", "steps/s", "minutes", "memory, GiB"]  # fmt: skip
-    return markdown_table(titles, map(_cells, lines))
+              "in the thesis: COCO / Flickr30K", *(x.title for x in others), "steps", "steps/s", "minutes",
+              "memory, GiB"]  # fmt: skip
+    return markdown_table(titles, [_cells(line, [x.cell(line.row) for x in others]) for line in lines])
 
 
-def _cells(line) -> list[str]:
+def _cells(line, others: list[str]) -> list[str]:
     row, rung = line.row, line.recipe.rung
     recalls = [f"{recall_cell(row, *which)} {MARKS[line.sign(i)]}".rstrip() for i, which in enumerate(RECALLS)]
     mean = difference = "–"
@@ -48,7 +54,7 @@ def _cells(line) -> list[str]:
     steps_per_second = row.mean(lambda run: run.examples_per_second and run.examples_per_second / run.batch_size)
     return [
         row.name, rung.changed, *recalls, mean, line.against.name if line.against else "–", difference,
-        _thesis_difference(line), steps_cell(row.runs[0]) + seeds, number_cell(steps_per_second, ".2f"),
+        _thesis_difference(line), *others, steps_cell(row.runs[0]) + seeds, number_cell(steps_per_second, ".2f"),
         number_cell(row.mean(lambda run: run.hours and 60 * run.hours), ".1f"),
         number_cell(row.mean(lambda run: run.memory), ".1f"),
     ]  # fmt: skip
@@ -91,28 +97,30 @@ def notes(lines: Sequence, problems: list[str]) -> list[str]:
     return [f"- {note}" for note in (*said, *problems)]
 
 
-def _settings(runs: list[Run]) -> list[str]:
-    """What stands here for the thesis' teacher, classes and pretrained towers."""
-    with_teacher = [run for run in runs if "teacher" in run.config["config.passes"]]
-    teachers = sorted({run.config["config.teacher.checkpoint"] for run in with_teacher})
-    classes = sorted({n for run in with_teacher if (n := run.config["config.teacher.stand_in_classes"])})
-    starts = sorted({origin for run in runs for origin in _origins(run.config)})
+def _settings(runs: Sequence[Run]) -> list[str]:
+    """What stands here for the thesis' pretrained networks and for their classes."""
+    starts: dict[str, set[str]] = {}
+    for run in runs:
+        for key, file in start_files(run.config).items():
+            network, part = START.fullmatch(key).groups()
+            starts.setdefault(f"{network} ({part})" if part else network, set()).add(_origin(run, file))
+    classes = {value for run in runs for key, value in run.config.items() if key.endswith(".stand_in_classes")}
     said = []
-    if teachers:
-        said.append(f"Whatever teacher the thesis had, here it is {' or '.join(teachers)}.")
-    if classes:
+    if starts:
+        parts = [f"{network} from {' or '.join(sorted(files))}" for network, files in sorted(starts.items())]
+        said.append(f"Whatever the thesis' networks start from, here they start so: {', '.join(parts)}.")
+    if stand_ins := sorted(filter(None, classes)):
         said.append(
             "A classifier's logits are, for want of one, the cosines of its [CLS] with "
-            f"{' or '.join(map(str, classes))} fixed random directions."
+            f"{' or '.join(map(str, stand_ins))} fixed random directions."
         )
-    if starts:
-        said.append(f"Students start from {' or '.join(starts)}, those without a teacher, too.")
     return said
 
 
-def _origins(config) -> list[str]:
-    fields = ("student.init", "student.image.init", "student.text.init")
-    return [path for field in fields if (path := config[f"config.{field}"]) != "random"]
+def _origin(run: Run, file: str) -> str:
+    """The file, or the stage of the same run that made it."""
+    stage = Path(file).parent
+    return f"its stage {stage.name}" if stage.parent == run.path.parent else file
 
 
 def thesis_table(recipes: Sequence[Recipe]) -> str:

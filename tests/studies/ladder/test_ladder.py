@@ -8,9 +8,11 @@ import pytest
 from made_runs import SPEED, made_ranks, make_run
 
 from smke_jax.errors import UserError
-from smke_jax.rungs import Recipe, Rung
+from smke_jax.rungs import Rung
+from smke_jax.studies.ladder.lines import read_lines
 from smke_jax.studies.ladder.plot import ladder_figure
-from smke_jax.studies.ladder.write import BEGIN, END, _read_lines, run_name, write_ladder, write_readme
+from smke_jax.studies.ladder.recipes import Recipe
+from smke_jax.studies.ladder.write import BEGIN, END, write_ladder, write_readme
 
 COCO = (50.0, 60.0, 70.0, 30.0, 40.0, 50.0)
 BASE = Recipe(Path("base.py"), Rung(1, "5", "the start", coco=COCO, flickr30k=(60.0,), imagenet=40.25))
@@ -21,7 +23,7 @@ LADDER = [BASE, PLUS, LAST]
 
 def add_run(out: Path, recipe: Recipe, found: float, *, seed: int = 42, images: int = 200, **fields) -> Path:
     ranks = made_ranks(found, images=images, seed=fields.pop("queries", 0))
-    return make_run(out / run_name(recipe, seed), ranks=ranks, seed=seed, **fields)
+    return make_run(out / recipe.run_name(seed), ranks=ranks, seed=seed, **fields)
 
 
 def tables(text: str) -> tuple[list[dict], list[dict]]:
@@ -42,7 +44,7 @@ def ladder(out: Path, recipes=LADDER, **options) -> tuple[list[dict], str]:
 
 
 def test_directories_have_the_recipe_and_the_seed():
-    assert (run_name(BASE, 42), run_name(PLUS, 1)) == ("base,seed=42", "plus-x,seed=1")
+    assert (BASE.run_name(42), PLUS.run_name(1)) == ("base,seed=42", "plus-x,seed=1")
 
 
 def test_one_recipe_has_all_its_figures(tmp_path):
@@ -84,7 +86,7 @@ def test_a_significant_recall_is_marked_alone(tmp_path):
     add_run(tmp_path, BASE, 0.5)
     ranks = made_ranks(0.5)
     better = ranks._replace(image_to_text=np.where(np.arange(200) < 40, 5, ranks.image_to_text + 4))
-    make_run(tmp_path / run_name(PLUS, 42), ranks=better)
+    make_run(tmp_path / PLUS.run_name(42), ranks=better)
     (_, plus), _ = ladder(tmp_path)
     marks = [cell[-1] if cell[-1] in "▲▼" else "" for title, cell in plus.items() if "R@" in title]
     assert marks == ["▼", "▲", "▲", "", "", ""]
@@ -112,18 +114,32 @@ def test_seeds_of_other_configs_are_left_out(tmp_path):
 
 def test_other_budgets_and_other_eyes_are_named(tmp_path):
     add_run(tmp_path, BASE, 0.5)
-    add_run(tmp_path, PLUS, 0.5, total_steps=80, student__image__image_size=128)
+    path = add_run(tmp_path, PLUS, 0.5, total_steps=80) / "evals" / "80" / "retrieval.json"
+    path.write_text(path.read_text().replace('"made up"', '"made up, 128 px"'))
     _, text = ladder(tmp_path)
     assert "plus:x and base also differ in their training: 80 steps of 64 against 40 steps of 64" in text
-    assert "plus:x and base also differ in how they see the gallery: 128 px against 224 px" in text
+    assert "plus:x and base also differ in how they see the gallery: 128 px against " in text
 
 
-def test_it_says_what_stands_for_the_thesis_teacher(tmp_path):
-    fields = {"teacher__checkpoint": "runs/t/export", "student__image__init": "runs/t/export"}
-    add_run(tmp_path, BASE, 0.5, passes=["teacher", "student"], teacher__stand_in_classes=9, **fields)
-    _, text = ladder(tmp_path)
-    assert "here it is runs/t/export." in text and "with 9 fixed random directions" in text
-    assert "Students start from runs/t/export" in text
+def test_it_says_what_the_networks_start_from(tmp_path):
+    fields = {"networks__teacher__start": "runs/t/export", "networks__teacher__stand_in_classes": 9}
+    run = BASE.run_name(42)
+    fields["networks__student__image_start"] = "runs/s/export"
+    fields["networks__codes__start"] = f"{tmp_path}/{run}/vq/export"
+    make_run(tmp_path / run / "student", ranks=made_ranks(0.5), **fields)
+    said = {"state": "finished", "error": "", "stages": ["vq", "student"]}
+    (tmp_path / "jobs.json").write_text(json.dumps({run: said}))
+    (base,), text = ladder(tmp_path)
+    assert "so: codes from its stage vq, student (image) from runs/s/export, teacher from runs/t/export." in text
+    assert "the cosines of its [CLS] with 9 fixed random directions" in text
+    assert base["recipe"] == "base" and base["mean"] != "–"
+
+
+def test_other_evaluators_have_columns(tmp_path):
+    path = add_run(tmp_path, BASE, 0.5) / "evals" / "40" / "probe.json"
+    path.write_text('{"auc": 0.75}')
+    (base,), _ = ladder(tmp_path)
+    assert base["probe auc"] == "0.75"
 
 
 def test_seeds_are_put_together(tmp_path):
@@ -159,7 +175,10 @@ def test_runs_without_ranks_are_not_compared(tmp_path):
     )
 
 
-@pytest.mark.parametrize("fields", [{"data": "other photos"}, {"images": 201}, {"eval__split": "test"}])
+OTHER = [{"data": "other photos"}, {"images": 201}, {"evaluators__retrieval__split": "test"}]
+
+
+@pytest.mark.parametrize("fields", OTHER)
 def test_other_galleries_are_not_compared(tmp_path, fields):
     add_run(tmp_path, BASE, 0.5)
     add_run(tmp_path, PLUS, 0.9, **fields)
@@ -232,7 +251,7 @@ def test_figures_far_from_the_others_stand_at_the_edge(tmp_path):
     low = LAST._replace(rung=LAST.rung._replace(coco=(0.12,)))
     for recipe in (BASE, PLUS, low):
         add_run(tmp_path, recipe, 0.5)
-    lines, _ = _read_lines([BASE, PLUS, low], tmp_path)
+    lines, _ = read_lines([BASE, PLUS, low], tmp_path)
     coco = ladder_figure(lines).axes[1]
     assert coco.lines[0].get_xydata().tolist() == [[50, 0], [52, 1]]
     assert [text.get_text() for text in coco.texts] == ["← 0.1"]

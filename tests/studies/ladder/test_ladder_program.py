@@ -9,29 +9,42 @@ import time
 from pathlib import Path
 
 import pytest
+from made_runs import made_ranks, make_run
 
 from smke_jax.__main__ import main
-from smke_jax.programs.ladder import choose, find_recipes
+from smke_jax.config_files import load_stages
+from smke_jax.studies import jobs
+from smke_jax.studies.ladder.recipes import choose, find_recipes
 
-TESTS = Path(__file__).resolve().parents[1]
+TESTS = Path(__file__).resolve().parents[2]
 CONFIG = f"""'''The tiny recipe.'''
 import sys
 sys.path.insert(0, {str(TESTS)!r})
-from tiny import tiny_config
-from smke_jax.config import split_variant, variant_of
+from tiny import tiny_config, tiny_stages
+from smke_jax.forms import split_variant
 from smke_jax.rungs import Rung
 
 RUNGS = (RUNGS_HERE,)
 
 def get_config(variant=""):
     kind, form = split_variant(variant, ("dark", "light"))
-    c = variant_of(tiny_config(), form)
-    c.data.update(source="tiny", vocab_size=60, max_length=8)
-    c.update(batch_size=8, total_steps=12, num_devices=2)
-    c.data.jitter = 0.4 if kind == "dark" else 0.0
-    c.eval.update(split="dev", batch_size=8)
+    c = tiny_config()
+    if form.name == "flickr8k":
+        c.networks.teacher = form.teacher()
+    c.total_steps = 12
+    c.task.jitter = 0.4 if kind == "dark" else 0.0
     return c
 """
+STAGES = """
+def get_stages(variant=""):
+    return tiny_stages()
+"""
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Recipes name their teacher by a relative path."""
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
@@ -50,39 +63,120 @@ def configs(tmp_path) -> Path:
 
 
 @pytest.fixture
+def teacher(configs) -> Path:
+    """The config of the teacher that recipes in the form flickr8k share."""
+    path = configs / "teacher_flickr8k.py"
+    path.write_text("from tiny import tiny_stages\n\ndef get_config():\n    return tiny_stages()['teacher']\n")
+    return path
+
+
+@pytest.fixture
+def commands(monkeypatch) -> list[list[str]]:
+    """The arguments of every `smke` that would have been started; each leaves what it should."""
+    started = []
+
+    def run(command, log, head, environment, stop):
+        program, *arguments = command[len(jobs.SMKE) :]
+        started.append([program, *arguments])
+        flags = dict(argument.lstrip("-").split("=", 1) for argument in arguments)
+        if program == "export":
+            Path(flags["out"]).mkdir()
+            (Path(flags["out"]) / "params.safetensors").touch()
+            return 0, []
+        *_, last = load_stages(flags["config"])
+        total, found = int(flags.get("config.total_steps", 40)), 0.4 + len(started) / 20
+        folder = Path(flags["workdir"]) / last
+        make_run(folder, total_steps=total, ranks=made_ranks(found), seed=int(flags.get("config.seed", 42)))
+        (folder / "checkpoints" / str(total)).mkdir(parents=True)
+        return 0, []
+
+    monkeypatch.setattr(jobs, "_run", run)
+    return started
+
+
+@pytest.fixture
 def planned(tmp_path, configs, capsys):
-    """What `smke ladder --dry_run` prints: {run: (state, command)}."""
+    """What `smke ladder --dry_run` prints: {run: (state, commands)}."""
 
     def plan(*flags) -> dict[str, tuple[str, str]]:
         assert main(["ladder", f"--configs={configs}", f"--out={tmp_path / 'out'}", "--dry_run", *flags]) == 0
-        lines = capsys.readouterr().out.splitlines()
-        return {
-            name: (state, command.strip())
-            for (name, _, state), command in zip((line.partition(": ") for line in lines[::2]), lines[1::2])
-        }
+        found, name = {}, ""
+        for line in capsys.readouterr().out.splitlines():
+            if line.startswith("  "):
+                found[name][1].append(line.strip())
+            else:
+                name, _, state = line.partition(": ")
+                found[name] = state, []
+        return {name: (state, " && ".join(commands)) for name, (state, commands) in found.items()}
 
     return plan
 
 
 def test_every_rung_is_a_run_in_the_order_of_the_ladder(planned, configs, tmp_path):
-    runs = planned("--config.teacher.checkpoint=random")
+    runs = planned("--config.networks.teacher.start=random")
     assert list(runs) == ["hue-light,seed=42", "plain,seed=42", "hue-dark,seed=42"]
     assert runs["hue-dark,seed=42"] == (
         "to be run",
         f"smke train --config={configs}/hue.py:dark,flickr8k --workdir={tmp_path}/out/hue-dark,seed=42"
-        " --config.teacher.checkpoint=random",
+        " --config.networks.teacher.start=random",
     )
     assert not (tmp_path / "out").exists()
 
 
 def test_what_a_recipe_lacks_is_said_before_it_runs(planned, configs, tmp_path, capsys):
     state, _ = planned("--recipes=plain")["plain,seed=42"]
-    assert state.startswith("cannot run as it is (no weights at runs/teacher_flickr8k/export")
+    assert state == "cannot run as it is (config.networks.teacher.start: no weights at runs/teacher_flickr8k/export)"
     out = tmp_path / "out"
     assert main(["ladder", f"--configs={configs}", f"--out={out}", "--recipes=plain,hue"]) == 1
     said = capsys.readouterr().err
-    assert "0 of 3 runs are finished" in said and said.count("FAILED: no weights at") + said.count("failed: no w") == 3
+    assert "0 of 3 runs are finished" in said and said.count("failed: config.networks.teacher.start: no weights") == 3
     assert {record["state"] for record in json.loads((out / "jobs.json").read_text()).values()} == {"failed"}
+
+
+def test_the_teacher_that_all_share_is_made_first(planned, configs, teacher, tmp_path):
+    data = "--config.task.data=elsewhere"
+    runs = planned(data, "--config.total_steps=3", "--recipes=plain")
+    assert list(runs) == ["teacher_flickr8k", "plain,seed=42"] and runs["plain,seed=42"][0] == "to be run"
+    assert runs["teacher_flickr8k"][1] == (
+        f"smke train --config={teacher} --workdir=runs/teacher_flickr8k {data} && "
+        "smke export --workdir=runs/teacher_flickr8k --out=runs/teacher_flickr8k/export"
+    )
+    assert list(planned("--recipes=plain", "--form=smoke")) == ["plain,seed=42"]
+    (tmp_path / "runs" / "teacher_flickr8k" / "export").mkdir(parents=True)
+    (tmp_path / "runs" / "teacher_flickr8k" / "export" / "params.safetensors").touch()
+    assert list(planned("--recipes=plain")) == ["plain,seed=42"]
+
+
+def test_stages_before_the_last_get_seeds_and_places_alone(planned, configs):
+    path = configs / "plain.py"
+    path.write_text(path.read_text() + STAGES)
+    flags = ("--config.task.data=elsewhere", "--config.total_steps=3")
+    ((_, command),) = planned("--recipes=plain", "--form=smoke", "--seeds=5", *flags).values()
+    stage = "--config.teacher.task.data=elsewhere --config.teacher.seed=5"
+    assert command.endswith(f"{' '.join(flags)} --config.seed=5 {stage}")
+
+
+def test_every_recipe_is_trained_and_compared(configs, teacher, commands, tmp_path, capsys):
+    path = configs / "plain.py"
+    path.write_text(path.read_text() + STAGES)
+    out = tmp_path / "out"
+    arguments = ["ladder", f"--configs={configs}", f"--out={out}", "--recipes=plain,hue:dark", "--write_readme"]
+    assert main(arguments) == 0
+    printed, said = capsys.readouterr()
+    where = ["/".join(Path(x[2].partition("=")[2]).parts[-2:]) for x in commands if x[0] == "train"]
+    assert where == ["runs/teacher_flickr8k", "out/plain,seed=42", "out/hue-dark,seed=42"]
+    assert [x[0] for x in commands] == ["train", "export", "train", "train"] and "3 of 3 runs are finished" in said
+    rows = [line for line in printed.splitlines() if line.startswith(("| plain", "| hue:dark"))]
+    assert len(rows) == 2 + 2 and " plain " in rows[1] and "▲" in rows[1]
+    assert (out / "plain,seed=42" / "student" / "run.json").exists()
+    readme = (configs / "README.md").read_text()
+    assert printed.strip() in readme and "`smke ladder --configs=" in readme and "- hardware: " in readme
+    assert (configs / "ladder.png").stat().st_size > 5000
+
+    assert main(arguments) == 0 and len(commands) == 4
+    assert capsys.readouterr().err.count("finished already") == 2
+    assert main([*arguments, "--config.batch_size=2"]) == 2
+    assert "plain,seed=42 holds a run of another config (config.batch_size: " in capsys.readouterr().err
 
 
 def test_the_form_and_overrides_hold_for_all(planned, configs):
@@ -99,8 +193,22 @@ def test_seeds_are_runs_of_their_own(planned):
 
 
 def test_minutes_are_steps_once_they_are_measured(planned, tmp_path):
-    (state, command), *_ = planned("--minutes=5", "--config.teacher.checkpoint=random").values()
+    (state, command), *_ = planned("--minutes=5", "--config.networks.teacher.start=random").values()
     assert state == "to be run, with as many steps as a short run will tell" and "total_steps" not in command
+
+
+def test_the_steps_that_fill_the_minutes_are_measured_first(configs, commands, tmp_path, capsys):
+    path = configs / "plain.py"
+    path.write_text(path.read_text() + STAGES)
+    out, teacher = tmp_path / "out", "--config.networks.teacher.start=stage:teacher"
+    arguments = ["ladder", f"--configs={configs}", f"--out={out}", "--recipes=plain", "--minutes=1", teacher]
+    assert main(arguments) == 0
+    measuring, training = commands
+    assert {"--config.total_steps=11", "--config.teacher.total_steps=1"} <= set(measuring)
+    assert "--config.total_steps=94" in training, "100 examples per second in batches of 64"
+    assert not (out / "calibrating").exists() and "its speed is measured first" in capsys.readouterr().err
+    assert main([*arguments[:-2], "--minutes=2", teacher]) == 2
+    assert "--minutes: 1 there, 2 now" in capsys.readouterr().err
 
 
 def test_recipes_are_chosen_by_file_or_variant(configs):

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from smke_jax.errors import UserError
-from smke_jax.rungs import Recipe, Rung, check_rungs, in_order
+from smke_jax.rungs import Rung, check_rungs
+from smke_jax.studies.ladder.recipes import Recipe, in_order
 
 
 def recipe(name: str, order: float, **fields) -> Recipe:
