@@ -1,4 +1,4 @@
-"""`smke compare`: runs beside each other: what differs, retrieval with intervals, speed; unfinished ones are marked."""
+"""`smke compare`: runs beside each other: what differs, what evaluators found, speed; unfinished ones are marked."""
 
 import argparse
 import sys
