@@ -1,5 +1,6 @@
 """`smke <program> …`: a dispatcher, nothing else."""
 
+import errno
 import importlib
 import logging
 import os
@@ -20,6 +21,11 @@ PROGRAMS = {
     "convert": "make a pretrained network from its PyTorch file ready for training: --checkpoint=FILE --out=DIR",
     "export": "a run's network for others to use: --workdir=DIR --out=DIR [--format=flax|hf|thesis|onnx]",
 }
+# What the system refuses and a user can mend.  Any other error of the system may be a bug, and keeps its traceback.
+MENDABLE = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.EISDIR,
+    errno.ENOTDIR,
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -39,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_program(program_main, argv: list[str]) -> int:
-    """`program_main(argv)` with logging to stderr and user errors as one line."""
+    """`program_main(argv)` with logging to stderr; what a user can mend becomes one line, all else a traceback."""
     _start_logging()
     try:
         return program_main(argv)
@@ -47,6 +53,8 @@ def run_program(program_main, argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
+        if error.errno not in MENDABLE:
+            raise
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -89,12 +89,12 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
         holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["smke", *given])
         parse_flags(values, given)
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
-        raise UserError(str(error).splitlines()[0]) from None
+        raise UserError(str(error).splitlines()[0]) from error
     return holder.value
 
 
 def override_stages(stages: Mapping[str, ConfigDict], arguments: list[str]) -> dict[str, ConfigDict]:
-    """The configs of `stages` changed by `--config.STAGE.a.b=value` arguments, the last one also by `--config.a.b=value`.
+    """The configs of `stages` changed by `--config.STAGE.a.b=value`, the last one also by `--config.a.b=value`.
 
     Raises UserError for keys and values that do not fit.
     """

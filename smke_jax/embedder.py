@@ -222,7 +222,9 @@ class Embedder:
             raise UserError("encode_texts takes a list of texts: write encode_texts([text])")
         ids, mask = self.tokenizer.encode(texts, self._max_length)
         length = _round_up(int(mask.sum(1).max(initial=1)), 16, self._max_length)
-        columns = {name: Column(len(texts), x[:, :length].__getitem__) for name, x in (("text", ids), ("text_mask", mask))}
+        columns = {
+            name: Column(len(texts), x[:, :length].__getitem__) for name, x in (("text", ids), ("text_mask", mask))
+        }
         return self._embed(columns, "text", batch_size)
 
     def similarity(self, images: Sequence[ImageLike] | np.ndarray, texts: Sequence[str] | np.ndarray) -> np.ndarray:

@@ -1,55 +1,147 @@
-"""Variants of a config and the forms they combine with."""
+"""Config files: variants, stages, and what a command line changes of them."""
+
+from pathlib import Path
 
 import pytest
 
-from smke_jax.config import FORMS, base, split_variant, variant_of
+from smke_jax.config_files import load_config, load_stages, override, override_stages
 from smke_jax.errors import UserError
-from smke_jax.programs.train import load_config
+from smke_jax.forms import FORMS, form_of, split_variant
+from smke_jax.parts import base, itc
+from smke_jax.training.stages import stage_folder, with_stages
+
+VARIANTS = ("before", "after")
 
 
-@pytest.mark.parametrize("variant,parts", [
-    ("", ("", "")),
-    ("before", ("before", "")),
-    ("smoke", ("", "smoke")),
-    ("flickr8k", ("", "flickr8k")),
-    ("before,smoke", ("before", "smoke")),
-    ("after,flickr8k", ("after", "flickr8k")),
+@pytest.mark.parametrize("variant,kind,form", [
+    ("", "", ""),
+    ("before", "before", ""),
+    ("smoke", "", "smoke"),
+    ("flickr8k", "", "flickr8k"),
+    ("before,smoke", "before", "smoke"),
+    ("after,flickr8k", "after", "flickr8k"),
 ])  # fmt: skip
-def test_a_variant_and_a_form(variant, parts):
-    assert split_variant(variant, ("before", "after")) == parts
+def test_a_variant_and_a_form(variant, kind, form):
+    assert split_variant(variant, VARIANTS) == (kind, FORMS[form])
 
 
 @pytest.mark.parametrize("variant", ["smoke,before", "before,after", "before,tiny", "tiny,smoke", "tiny", "a,b,smoke"])
 def test_what_is_neither_is_named_with_what_there_is(variant):
     with pytest.raises(UserError) as error:
-        split_variant(variant, ("before", "after"))
+        split_variant(variant, VARIANTS)
     message = str(error.value)
     assert repr(variant) in message and "before, after" in message and "before,smoke" in message
     assert all(form in message for form in FORMS)
 
 
 def test_a_config_without_variants_has_the_forms_alone():
-    assert split_variant("smoke") == ("", "smoke")
+    assert split_variant("smoke") == ("", form_of("smoke"))
     for variant in ("before", "before,smoke"):
-        with pytest.raises(UserError, match=r"unknown variant 'before.*there are smoke, flickr8k$"):
-            variant_of(base(), variant)
-
-
-def test_forms_change_the_config_and_none_leaves_it():
-    assert variant_of(base(), "").to_dict() == base().to_dict()
-    assert variant_of(base(), "smoke").batch_size == 16 and variant_of(base(), "flickr8k").data.max_length == 20
+        with pytest.raises(UserError, match=r"unknown variant 'before.*there are flickr8k, scenes, smoke$"):
+            form_of(variant)
 
 
 def test_both_reach_a_config_file(tmp_path):
     path = tmp_path / "c.py"
     path.write_text(
-        "from smke_jax.config import base, split_variant, variant_of\n"
+        "from smke_jax.forms import split_variant\n"
         "def get_config(variant=''):\n"
         "    kind, form = split_variant(variant, ('dark',))\n"
-        "    c = base()\n"
-        "    c.data.jitter = 0.7 if kind == 'dark' else 0.1\n"
-        "    return variant_of(c, form)\n"
+        "    c = form.run()\n"
+        "    c.task = form.pairs(jitter=0.7 if kind == 'dark' else 0.1)\n"
+        "    return c\n"
     )
     found = {variant: load_config(f"{path}:{variant}") for variant in ("dark", "dark,smoke", "smoke")}
-    assert [c.data.jitter for c in found.values()] == [0.7, 0.7, 0.1]
-    assert [c.batch_size for c in found.values()] == [256, 16, 16]
+    assert [c.task.jitter for c in found.values()] == [0.7, 0.7, 0.1]
+    assert [c.batch_size for c in found.values()] == [512, 16, 16]
+
+
+# ---- changes
+
+
+def small():
+    c = base()
+    c.task = form_of("smoke").pairs()
+    c.terms.itc = itc()
+    return c
+
+
+def test_values_get_the_types_of_their_fields():
+    flags = [
+        "--config.batch_size=64", "--config.terms.itc.weight=2", "--config.terms.itc.final_weight=0.5",
+        "--config.task.data=data/a,data/b", "--config.terms.itc.levels=out", "--config.task.caps=3,4",
+        "--config.task.in_memory", "--noconfig.terms.itc.mask_same_image",
+    ]  # fmt: skip
+    c = override(small(), flags)
+    assert (c.batch_size, c.terms.itc.weight, c.terms.itc.final_weight) == (64, 2.0, 0.5)
+    assert c.task.data == ("data/a", "data/b") and c.terms.itc.levels == ("out",) and c.task.caps == (3, 4)
+    assert c.task.in_memory is True and c.terms.itc.mask_same_image is False
+
+
+@pytest.mark.parametrize("flag,message", [
+    ("--config.bach_size=3", "unknown config key config.bach_size: did you mean config.batch_size?"),
+    ("--config.terms.itc.wieght=3", "did you mean config.terms.itc.weight?"),
+    ("--config.batch_size=many", "many"),
+])  # fmt: skip
+def test_keys_and_values_that_do_not_fit(flag, message):
+    with pytest.raises(UserError) as error:
+        override(small(), [flag])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+# ---- stages
+
+
+STAGES = """
+from smke_jax.parts import base
+def get_config(variant=""):
+    return get_stages()["last"]
+def get_stages(variant=""):
+    first, last = base(), base()
+    last.networks.student = {"start": "stage:codes", "others": ("stage:shared/teacher", "random")}
+    return {"shared/teacher": base(), "codes": first, "last": last}
+"""
+
+
+@pytest.fixture
+def stages(tmp_path):
+    path = tmp_path / "stages.py"
+    path.write_text(STAGES)
+    return load_stages(str(path))
+
+
+def test_a_config_of_one_stage_has_no_name(tmp_path):
+    path = tmp_path / "one.py"
+    path.write_text("from smke_jax.parts import base\ndef get_config():\n    return base()\n")
+    assert list(load_stages(str(path))) == [""]
+    path.write_text(path.read_text() + "def get_stages():\n    return {'alone': get_config()}\n")
+    assert list(load_stages(str(path))) == [""]
+
+
+def test_a_key_goes_to_the_stage_that_it_names_and_else_to_the_last(stages):
+    flags = ["--config.codes.seed=1", "--config.shared/teacher.seed=2", "--config.seed=3", "--config.last.log.every=4"]
+    changed = override_stages(stages, flags)
+    assert {name: c.seed for name, c in changed.items()} == {"shared/teacher": 2, "codes": 1, "last": 3}
+    assert changed["last"].log.every == 4 and changed["codes"].log.every == 50
+
+
+@pytest.mark.parametrize("flag,hint", [
+    ("--config.code.seed=1", "config.codes.seed"),
+    ("--config.codes.sede=1", "config.codes.seed"),
+    ("--config.sede=1", "config.seed"),
+])  # fmt: skip
+def test_unknown_keys_of_stages_are_refused_with_the_nearest(stages, flag, hint):
+    with pytest.raises(UserError, match=rf"unknown config key .*: did you mean {hint}\?"):
+        override_stages(stages, [flag])
+
+
+def test_a_later_stage_begins_with_the_export_of_an_earlier_one(stages):
+    workdir = Path("runs/x")
+    assert [stage_folder(name, workdir) for name in ("", "codes")] == [workdir, workdir / "codes"]
+    c = with_stages(stages["last"], stages, workdir)
+    assert c.networks.student.start == "runs/x/codes/export"
+    assert c.networks.student.others == ("shared/teacher/export", "random"), "a path is shared by all that name it"
+    assert stages["last"].networks.student.start == "stage:codes"
+    stages["last"].networks.student.others = ()
+    with pytest.raises(UserError, match="start is 'stage:codes', and .* there is code alone: did you mean code"):
+        with_stages(stages["last"], {"code": None}, workdir)

@@ -7,7 +7,6 @@ from fractions import Fraction
 import jax
 import numpy as np
 import pytest
-import tiny
 from PIL import Image
 
 import smke_jax
@@ -18,19 +17,19 @@ from smke_jax.embedder import Embedder
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model, param_shapes
 from smke_jax.passes.base import MEAN, STD
-from smke_jax.training.experiment import restore_run, trained_network
-from smke_jax.training.loop import train_and_evaluate
+from smke_jax.training.restore import exported, restore_run
 
 TEXTS = ["red dog", "a small blue bird sits under the big green cat over dog cat bird runs sits", "cat"]
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
-    config = tiny.tiny_config()
-    config.total_steps = 2
-    train_and_evaluate(config, workdir)
-    return workdir
+def run(staged):
+    return staged / "student"
+
+
+@pytest.fixture(scope="module")
+def trained(run):
+    return restore_run(run)
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +43,9 @@ def pictures():
     return [rng.integers(0, 256, (40 + i, 30, 3), dtype=np.uint8) for i in range(5)]
 
 
-def test_embeddings_are_the_students_own(run, model, pictures):
-    trained = restore_run(run)
+def test_embeddings_are_the_students_own(trained, model, pictures):
     student, params = build_model(model.description), trained.params["student"]
-    ids, mask = trained.experiment.tokenizer.encode(TEXTS, 8)
+    ids, mask = trained.experiment.task.tokenizer.encode(TEXTS, 8)
     expected = student.apply({"params": params}, ids, mask, method="encode_text")["out"]
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
     np.testing.assert_allclose(model.encode_texts(TEXTS), expected, atol=1e-5)
@@ -71,11 +69,10 @@ def test_paths_pictures_and_arrays_are_the_same(model, pictures, tmp_path):
     np.testing.assert_allclose(embeddings, embeddings[:1].repeat(4, axis=0), atol=1e-6)
 
 
-def test_an_export_is_the_run(run, model, pictures, tmp_path):
-    trained = restore_run(run)
-    params, description = trained_network(trained)
+def test_an_export_is_the_run(trained, model, pictures, tmp_path):
+    params, description = exported(trained)
     save_params(tmp_path / PARAMS, jax.device_get(params), {"model": description})
-    trained.experiment.tokenizer.save(tmp_path / TOKENIZER)
+    trained.experiment.task.tokenizer.save(tmp_path / TOKENIZER)
     again = smke_jax.load(tmp_path)
     assert smke_jax.load(tmp_path / PARAMS).tokenizer.digest == again.tokenizer.digest
     with pytest.raises(UserError, match="says itself what model it holds: leave num_heads out"):
@@ -99,8 +96,8 @@ def test_a_teacher_gives_its_feature_of_the_centre():
         teacher.encode_texts(["dog"])
 
 
-def test_a_text_encoder_gives_the_mean_of_its_tokens(run):
-    tokenizer = restore_run(run).experiment.tokenizer
+def test_a_text_encoder_gives_the_mean_of_its_tokens(trained):
+    tokenizer = trained.experiment.task.tokenizer
     fields = {"vocab_size": tokenizer.vocab_size, "width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 16}
     description = {"type": "bert", **fields, "max_positions": 32, "pooler": False}
     module = build_model(description)

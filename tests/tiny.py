@@ -73,11 +73,10 @@ def tiny_stages():
     teacher.task = form.images(views=2)
     teacher.task.source = "tiny"
     sizes = {**form.sizes, **form.images_of, "depth": 2}
-    teacher.networks.views = encoder(model=data2vec2(norm_order="pre", **sizes), projector=(16, 16))
+    teacher.networks.views = encoder(model=data2vec2(**sizes), projector=(16, 16))
     teacher.terms.vicreg = vicreg()
     student.networks.teacher = form_of("").teacher(start="stage:teacher", model=None, dtype="float32")
     student.networks.student.image_start = "stage:teacher"
-    student.networks.student.image.norm_order = "pre"
     student.terms.target_itc.learnable_scale = True
     student.total_steps, student.evaluators.retrieval.every = 2, 1
     teacher.checkpoint.every = student.checkpoint.every = 1

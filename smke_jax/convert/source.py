@@ -77,7 +77,7 @@ def _read_safetensors(path: Path, trust_code: bool):
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise _damaged(path, error) from None
+        raise _damaged(path, error) from error
     except AttributeError as error:  # a dtype that NumPy has no name for
         raise UserError(f"{path} holds what NumPy cannot ({_first_line(error)}): save it in fp32") from None
 
@@ -87,7 +87,7 @@ def _read_npz(path: Path, trust_code: bool):
         with np.load(path, allow_pickle=False) as file:
             return dict(file), {}
     except Exception as error:  # a damaged archive can raise anything
-        raise _damaged(path, error) from None
+        raise _damaged(path, error) from error
 
 
 def _read_torch(path: Path, trust_code: bool):
@@ -113,7 +113,7 @@ def _load_plain(torch, path: Path) -> Any:
         message = str(error)
         code = re.search(r"GLOBAL (\w[\w.]*\w) (?:was|whose) ", message)
         if not code and "torchscript" not in message.lower():
-            raise _damaged(path, error) from None
+            raise _damaged(path, error) from error
         what = f"code ({code[1]})" if code else "a TorchScript program"
         raise UserError(
             f"{path} contains {what}, which was not run: if you trust where it comes from, add --trust_code; "
@@ -138,7 +138,7 @@ def _load_trusted(torch, path: Path) -> Any:
     except ImportError as error:
         raise UserError(f"{path} contains code that needs a package ({error}): install it") from None
     except Exception as error:  # whatever the code in it raises
-        raise _damaged(path, error) from None
+        raise _damaged(path, error) from error
 
 
 def _damaged(path: Path, error: Exception) -> UserError:

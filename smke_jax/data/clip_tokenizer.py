@@ -11,11 +11,12 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def load_clip_tokenizer(directory: str | Path) -> Tokenizer:
-    """Loads it from a folder with tokenizer.json, or vocab.json and merges.txt; never from the network.
+    """Loads CLIP's tokenizer from a folder with tokenizer.json, or vocab.json and merges.txt; never from the network.
 
-    A text that is too long keeps its last token, the end of text.
+    A text that is too long is cut, but keeps its last token, the end of text.
 
-    Raises UserError where there is none, or one without start and end of text as the two largest ids.
+    Raises:
+      UserError: the folder has no tokenizer, or its start and end of text are not the two largest ids.
     """
     from transformers import CLIPTokenizerFast  # slow to import
 

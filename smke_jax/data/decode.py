@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
-# Larger pictures are refused below with a reason; PIL's own warning would only say it twice.
+# Larger pictures are refused with a reason. PIL's own warning would be a second message about the same picture.
 MAX_PIXELS = 89_478_485
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
@@ -20,7 +20,7 @@ class BadImage(ValueError):
 
 
 def decode_image(data: bytes, *, min_side: int | None = None) -> np.ndarray:
-    """What `open_image` makes of the same, as a uint8 array (H, W, 3)."""
+    """`open_image` with the same arguments, its picture as a uint8 array (H, W, 3)."""
     return np.array(open_image(data, min_side=min_side), np.uint8)
 
 
@@ -32,9 +32,8 @@ def open_image(data: bytes, *, min_side: int | None = None) -> Image.Image:
 
     Args:
       data: the file's bytes.
-      min_side: the caller needs no more than this many pixels on the shorter side. Large JPEGs are then
-        decoded at 1/2, 1/4 or 1/8 scale, the smallest whose shorter side is still >= min_side (much faster).
-        Other formats ignore it.
+      min_side: how many pixels of the shorter side are enough. A JPEG is then decoded, much faster, at the smallest
+        scale of 1, 1/2, 1/4 and 1/8 that has so many. Other formats ignore it, and so does a JPEG that has fewer.
 
     Returns:
       an 8-bit RGB image, wholly decoded.

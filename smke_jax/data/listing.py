@@ -8,6 +8,7 @@
   image_ids: int64 (N,).
 """
 
+import array
 import json
 import zipfile
 from collections.abc import Iterator
@@ -34,7 +35,7 @@ class ListingWriter:
     def __init__(self, directory: Path, split: str):
         self._lines, self._table = _paths(directory, split)
         self._file = open(self._lines, "wb")
-        self._starts, self._num_captions, self._image_ids = [0], [], []
+        self._starts, self._num_captions, self._image_ids = array.array("q", [0]), array.array("i"), array.array("q")
 
     def __len__(self) -> int:
         return len(self._image_ids)

@@ -104,9 +104,8 @@ def train_batches(
 ) -> "Batches":
     """An endless iterator of {'id' (b,), 'text', 'text_mask' (b, L), and the uint8 arrays of `views`}.
 
-    Each epoch is shuffled anew, and its incomplete last batch is dropped. The batches depend on source, views,
-    batch_size, seed and unit alone: every number of processes, threads and MiB gives the same rows, random numbers and
-    saved positions.
+    Each epoch is shuffled anew, and its incomplete last batch is dropped. Neither `process` nor `threads` nor
+    `prefetch_mib` changes the rows of a batch, its random numbers or the positions that are saved.
 
     Args:
       source: the images; 'id' is their number in it.
@@ -124,7 +123,6 @@ def train_batches(
       UserError: an epoch has fewer rows than one batch; or, while batches are made, too many photos are damaged. A few
         are skipped, see `Damages`: the next sound image of the source takes the place of a damaged one.
     """
-    index, count = process
     rows = epoch_rows(source, unit)
     batches = len(rows) // batch_size
     if not batches:
@@ -157,7 +155,7 @@ def train_batches(
             arrays["text"], arrays["text_mask"] = tokenizer.encode(captions, max_length)
         return _Part(arrays, [damage for e in examples for damage in e["skipped"]])
 
-    share = batch_size // count
+    share = batch_size // process[1]
     blank = views(Image.new("RGB", (64, 64)), np.random.default_rng(0))
     example_bytes = sum(x.nbytes for x in blank.values()) + (8 * max_length if tokenizer is not None else 0)
     part, waiting = divide(share, example_bytes, threads=threads, prefetch_mib=prefetch_mib)
@@ -177,8 +175,8 @@ def train_batches(
 def divide(share: int, example_bytes: int, *, threads: int, prefetch_mib: float) -> tuple[int, int]:
     """How a process's `share` of a batch is divided into parts that threads make at the same time.
 
-    Small shares stay whole, several of them wait. Of a large one, two parts for each thread wait, so that no thread is
-    idle although only one share may wait.
+    A small share is one part, and several shares wait. A large one has two parts or more for each thread, so that all
+    threads work although only one share may wait.
 
     Returns:
       (rows of a part, number of parts that may wait).

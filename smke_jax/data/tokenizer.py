@@ -14,11 +14,11 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
 class Tokenizer:
-    """Captions to ids, a token that starts each and one that ends it included.
+    """Turns captions into token ids. A first token marks where a caption starts, a last one where it ends.
 
     Attributes:
       vocab_size: number of tokens, including the special ones.
-      pad_id: what fills a row up: BERT's [PAD], 0 for CLIP.
+      pad_id: the id after the end of a caption: that of BERT's [PAD], 0 for CLIP.
       digest: hex sha256 of the ordered vocabulary and of whether text is lower-cased.
     """
 
@@ -31,7 +31,9 @@ class Tokenizer:
         self.digest = hashlib.sha256("\n".join([*ordered, f"lowercase={lowercase}"]).encode()).hexdigest()
 
     def encode(self, captions: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
-        """`[CLS] tokens [SEP]`, or CLIP's own such tokens, cut in the middle part to fit and padded.
+        """One row for each caption: `[CLS] tokens [SEP]`, or CLIP's start and end around the tokens, then padding.
+
+        Of a caption that is too long, the last tokens are left out; the row still ends with [SEP].
 
         Args:
           captions: B texts.
@@ -118,8 +120,8 @@ def train_wordpiece(captions: Iterable[str], vocab_size: int) -> Tokenizer:
     """
     captions = list(captions)
     trained = _uncased(tokenizers.models.WordPiece(unk_token="[UNK]"))
-    # The trainer numbers "##x" pieces in the order of a randomly seeded hash map and breaks ties by number:
-    # naming them among the special tokens fixes their order and so the vocabulary.
+    # The trainer numbers the "##x" pieces in the order of a randomly seeded hash map, and it breaks ties by number.
+    # Special tokens have the order in which they are given, so the pieces are given as special tokens.
     pieces = _continuations(trained, captions)
     trainer = tokenizers.trainers.WordPieceTrainer(
         vocab_size=max(vocab_size, len(SPECIAL_TOKENS)),
@@ -162,7 +164,7 @@ def _continuations(backend: tokenizers.Tokenizer, captions: list[str]) -> list[s
 
 
 def plain(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """Truncation and padding saved with a tokenizer would change what `encode` sees."""
+    """The tokenizer without truncation and padding of its own; `Tokenizer.encode` cuts and pads."""
     backend.no_truncation()
     backend.no_padding()
     return backend

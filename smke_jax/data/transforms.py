@@ -47,7 +47,7 @@ def random_crop(
 def needed_side(size: int, scale: tuple[float, float], ratio: tuple[float, float]) -> int:
     """How many pixels of the shorter side are enough for a view of size × size through `random_crop`.
 
-    Where an image has more, it can be decoded smaller, down to this many: every crop still has at least `size` pixels on
+    An image that has more can be decoded smaller, down to this many. Every crop then still has `size` pixels or more on
     each side, so that no view is enlarged.
     """
     # Let m be the shorter side. The image then has m² pixels or more. A crop of the share s of its area and of the
@@ -114,7 +114,10 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class StudentTeacherViews:
-    """'image', and 'teacher_image' where the teacher sees something else: `teacher_view` is one of TEACHER_VIEWS."""
+    """Makes 'image', the student's view, and 'teacher_image' where the teacher's view is another.
+
+    `teacher_view` is a key of TEACHER_VIEWS.
+    """
 
     student: View
     teacher: View
@@ -140,7 +143,7 @@ class StudentTeacherViews:
 
     def _shared(self, image, rng, crop):
         if self.teacher.size == self.student.size and not self.student.jitter and not self.student.grayscale:
-            return None  # it is the student's
+            return None  # the student's view is the same
         return np.asarray(render(image, crop, self.teacher.size))
 
     def _same(self, image, rng, crop):
@@ -153,8 +156,10 @@ class StudentTeacherViews:
         return squash(np.asarray(image), self.teacher.size)
 
 
-# shared: the student's crop, without its change of colours.  same: with it.  independent: a crop of its own with colour
-# jitter, the thesis' code (register 6).  fixed: the whole image as in evaluation, so that its feature can be kept.
+# same: the student's view.
+# shared: the student's crop, without jitter and grayscale.
+# independent: a crop of its own with colour jitter, as in the thesis' code (register 6).
+# fixed: the whole image as in evaluation; it never changes, so the teacher's feature of it can be kept.
 TEACHER_VIEWS = {
     "same": StudentTeacherViews._same,
     "shared": StudentTeacherViews._shared,

@@ -38,7 +38,7 @@ class Evaluator(NamedTuple):
 
     needs: representations that it reads
     run:   (encode, task, split) -> Figures; `split` is the one named below
-    split: a split of the task
+    split: a split of the task; '' in a config leaves the evaluator out
     every: steps; 0 measures after the last step alone
     best:  the scalar that ranks checkpoints; of a name that ends in 'loss' the lowest value is the best.  '' ranks none
     """

@@ -1,5 +1,6 @@
 """Exact ranks and exact top-k over a score matrix that is never held whole."""
 
+import jax
 import numpy as np
 
 from smke_jax.errors import UserError
@@ -76,24 +77,10 @@ def _top_of_chunk(queries, gallery, k, chunk_size):
         # The best so far come first: they have smaller indices, which is what decides between equal scores.
         scores = np.concatenate([scores, fresh], axis=1)
         indices = np.concatenate([indices, fresh_indices], axis=1)
-        places = _stable_top(scores, min(k, scores.shape[1]))
+        places = np.asarray(jax.lax.top_k(scores, min(k, scores.shape[1]))[1])  # leftmost first among equals
         scores = np.take_along_axis(scores, places, axis=1)
         indices = np.take_along_axis(indices, places, axis=1)
     return indices, scores
-
-
-def _stable_top(scores, k: int) -> np.ndarray:
-    """Places (rows, k) of the k highest of each row, best first, leftmost first among equals.
-
-    `argpartition` alone would keep an arbitrary choice of the values equal to the k-th.
-    """
-    threshold = np.partition(scores, scores.shape[1] - k, axis=1)[:, -k, None]
-    above, equal = scores > threshold, scores == threshold
-    room = k - above.sum(axis=1, keepdims=True)
-    kept = above | (equal & (np.cumsum(equal, axis=1) <= room))
-    places = np.nonzero(kept)[1].reshape(len(scores), k)
-    order = np.argsort(-np.take_along_axis(scores, places, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(places, order, axis=1)
 
 
 def _check_chunk(chunk_size):

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smke_jax.errors import UserError
 from smke_jax.models.layers import kernel_init, run_blocks
 from smke_jax.models.vit import Vit
 
@@ -38,7 +39,7 @@ class ClipTextEncoder(nn.Module):
     def __call__(self, ids):
         length = ids.shape[1]
         if length > self.max_positions:
-            raise ValueError(f"captions are {length} tokens long, this encoder has {self.max_positions} positions")
+            raise UserError(f"captions are {length} tokens long, this encoder has {self.max_positions} positions")
         words = self.param("word_embedding", kernel_init(0.02), (self.vocab_size, self.width))
         positions = self.param("position_embedding", kernel_init(0.01), (self.max_positions, self.width))
         x = words[ids].astype(self.dtype) + positions[:length].astype(self.dtype)

@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from smke_jax.errors import UserError
+
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
@@ -73,7 +75,7 @@ class Attention(nn.Module):
     def __call__(self, x, mask=None, bias=None):
         width = x.shape[-1]
         if width % self.num_heads:
-            raise ValueError(f"width {width} does not divide into {self.num_heads} heads")
+            raise UserError(f"width {width} does not divide into {self.num_heads} heads")
         head_dim = width // self.num_heads
 
         def project(name):
@@ -143,7 +145,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, mask=None, bias=None, *, deterministic: bool = True) -> BlockOutput:
         if self.norm_order not in ("pre", "post"):
-            raise ValueError(f"norm_order {self.norm_order!r} is neither 'pre' nor 'post'")
+            raise UserError(f"norm_order {self.norm_order!r} is neither 'pre' nor 'post'")
         pre = self.norm_order == "pre"
         norm1 = LayerNorm(self.norm_eps, self.dtype, name="norm1")
         norm2 = LayerNorm(self.norm_eps, self.dtype, name="norm2")

@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from smke_jax.errors import UserError
 from smke_jax.models.fields import fields_of
 from smke_jax.models.layers import LayerNorm, LayerScale, kernel_init, run_block
 from smke_jax.models.shared import SHARED
@@ -41,7 +42,7 @@ class Student(nn.Module):
     def setup(self):
         width = self.image_encoder.width
         if self.text_encoder.width != width:
-            raise ValueError(
+            raise UserError(
                 f"the shared block needs equal widths: image {width}, text {self.text_encoder.width}; set both alike"
             )
         if self.token_types:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smke_jax.errors import UserError
 from smke_jax.models.fields import build_from
 from smke_jax.models.layers import Block, LayerNorm, kernel_init, prepend
 from smke_jax.models.resnet import ResNet
@@ -135,4 +136,6 @@ TEACHERS = {"beit": Beit, "data2vec2": Data2Vec2, "vit": Vit, "resnet": ResNet}
 
 def build_teacher(config) -> nn.Module:
     """The image encoder that `config` (with a `type` of TEACHERS and that module's fields) describes."""
+    if config["type"] not in TEACHERS:
+        raise UserError(f"there is no image encoder {config['type']!r} among {', '.join(sorted(TEACHERS))}")
     return build_from(config, TEACHERS[config["type"]])

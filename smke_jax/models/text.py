@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
+from smke_jax.errors import UserError
 from smke_jax.models.fields import build_from
 from smke_jax.models.layers import LayerNorm, kernel_init, run_blocks
 
@@ -33,7 +34,7 @@ class TextEncoder(nn.Module):
     def __call__(self, ids, mask, *, added=None, deterministic: bool = True):
         length = ids.shape[1]
         if length > self.max_positions:
-            raise ValueError(f"captions are {length} tokens long, this encoder has {self.max_positions} positions")
+            raise UserError(f"captions are {length} tokens long, this encoder has {self.max_positions} positions")
 
         def table(name, rows):
             return self.param(name, kernel_init(0.02), (rows, self.width)).astype(self.dtype)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smke_jax.errors import UserError
 from smke_jax.models.layers import LayerNorm, kernel_init, prepend, run_blocks
 
 
@@ -15,7 +16,7 @@ def sincos_positions(grid: int, width: int) -> np.ndarray:
     as in MAE and Data2Vec2.
     """
     if width % 4:
-        raise ValueError(f"sine-cosine positions need a width divisible by 4, not {width}")
+        raise UserError(f"sine-cosine positions need a width divisible by 4, not {width}")
     frequency = 10000.0 ** (-np.arange(width // 4) / (width / 4))
     angles = np.arange(grid)[:, None] * frequency  # (grid, width/4)
     axis = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # (grid, width/2)
@@ -28,7 +29,7 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
     """Square patches, row-major, each flattened as (row, column, channel).  (B, S, S, C) -> (B, N, p·p·C)."""
     batch, size, _, channels = images.shape
     if size % patch_size:
-        raise ValueError(f"image size {size} is no multiple of the patch size {patch_size}")
+        raise UserError(f"image size {size} is no multiple of the patch size {patch_size}")
     grid = size // patch_size
     x = images.reshape(batch, grid, patch_size, grid, patch_size, channels)
     return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, grid * grid, patch_size * patch_size * channels)

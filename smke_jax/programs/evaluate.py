@@ -26,6 +26,8 @@ from smke_jax.training.record import flatten
 from smke_jax.training.restore import TrainedRun, restore_run
 from smke_jax.training.validation import validate
 
+SHORT = ("split", "level")  # fields of evaluators that have flags of their own
+
 
 def main(argv: list[str]) -> int:
     """Parses the command line, evaluates and writes; returns the exit status."""
@@ -35,6 +37,9 @@ def main(argv: list[str]) -> int:
     names = _chosen(config, arguments)
     changed = _changed(config, names, arguments, overrides)
     evaluators = {name: build_part("evaluators", name, changed.evaluators[name]) for name in names}
+    evaluators = {name: evaluator for name, evaluator in evaluators.items() if evaluator.split}
+    if not evaluators:
+        raise UserError(f"the evaluators {', '.join(names)} of this run have no split: give one by --split")
     run = restore_run(arguments.workdir, step=arguments.step)
     if arguments.data:
         run = run._replace(experiment=run.experiment._replace(task=_task_on(run, changed.task)))
@@ -58,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", help="default: each evaluator's own")
     parser.add_argument("--step", type=step_argument, metavar="N|best|latest", help="default: latest")
     parser.add_argument("--level", help="what is compared: fc1, out or head (default: each evaluator's own)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write the figures of one evaluator there too, as JSON")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the figures of one evaluator there too, as JSON"
+    )
     return parser
 
 
@@ -78,8 +85,8 @@ def _chosen(config: ConfigDict, arguments: argparse.Namespace) -> list[str]:
         raise UserError(f"the run in {arguments.workdir} has no evaluators: its config names none in config.evaluators")
     if arguments.evaluator is not None and arguments.evaluator not in known:
         raise UserError(
-            f"the run in {arguments.workdir} has no evaluator {arguments.evaluator!r}"
-            f"{nearest(arguments.evaluator, known)}; it has {', '.join(known)}"
+            f"the run in {arguments.workdir} has no evaluator {arguments.evaluator!r} among {', '.join(known)}"
+            f"{nearest(arguments.evaluator, known)}"
         )
     names = [arguments.evaluator] if arguments.evaluator else known
     if arguments.out and len(names) > 1:
@@ -95,7 +102,7 @@ def _changed(
         if not override_key(argument).startswith("config.evaluators."):
             raise UserError(f"{override_key(argument)} cannot be changed after training: only config.evaluators.… can")
     config = override(config.copy_and_resolve_references(), overrides)
-    for field in ("split", "level"):
+    for field in SHORT:
         value = getattr(arguments, field)
         having = [name for name in names if field in config.evaluators[name]]
         if value is not None and not having:
@@ -123,9 +130,10 @@ def _file_name(name: str, config: Mapping[str, Any], changed: Mapping[str, Any])
     parts = [name]
     if "data" in config.task and _places(config.task) != _places(changed.task):
         parts.append(Path(changed.task.data[0]).resolve().name)
-    for field, value in changed.evaluators[name].items():
-        if value != config.evaluators[name][field]:
-            parts.append(str(value) if field in ("split", "level") else f"{field}={value}")
+    own, before = changed.evaluators[name], config.evaluators[name]
+    departing = [field for field in own if own[field] != before[field]]
+    parts += [str(own[field]) for field in SHORT if field in departing]
+    parts += [f"{field}={own[field]}" for field in departing if field not in SHORT]
     return re.sub(r"[^\w.,=+-]+", "_", "-".join(parts))
 
 

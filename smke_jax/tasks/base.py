@@ -58,12 +58,12 @@ class Task(NamedTuple):
     example:   () -> {array: shape and type of one row} of a training batch
     length:    () -> rows of an epoch
     identity:  () -> {what: digest} of the data
-    batches:   (BatchPlan) -> an endless iterator of {array: this process's rows}, with `get_state` and `set_state`;
+    batches:   (BatchPlan) -> an endless iterator of {array: this process's rows}, with `get_state` and `set_state`
+               and, where rows that cannot be read are replaced by others, their number `damaged`;
                the same rows in the same order for any number of processes.  'id' (b,) is the number of the image
     split:     (name) -> Split
     train:     the name of the split that is trained on
     tokenizer: of a task that reads text
-    damaged:   () -> how many rows could not be read and were replaced by others
     """
 
     facts: Mapping[str, int]
@@ -74,7 +74,6 @@ class Task(NamedTuple):
     split: Callable[[str], Split]
     train: str
     tokenizer: Tokenizer | None = None
-    damaged: Callable[[], int] = lambda: 0
 
 
 class Draft(NamedTuple):

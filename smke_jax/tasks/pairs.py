@@ -15,6 +15,7 @@ from smke_jax.data.pipeline import epoch_rows, pixels, train_batches
 from smke_jax.data.sources import has_split
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.data.transforms import StudentTeacherViews, TwoViews, View, squash
+from smke_jax.errors import UserError
 from smke_jax.parallel.process import failing_together
 from smke_jax.tasks.base import BatchPlan, Column, Draft, Split, Task
 from smke_jax.tasks.vocabulary import Assumed, open_vocabulary
@@ -44,6 +45,7 @@ def pairs(
     grayscale: float = 0.0,
     teacher_view: str = "shared",
     threads: int = 2,
+    prefetch_mib: float = 256.0,
 ) -> Draft:
     """Image-caption pairs: 'image', 'teacher_image', 'text', 'text_mask' and 'id'.
 
@@ -64,8 +66,9 @@ def pairs(
     grayscale:  probability of dropping colour
     teacher_view: of smke_jax.data.transforms.TEACHER_VIEWS: shared | same | independent | fixed
     threads:    for reading, decoding and cropping
+    prefetch_mib: most memory of examples that wait for the devices
     """
-    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads)
+    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
     with failing_together():
         facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
     captions = lambda: (caption for captions in opened.open(split).all_captions() for caption in captions)  # noqa: E731
@@ -79,6 +82,8 @@ def pairs(
     crop = {"crop_scale": tuple(crop_scale), "crop_ratio": tuple(crop_ratio), "flip": flip}
 
     def finish(sizes: Mapping[str, int]) -> Task:
+        if "image" not in sizes:
+            raise UserError("no network takes the images of this task: name one in config.networks, such as two_towers")
         student = View(sizes["image"], jitter=jitter, grayscale=grayscale, **crop)
         teacher = View(sizes.get("teacher_image", sizes["image"]), jitter=TEACHER_JITTER, **crop)
         views = StudentTeacherViews(student, teacher, teacher_view if "teacher_image" in sizes else "same")
@@ -104,12 +109,13 @@ def images(
     jitter: float = 0.0,
     grayscale: float = 0.0,
     threads: int = 2,
+    prefetch_mib: float = 256.0,
 ) -> Draft:
     """Images without their captions: 'image' and 'id', or with two `views` 'view1', 'view2' and 'id'.
 
     The other fields are those of `pairs`.
     """
-    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads)
+    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
     with failing_together():
         facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
 
@@ -132,6 +138,7 @@ class _Opened:
     caps: tuple[int, ...]
     in_memory: bool
     threads: int
+    prefetch_mib: float
 
     @functools.cache  # noqa: B019 (as long as the process, which has one task)
     def open(self, split: str):
@@ -168,7 +175,7 @@ def _task(
         return train_batches(
             opened.open(split), made, batch_size=plan.batch_size, seed=plan.seed, unit=unit,
             tokenizer=words if wanted & set(TEXT) else None, max_length=length, process=plan.process,
-            threads=opened.threads,
+            threads=opened.threads, prefetch_mib=opened.prefetch_mib,
         )  # fmt: skip
 
     return Task(

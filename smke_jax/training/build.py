@@ -126,7 +126,8 @@ def build_experiment(config: ConfigDict, keep: Path | None, known: Mapping[str, 
         passes = [p for name in networks for p in _passes(name, networks, whole)]
         terms, weights = _terms(config, draft.facts)
         selections = _section(config, "selections")
-        parts = {"selections": selections.values(), "evaluators": _section(config, "evaluators")}
+        evaluators = {name: x for name, x in _section(config, "evaluators").items() if x.split}
+        parts = {"selections": selections.values(), "evaluators": evaluators}
         assets = _section(config, "assets")
         without = make_recipe(networks, passes, terms, weights, batch=whole, **parts)
         shapes = shapes_of(without, whole)
@@ -245,15 +246,17 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
     check_batch_size(config.batch_size, experiment.mesh, config.micro_batch)
     with failing_together():
         config.total_steps, config.epochs = total_steps(config, experiment.task), 0.0
+        if (rows := experiment.task.length()) < config.batch_size:
+            raise UserError(f"an epoch has {rows} rows, fewer than one batch of {config.batch_size}: lower batch_size")
         starts = read_starts(experiment)
         identity = _identity(experiment, starts)
-        for evaluator in experiment.recipe.evaluators.values():
-            experiment.task.split(evaluator.split)  # one that is not there must not be found out after hours
+        for evaluator in experiment.recipe.evaluators.values():  # what is not there must not be found out after hours
+            experiment.chosen(evaluator.needs, experiment.task.split(evaluator.split).columns)
     check_same(identity)
+    tx, schedule, abstract, run_step = build_step(config, experiment)
     flat = record.flatten(config)
     record.check_or_write(workdir, flat, config.to_json(indent=2), identity, dict(experiment.task.facts))
     _warn_of_length(config, experiment.task)
-    tx, schedule, abstract, run_step = build_step(config, experiment)
     options = {"micro_batch": config.micro_batch, "loss_impl": config.loss_impl}
     return Plan(
         experiment, tx, schedule, abstract, run_step,

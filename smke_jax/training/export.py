@@ -69,7 +69,10 @@ def network_of(run: TrainedRun) -> Network:
 
 def _figures(folder: Path) -> dict[str, Any]:
     """What each evaluation of a step found, by the name of its file."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    return {
+        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.glob("*.json"), key=lambda path: path.stem)
+    }
 
 
 def _hours(metrics: Path, step: int, batch_size: int) -> float | None:

@@ -106,6 +106,7 @@ class _Loop:
     def run(self) -> Outcome:
         plan = self.plan
         state, start = self._initial_state()
+        self.plan = plan = plan._replace(starts={})  # files that were read: their memory is free again
         step, figures, pending = start, {}, None
         progress = Progress(plan.total_steps, plan.batch_size, start)
         with (
@@ -187,7 +188,7 @@ class _Loop:
         scalars = {name: float(value) for name, value in jax.device_get(values).items()}
         self._warn_of_collapse(step, scalars)
         scalars["learning_rate"] = float(self.plan.schedule(step - 1))
-        if damaged := self.task.damaged():
+        if damaged := getattr(self.batches, "damaged", 0):
             scalars["damaged_rows"] = damaged
         writer.write(step, {**scalars, **progress.log(step, scalars["loss"]), "peak_memory_gib": peak_memory_gib()})
 

@@ -23,7 +23,7 @@ from smke_jax.reporting.machine import commit
 FREE = re.compile(
     r"config\.(num_devices|sharding|fsdp_size|loss_impl|micro_batch|profile_steps|eval_batch_size"
     r"|log\..*|checkpoint\..*|evaluators\..*"
-    r"|task\.(threads|in_memory|data|tokenizer)"
+    r"|task\.(threads|prefetch_mib|in_memory|data|tokenizer)"
     r"|networks\.\w+\.(remat|start|image_start|text_start))"
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "smke_jax")

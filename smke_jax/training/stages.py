@@ -40,7 +40,7 @@ def train_stages(stages: Mapping[str, ConfigDict], workdir: str | Path) -> Finis
     """
     workdir = Path(workdir)
     if len(stages) > 1 and (workdir / "run.json").exists():
-        raise UserError(f"{workdir} holds a run, and this config has the stages {', '.join(stages)}: give another one")
+        raise UserError(f"{workdir} holds a run, and this config has the stages {', '.join(stages)}: give another --workdir")
     configs = {name: with_stages(config, _earlier(stages, name), workdir) for name, config in stages.items()}
     for name, config in configs.items():
         folder = stage_folder(name, workdir)
@@ -65,9 +65,9 @@ def with_stages(config: ConfigDict, earlier: Mapping[str, Any], workdir: Path) -
     def place(key: str, value: str) -> str:
         name = value.removeprefix(MARK)
         if name not in earlier:
-            known = f"{nearest(name, list(earlier))}; there are {', '.join(earlier)}" if earlier else ""
+            known = f"{', '.join(earlier)} alone{nearest(name, list(earlier))}" if earlier else "none"
             raise UserError(
-                f"{key} is {value!r}, and no stage {name!r} is trained before{known or ': give the folder of an export'}"
+                f"{key} is {value!r}, and of the stages before it there is {known}; or give the folder of an export"
             )
         return str(stage_folder(name, workdir) / EXPORT)
 

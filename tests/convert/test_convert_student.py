@@ -228,8 +228,11 @@ def s_smke():
 def test_what_is_no_parameter_here_stays_in_the_description(s_smke):
     reference, conversion = s_smke
     scales = conversion.description["logit_scales"]
-    np.testing.assert_array_equal(np.float32(scales["itc"]), reference.state["model.logit_scales"])
-    assert np.float32(scales["target_itc"][0]) == reference.state["logit_scale_target"]
+    values = [scales["itc"][level] for level in ("fc1", "out")]
+    np.testing.assert_array_equal(np.float32(values), reference.state["model.logit_scales"])
+    assert np.float32(scales["target_itc"]["head"]) == reference.state["logit_scale_target"]
+    types = {part: conversion.description[part]["type"] for part in ("image", "text", "shared")}
+    assert types == {"image": "data2vec2", "text": "bert", "shared": "transformer"}
     assert conversion.report.ignored["kd_loss_mb.target_memory_bank"] == "the memory bank"
 
 
@@ -271,14 +274,14 @@ def test_settings_that_say_nothing_change_nothing(s_smke, settings):
 def test_what_the_thesis_modules_cannot_be_is_refused_by_its_field(s_smke, part, field, value):
     _, conversion = s_smke
     description = conversion.description | {part: conversion.description[part] | {field: value}}
-    with pytest.raises(UserError, match=rf"config\.student\.{part}\.{field} is {value!r}; the thesis' modules have"):
+    with pytest.raises(UserError, match=rf"the student's {part}\.{field} is {value!r}; the thesis' modules have"):
         state_dict(conversion.params, description)
 
 
-@pytest.mark.parametrize("scales", [{}, {"itc": [1.0]}])
+@pytest.mark.parametrize("scales", [{}, {"itc": {"out": 1.0}}, {"itc": {"out": 1.0, "head": 1.0}}])
 def test_runs_without_two_logit_scales_are_refused(s_smke, scales):
     _, conversion = s_smke
-    with pytest.raises(UserError, match=r"config\.terms\.itc\.levels are not two"):
+    with pytest.raises(UserError, match=r"config\.terms\.itc\.levels are not \('fc1', 'out'\)"):
         state_dict(conversion.params, conversion.description | {"logit_scales": scales})
 
 

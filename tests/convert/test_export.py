@@ -19,16 +19,19 @@ from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, BertToken
 import smke_jax
 from smke_jax.__main__ import main
 from smke_jax.convert.export import FORMATS, check, pytorch, thesis
-from smke_jax.convert.export.base import DTYPES
+from smke_jax.convert.export.base import DTYPES, Network, Record
 from smke_jax.convert.export.write import write
-from smke_jax.convert.params_file import load_params, read_description
+from smke_jax.convert.params_file import load_params, params_path, read_description, save_params
+from smke_jax.convert.temperatures import as_lists, by_level
 from smke_jax.data.transforms import squash
 from smke_jax.errors import UserError
-from smke_jax.evaluation.retrieval import retrieval_metrics
+from smke_jax.evaluators.recalls import retrieval_metrics
+from smke_jax.models.build import build_model, param_shapes
+from smke_jax.networks.codes import quantizer
+from smke_jax.networks.start import student_start
 from smke_jax.passes.base import to_network
-from smke_jax.programs.export import network_of
-from smke_jax.training.experiment import restore_run
-from smke_jax.training.loop import train_and_evaluate
+from smke_jax.training.export import network_of
+from smke_jax.training.restore import restore_run
 
 pytestmark = pytest.mark.slow  # one run, exported many times
 
@@ -42,24 +45,24 @@ FILES = {
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    """Two steps on two devices, evaluated after each."""
-    c = tiny.tiny_config()
-    c.terms.target_itc.learnable_scale = True
-    c.total_steps, c.eval.every = 2, 1
-    workdir = tmp_path_factory.mktemp("run")
-    assert train_and_evaluate(c, workdir).step == 2
-    return workdir
+def run(staged) -> Path:
+    """Two steps of a student on two devices, evaluated after each."""
+    return staged / "student"
 
 
 @pytest.fixture(scope="module")
-def network(run):
-    return network_of(restore_run(run), run)
+def trained(run):
+    return restore_run(run)
 
 
 @pytest.fixture(scope="module")
-def samples():
-    return check.draw_samples(tiny.tiny_config().data, ("dev",), 32)
+def network(trained):
+    return network_of(trained)
+
+
+@pytest.fixture(scope="module")
+def samples(trained, network):
+    return check.draw_samples(trained.experiment.task, ("dev",), network.description)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,10 @@ def test_every_format(run, exported, capsys, format):
     figures = json.loads((run / "evals/2/retrieval.json").read_text())
     assert figures["protocol"] in card and f"{figures['image_to_text']['r1']:.2f} [" in card
     assert "6 images of tiny dev with a caption each" in card and "| image_embeds | 1.0000000 | " in card
-    for part in ("tiny-train", "2 steps of 8", "`target_itc`, bank_size 40", "learnable_scale True", "adamw", "random"):
+    for part in (
+        "tiny-train", "2 steps of 8", "`target_itc`, bank_size 40", "learnable_scale True", "adamw",
+        "`teacher`, frozen, start ", "by pairs",
+    ):  # fmt: skip
         assert part in card, part
     assert "None were recorded" not in card and "not recorded" not in card
     capsys.readouterr()
@@ -130,7 +136,7 @@ def test_transformers_opens_it(exported, monkeypatch, tmp_path):
     ours = to_network(squash(picture, 32)[None]).transpose(0, 3, 1, 2)
     np.testing.assert_allclose(pixels, ours, atol=1e-6)
     tokens = tokenizer([captions[0], "a dog " * 20], padding=True, truncation=True, return_tensors="pt")
-    assert tokens["input_ids"].shape == (2, 8)  # config.data.max_length
+    assert tokens["input_ids"].shape == (2, 8)  # max_length of the task
     outputs = model(pixel_values=pixels, **tokens)
     assert {name: x.shape for name, x in outputs.items()} == {"image_embeds": (1, 32), "text_embeds": (2, 32)}
     model.save_pretrained(tmp_path / "again")
@@ -179,8 +185,8 @@ def test_the_thesis_modules_take_the_checkpoint(exported, network, samples):
                types=True)
     ).eval()  # fmt: skip
     module.load_state_dict(checkpoint["state_dict"], strict=True)
-    assert module.model.logit_scales.tolist() == d["logit_scales"]["itc"]
-    assert module.logit_scale_target.item() == d["logit_scales"]["target_itc"][0]
+    assert module.model.logit_scales.tolist() == [d["logit_scales"]["itc"][level] for level in ("fc1", "out")]
+    assert module.logit_scale_target.item() == d["logit_scales"]["target_itc"]["head"]
     batch = check.make_batch(samples, network.tokenizer, 8)
     pixels = torch.tensor(np.asarray(to_network(batch["image"])).transpose(0, 3, 1, 2))
     *_, image_out, _, _, text_out, _ = module.model(
@@ -260,13 +266,16 @@ def test_what_embeds_otherwise_is_not_written(network, samples, tmp_path, monkey
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_whose_data_is_gone():
-    data = tiny.tiny_config().data
-    gone = check.draw_samples(data, ("lost", ""), 32)
-    assert gone.images.shape == (8, 32, 32, 3) and "as the data is gone" in gone.origin
-    np.testing.assert_array_equal(gone.images, check.draw_samples(data, (), 32).images)
-    train = check.draw_samples(data, ("lost", "train"), 24)
-    assert train.images.shape == (8, 24, 24, 3) and train.origin.startswith("8 images of tiny train")
+def test_a_run_whose_data_is_gone(trained):
+    task, encoder = trained.experiment.task, {"type": "beit", "image_size": 24}
+    gone = check.draw_samples(task, ("lost",), encoder)
+    assert gone.arrays["image"].shape == (8, 24, 24, 3) and "as the data is gone" in gone.origin
+    np.testing.assert_array_equal(gone.arrays["image"], check.draw_samples(task, (), encoder).arrays["image"])
+    train = check.draw_samples(task, ("lost", "train"), encoder)
+    assert train.arrays["image"].shape == (8, 24, 24, 3) and train.origin.startswith("8 images of tiny train")
+    source = tiny.TinySource("train")
+    np.testing.assert_array_equal(train.arrays["image"][7], squash(source[7].image, 24))
+    assert list(train.captions) == [source[i].captions[0] for i in range(8)]
 
 
 def test_the_original_is_computed_in_fp32(network, samples):
@@ -285,5 +294,62 @@ def test_a_missing_package_is_named(network, samples, tmp_path, monkeypatch, pac
 
 def test_a_student_that_the_thesis_does_not_know(network, samples, tmp_path):
     text = network.description["text"] | {"norm_order": "pre"}
-    with pytest.raises(UserError, match=r"config\.student\.text\.norm_order is 'pre'"):
+    with pytest.raises(UserError, match=r"the student's text\.norm_order is 'pre'"):
         thesis.LIGHTNING.write(tmp_path, network._replace(description=network.description | {"text": text}), "float32")
+
+
+# ---- what is no student
+
+
+FIGURES = {"scene_probe": {"protocol": "ridge probe", "auc": {"shape": 0.625}, "effective_rank": 12.5}}
+
+
+def record_of(network: Network, **changes) -> Record:
+    return network.record._replace(**changes)
+
+
+def test_a_quantizer_goes_out_for_jax_and_comes_back(network, tmp_path):
+    description = {"type": "quantizer", "num_codes": 12, "code_dim": 4, "width": 8}
+    module = build_model(description)
+    params = jax.device_get(module.init(jax.random.key(0), np.ones((1, 8), np.float32))["params"])
+    codes = Network(params, description, None, record_of(network, figures=FIGURES))
+    samples = check.draw_samples(None, (), description)
+    for dtype in DTYPES:
+        likeness = write(tmp_path / dtype, codes, samples, format="flax", dtype=dtype)
+        assert set(likeness) == {"latent", "codes"} and all(x.cosine >= check.BARS[dtype] for x in likeness.values())
+    card = (tmp_path / "float32/README.md").read_text(encoding="utf-8")
+    assert "# Codebook of images" in card and "12 codes of 4 channels" in card and "64 random vectors" in card
+    assert "`scene_probe`: ridge probe" in card and "| `auc/shape` | 0.625 |" in card
+    with pytest.raises(UserError, match="trained a quantizer alone, --format=hf is for image-text models: use flax"):
+        write(tmp_path / "x", codes, samples, format="hf")
+
+    identity = {"teacher weights": "a", "teacher form": "final_norm=True"}
+    source = codes.record.run | {"identity": {"data": "d", **identity}}
+    write(tmp_path / "again", codes._replace(record=record_of(network, run=source)), samples, format="flax")
+    borrowed = quantizer(start=str(tmp_path / "again"), num_codes=12, code_dim=4)
+    start = borrowed.start(param_shapes(description))
+    jax.tree.map(np.testing.assert_array_equal, start.params, params)
+    assert dict(start.expects) == identity
+    with pytest.raises(UserError, match="code_dim is 5 and was 4"):
+        quantizer(start=str(tmp_path / "again"), num_codes=12, code_dim=5).start(param_shapes(description))
+
+
+def test_an_export_with_lists_of_temperatures_still_starts_a_student(exported, network, tmp_path):
+    path = params_path(exported("flax"))
+    description = read_description(path)
+    expected = description["model"]["logit_scales"]
+    lists = {"itc": [expected["itc"]["fc1"], expected["itc"]["out"]], "target_itc": [expected["target_itc"]["head"]]}
+    model = {**description["model"], "logit_scales": lists}
+    model |= {part: {k: v for k, v in model[part].items() if k != "type"} for part in ("image", "text", "shared")}
+    save_params(tmp_path / "params.safetensors", load_params(path), {**description, "model": model})
+    start = student_start(str(tmp_path), network.params, network.description)
+    assert start.terms == {term: {"logit_scale": values} for term, values in expected.items()}
+    jax.tree.map(np.testing.assert_array_equal, start.params, network.params)
+
+
+def test_temperatures_by_level_and_as_lists():
+    scales = {"itc": {"fc1": 1.0, "out": 2.0}, "all": {"out": 2.0, "fc1": 1.0, "head": 3.0},
+              "target_itc": {"head": 4.0}, "proximal_itc": {"out": 5.0}, "cmli": {"tokens": 6.0}}  # fmt: skip
+    lists = {"itc": [1.0, 2.0], "all": [1.0, 2.0, 3.0], "target_itc": [4.0], "proximal_itc": [5.0], "cmli": [6.0]}
+    assert as_lists(scales) == lists
+    assert by_level(lists) == by_level(scales) == scales

@@ -12,10 +12,10 @@ import pytest
 import tiny
 from PIL import Image
 
-from smke_jax.__main__ import main
+from smke_jax.__main__ import main, run_program
 from smke_jax.convert.params_file import save_params
 from smke_jax.data.tokenizer import train_wordpiece
-from smke_jax.models.teachers import build_teacher
+from smke_jax.models.build import build_model
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -77,28 +77,51 @@ def test_a_missing_config_file(fails, tmp_path):
     )
 
 
-@pytest.mark.parametrize("text,problem", [
-    ("def get_config(:\n", "invalid syntax"),
-    ("import no_such_module\n", "no_such_module"),
-    ("def get_config():\n    return undefined_name\n", "undefined_name"),
-    ("x = 1 / 0\n", "division by zero"),
-    ("from smke_jax.config import base\ndef get_config():\n    c = base()\n    c.bach_size = 3\n    return c\n",
-     "bach_size"),
-    ("from smke_jax.config import base\ndef get_config():\n    c = base()\n    c.batch_size = 'many'\n    return c\n",
-     "batch_size"),
-    ("y = 1\n", "get_config"),
+BASE = "from smke_jax.parts import base\ndef get_config():\n    c = base()\n"
+
+
+@pytest.mark.parametrize("text,error", [
+    ("def get_config(:\n", SyntaxError),
+    ("import no_such_module\n", ModuleNotFoundError),
+    ("def get_config():\n    return undefined_name\n", NameError),
+    (f"{BASE}    c.bach_size = 3\n    return c\n", AttributeError),
+    (f"{BASE}    c.batch_size = 'many'\n    return c\n", TypeError),
 ])  # fmt: skip
-def test_a_config_file_that_does_not_run(fails, tmp_path, text, problem):
+def test_a_bug_in_a_config_file_keeps_its_traceback(tmp_path, text, error):
     path = tmp_path / "broken.py"
     path.write_text(text)
-    message = fails("train", f"--config={path}", f"--workdir={tmp_path / 'run'}")
-    assert "broken.py" in message and problem in message
+    with pytest.raises(error):
+        main(["train", f"--config={path}", f"--workdir={tmp_path / 'run'}"])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("error,is_mendable", [(PermissionError(13, "no"), True), (FileNotFoundError(2, "no"), False)])
+def test_errors_of_the_system_that_may_be_bugs_keep_their_traceback(error, is_mendable, capsys):
+    def program(argv):
+        raise error
+
+    if is_mendable:
+        assert run_program(program, []) == 2 and capsys.readouterr().err == "error: the system: no\n"
+    else:
+        with pytest.raises(FileNotFoundError):
+            run_program(program, [])
+
+
+@pytest.mark.parametrize("text,problem", [
+    ("y = 1\n", "has no function get_config"),
+    (BASE.replace("base", "base, itc", 1) + "    c.terms.itc = itc(level=('out',))\n    return c\n",
+     "itc has no field 'level': did you mean levels?"),
+])  # fmt: skip
+def test_a_config_file_that_cannot_be_used(fails, tmp_path, text, problem):
+    path = tmp_path / "broken.py"
+    path.write_text(text)
+    assert problem in fails("train", f"--config={path}", f"--workdir={tmp_path / 'run'}")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("flag,parts", [
     ("--config.bach_size=3", ["config.bach_size", "did you mean config.batch_size?"]),
-    ("--config.student.image.patchsize=3", ["did you mean config.student.image.patch_size?"]),
+    ("--config.networks.student.image.patchsize=3", ["did you mean config.networks.student.image.patch_size?"]),
     ("--config.batch_size=many", ["batch_size", "many"]),
     ("--config.optimizer.learning_rate=fast", ["learning_rate", "fast"]),
     ("--wrokdir=x", ["unknown flag --wrokdir", "did you mean workdir?"]),
@@ -115,12 +138,12 @@ def test_missing_flags(fails, config_file, tmp_path):
 
 
 def test_data_that_is_not_there(train_fails, tmp_path):
-    assert "config.data.dir is empty" in train_fails("--config.data.source=prepared")
-    message = train_fails("--config.data.source=prepared", f"--config.data.dir={tmp_path / 'none'}")
+    assert "data is empty: give the folder that `smke prepare` wrote" in train_fails("--config.task.source=prepared")
+    message = train_fails("--config.task.source=prepared", f"--config.task.data={tmp_path / 'none'}")
     assert f"no prepared dataset at {tmp_path / 'none'}: make it with `smke prepare" in message
-    assert "unknown config.data.source 'web'" in train_fails("--config.data.source=web")
-    assert "no split 'trian'" in train_fails("--config.data.split=trian")
-    assert "neither 'pairs' nor 'images'" in train_fails("--config.data.unit=captions")
+    assert "config.task.source is 'web': known are prepared, scenes, tiny" in train_fails("--config.task.source=web")
+    assert "no split 'trian'" in train_fails("--config.task.split=trian")
+    assert "config.task.unit is 'captions': known are images, pairs" in train_fails("--config.task.unit=captions")
     assert not (tmp_path / "run/checkpoints").exists()
 
 
@@ -145,7 +168,7 @@ def test_an_empty_split(train_fails, tmp_path):
     source = write_flickr8k(tmp_path / "source")
     assert main(["prepare", "flickr8k", f"--source={source}", f"--out={tmp_path / 'data'}"]) == 0
     message = train_fails(
-        "--config.data.source=prepared", f"--config.data.dir={tmp_path / 'data'}", "--config.data.split=dev"
+        "--config.task.source=prepared", f"--config.task.data={tmp_path / 'data'}", "--config.task.split=dev"
     )
     assert "split 'dev'" in message and "is empty" in message and "use train" in message
 
@@ -171,30 +194,30 @@ def variant(config_file: Path, lines: str) -> Path:
 
 
 @pytest.mark.parametrize("lines,parts", [
-    ("c.passes = ('student',)", ["config.terms.target_itc needs target/cls", "(student)", "image/head"]),
-    ("c.passes = ('student', 'tutor')", ["unknown pass 'tutor'", "teacher"]),
-    ("c.passes = ('teacher',)", ["trains nothing", "student"]),
-    ("c.terms.itcc = {'weight': 1.0}", ["unknown term 'itcc'", "itc"]),
-    ("c.terms.itc.level = ('out',)", ["config.terms.itc", "'level'"]),
+    ("del c.networks.teacher", ["'target_itc' needs target/cls, which nothing here makes", "image/head"]),
+    ("c.networks.student.type = 'two_tower'", ["config.networks.student: there is no 'two_tower'", "two_towers"]),
+    ("del c.networks.student", ["no network takes the images of this task"]),
+    ("c.terms.itcc = {'weight': 1.0}", ["config.terms.itcc: there is no 'itcc'", "itc"]),
+    ("c.terms.itc = {'masks': True}", ["config.terms.itc.masks: itc has no such field"]),
     ("c.terms.itc.weight = 0.0\nc.terms.target_itc.weight = 0.0", ["all its weights are 0"]),
-    ("c.terms.itc.levels = ('fc3',)", ["config.terms.itc needs image/fc3", "image/fc1"]),
+    ("c.terms.itc.levels = ('fc3',)", ["'itc' needs text/fc3", "text/fc1"]),
     ("c.terms.target_itc.bank_size = 4", ["bank_size 4 is smaller than the batch of 8"]),
     ("c.total_steps = 0", ["either config.total_steps or config.epochs", "0 and 0"]),
     ("c.epochs = 1.0", ["either config.total_steps or config.epochs", "6 and 1.0"]),
     ("c.optimizer.name = 'sgd'", ["sgd", "adamw"]),
-    ("c.student.image.patch_size = 15", ["patch", "15"]),
-    ("c.student.image.num_heads = 5", ["width 32", "5 heads"]),
-    ("c.student.text.width = 16", ["equal widths", "16"]),
-    ("c.student.text.max_positions = 4", ["8 tokens", "4 positions"]),
-    ("c.student.image.activation = 'swish'", ["swish", "gelu"]),
-    ("c.student.image.norm_order = 'middle'", ["config.student.image.norm_order is 'middle'", "pre"]),
-    ("c.teacher.type = 'inception'", ["inception", "beit"]),
-    ("c.data.views = 'three_views'", ["three_views", "two_views"]),
-    ("c.data.tokenizer = '/nowhere'", ["no tokenizer at /nowhere"]),
-    ("c.data.vocab_size = 8", ["vocab_size=8 is too small"]),
-    ("c.student.image.init = '/nowhere.safetensors'", ["no weights at /nowhere.safetensors"]),
-    ("c.eval.level = 'fc9'", ["eval.level", "fc9", "out"]),
-    ("c.eval.split = 'test'", ["no split 'test'"]),
+    ("c.networks.student.image.patch_size = 15", ["patch", "15"]),
+    ("c.networks.student.image.num_heads = 5", ["width 32", "5 heads"]),
+    ("c.networks.student.text.width = 16", ["equal widths", "16"]),
+    ("c.networks.student.text.max_positions = 4", ["8 tokens", "4 positions"]),
+    ("c.networks.student.image.activation = 'swish'", ["swish", "gelu"]),
+    ("c.networks.student.image.norm_order = 'middle'", ["config.networks.student.image.norm_order is 'middle'", "pre"]),
+    ("c.networks.teacher.model.type = 'inception'", ["inception", "beit"]),
+    ("c.task.tokenizer = '/nowhere'", ["no tokenizer at /nowhere"]),
+    ("c.task.vocab_size = 8", ["vocab_size=8 is too small"]),
+    ("c.networks.student.image_start = '/nowhere.safetensors'", ["no weights at /nowhere.safetensors"]),
+    ("c.networks.student.image_start = 'stage:teacher'", ["image_start is 'stage:teacher'", "there is none"]),
+    ("c.evaluators.retrieval.level = 'fc9'", ["retrieval.level", "fc9", "out"]),
+    ("c.evaluators.retrieval.split = 'test'", ["no split 'test'"]),
 ])  # fmt: skip
 def test_recipes_that_cannot_work(fails, config_file, tmp_path, lines, parts):
     message = fails("train", f"--config={variant(config_file, lines)}", f"--workdir={tmp_path / 'run'}")
@@ -204,31 +227,31 @@ def test_recipes_that_cannot_work(fails, config_file, tmp_path, lines, parts):
 
 @pytest.fixture(scope="module")
 def teacher():
-    """(its config, random parameters)"""
-    config = tiny.tiny_config().teacher
+    """(its description, random parameters)"""
+    model = tiny.tiny_config().networks.teacher.model.to_dict()
     images = np.zeros((1, 32, 32, 3), np.float32)
-    return config, jax.device_get(jax.jit(build_teacher(config).init)(jax.random.key(0), images)["params"])
+    return model, jax.device_get(jax.jit(build_model(model).init)(jax.random.key(0), images)["params"])
 
 
 def write_teacher(path: Path, teacher, **changes) -> Path:
-    config, params = teacher
-    model = {**{k: v for k, v in config.items() if k != "checkpoint"}, **changes}
-    save_params(path, params, {"model": model})
+    model, params = teacher
+    save_params(path, params, {"model": {**model, **changes}})
     return path
 
 
 def test_teachers_that_cannot_be_used(train_fails, teacher, tmp_path):
-    assert "teacher.checkpoint is empty: give a safetensors file, or 'random'" in train_fails(
-        "--config.teacher.checkpoint="
+    assert "the teacher's start is empty: give what `smke convert` wrote, or 'random'" in train_fails(
+        "--config.networks.teacher.start="
     )
     path = tmp_path / "teacher.safetensors"
-    flag = f"--config.teacher.checkpoint={path}"
+    flag = f"--config.networks.teacher.start={path}"
     assert f"no weights at {path}" in train_fails(flag)
     write_teacher(path, teacher, width=64)
     message = train_fails(flag)
-    assert f"{path} does not fit the model" in message and "is (32,) in the file and (64,) in the model" in message
-    write_teacher(path, teacher, depth=2)
-    assert "missing block_1/" in train_fails(flag)
+    assert "config.networks.teacher: model.width is 32, and" in message and "says 64: leave the model out" in message
+    write_teacher(path, (teacher[0], jax.tree.map(lambda x: x[..., :1], teacher[1])))
+    message = train_fails(flag)
+    assert f"{path} does not fit the model" in message and "is (1,) in the file and (32,) in the model" in message
     write_teacher(path, teacher, type="student")
     assert "type 'student', which is no teacher" in train_fails(flag)
     write_teacher(path, teacher, vocab_size=3)
@@ -239,13 +262,18 @@ def test_teachers_that_cannot_be_used(train_fails, teacher, tmp_path):
     assert f"{path} is no sound safetensors file" in train_fails(flag)
 
 
+def test_a_folder_with_a_run_is_not_for_stages(fails, staged):
+    command = ("train", f"--config={staged.parent / 'stages.py'}", f"--workdir={staged / 'student'}")
+    assert "holds a run, and this config has the stages teacher, student: give another --workdir" in fails(*command)
+
+
 @pytest.mark.slow
 def test_a_poisoned_teacher_stops_the_run_with_the_tensors_name(train_fails, teacher, tmp_path):
-    config, params = teacher
+    model, params = teacher
     poisoned = jax.tree.map(np.array, params)
     poisoned["norm"]["scale"][3] = np.nan
-    path = write_teacher(tmp_path / "teacher.safetensors", (config, poisoned))
-    message = train_fails(f"--config.teacher.checkpoint={path}")
+    path = write_teacher(tmp_path / "teacher.safetensors", (model, poisoned))
+    message = train_fails(f"--config.networks.teacher.start={path}")
     note = tmp_path / "run/non-finite-step-1.json"
     assert "step 1: representation/target/cls is not finite" in message and str(note) in message
     written = json.loads(note.read_text())
@@ -307,13 +335,14 @@ def test_flickr8k_from_photos_to_figures(real_data, tmp_path, capsys):
         (text / f"Flickr_8k.{split}Images.txt").write_text("\n".join(chosen) + "\n")
     data, run = tmp_path / "data", tmp_path / "run"
     assert main(["prepare", "flickr8k", f"--source={source}", f"--out={data}", "--max_side=96"]) == 0
+    networks = "--config.networks.student"
     assert main([
-        "train", f"--config={REPOSITORY / 'configs/flickr8k.py'}:itc", f"--workdir={run}", f"--config.data.dir={data}",
-        "--config.batch_size=32", "--config.total_steps=3", "--config.num_devices=2", "--config.eval.batch_size=32",
-        "--config.data.vocab_size=600", "--config.data.max_length=12",
-        "--config.student.image.image_size=32", "--config.student.image.depth=1", "--config.student.text.depth=1",
-        "--config.student.image.width=48", "--config.student.text.width=48",
-        "--config.student.image.mlp_dim=64", "--config.student.text.mlp_dim=64", "--config.student.shared.mlp_dim=64",
+        "train", f"--config={REPOSITORY / 'configs/flickr8k.py'}:itc", f"--workdir={run}",
+        f"--config.task.data={data}", "--config.task.vocab_size=600", "--config.task.max_length=12",
+        "--config.batch_size=32", "--config.total_steps=3", "--config.num_devices=2", "--config.eval_batch_size=32",
+        *(f"{networks}.{tower}.{field}" for tower in ("image", "text")
+          for field in ("depth=1", "width=48", "mlp_dim=64")),
+        f"{networks}.image.image_size=32", f"{networks}.shared.mlp_dim=64",
     ]) == 0  # fmt: skip
     assert_figures(json.loads((run / "evals/3/retrieval.json").read_text()), 60)
     for split, count, name in (("dev", 60, "retrieval.json"), ("test", 20, "retrieval-test.json")):

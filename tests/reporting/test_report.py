@@ -66,7 +66,9 @@ def metrics_rows():
         }
         for step in range(1, 200)
     ]
-    evaluations = [{"step": s, "eval/image_to_text/r1": 3.0, "eval/text_to_image/r5": 9.0} for s in (50, 100)]
+    evaluations = [
+        {"step": s, "eval/retrieval/image_to_text/r1": 3.0, "eval/retrieval/text_to_image/r5": 9.0} for s in (50, 100)
+    ]
     return rows + evaluations
 
 
@@ -224,6 +226,10 @@ def test_figures_are_absent_without_their_keys():
     assert plots.recall_figure(rows, "image_to_text") is None
     labels = [line.get_label() for line in plots.loss_figure(metrics_rows()).axes[0].lines]
     assert {"itc/loss", "total"} <= set(labels)
+    two = [{"step": s, **{f"eval/{name}/image_to_text/r1": 1.0 * s for name in ("dev", "test")}} for s in (1, 2)]
+    lines = plots.recall_figure(two, "image_to_text").axes[0].lines
+    assert [line.get_label() for line in lines] == ["dev R@1", "test R@1"]
+    assert plots.recall_figure(two[:1], "image_to_text") is None
     levels = [{"step": 1, "itc/loss_out": 1.0, "itc/loss_interm": 2.0, "lossy": 3.0, "eval/r1": 4.0}]
     assert [line.get_label() for line in plots.loss_figure(levels).axes[0].lines] == ["itc/loss_interm", "itc/loss_out"]
     speed, wait = plots.throughput_figure(metrics_rows()).axes

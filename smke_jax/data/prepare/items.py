@@ -23,7 +23,7 @@ class Item(NamedTuple):
 
 
 class Options(NamedTuple):
-    """What a person may ask of a reader; each reader knows some of them."""
+    """Options of the command line that change what a reader returns; each reader uses some of them."""
 
     split: str = "train"  # name of the split of data that comes without splits
     holdout: int = 0  # images to move from `train` to `dev`
@@ -52,7 +52,7 @@ class Skips:
         self.entries: list[dict[str, str]] = []
 
     def add(self, where: str, reason: str, *, split: str = "", name: str = "") -> None:
-        """`reason` names no file, so that equal reasons can be counted."""
+        """Adds one entry. `reason` must not name the file, so that equal reasons can be counted."""
         self.entries.append({"split": split, "name": name, "where": where, "reason": reason})
 
     def count(self, split: str) -> int:
