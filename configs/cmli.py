@@ -1,6 +1,6 @@
 """S-SMKE with cross-modal late interaction: patches and words are contrasted besides [CLS] (FILIP).
 
-    smke train --config=configs/cmli.py --workdir=runs/cmli --config.data.dir=DATA
+    smke train --config=configs/cmli.py --workdir=runs/cmli --config.task.data=DATA
 
 The paper's setting: configs/s_smke_mse.py with token types, and the token-wise contrast of FILIP over the global batch
 as a third loss of the same weight.  The thesis gave it up for its memory: the cosines of all tokens of 512 images with

@@ -1,6 +1,6 @@
 """S-SMKE with image-text matching: a head says whether a caption belongs to an image, from the sum of their features.
 
-    smke train --config=configs/itm.py --workdir=runs/itm --config.data.dir=DATA
+    smke train --config=configs/itm.py --workdir=runs/itm --config.task.data=DATA
 
 The paper's setting: configs/s_smke_mse.py with token types, and matching as a third loss of the same weight, at both
 levels of its contrast; B pairs that belong together against 2B that do not, hard ones drawn by the contrast's softmax,

@@ -1,6 +1,6 @@
 """A bank with a row for every image of the data set, kept comparable by proximal regularisation (Wu et al. 2018).
 
-    smke train --config=configs/proximal_bank.py --workdir=runs/proximal_bank --config.data.dir=DATA
+    smke train --config=configs/proximal_bank.py --workdir=runs/proximal_bank --config.task.data=DATA
 
     smke plan --config=configs/proximal_bank.py --devices=8 --device=h200 --images=2811408     # whether it fits
 

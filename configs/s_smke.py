@@ -1,6 +1,6 @@
 """S-SMKE as in the thesis: 117,167,618 parameters, BEiT v2 teacher, contrastive target loss, bank of 65,536.
 
-    smke train --config=configs/s_smke.py --workdir=runs/s_smke --config.data.dir=DATA
+    smke train --config=configs/s_smke.py --workdir=runs/s_smke --config.task.data=DATA
 
 It starts from pretrained parts, which these commands make of their authors' files:
 

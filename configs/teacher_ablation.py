@@ -1,7 +1,7 @@
 """The final model with other teachers, each a ViT-B/16: what it learns from whom.
 
-    smke train --config=configs/teacher_ablation.py --workdir=runs/teacher_beitv2 --config.data.dir=DATA
-    smke train --config=configs/teacher_ablation.py:dino --workdir=runs/teacher_dino --config.data.dir=DATA
+    smke train --config=configs/teacher_ablation.py --workdir=runs/teacher_beitv2 --config.task.data=DATA
+    smke train --config=configs/teacher_ablation.py:dino --workdir=runs/teacher_dino --config.task.data=DATA
 
     smke convert --checkpoint=beitv2_base_patch16_224_pt1k_ft1k.pth --out=weights/beitv2-base-ft1k
     smke convert --checkpoint=dino_vitbase16_pretrain.pth --out=weights/dino-base

@@ -85,9 +85,9 @@ class Student(nn.Module):
 
 
 def build_student(config, *, vocab_size: int, target_dim: int) -> Student:
-    """The student that `config.student` describes.
+    """The student that `config` describes: its own fields, and those of its parts 'image', 'text' and 'shared'.
 
-    `vocab_size` comes from the tokenizer and `target_dim` from the teacher, so that neither can disagree with them.
+    vocab_size: of the tokenizer; target_dim: channels of the head
     """
     common = {"dtype": jnp.dtype(config.dtype), "remat": config.get("remat", "none")}
     image, text, shared = config.image, config.text, config.shared
