@@ -4,9 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from smke_jax.evaluation.median_rank import average_median_rank
-from smke_jax.evaluation.ranking import match_ranks
-from smke_jax.evaluation.retrieval import (
+from smke_jax.evaluators.median_rank import average_median_rank
+from smke_jax.evaluators.top_k import match_ranks
+from smke_jax.evaluators.recalls import (
     chance_recall,
     format_table,
     retrieval_metrics,

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from smke_jax.evaluation.bootstrap import interval95, mean_recalls, paired_difference, resampled_recalls
-from smke_jax.evaluation.ranks import RECALL_AT, Ranks, read_ranks, retrieval_ranks, write_ranks
+from smke_jax.evaluators.bootstrap import interval95, mean_recalls, paired_difference, resampled_recalls
+from smke_jax.evaluators.ranks import RECALL_AT, Ranks, read_ranks, retrieval_ranks, write_ranks
 
 from smke_jax.errors import UserError
 
