@@ -1,6 +1,6 @@
 """S-SMKE with cross-modal late interaction: patches and words are contrasted besides [CLS] (FILIP).
 
-    smke train --config=configs/cmli.py --workdir=runs/cmli --config.data.dir=DATA
+    smke train --config=configs/cmli.py --workdir=runs/cmli --config.task.data=DATA
 
 The paper's setting: configs/s_smke_mse.py with token types, and the token-wise contrast of FILIP over the global batch
 as a third loss of the same weight.  The thesis gave it up for its memory: the cosines of all tokens of 512 images with
@@ -14,7 +14,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import cmli, itc, regress
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(order=13, section="13", changed="token-wise contrast (FILIP) besides ITC", against="token_types:after_scaled"),

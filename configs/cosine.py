@@ -1,6 +1,6 @@
 """S-SMKE with a cosine embedding loss in place of contrast: one other text per image instead of a batch of them.
 
-    smke train --config=configs/cosine.py --workdir=runs/cosine --config.data.dir=DATA
+    smke train --config=configs/cosine.py --workdir=runs/cosine --config.task.data=DATA
 
 configs/s_smke_mse.py with half of (1 - cosine) of every pair and half of max(0, cosine - margin) of every image with
 the text of another, drawn evenly over the global batch in every step, in place of its contrast.  The thesis gives no
@@ -14,7 +14,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import cosine, regress
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

@@ -1,6 +1,6 @@
 """Contrastive target loss: each modality finds the teacher's [CLS] of its own image among those of the batch.
 
-    smke train --config=configs/ctl.py --workdir=runs/ctl --config.data.dir=DATA
+    smke train --config=configs/ctl.py --workdir=runs/ctl --config.task.data=DATA
 
 The paper's setting: configs/token_types.py with this loss in place of the mean squared error; 511 negatives over two
 GPUs, from student to teacher only, at a temperature of 0.07 that the thesis' code meant to learn and never did
@@ -13,7 +13,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import itc, target_itc
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

@@ -1,6 +1,6 @@
 """The last rung of the ladder, CTL with a bank of the teacher's features: the final model, configs/s_smke.py.
 
-    smke train --config=configs/ctl_bank.py --workdir=runs/ctl_bank --config.data.dir=DATA
+    smke train --config=configs/ctl_bank.py --workdir=runs/ctl_bank --config.task.data=DATA
 
 The paper's setting: configs/ctl.py with 65,536 earlier features of the teacher as further negatives, and the teacher's
 [CLS] without its last LayerNorm.  The thesis' code compares with the features of the same GPU (256) and the bank, its

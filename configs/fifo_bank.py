@@ -1,6 +1,6 @@
 """A queue of the student's own past features as further negatives of ITC: the thesis' memory bank that failed.
 
-    smke train --config=configs/fifo_bank.py --workdir=runs/fifo_bank --config.data.dir=DATA
+    smke train --config=configs/fifo_bank.py --workdir=runs/fifo_bank --config.task.data=DATA
 
 S-SMKE with MSE on the teacher's [CLS] and token types; ITC on two levels against the batch of 512 and four banks, one
 for each modality and level.  Their size in the failed run is not known: 768 is the thesis' example, 512, 1024 and 4096
@@ -14,7 +14,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import bank_itc, regress
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

@@ -1,9 +1,9 @@
 """S-SMKE on Flickr8k from scratch: 6,000 photos, no weights from elsewhere.
 
     smke prepare flickr8k --source=FLICKR8K --out=data/flickr8k --max_side=144
-    smke train --config=configs/teacher_flickr8k.py --workdir=runs/teacher_flickr8k --config.data.dir=data/flickr8k
+    smke train --config=configs/teacher_flickr8k.py --workdir=runs/teacher_flickr8k --config.task.data=data/flickr8k
     smke export --workdir=runs/teacher_flickr8k --out=runs/teacher_flickr8k/export
-    smke train --config=configs/flickr8k.py --workdir=runs/flickr8k --config.data.dir=data/flickr8k
+    smke train --config=configs/flickr8k.py --workdir=runs/flickr8k --config.task.data=data/flickr8k
 
 `configs/flickr8k.py:itc` is the same student by ITC alone, from random weights; it needs no teacher.
 """

@@ -1,6 +1,6 @@
 """The student by contrast alone, without a teacher: what distillation has to be compared with.
 
-    smke train --config=configs/itc_only.py --workdir=runs/itc_only --config.data.dir=DATA
+    smke train --config=configs/itc_only.py --workdir=runs/itc_only --config.task.data=DATA
 
 The paper's setting: configs/s_smke.py without its teacher; the head is there and nothing trains it.  It is the row
 "none" of configs/teacher_ablation.py.
@@ -12,7 +12,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import itc
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

@@ -1,6 +1,6 @@
 """S-SMKE with image-text matching: a head says whether a caption belongs to an image, from the sum of their features.
 
-    smke train --config=configs/itm.py --workdir=runs/itm --config.data.dir=DATA
+    smke train --config=configs/itm.py --workdir=runs/itm --config.task.data=DATA
 
 The paper's setting: configs/s_smke_mse.py with token types, and matching as a third loss of the same weight, at both
 levels of its contrast; B pairs that belong together against 2B that do not, hard ones drawn by the contrast's softmax,
@@ -14,7 +14,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import hard_negatives, itc, itm, regress
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(order=10, section="10", changed="image-text matching by feature fusion", against="token_types:after_scaled"),

@@ -1,6 +1,6 @@
 """ITC against a momentum encoder: a queue of features of the student's moving average as negatives.
 
-    smke train --config=configs/momentum.py --workdir=runs/momentum --config.data.dir=DATA
+    smke train --config=configs/momentum.py --workdir=runs/momentum --config.task.data=DATA
 
 S-SMKE with MSE on the teacher's [CLS] and token types.  In every step the average (0.995) is updated first and runs on
 the batch; the student's features then find the average's feature of the other modality among those of the batch and of
@@ -14,7 +14,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import average, bank_itc, regress
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

@@ -1,6 +1,6 @@
 """S-SMKE without contrast: both modalities regress the teacher's [CLS], and nothing else brings them together.
 
-    smke train --config=configs/no_itc.py --workdir=runs/no_itc --config.data.dir=DATA
+    smke train --config=configs/no_itc.py --workdir=runs/no_itc --config.task.data=DATA
 
 configs/s_smke_mse.py without its contrast.  Retrieval compares the heads, which are what the two modalities have in
 common then.  The thesis' run was an earlier model: its text tower was Data2Vec2's, and it had no head, so that the
@@ -13,7 +13,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import regress
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

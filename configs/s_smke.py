@@ -1,6 +1,6 @@
 """S-SMKE as in the thesis: 117,167,618 parameters, BEiT v2 teacher, contrastive target loss, bank of 65,536.
 
-    smke train --config=configs/s_smke.py --workdir=runs/s_smke --config.data.dir=DATA
+    smke train --config=configs/s_smke.py --workdir=runs/s_smke --config.task.data=DATA
 
 It starts from pretrained parts, which these commands make of their authors' files:
 
@@ -19,7 +19,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import split_variant
 from smke_jax.parts import beit, itc, target_itc
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

@@ -1,6 +1,6 @@
 """S-SMKE scaled up: towers of 12 layers, two shared layers, contrast on the last of them; 209,310,721 parameters.
 
-    smke train --config=configs/s_smke_12.py --workdir=runs/s_smke_12 --config.data.dir=DATA
+    smke train --config=configs/s_smke_12.py --workdir=runs/s_smke_12 --config.task.data=DATA
 
 The paper's plan, whose text ends before its results: all 12 layers of Data2Vec2 and of BERT, contrastive target loss
 with a bank of 65,536, batch 1024 over two GPUs, 15 epochs, and a lower learning rate for the pretrained towers, after
@@ -14,7 +14,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import itc, target_itc
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

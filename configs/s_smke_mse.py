@@ -1,6 +1,6 @@
 """The first S-SMKE: a self-supervised teacher, BEiT v2, whose [CLS] both modalities regress.
 
-    smke train --config=configs/s_smke_mse.py --workdir=runs/s_smke_mse --config.data.dir=DATA
+    smke train --config=configs/s_smke_mse.py --workdir=runs/s_smke_mse --config.task.data=DATA
 
 The paper's setting: configs/shre_transformer.py with BEiT v2's normalised [CLS] as target, a head of 768 in place of
 1000, and the mean squared error in place of the KL divergence; batch 512 over two GPUs, 7 epochs.
@@ -12,7 +12,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import itc, regress
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

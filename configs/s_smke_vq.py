@@ -1,7 +1,7 @@
 """S-SMKE that names the image's code in a codebook of the teacher's features, as SHRe names its class.
 
-    smke train --config=configs/image_vq.py --workdir=runs/image_vq --config.data.dir=IMAGES
-    smke train --config=configs/s_smke_vq.py --workdir=runs/s_smke_vq --config.data.dir=DATA
+    smke train --config=configs/image_vq.py --workdir=runs/image_vq --config.task.data=IMAGES
+    smke train --config=configs/s_smke_vq.py --workdir=runs/s_smke_vq --config.task.data=DATA
 
 The paper's setting: S-SMKE with token types, whose head has a logit for each of the 1024 codes; cross entropy for image
 and text with the code that the frozen quantiser gives the image, beside ITC on two levels.  Whether the published run
@@ -17,7 +17,7 @@ from pathlib import Path
 from smke_jax.config_files import load_config
 from smke_jax.forms import form_of
 from smke_jax.parts import itc, target_code
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(
@@ -41,10 +41,10 @@ def get_config(variant: str = ""):
 
 
 def get_stages(variant: str = ""):
-    """On photos the codes are learned first, in the same directory."""
-    stages = {"s_smke_vq": get_config(variant)}
-    if form_of(variant).name != "flickr8k":
+    """In small forms the codes are learned first, in the same directory."""
+    stages, form = {"s_smke_vq": get_config(variant)}, form_of(variant).name
+    if form not in ("flickr8k", "scenes"):
         return stages
-    codes = load_config(str(Path(__file__).with_name("image_vq.py")) + ":flickr8k")
+    codes = load_config(f"{Path(__file__).with_name('image_vq.py')}:{form}")
     codes.total_steps = 260
     return {"codes": codes, **stages}

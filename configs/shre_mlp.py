@@ -1,15 +1,16 @@
 """Transformer SHRe with a shared MLP: a supervised ResNet-50 as teacher, and contrast on all three layers of the MLP.
 
-    smke train --config=configs/shre_mlp.py --workdir=runs/shre_mlp --config.data.dir=DATA
+    smke train --config=configs/shre_mlp.py --workdir=runs/shre_mlp --config.task.data=DATA
 
     smke convert --checkpoint=resnet50_a1_0-14fe96d1.pth --out=weights/resnet50-a1
 
 The paper's setting: towers of 6 layers, KL divergence from ResNet-50-A1's 1000 classes for both modalities, and the
 mean of the image-text contrast on the three layers; batch 256 on one GPU, 7 epochs.  Retrieval compares the second
-layer, as the thesis' code does; `--config.eval.level=head` compares the third, as its text says.
+layer, as the thesis' code does; `--config.evaluators.retrieval.level=head` compares the third, as its text says.
 
 With the contrast over two GPUs (511 negatives) it is the same config on more devices:
-`--config.batch_size=512 --config.total_steps=44636 --config.eval.every=6376 --config.checkpoint.every=6376`.
+`--config.batch_size=512 --config.total_steps=44636 --config.evaluators.retrieval.every=6376
+--config.checkpoint.every=6376`.
 
 The forms smoke and flickr8k have no ImageNet classifier.  There the head of the teacher is a stand-in: the cosines of
 its [CLS] with 256 fixed random directions, at a temperature of 0.1.  Their softmax is learned in place of class
@@ -23,7 +24,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import itc, kl
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

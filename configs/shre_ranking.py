@@ -1,6 +1,6 @@
 """Transformer SHRe with the ranking loss of the original SHRe (Aytar et al. 2017) in place of contrast.
 
-    smke train --config=configs/shre_ranking.py --workdir=runs/shre_ranking --config.data.dir=DATA
+    smke train --config=configs/shre_ranking.py --workdir=runs/shre_ranking --config.task.data=DATA
 
     smke convert --checkpoint=resnet50_a1_0-14fe96d1.pth --out=weights/resnet50-a1
 
@@ -16,7 +16,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import kl, ranking
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(order=6, section="20", changed="the original SHRe's ranking loss for ITC", against="shre_mlp"),

@@ -1,7 +1,7 @@
 """Transformer SHRe with a shared Transformer block in place of the MLP: SHRe_T.
 
-    smke train --config=configs/shre_transformer.py --workdir=runs/shre_transformer --config.data.dir=DATA
-    smke train --config=configs/shre_transformer.py:late --workdir=runs/shre_transformer_late --config.data.dir=DATA
+    smke train --config=configs/shre_transformer.py --workdir=runs/shre_transformer --config.task.data=DATA
+    smke train --config=configs/shre_transformer.py:late --workdir=runs/shre_transformer_late --config.task.data=DATA
 
     smke convert --checkpoint=resnet50_a1_0-14fe96d1.pth --out=weights/resnet50-a1
 
@@ -21,7 +21,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import split_variant
 from smke_jax.parts import itc, kl
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

@@ -1,6 +1,6 @@
 """S-SMKE with Target-CMLI: patches regress the teacher's patches, and words the patch of the teacher nearest to them.
 
-    smke train --config=configs/target_cmli.py --workdir=runs/target_cmli --config.data.dir=DATA
+    smke train --config=configs/target_cmli.py --workdir=runs/target_cmli --config.task.data=DATA
 
 The paper's setting: configs/s_smke_mse.py with token types, where the regression of [CLS] gives way to that of tokens;
 words and patches are compared after one learned projection to 32 dimensions.  [CLS] learns from the contrast alone.
@@ -14,7 +14,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import split_variant
 from smke_jax.parts import itc, target_cmli, target_cmli_cosine
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

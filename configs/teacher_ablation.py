@@ -1,7 +1,7 @@
 """The final model with other teachers, each a ViT-B/16: what it learns from whom.
 
-    smke train --config=configs/teacher_ablation.py --workdir=runs/teacher_beitv2 --config.data.dir=DATA
-    smke train --config=configs/teacher_ablation.py:dino --workdir=runs/teacher_dino --config.data.dir=DATA
+    smke train --config=configs/teacher_ablation.py --workdir=runs/teacher_beitv2 --config.task.data=DATA
+    smke train --config=configs/teacher_ablation.py:dino --workdir=runs/teacher_dino --config.task.data=DATA
 
     smke convert --checkpoint=beitv2_base_patch16_224_pt1k_ft1k.pth --out=weights/beitv2-base-ft1k
     smke convert --checkpoint=dino_vitbase16_pretrain.pth --out=weights/dino-base
@@ -25,7 +25,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import split_variant
 from smke_jax.parts import beit, data2vec2, itc, kl, target_itc, vit
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 # On the photos data2vec2 and dino would be configs/s_smke.py once more, and none is configs/itc_only.py.
 RUNGS = (

@@ -1,6 +1,6 @@
 """A self-supervised image teacher for photos, from the photos alone: VICReg between two views, each view from [CLS].
 
-    smke train --config=configs/teacher_flickr8k.py --workdir=runs/teacher_flickr8k --config.data.dir=data/flickr8k
+    smke train --config=configs/teacher_flickr8k.py --workdir=runs/teacher_flickr8k --config.task.data=data/flickr8k
     smke export --workdir=runs/teacher_flickr8k --out=runs/teacher_flickr8k/export
 
 The encoder has the shape of the image tower in configs/flickr8k.py, which it can therefore also start.

@@ -1,7 +1,7 @@
 """Whether tokens are told their modality, and where: a learned vector for image and one for text, added to every token.
 
-    smke train --config=configs/token_types.py --workdir=runs/token_types --config.data.dir=DATA
-    smke train --config=configs/token_types.py:before --workdir=runs/token_types_before --config.data.dir=DATA
+    smke train --config=configs/token_types.py --workdir=runs/token_types --config.task.data=DATA
+    smke train --config=configs/token_types.py:before --workdir=runs/token_types_before --config.task.data=DATA
 
 The paper's setting is configs/s_smke_mse.py with
 
@@ -21,7 +21,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import split_variant
 from smke_jax.parts import itc, regress
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

@@ -77,7 +77,7 @@ def make_rows(num_captions: np.ndarray, unit: str, repeats: np.ndarray | None = 
         image = np.repeat(images, num_captions)
         caption = np.arange(len(image), dtype=np.int32) - first[image].astype(np.int32)
     else:
-        raise UserError(f"config.data.unit {unit!r} is neither 'pairs' nor 'images'")
+        raise UserError(f"config.task.unit {unit!r} is neither 'pairs' nor 'images'")
     if repeats is None:
         return Rows(image, caption)
     times = repeats[image]

@@ -1,8 +1,9 @@
-"""Pairs of rows, their logits, and the total of each row: the parts of every contrastive loss.
+"""Logits of pairs of rows, and the total of each row over its negatives: the parts of every contrastive loss.
 
-A row is the embedding of one example.  A pair is a row of one set and a row of another.  The logit of a pair is
-scale · dot product + bias.  The total of a row is a reduction of the logits of all its pairs, such as their
-log-sum-exp.  This file knows the rows of one device; `totals.py` computes totals over the rows of all devices.
+A row is the embedding of one example.  A pair is a row of one set and a row of another set; its logit is
+scale · dot product + bias.  The negatives of a row are the rows of the other set with another id.  The total of a row
+is a reduction of its logits with its negatives, such as their log-sum-exp.
+This file knows the rows of one device; `totals.py` computes totals over the rows of all devices.
 """
 
 from collections.abc import Callable
@@ -11,13 +12,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-NOBODY = -1  # id of a row that is in no pair: an unfilled slot of a memory bank, or padding
-EXCLUDED = -1e30  # logit of two rows that are no pair; -inf would give NaN gradients to a row without any pair
+NOBODY = -1  # id of a row that is no negative of any row: an unfilled slot of a memory bank, or padding
+EXCLUDED = -1e30  # the logit of a pair that is no negative; -inf would give NaN gradients to a row without negatives
 BLOCK = 2**23  # most logits (32 MiB in float32) of a block, wherever a loss computes its logits block by block
 
 
 class Rows(NamedTuple):
-    """Embeddings and ids.  Two rows with the same id are no pair; a row with the id NOBODY is in no pair."""
+    """Embeddings and ids.  Rows with different ids are negatives of each other, unless an id is NOBODY."""
 
     features: jax.Array  # (b, D)
     ids: jax.Array  # (b,) int32
@@ -81,16 +82,16 @@ def dot_products(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
 
 
-def is_pair(a_ids: jax.Array, b_ids: jax.Array) -> jax.Array:
-    """Which rows of `a` and `b` are pairs.  (m,), (n,) -> (m, n) bool."""
+def are_negatives(a_ids: jax.Array, b_ids: jax.Array) -> jax.Array:
+    """Which pairs of rows are negatives of each other.  (m,), (n,) -> (m, n) bool."""
     return (a_ids[:, None] != b_ids) & (a_ids[:, None] != NOBODY) & (b_ids != NOBODY)
 
 
 def masked_logits(a: Rows, b: Rows, affine: Affine) -> jax.Array:
-    """Logits of every row of `a` with every row of `b`, EXCLUDED where they are no pair -> (m, n) float32."""
+    """Logits of every row of `a` with every row of `b`, EXCLUDED where these are no negatives -> (m, n) float32."""
     # The mask comes after the scale.  Otherwise the gradient by the scale would be 0 · EXCLUDED.
     logits = affine.scale * dot_products(a.features, b.features) + affine.bias
-    return jnp.where(is_pair(a.ids, b.ids), logits, EXCLUDED)
+    return jnp.where(are_negatives(a.ids, b.ids), logits, EXCLUDED)
 
 
 def totals_of(logits: jax.Array, reduction: Reduction, *, axis: int) -> Totals:

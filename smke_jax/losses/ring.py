@@ -36,9 +36,9 @@ from smke_jax.losses.pairs import (
     Reduction,
     Rows,
     Totals,
+    are_negatives,
     combined,
     dot_products,
-    is_pair,
     masked_logits,
     totals_of,
 )
@@ -54,10 +54,10 @@ def ring_totals(
     symmetric: bool,
     fixed_residents: bool = False,
 ) -> tuple[Totals, Totals]:
-    """(Totals of the residents here with all visitors, totals of the visitors here with all residents), (b,) each.
+    """(Totals of the residents here over all visitors, totals of the visitors here over all residents), (b,) each.
 
-    Only a `symmetric` ring computes the first; otherwise they hold nothing of use.
-    `fixed_residents` promises that nobody asks for a gradient by the residents, which is then 0.
+    Only a `symmetric` ring computes the totals of residents; otherwise these hold nothing of use.
+    `fixed_residents` promises that the gradient by the residents is not needed; it is then 0.
     """
     # The arrays of a loop, and those of a gradient rule, must all be marked as varying over the same mesh axes.
     affine = Affine(*(jnp.asarray(x, jnp.float32) for x in affine))
@@ -84,10 +84,10 @@ def _forward(ring: _Ring, residents: Rows, visitors: Rows, affine: Affine):
     chunks = _in_chunks(residents, len(visitors.ids))
 
     def visit(travelling, of_residents):
-        def block(travelling, staying):
+        def block(travelling, chunk_and_totals):
             visitors, of_visitors = travelling
-            chunk, of_chunk = staying
-            logits = masked_logits(chunk, visitors, affine)
+            chunk, of_chunk = chunk_and_totals
+            logits = masked_logits(chunk, visitors, affine)  # (rows of the chunk, visitors)
             if ring.symmetric:
                 of_chunk = _add(of_chunk, totals_of(logits, ring.reduction, axis=1), ring.reduction)
             of_visitors = _add(of_visitors, totals_of(logits, ring.reduction, axis=0), ring.reduction)
@@ -110,15 +110,15 @@ def _backward(ring: _Ring, saved, cotangents):
     def visit(travelling, staying):
         d_affine, d_residents = staying
 
-        def block(carry, staying):
+        def block(carry, chunk_and_gradient):
             (visitors, total, cotangent, d_visitors), d_affine = carry
-            (chunk, chunk_total, chunk_cotangent), d_chunk = staying
-            products = dot_products(chunk.features, visitors.features)
+            (chunk, chunk_total, chunk_cotangent), d_chunk = chunk_and_gradient
+            products = dot_products(chunk.features, visitors.features)  # (rows of the chunk, visitors)
             logits = affine.scale * products + affine.bias
             slope = cotangent * ring.reduction.derivative(logits, total)
             if ring.symmetric:
                 slope += chunk_cotangent[:, None] * ring.reduction.derivative(logits, chunk_total[:, None])
-            slope = jnp.where(is_pair(chunk.ids, visitors.ids), slope, 0.0)
+            slope = jnp.where(are_negatives(chunk.ids, visitors.ids), slope, 0.0)
             d_affine = Affine(d_affine.scale + jnp.sum(slope * products), d_affine.bias + jnp.sum(slope))
             d_visitors += dot_products(affine.scale * slope.T, chunk.features.T)
             if not ring.fixed_residents:
@@ -146,7 +146,11 @@ _ring_totals.defvjp(_forward, _backward)
 
 
 def _round(ring: _Ring, visit, travelling, staying):
-    """`visit(travelling, staying)` -> both, changed, on every device in turn: (travelling, at home again; staying)."""
+    """Calls `visit(travelling, staying)` once per device of the ring -> the last (travelling, staying).
+
+    `visit` returns both with what it has added.  After each call `travelling` goes to the next device, so that in the
+    end it is home again.
+    """
 
     def step(carry, _):
         travelling, staying = visit(*carry)
@@ -156,9 +160,9 @@ def _round(ring: _Ring, visit, travelling, staying):
 
 
 def _in_chunks(tree, visitors: int):
-    """Every array (rows, …) -> (chunks, rows of a chunk, …), so that a chunk has at most BLOCK logits with `visitors`.
+    """Every array of residents (rows, …) -> (chunks, rows of a chunk, …).
 
-    The last chunk is padded with rows of the id NOBODY.
+    A chunk has at most BLOCK logits with that many `visitors`.  The last chunk is padded with rows of the id NOBODY.
     """
     rows = len(jax.tree.leaves(tree)[0])
     chunk = min(rows, max(1, BLOCK // visitors))

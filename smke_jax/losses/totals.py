@@ -1,4 +1,4 @@
-"""Totals of every row here with the rows of all devices, in one of two exact forms.
+"""Totals of every row here over its negatives on all devices, in one of two exact forms.
 
 *gather* copies the rows of all devices to every device, which computes all its logits at once.  *ring*, in `ring.py`,
 passes the rows from device to device and computes the logits block by block.  The ring needs far less memory and
@@ -11,15 +11,15 @@ from smke_jax.losses.collective import Scope, gather, own_rows, size
 from smke_jax.losses.pairs import Affine, Reduction, Rows, Totals, combined, masked_logits, totals_of
 from smke_jax.losses.ring import ring_totals
 
-RING_FROM = 2**26  # 'auto' takes the ring for more logits per device than these (256 MiB in float32)
+RING_FROM = 2**26  # 'auto' takes the ring where a device has more logits than these (256 MiB in float32)
 
 
 def totals(
     queries: Rows, keys: Rows, *, affine: Affine, reduction: Reduction, scope: Scope, fixed_keys: bool = False
 ) -> Totals:
-    """Totals of every query here with the keys of all devices -> (b,) each.
+    """Totals of every query here over the keys of all devices -> Totals (b,).
 
-    `fixed_keys` promises that nobody asks for a gradient by the keys.  The ring's backward pass is then a third
+    `fixed_keys` promises that the gradient by the keys is not needed.  The ring's backward pass is then a third
     cheaper.
     """
     how = {"affine": affine, "reduction": reduction}
@@ -33,7 +33,7 @@ def totals(
 
 
 def symmetric_totals(a: Rows, b: Rows, *, affine: Affine, reduction: Reduction, scope: Scope) -> tuple[Totals, Totals]:
-    """(Totals of every row of `a` here with all of `b`, totals of every row of `b` here with all of `a`)."""
+    """(Totals of every row of `a` here over all of `b`, totals of every row of `b` here over all of `a`)."""
     if _use_ring(a, b, scope):
         return ring_totals(a, b, affine=affine, reduction=reduction, scope=scope, symmetric=True)
     logits = masked_logits(a, _of_all_devices(b, scope), affine)

@@ -5,7 +5,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from smke_jax.models.clip import build_clip
 from smke_jax.models.fields import fields_of
@@ -16,8 +15,8 @@ from smke_jax.models.text import TEXT_ENCODERS, build_text_encoder
 
 
 def _student(description: dict) -> nn.Module:
-    config = ConfigDict(description)
-    return build_student(config, vocab_size=config.vocab_size, target_dim=config.target_dim)
+    sizes = {name: description[name] for name in ("vocab_size", "target_dim")}
+    return build_student(description, **sizes)
 
 
 def _quantizer(description: dict) -> nn.Module:

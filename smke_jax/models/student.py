@@ -1,5 +1,8 @@
 """The student: two towers, the layers they share, and the head that predicts the teacher's feature (spec 0.2, 5-9)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -85,28 +88,29 @@ class Student(nn.Module):
         return {"fc1": block.fc1[:, 0].astype(jnp.float32), "out": out, "head": self.head(self.head_norm(out))}
 
 
-def build_student(config, *, vocab_size: int, target_dim: int) -> Student:
-    """The student of `config`.
+def build_student(description: Mapping[str, Any], *, vocab_size: int, target_dim: int) -> Student:
+    """The student of `description`.
 
-    `config` holds fields of Student, the fields of its parts in `image`, `text` and `shared`, and `dtype`, `remat` and
-    `residual_dtype` (float32 where it is missing) for all parts.
-    `vocab_size` is the tokenizer's and `target_dim` the teacher's, so no config can contradict them.
+    It holds fields of Student, the fields of its parts in 'image', 'text' and 'shared', and 'dtype', 'remat' and
+    'residual_dtype' (float32 where it is missing) for all parts.
+    vocab_size: of the tokenizer; target_dim: channels of the head
     """
     for_all = {
-        "dtype": config.dtype,
-        "residual_dtype": config.get("residual_dtype", "float32"),
-        "remat": config.get("remat", "none"),
+        "dtype": description["dtype"],
+        "residual_dtype": description.get("residual_dtype", "float32"),
+        "remat": description.get("remat", "none"),
     }
+    shared = description["shared"]
 
     def part(module, fields, **more):
         return module(**fields_of({**fields, **for_all, **more}, module))
 
     return part(
         Student,
-        config,
-        image_encoder=part(ImageEncoder, config.image),
-        text_encoder=part(TextEncoder, config.text, vocab_size=vocab_size),
-        shared=part(SHARED[config.shared.get("type", "transformer")], config.shared),
+        description,
+        image_encoder=part(ImageEncoder, description["image"]),
+        text_encoder=part(TextEncoder, description["text"], vocab_size=vocab_size),
+        shared=part(SHARED[shared.get("type", "transformer")], shared),
         target_dim=target_dim,
-        init_std=config.shared.init_std,
+        init_std=shared["init_std"],
     )

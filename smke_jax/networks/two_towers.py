@@ -4,8 +4,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
-
 from smke_jax.errors import UserError
 from smke_jax.facts import FromTask
 from smke_jax.models.student import build_student
@@ -51,7 +49,7 @@ def two_towers(
         "token_types": token_types, "token_types_at": token_types_at, "token_type_scale": token_type_scale,
         "dtype": dtype, "residual_dtype": residual_dtype, **{name: dict(part) for name, part in parts.items()},
     }  # fmt: skip
-    model = build_student(ConfigDict(settings | {"remat": remat}), vocab_size=vocab_size, target_dim=head)
+    model = build_student(settings | {"remat": remat}, vocab_size=vocab_size, target_dim=head)
     description = {"type": "student", "vocab_size": vocab_size, "target_dim": head, **settings}
     files = {tower: path for tower, path in zip(TOWERS, (image_start, text_start), strict=True) if path != RANDOM}
     if start != RANDOM and files:

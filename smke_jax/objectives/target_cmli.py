@@ -31,7 +31,7 @@ def target_cmli(width: int = 32) -> Term:
         if patches.shape != target.shape:
             raise UserError(
                 f"target_cmli compares patches {patches.shape[1:]} of the student with {target.shape[1:]} of the "
-                "teacher: set config.student.image.token_drop=0, and image_size and patch_size to the teacher's grid"
+                "teacher: set token_drop=0 of the image tower, and image_size and patch_size to the teacher's grid"
             )
         image = mean_squared_error(patches, target)
 

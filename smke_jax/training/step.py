@@ -143,7 +143,7 @@ def make_train_step(
     its state can still be looked into (`make_diagnosis`).
     layout: the state's shardings, as arrays or `abstract_state` have them; None is a whole copy on every device.
     micro_batch: see `in_micro_batches`.  loss_impl: see `Scope`.
-    metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', 'collisions' (the share of examples whose image
+    metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', 'collisions' (the share of examples whose id
     occurs more than once in the batch), and 'embedding_std/<representation>' of those that passes have watched.
     """
     forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl)
@@ -280,7 +280,7 @@ def _is_bad(x) -> jax.Array:
 
 
 def _collisions(ids: jax.Array) -> jax.Array:
-    """Share of examples whose image occurs more than once in the global batch."""
+    """Share of examples whose id occurs more than once in the global batch."""
     ordered = jnp.sort(ids)
     same = ordered[1:] == ordered[:-1]
     twin = jnp.concatenate([same, jnp.array([False])]) | jnp.concatenate([jnp.array([False]), same])

@@ -286,7 +286,7 @@ def test_fewer_rows_than_a_batch_are_refused():
 
 
 def test_an_unknown_unit_is_refused():
-    with pytest.raises(UserError, match="config.data.unit 'captions' is neither 'pairs' nor 'images'"):
+    with pytest.raises(UserError, match="config.task.unit 'captions' is neither 'pairs' nor 'images'"):
         make_rows(np.array([1, 2]), "captions")
 
 
