@@ -71,17 +71,17 @@ def test_value_and_gradient(keys, mask_same_image, size, pushes, devices):
         banks = term.update(banks, old)
         past += [({k: v[i] for k, v in old.items()}, old["id"][i]) for i in range(BATCH)]
     past = past[-size:]
-    log_scales = np.asarray(params["logit_scale"]) - [0.3, 0.8]
+    log_scales = np.array([params["logit_scale"][level] for level in LEVELS]) - [0.3, 0.8]
     expected, tensors, d_scales = reference(reps, past, keys, log_scales, mask_same_image)
 
     mesh = make_mesh(devices)
-    recipe = Recipe((), {"t": term}, {})
+    recipe = Recipe({}, (), {"t": term}, {})
 
     @jax.jit
     def run(scales, features, ids, banks):
         def loss(scales, features):
             everything = {**features, "id": ids}
-            own = {"t": {"logit_scale": scales}}, {"t": banks}
+            own = {"t": {"logit_scale": dict(zip(LEVELS, scales, strict=True))}}, {"t": banks}
             losses, metrics = run_terms(recipe, mesh, *own, everything, key=jax.random.key(0))
             return losses["t"], metrics
 

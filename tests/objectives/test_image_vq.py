@@ -111,7 +111,7 @@ def test_what_is_reported_is_of_the_global_batch(devices):
     usage = np.array([0.3, 0.3, 0.2, 0.1, 0.1, 0, 0, 0, 0, 0, 0, 0], np.float32)
     slots, reps = slots | {"usage": jnp.asarray(usage)}, made_up(3, slots["codes"])
     mesh = make_mesh(devices)
-    recipe = Recipe((), {"t": term}, {})
+    recipe = Recipe({}, (), {"t": term}, {})
     run = jax.jit(lambda slots, reps: run_terms(recipe, mesh, {"t": {}}, {"t": slots}, reps, key=jax.random.key(0)))
     losses, metrics = jax.device_get(run(slots, put_batch(reps, mesh)))
     nearest = np.argmax(reps["code/similarity"], axis=1)

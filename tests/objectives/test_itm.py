@@ -14,6 +14,8 @@ from smke_jax.losses.contrastive import normalise
 from smke_jax.losses.matching import draw_negatives
 from smke_jax.objectives import TERMS
 from smke_jax.parallel.mesh import DATA_AXES, make_mesh
+from smke_jax.selections.hard_negatives import hard_negatives
+from smke_jax.training.recipe import take
 
 BATCH, WIDTH = 8, 5
 IDS = np.array([0, 0, 1, 2, 3, 3, 3, 4], np.int32)
@@ -53,24 +55,22 @@ def test_drawn_over_the_global_batch_whatever_the_devices():
 
 @pytest.mark.parametrize("fusion", ["additive", "gelu"])
 def test_value_and_gradient(fusion):
-    term = TERMS["itm"](levels=("fc1", "out"), fusion=fusion, width=7, hardness=2.0)
+    term = TERMS["itm"](levels=("fc1", "out"), fusion=fusion, width=7)
     rng = np.random.default_rng(3)
     sizes = {"image/fc1": 9, "text/fc1": 9, "image/out": WIDTH, "text/out": WIDTH}
     reps = {name: rng.normal(size=(BATCH, size)).astype(np.float32) for name, size in sizes.items()}
     params, _ = term.init(jax.random.key(0), {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in reps.items()})
     params = jax.tree.map(lambda x: x + rng.normal(0, 0.3, x.shape).astype(np.float32), params)
-    key = jax.random.key(5)
+    select = hard_negatives(hardness=2.0)
+    chosen = select.run({}, {**reps, "id": IDS}, Scope(key=jax.random.key(5)))
 
     def loss(params, reps):
-        return term.value(params, (), reps | {"id": IDS}, Scope(key=key))
+        return term.value(params, (), {need: take({**reps, **chosen}, need) for need in term.needs}, Scope())
 
     with jax.default_matmul_precision("highest"):
         (value, metrics), grads = jax.jit(jax.value_and_grad(loss, argnums=(0, 1), has_aux=True))(params, reps)
 
-    image, text = (normalise(reps[f"{side}/out"]) for side in ("image", "text"))
-    first, second = jax.random.split(key)
-    texts = np.asarray(draw_negatives(first, image, text, 2.0))
-    images = np.asarray(draw_negatives(second, text, image, 2.0))
+    texts, images = (np.asarray(chosen[f"hard_{side}"]) for side in ("text", "image"))
     t = {k: torch.tensor(v.astype(np.float64), requires_grad=True) for k, v in reps.items()}
     p = jax.tree.map(lambda x: torch.tensor(np.asarray(x, np.float64), requires_grad=True), params)
     losses, right = {}, {}
@@ -92,6 +92,18 @@ def test_value_and_gradient(fusion):
     np.testing.assert_allclose(metrics["accuracy_fc1"], right["fc1"], rtol=1e-6)
     for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves((p, t)), strict=True):
         np.testing.assert_allclose(ours, theirs.grad.numpy(), rtol=1e-4, atol=1e-6)
+
+
+def test_hard_negatives_are_as_hard_as_the_contrast_has_learned():
+    """Spec 10: the softmax of ITC's logits, its temperature included."""
+    reps = {"image/out": jnp.asarray(QUERIES), "text/out": jnp.asarray(CANDIDATES), "id": jnp.asarray(IDS)}
+    learned, key = hard_negatives(), jax.random.key(2)
+    assert learned.reads == ("terms/itc",)
+    state = {"terms/itc": {"logit_scale": {"out": jnp.log(3.0)}}}
+    found = learned.run(state, reps, Scope(key=key))
+    first, second = jax.random.split(key)
+    np.testing.assert_array_equal(found["hard_text"], draw_negatives(first, QUERIES, CANDIDATES, 3.0))
+    np.testing.assert_array_equal(found["hard_image"], draw_negatives(second, CANDIDATES, QUERIES, 3.0))
 
 
 def test_unknown_fusions_are_refused():
@@ -128,7 +140,7 @@ def test_the_best_sum_of_an_image_and_a_caption_says_always_no():
 def train_matching(fusion):
     """Accuracy after training the term alone: 16 things, an image and a caption of each, all in every batch."""
     things = 16
-    term = TERMS["itm"](levels=("out",), fusion=fusion, width=32, hardness=0.0)
+    term, select = TERMS["itm"](levels=("out",), fusion=fusion, width=32), hard_negatives(hardness=0.0)
     rng = np.random.default_rng(0)
     reps = {f"{side}/out": jnp.asarray(rng.normal(size=(things, things)), jnp.float32) for side in ("image", "text")}
     reps["id"] = jnp.arange(things)
@@ -137,7 +149,8 @@ def train_matching(fusion):
 
     def step(carry, key):
         params, opt_state = carry
-        loss = lambda params: term.value(params, (), reps, Scope(key=key))  # noqa: E731
+        shown = reps | select.run({}, reps, Scope(key=key))
+        loss = lambda params: term.value(params, (), {x: take(shown, x) for x in term.needs}, Scope())  # noqa: E731
         (_, metrics), grads = jax.value_and_grad(loss, has_aux=True)(params)
         updates, opt_state = tx.update(grads, opt_state)
         return (optax.apply_updates(params, updates), opt_state), metrics["accuracy"]

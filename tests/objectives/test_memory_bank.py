@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from smke_jax.errors import UserError
+from smke_jax.networks.base import Network
 from smke_jax.objectives.base import Scope
 from smke_jax.objectives.memory_bank import RANDOM, UNFILLED, empty_bank, negatives, push, random_bank
 from smke_jax.objectives.target_itc import target_itc
 from smke_jax.parallel.mesh import make_mesh, put_batch
 from smke_jax.passes.base import Pass
-from smke_jax.training.recipe import Recipe
+from smke_jax.training.recipe import Recipe, make_recipe
 from smke_jax.training.step import init_state, make_train_step, run_terms
 
 WIDTH, BATCH = 4, 8
@@ -57,7 +58,7 @@ def test_negatives_are_the_bank_where_it_is():
     bank = push(empty_bank(5, WIDTH), np.ones((3, WIDTH), np.float32), np.array([4, 7, 4]))
     scope, ids = Scope("devices"), jnp.array([4, 7, 0])
     stored, queries, spread = negatives(bank, ids, 5, scope)
-    assert stored.rows is bank.features and stored.ids is bank.ids and queries is ids
+    assert stored.features is bank.features and stored.ids is bank.ids and queries is ids
     assert spread.axis is None and negatives(bank, ids, 20, scope)[2] == scope  # 15 slots are on other devices
     # An image numbered like a marker would be taken for one; images are numbered from 0.
     assert UNFILLED < 0 and RANDOM < 0 and UNFILLED != RANDOM
@@ -125,10 +126,10 @@ def test_target_itc_with_a_bank(random, same_image, devices):
         bank = term.update(bank, old)
         pushed += list(zip(old["target/cls"].astype(np.float64), old["id"], strict=True))
     stored = pushed + stored[len(pushed) :] if random else pushed[-size:]
-    log_scale = float(params["logit_scale"][0]) - 0.5
+    log_scale = float(params["logit_scale"]["head"]) - 0.5
 
     mesh = make_mesh(devices)
-    recipe = Recipe((), {"t": term}, {})
+    recipe = Recipe({}, (), {"t": term}, {})
     batch = put_batch(reps, mesh)
 
     @jax.jit
@@ -136,7 +137,7 @@ def test_target_itc_with_a_bank(random, same_image, devices):
         def loss(scale, features):
             all_reps = {**features, "id": batch["id"]}
             losses, metrics = run_terms(
-                recipe, mesh, {"t": {"logit_scale": scale}}, {"t": bank}, all_reps, key=jax.random.key(0)
+                recipe, mesh, {"t": {"logit_scale": {"head": scale}}}, {"t": bank}, all_reps, key=jax.random.key(0)
             )
             return losses["t"], metrics
 
@@ -144,12 +145,12 @@ def test_target_itc_with_a_bank(random, same_image, devices):
 
     with jax.default_matmul_precision("highest"):
         features = {k: v for k, v in batch.items() if k != "id"}
-        (value, metrics), (d_scale, d_reps) = run(jnp.full(1, log_scale), features, batch, bank)
+        (value, metrics), (d_scale, d_reps) = run(jnp.float32(log_scale), features, batch, bank)
     expected, tensors = reference(reps, stored, log_scale, same_image)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose((metrics["t/loss_image"] + metrics["t/loss_text"]) / 2, expected, rtol=1e-5)
     assert metrics["t/bank_filled"] == 1
-    np.testing.assert_allclose(d_scale[0], tensors["scale"].grad, rtol=1e-4)
+    np.testing.assert_allclose(d_scale, tensors["scale"].grad, rtol=1e-4)
     assert not np.any(d_reps.pop("target/cls")), "targets are data"
     for name, gradient in d_reps.items():
         np.testing.assert_allclose(gradient, tensors[name].grad, rtol=1e-4, atol=1e-6, err_msg=name)
@@ -209,24 +210,31 @@ def test_a_bank_smaller_than_the_batch_is_refused():
 # ---- in the step
 
 
-def linear_pass(name, names, grad):
-    """A matrix per representation: enough of a network to train, and quick to compile."""
+def linear(name, names, trained):
+    """(network, pass) of a matrix per representation: enough of a network to train, and quick to compile."""
 
-    def init(key, batch):
+    def init(key, specs):
         keys = jax.random.split(key, len(names))
         return {n: jax.random.normal(k, (5, WIDTH)) for n, k in zip(names, keys, strict=True)}
 
-    return Pass(name, names, grad, init, lambda params, batch, key, train: {n: batch["x"] @ params[n] for n in names})
+    def run(params, arrays, key, train):
+        return {n: arrays["x"] @ params[name][n] for n in names}
+
+    return Network(init, None, trained=trained), Pass(name, (name,), ("x",), names, run)
 
 
 def test_the_bank_is_the_same_on_1_and_8_devices_after_real_steps():
-    recipe = Recipe(
-        (linear_pass("teacher", ("target/cls",), False), linear_pass("student", ("image/head", "text/head"), True)),
+    teacher, targets = linear("teacher", ("target/cls",), False)
+    student, heads = linear("student", ("image/head", "text/head"), True)
+    recipe = make_recipe(
+        {"teacher": teacher, "student": student},
+        (targets, heads),
         {"target_itc": target_itc(bank_size=21)},
         {"target_itc": lambda progress: 1.0},
+        batch=("x", "id"),
     )
     tx = optax.adam(1e-2)
-    frozen = {"teacher": recipe.passes[0].init(jax.random.key(5), None)}
+    frozen = {"teacher": teacher.init(jax.random.key(5), None)}
     data = [{"x": np.random.default_rng(i).normal(size=(BATCH, 5)).astype(np.float32),
              "id": np.random.default_rng(i).integers(0, 9, BATCH).astype(np.int32)} for i in range(5)]  # fmt: skip
     states = []
@@ -236,7 +244,7 @@ def test_the_bank_is_the_same_on_1_and_8_devices_after_real_steps():
         step = make_train_step(recipe, tx, mesh, total_steps=10)
         for batch in data:
             state, metrics = step(state, frozen, put_batch(batch, mesh))
-        assert metrics["first_bad"] == -1
+        assert np.isfinite(metrics["loss"])
         states.append(jax.device_get(state))
     one, eight = states
     np.testing.assert_array_equal(eight.slots["target_itc"].ids, one.slots["target_itc"].ids)
