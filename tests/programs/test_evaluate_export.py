@@ -1,5 +1,6 @@
 """A run of two stages read back: figures without the files of weights; its encoder in the second stage; the student."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ from smke_jax.convert.params_file import load_params, read_description
 from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.evaluators.ranks import read_ranks
 from smke_jax.models.build import build_model
+from smke_jax.training import loop
 from smke_jax.training.record import read_config, read_run
 from smke_jax.training.restore import restore_run
 
@@ -84,6 +86,28 @@ def test_a_later_stage_begins_with_it(teacher_run, student_run, trained):
     same = {key: exported[key] for key in tower}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), dict(tower), same)  # two small steps away
     assert not (student_run / "export").exists()
+
+
+def test_a_stage_that_was_stopped_goes_on_with_the_same_command(staged, tmp_path, monkeypatch, capsys):
+    workdir = Path(shutil.copytree(staged, tmp_path / "runs"))
+    student = workdir / "student"
+    shutil.rmtree(student / "checkpoints/2")
+    shutil.rmtree(workdir / "teacher/export")  # is written again, bit by bit: the student's record holds its digest
+    command = ["train", f"--config={staged.parent / 'stages.py'}", f"--workdir={workdir}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "stop_requests", lambda: contextlib.nullcontext(lambda step: True))
+        assert main(command) == 0
+    said = f"stage student, step 1: stopped and saved in {student}; the same command continues"
+    assert capsys.readouterr().out.strip() == said
+    assert main(command) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        f"the run lies in {student}; next:",
+        f"  smke evaluate --workdir={student}",
+        f"  smke export --workdir={student} --out={student / 'export'}",
+    ]
+    steps = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if "loss" in line] == [1, 2]
 
 
 def test_an_earlier_step_is_another_file(teacher_run, tmp_path, capsys):
