@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_command_line import write_flickr8k
 
 from smke_jax.__main__ import main
 from smke_jax.convert.params_file import load_params, read_description
@@ -171,6 +172,15 @@ def test_what_departs_from_the_run_gets_files_of_its_own(run, capsys):
     assert (run / "evals/2/retrieval.json").read_text() == own
     assert main(["evaluate", f"--workdir={run}", "--step=best"]) == 0
     assert capsys.readouterr().out.startswith("step ")
+
+
+def test_another_folder_is_evaluated_with_the_settings_of_the_run(run, tmp_path, capsys):
+    source = write_flickr8k(tmp_path / "source")
+    assert main(["prepare", "flickr8k", f"--source={source}", f"--out={tmp_path / 'photos'}"]) == 0
+    assert main(["evaluate", f"--workdir={run}", f"--data={tmp_path / 'photos'}", "--split=train"]) == 0
+    figures = json.loads((run / "evals/2/retrieval-photos-train.json").read_text())
+    assert (figures["n_images"], figures["n_captions"]) == (4, 8)
+    assert figures["protocol"] == "flickr8k train, any-of-n, cosine of 'out', 32 px squashed, 8 tokens"
 
 
 def test_runs_that_cannot_be_evaluated(teacher_run, run, tmp_path, capsys):
