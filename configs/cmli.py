@@ -14,7 +14,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import cmli, itc, regress
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(order=13, section="13", changed="token-wise contrast (FILIP) besides ITC", against="token_types:after_scaled"),

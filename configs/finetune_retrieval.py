@@ -22,7 +22,7 @@ from pathlib import Path
 from smke_jax.config_files import load_config
 from smke_jax.forms import split_variant
 from smke_jax.parts import itc
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

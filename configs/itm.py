@@ -14,7 +14,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import hard_negatives, itc, itm, regress
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(order=10, section="10", changed="image-text matching by feature fusion", against="token_types:after_scaled"),

@@ -13,7 +13,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import regress
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

@@ -2,7 +2,7 @@
 
     smke train --config=configs/proximal_bank.py --workdir=runs/proximal_bank --config.task.data=DATA
 
-    smke plan --config=configs/proximal_bank.py --devices=8 --device=h200     # whether it fits
+    smke plan --config=configs/proximal_bank.py --devices=8 --device=h200 --images=2811408     # whether it fits
 
 S-SMKE with MSE on the teacher's [CLS] and token types.  ITC on the last level compares with the batch of 512 and with
 every other image of the data set as it was when it was seen last; 30 times the squared distance that a feature has
@@ -17,7 +17,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import proximal_itc, regress
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

@@ -17,7 +17,7 @@ from pathlib import Path
 from smke_jax.config_files import load_config
 from smke_jax.forms import form_of
 from smke_jax.parts import itc, target_code
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

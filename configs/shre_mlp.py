@@ -24,7 +24,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import itc, kl
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

@@ -16,7 +16,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import form_of
 from smke_jax.parts import kl, ranking
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(order=6, section="20", changed="the original SHRe's ranking loss for ITC", against="shre_mlp"),

@@ -14,7 +14,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import split_variant
 from smke_jax.parts import itc, target_cmli, target_cmli_cosine
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 RUNGS = (
     Rung(

@@ -25,7 +25,7 @@ Measured here: see configs/README.md.
 
 from smke_jax.forms import split_variant
 from smke_jax.parts import beit, data2vec2, itc, kl, target_itc, vit
-from smke_jax.reporting.rungs import Rung
+from smke_jax.rungs import Rung
 
 # On the photos data2vec2 and dino would be configs/s_smke.py once more, and none is configs/itc_only.py.
 RUNGS = (

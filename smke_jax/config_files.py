@@ -11,7 +11,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from smke_jax.errors import UserError, nearest
-from smke_jax.reporting.rungs import Rung, check_rungs
+from smke_jax.rungs import Rung, check_rungs
 from smke_jax.training.record import flatten
 
 

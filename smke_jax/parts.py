@@ -25,6 +25,7 @@ from smke_jax.assets import ASSETS
 from smke_jax.config import base
 from smke_jax.errors import UserError, nearest
 from smke_jax.evaluators import EVALUATORS
+from smke_jax.facts import FromTask
 from smke_jax.models import MODELS
 from smke_jax.networks import NETWORKS
 from smke_jax.objectives import TERMS
@@ -42,9 +43,10 @@ ROOMS: dict[str, Mapping[str, Callable]] = {
     "evaluators": EVALUATORS,
     "models": MODELS,
 }
-# What the run fills in, not the config.
-FILLED_IN = {"keep", "known", "parent", "name", "vocab_size", "num_images", "networks"}
-COMMON = {"dtype", "residual_dtype", "remat"}  # fields of modules that their network sets for all of its modules
+# What the run fills in, not the config: keywords of tasks, and fields of modules, of which their network sets the last
+# three for all of its modules.  Other builders mark such keywords as `FromTask`.
+OF_TASKS = {"keep", "known"}
+OF_MODULES = {"parent", "name", "vocab_size", "dtype", "residual_dtype", "remat"}
 # Of modules without a default of their own: those of a ViT-B.
 SIZES = {"image_size": 224, "patch_size": 16, "width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072}
 
@@ -79,15 +81,16 @@ def find(type: str) -> tuple[str, Callable]:
 
 def defaults(room: str, builder: Callable) -> dict[str, Any]:
     """{field: default} of a builder; a field without one is `inspect.Parameter.empty`."""
+    hints = typing.get_type_hints(builder, include_extras=True)
+    hidden = {name for name, hint in hints.items() if hint == FromTask}
     if isinstance(builder, type) and issubclass(builder, nn.Module):
         found = {f.name: SIZES.get(f.name, inspect.Parameter.empty) if f.default is dataclasses.MISSING else f.default
                  for f in dataclasses.fields(builder)}  # fmt: skip
-        hints, hidden = typing.get_type_hints(builder), FILLED_IN | COMMON
+        hidden |= OF_MODULES
     else:
         found = {name: x.default for name, x in inspect.signature(builder).parameters.items()}
-        hints, hidden = typing.get_type_hints(builder), set(FILLED_IN)
     if room == "task":
-        hidden.discard("vocab_size")  # of a vocabulary that the task trains
+        hidden |= OF_TASKS
     found = {k: _placeholder(x, hints.get(k)) for k, x in found.items() if k not in hidden}
     if room == "terms":
         found |= {"weight": 1.0, "final_weight": config_dict.placeholder(float)}

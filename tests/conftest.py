@@ -1,7 +1,8 @@
-"""Set before JAX is first imported: eight CPU devices, no network, a compile cache."""
+"""Set before JAX is first imported: eight CPU devices, no network, a compile cache.  Long files begin first."""
 
 import os
 import signal
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -9,11 +10,16 @@ ROOT = Path(__file__).resolve().parent.parent
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 xla_flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in xla_flags:
-    # Besides the devices, no expensive compiler passes: these programs are compiled far longer than they run.
+    # Besides the devices, what compiles fastest: these programs are compiled far longer than they run.  XLA's newer
+    # emitters of fusions take as long as all the rest of a compilation.
     fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    fast += " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{xla_flags} --xla_force_host_platform_device_count=8 {fast}".strip()
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch and BLAS: pytest-xdist starts a process for each core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # jax writes entries in place: others would read halves of them
+    os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{worker}"
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("MPLBACKEND", "agg")
 
@@ -21,6 +27,12 @@ import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
 flags.FLAGS.mark_as_parsed()  # libraries that read absl flags would otherwise refuse outside app.run
+
+
+def pytest_collection_modifyitems(items):
+    """Files with the most slow tests first, so that none of them is the last of one process while another idles."""
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session")

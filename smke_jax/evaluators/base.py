@@ -24,13 +24,13 @@ class Figures(NamedTuple):
     scalars: {name: number}, for the curves of a run
     record:  everything there is to say, as JSON
     arrays:  what to keep beside it, such as the rank of every query
-    text:    the same for people
+    summary: the same for people
     """
 
     scalars: Mapping[str, float]
     record: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray] = {}
-    text: str = ""
+    summary: str = ""
 
 
 class Evaluator(NamedTuple):

@@ -18,8 +18,8 @@ from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.evaluators.bootstrap import interval95, resampled_recalls
 from smke_jax.evaluators.median_rank import average_median_rank
-from smke_jax.evaluators.top_k import finite_rows, top_matches
 from smke_jax.evaluators.ranks import RECALL_AT, Ranks, retrieval_ranks
+from smke_jax.evaluators.top_k import finite_rows, top_matches
 
 __all__ = ["chance_recall", "format_table", "retrieval_metrics", "top_matches", "write_json"]
 

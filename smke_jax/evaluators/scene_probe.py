@@ -26,7 +26,7 @@ def scene_probe(*, split: str = "train", every: int = 0) -> Evaluator:
         record = {"protocol": protocol, "auc": areas, "effective_rank": rank}
         lines = [f"{protocol}; effective rank {rank:.1f}", *(f"  {g:14}{value:.3f}" for g, value in areas.items())]
         scalars = {f"auc/{group}": value for group, value in areas.items()} | {"effective_rank": rank}
-        return Figures(scalars, record, text="\n".join(lines))
+        return Figures(scalars, record, summary="\n".join(lines))
 
     return Evaluator((name,), run, split, every)
 

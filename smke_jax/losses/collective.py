@@ -1,8 +1,9 @@
-"""The only place that calls collectives.  A scope without an axis is one device, so every loss also runs unsharded.
+"""Collectives: the only file that exchanges arrays between devices.
 
-Take gradients *outside* the `shard_map` that these run in: the transpose of a gather is then the exact
-reduce-scatter, and the result is the gradient of the single-device loss on the global batch, with no world-size
-factor to remember.
+Every function also works in a scope without an axis, which is one device with the whole batch.
+Gradients are taken outside of the `shard_map` in which these functions run.  The gradient of a gather is then the exact
+reduce-scatter.  The result is the gradient of the loss of the global batch on one device, without a factor for the
+number of devices.
 """
 
 from typing import NamedTuple
@@ -14,12 +15,14 @@ IMPLEMENTATIONS = ("auto", "gather", "ring")
 
 
 class Scope(NamedTuple):
-    """The devices that a loss is spread over, inside `shard_map`, and how it compares rows of different ones.
+    """The devices over which a loss is spread inside `shard_map`, and how it compares rows of different devices.
 
-    axis: name of the mesh axis, or names that count as one; None when the arrays are the whole batch
-    impl: 'gather' copies all rows to every device, 'ring' passes them around, 'auto' chooses by size
-    key:  for the random numbers of one term in one step, the same on all devices; None where there are none.  Draw for
-          the global batch and take `own_rows`: then the numbers do not depend on the count of devices.
+    axis: name of the mesh axis, or several names that count as one axis; None on one device with the whole batch
+    impl: one of IMPLEMENTATIONS: 'gather' copies all rows to every device, 'ring' passes the rows from device to
+          device, 'auto' chooses by the number of logits (losses/totals.py)
+    key:  for the random numbers of one loss in one step, the same on all devices; None where a loss draws none.  A loss
+          draws numbers for the global batch and takes `own_rows` of them, so that they do not depend on the number of
+          devices.
     """
 
     axis: str | tuple[str, ...] | None = None
@@ -41,17 +44,17 @@ def gather(x: jax.Array, scope: Scope) -> jax.Array:
 
 
 def mean(x: jax.Array, scope: Scope) -> jax.Array:
-    """Mean over devices of a per-device value; all devices must hold equally many examples."""
+    """Mean of a value over devices.  A mean over rows here becomes that over all rows: devices hold equally many."""
     return x if scope.axis is None else jax.lax.pmean(x, scope.axis)
 
 
 def total(x: jax.Array, scope: Scope) -> jax.Array:
-    """Sum over devices."""
+    """Sum of a value over devices."""
     return x if scope.axis is None else jax.lax.psum(x, scope.axis)
 
 
 def pass_on(tree, scope: Scope):
-    """Every device's arrays to the next device, the last one's to the first."""
+    """The arrays of every device go to the next device, those of the last device to the first."""
     if scope.axis is None:
         return tree
     devices = size(scope)
@@ -59,13 +62,13 @@ def pass_on(tree, scope: Scope):
 
 
 def global_rows(count: int, scope: Scope) -> jax.Array:
-    """Positions in the global batch of this device's `count` rows -> (count,) int32."""
+    """Positions of this device's `count` rows in the global batch -> (count,) int32."""
     first = 0 if scope.axis is None else jax.lax.axis_index(scope.axis) * count
     return first + jnp.arange(count)
 
 
 def own_rows(x: jax.Array, scope: Scope) -> jax.Array:
-    """This device's part of an array that all devices hold whole.  (B, …) -> (b, …)."""
+    """This device's rows of an array of all rows, which every device holds.  (B, …) -> (b, …)."""
     if scope.axis is None:
         return x
     count = len(x) // size(scope)
@@ -73,7 +76,10 @@ def own_rows(x: jax.Array, scope: Scope) -> jax.Array:
 
 
 def take_rows(table: jax.Array, rows: jax.Array, scope: Scope) -> jax.Array:
-    """Rows of a table that is spread over the devices in equal parts.  (n, …), (b,) numbers among all n -> (b, …)."""
+    """Rows of a table whose rows are spread over the devices in equal parts.
+
+    table (n / devices, …): the part here; rows (b,): positions in the whole table (n, …) -> (b, …).
+    """
     if scope.axis is None:
         return table[rows]
     here = gather(rows, scope) - jax.lax.axis_index(scope.axis) * len(table)
@@ -84,12 +90,15 @@ def take_rows(table: jax.Array, rows: jax.Array, scope: Scope) -> jax.Array:
 
 
 def rows_of_columns(x: jax.Array, scope: Scope) -> jax.Array:
-    """From this device's columns of every row to all columns of its rows.  (B, b) -> (b, B)."""
+    """Columns of a matrix (B, B) that is spread by columns -> rows of the same matrix.  (B, b) -> (b, B)."""
     return x if scope.axis is None else jax.lax.all_to_all(x, scope.axis, split_axis=0, concat_axis=1, tiled=True)
 
 
 def as_varying(tree, reference: jax.Array):
-    """`tree` marked as different on every device wherever `reference` is: what loops and rules for gradients need."""
+    """`tree`, marked as varying over all mesh axes over which `reference` varies; the values stay the same.
+
+    The arrays of a loop inside `shard_map`, and those of a custom gradient rule, need equal marks.
+    """
     varying = lambda x: jax.typeof(x).mat.varying  # noqa: E731
 
     def cast(x):

@@ -1,14 +1,15 @@
-"""Contrastive losses on embeddings.  Every function sees this device's rows and compares with those of all devices."""
+"""Contrastive losses on embeddings.  Each takes the rows of this device and compares them with those of all devices."""
 
 import jax
 import jax.numpy as jnp
 
 from smke_jax.losses.collective import ALONE, Scope, gather, global_rows
-from smke_jax.losses.pairs import EXCLUDED, LOG_SUM_EXP, SUM_SOFTPLUS, Affine, Side, symmetric_totals, totals
+from smke_jax.losses.pairs import EXCLUDED, LOG_SUM_EXP, SUM_SOFTPLUS, Affine, Rows
+from smke_jax.losses.totals import symmetric_totals, totals
 
 
 def normalise(x: jax.Array, eps: float = 1e-12) -> jax.Array:
-    """L2-normalised rows in fp32.  (…, D) -> (…, D)."""
+    """x / ‖x‖ over the last axis, float32; `eps` is the least squared norm.  (…, D) -> (…, D)."""
     x = x.astype(jnp.float32)
     return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), eps))
 
@@ -21,50 +22,58 @@ def info_nce(
     scope: Scope = ALONE,
     ids: jax.Array | None = None,
     fixed_keys: bool = False,
-    bank: tuple[Side, jax.Array, Scope] | None = None,
+    bank: tuple[Rows, jax.Array, Scope] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Cross entropy of each query against the keys of all devices, its own key (same row) being the class.
+    """Cross entropy of each query over the keys of all devices.  The key in the query's row is the right one.
 
     queries, keys (b, D): L2-normalised rows of this device.
-    scale: inverse temperature, scalar.
-    ids (b,): with them, other rows of the same image are no negatives.
+    scale (): inverse temperature.
+    ids (b,): ids of the images.  With them, other rows of the query's image are no negatives.
     fixed_keys: the keys get no gradient.
-    bank: further negatives without gradient, the ids (b,) of the queries among them, and the scope that the bank is
-      spread over (ALONE where every device holds the whole of it).
-    -> (mean loss, accuracy) over this device's rows, fp32.  A query is right if no negative is as near as its key.
+    bank: more negatives, which get no gradient: (rows of a memory bank, ids (b,) of the queries, scope of the devices
+      over which the bank is spread).  Bank rows with the query's id are no negatives.  The scope is ALONE where every
+      device holds the whole bank.
+    -> (loss, accuracy), means over this device's rows, float32.  A query counts as right if its key is nearer than
+    every negative; a tie is wrong.
     Source: spec 0.2 (ClipLoss), 14, 15.
     """
     keys = jax.lax.stop_gradient(keys) if fixed_keys else keys
     own = _own_logits(queries, keys, scale)
-    a, b = _sides(queries, keys, ids, scope)
-    others, best = totals(a, b, Affine(scale), LOG_SUM_EXP, scope, fixed_keys=fixed_keys)
+    how = {"affine": Affine(scale), "reduction": LOG_SUM_EXP}
+    query_rows, key_rows = _rows(queries, keys, ids, scope)
+    negatives, hardest = totals(query_rows, key_rows, **how, scope=scope, fixed_keys=fixed_keys)
     if bank is not None:
-        stored, query_ids, spread = bank
-        more = totals(Side(queries, query_ids), stored, Affine(scale), LOG_SUM_EXP, spread, fixed_keys=True)
-        others, best = jnp.logaddexp(others, more.total), jnp.maximum(best, more.best)
-    return _cross_entropy(own, others, best)
+        stored, query_ids, bank_scope = bank
+        more = totals(Rows(queries, query_ids), stored, **how, scope=bank_scope, fixed_keys=True)
+        negatives, hardest = jnp.logaddexp(negatives, more.total), jnp.maximum(hardest, more.largest)
+    return _cross_entropy(own, negatives, hardest)
 
 
 def symmetric_info_nce(
     a: jax.Array, b: jax.Array, scale: jax.Array, *, scope: Scope = ALONE, ids: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """Mean of both directions of `info_nce` -> (loss, accuracy).  Source: spec 0.2 (ClipLoss)."""
+    """`info_nce` with `a` as queries and `b` as keys, and the reverse -> the mean (loss, accuracy) of both.
+
+    Source: spec 0.2 (ClipLoss).
+    """
     own = _own_logits(a, b, scale)
-    both = symmetric_totals(*_sides(a, b, ids, scope), Affine(scale), LOG_SUM_EXP, scope)
-    (loss_ab, accuracy_ab), (loss_ba, accuracy_ba) = (_cross_entropy(own, *one) for one in both)
+    rows = _rows(a, b, ids, scope)
+    both = symmetric_totals(*rows, affine=Affine(scale), reduction=LOG_SUM_EXP, scope=scope)
+    (loss_ab, accuracy_ab), (loss_ba, accuracy_ba) = (_cross_entropy(own, *direction) for direction in both)
     return (loss_ab + loss_ba) / 2, (accuracy_ab + accuracy_ba) / 2
 
 
 def matrix_info_nce(
     scores: jax.Array, scale: jax.Array, *, scope: Scope = ALONE, ids: jax.Array | None = None
 ) -> tuple[jax.Array, jax.Array]:
-    """`info_nce` from the scores (b, B) of each row here with the candidates of all devices, its own among them."""
+    """`info_nce` from given scores (b, B): of each query here with the keys of all devices, its own key among them."""
     rows = global_rows(len(scores), scope)
     ids = rows if ids is None else ids
     logits = scale * scores
     own = jnp.take_along_axis(logits, rows[:, None], axis=1)[:, 0]
-    others = jnp.where(ids[:, None] == gather(ids, scope), EXCLUDED, logits)
-    return _cross_entropy(own, jax.nn.logsumexp(others, axis=1), jax.lax.stop_gradient(jnp.max(others, axis=1)))
+    negatives = jnp.where(ids[:, None] == gather(ids, scope), EXCLUDED, logits)
+    hardest = jax.lax.stop_gradient(jnp.max(negatives, axis=1))
+    return _cross_entropy(own, jax.nn.logsumexp(negatives, axis=1), hardest)
 
 
 def sigmoid_loss(
@@ -76,29 +85,31 @@ def sigmoid_loss(
     scope: Scope = ALONE,
     ids: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Every pair of the global batch classified by itself: matching or not.  -> (mean over rows, accuracy as above).
+    """Binary cross entropy of every pair of the global batch: does it match?  -> (loss, accuracy) as in `info_nce`.
 
-    Arguments as in `info_nce`; `bias` is a scalar.  Source: SigLIP (Zhai et al. 2023), algorithm 1.
+    The loss is a sum over the pairs of a row and a mean over rows.  Arguments as in `info_nce`; bias () is added to
+    the logits.  Source: SigLIP (Zhai et al. 2023), algorithm 1.
     """
     own = _own_logits(a, b, scale) + bias
-    others, best = totals(*_sides(a, b, ids, scope), Affine(scale, bias), SUM_SOFTPLUS, scope)
-    return jnp.mean(jax.nn.softplus(-own) + others), _accuracy(own, best)
+    rows = _rows(a, b, ids, scope)
+    negatives, hardest = totals(*rows, affine=Affine(scale, bias), reduction=SUM_SOFTPLUS, scope=scope)
+    return jnp.mean(jax.nn.softplus(-own) + negatives), _accuracy(own, hardest)
 
 
-def _sides(a, b, ids, scope) -> tuple[Side, Side]:
-    # Rows are numbered where images do not matter: then a row is left out of its own negatives, and nothing else.
+def _rows(a, b, ids, scope) -> tuple[Rows, Rows]:
+    # Without ids every row counts as an image of its own, so that only its own partner is no negative.
     ids = global_rows(len(a), scope) if ids is None else ids
-    return Side(a, ids), Side(b, ids)
+    return Rows(a, ids), Rows(b, ids)
 
 
 def _own_logits(a, b, scale):
     return scale * jnp.sum(a.astype(jnp.float32) * b.astype(jnp.float32), axis=-1)
 
 
-def _cross_entropy(own, others, best):
-    # -log(e^own / (e^own + e^others)), with the sum over the negatives alone.
-    return jnp.mean(jax.nn.softplus(others - own)), _accuracy(own, best)
+def _cross_entropy(own, negatives, hardest):
+    # `negatives` is the log-sum-exp of the negatives alone: -log(e^own / (e^own + e^negatives)).
+    return jnp.mean(jax.nn.softplus(negatives - own)), _accuracy(own, hardest)
 
 
-def _accuracy(own, best):
-    return jnp.mean((own > best).astype(jnp.float32))
+def _accuracy(own, hardest):
+    return jnp.mean((own > hardest).astype(jnp.float32))

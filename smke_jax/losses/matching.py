@@ -1,4 +1,4 @@
-"""Image-text matching: the wrong partners shown with the right ones (spec 10; ALBEF, Li et al. 2021)."""
+"""Image-text matching: negatives drawn in proportion to their similarity (spec 10; ALBEF, Li et al. 2021)."""
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,13 @@ def draw_negatives(
     scope: Scope = ALONE,
     ids: jax.Array | None = None,
 ) -> jax.Array:
-    """For each query another row's candidate, as its position in the global batch -> (b,) int32.
+    """For each query one candidate of another row, as its position in the global batch -> (b,) int32.
 
-    Drawn in proportion to exp(hardness · cosine) among the candidates of all devices; 0 draws uniformly.
-    queries, candidates (b, D): L2-normalised rows of this device.  ids (b,): with them, no candidate of the same image
-    is drawn.  The draw depends on the key and the positions, not on the number of devices.
+    The probability of a candidate is proportional to exp(hardness · cosine), over the candidates of all devices.
+    Hardness 0 draws uniformly.
+    queries, candidates (b, D): L2-normalised rows of this device.
+    ids (b,): ids of the images.  With them, no candidate of the query's image is drawn.
+    The draw depends on `key` and on positions in the global batch, not on the number of devices.
     """
     rows = global_rows(len(queries), scope)
     ids = rows if ids is None else ids
@@ -37,7 +39,7 @@ def draw_negatives(
 
 
 def cross_entropy(logits: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Softmax cross entropy (n, classes), (n,) int -> (mean loss, accuracy), fp32."""
+    """Softmax cross entropy.  (n, classes), (n,) int -> (mean loss, accuracy), float32."""
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32))
     own = jnp.take_along_axis(log_probabilities, labels[:, None], axis=1)
     return -jnp.mean(own), jnp.mean((jnp.argmax(logits, axis=1) == labels).astype(jnp.float32))

@@ -1,6 +1,7 @@
-"""Likeness of images and captions token by token (FILIP, Yao et al. 2022, section 3.1; spec 13).
+"""Similarity of images and captions token by token (FILIP, Yao et al. 2022, section 3.1; spec 13).
 
-Tokens are L2-normalised, so that a dot product is a cosine.  A mask (…, L) is 1 at the words that count.
+Tokens of images are patches, tokens of captions are words.  Both are L2-normalised, so dot products are cosines.
+A mask (…, L) is 1 at words and 0 elsewhere.
 """
 
 import jax
@@ -9,19 +10,19 @@ import jax.numpy as jnp
 from smke_jax.losses.collective import ALONE, Scope, gather, rows_of_columns
 from smke_jax.losses.pairs import BLOCK
 
-WORST = -1.0  # the smallest cosine: what a patch finds in a caption without words
+WORST = -1.0  # the least cosine, which every patch has with a caption without words
 
 
 def late_interaction(
     patches: jax.Array, words: jax.Array, mask: jax.Array, *, scope: Scope = ALONE
 ) -> tuple[jax.Array, jax.Array]:
-    """Scores of the images here with all captions, and of the captions here with all images -> (b, B), (b, B) fp32.
+    """Scores of the images here with all captions, and of the captions here with all images.
 
-    patches (b, N, D), words (b, L, D), mask (b, L): of this device.
-    Of an image with a caption: the mean over patches of the cosine with the word most like each; of a caption with an
-    image: the mean over words of the cosine with the patch most like each.
-    Captions travel to every device and are compared a few at a time, in the backward pass again: of the cosines
-    (b, B, N, L) there are never more than a block.
+    patches (b, N, D), words (b, L, D), mask (b, L): of this device -> (b, B), (b, B) float32.
+    The score of an image with a caption is the mean over patches of the largest cosine with any word.  The score of a
+    caption with an image is the mean over words of the largest cosine with any patch.
+    Every device gets the captions of all devices and compares a few of them at a time.  The backward pass computes
+    their cosines again, so that at most BLOCK of all the cosines (b, B, N, L) are in memory.
     """
     words, mask = gather(words, scope), gather(mask, scope)
 
@@ -38,12 +39,12 @@ def late_interaction(
 
 
 def best_patches(words: jax.Array, patches: jax.Array) -> jax.Array:
-    """For every word the position of the patch most like it in its own image.  (b, L, D), (b, N, D) -> (b, L)."""
+    """For every word the patch of its image with the largest cosine.  (b, L, D), (b, N, D) -> positions (b, L)."""
     return jnp.argmax(jnp.einsum("bld,bnd->bln", words, patches, precision=jax.lax.Precision.HIGHEST), axis=2)
 
 
 def best_pair(words: jax.Array, patches: jax.Array, mask: jax.Array) -> jax.Array:
-    """The largest cosine of any word with any patch of its own image.  (b, L, D), (b, N, D), (b, L) -> (b,)."""
+    """The largest cosine of any word with any patch of its image.  (b, L, D), (b, N, D), mask (b, L) -> (b,)."""
     cosines = jnp.einsum("bld,bnd->bln", words, patches, precision=jax.lax.Precision.HIGHEST)
     return jnp.max(jnp.where(mask[:, :, None] > 0, cosines, WORST), axis=(1, 2))
 
@@ -55,5 +56,5 @@ def _cosines(patches, words):
 
 
 def _mean_of_words(values, mask):
-    """(b, L), (L,) -> (b,); 0 without words."""
+    """Mean over the words of one caption, 0 without words.  (b, L), mask (L,) -> (b,)."""
     return jnp.sum(jnp.where(mask, values, 0.0), axis=1) / jnp.maximum(jnp.sum(mask), 1)

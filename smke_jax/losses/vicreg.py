@@ -1,4 +1,4 @@
-"""VICReg (Bardes, Ponce, LeCun 2022): invariance, variance, covariance of two views' embeddings."""
+"""VICReg (Bardes, Ponce, LeCun 2022): invariance, variance and covariance of the embeddings of two views."""
 
 import jax
 import jax.numpy as jnp
@@ -7,17 +7,21 @@ from smke_jax.losses.collective import ALONE, Scope, mean, size, total
 
 
 def vicreg(a: jax.Array, b: jax.Array, *, scope: Scope = ALONE) -> dict[str, jax.Array]:
-    """The three parts, un-weighted, over the global batch.  (b, D), (b, D) -> {'invariance', 'variance', 'covariance'}.
+    """The three parts over the global batch, without their weights.  a, b (b, D): the rows of this device.
 
-    variance: mean of max(0, 1 - std) per channel; covariance: squared off-diagonal entries summed, over D; both
-    averaged over the two views (eq. 1-5).  Devices exchange the (D, D) covariances, whatever the batch.
+    invariance: mean of (a - b)² over rows and channels
+    variance:   mean over channels of max(0, 1 - standard deviation); the mean of both views
+    covariance: sum of the squared off-diagonal entries of the covariance matrix, divided by D; the sum of both views
+    These are the parts that the authors' code weighs 25 : 25 : 1 (facebookresearch/vicreg, main_vicreg.py).  Their
+    equation 6 sums over the channels in the invariance and over both views in the variance.
+    Devices exchange covariance matrices (D, D), whose size does not depend on the batch.
     """
     a, b = a.astype(jnp.float32), b.astype(jnp.float32)
     covariances = [_covariance(x, scope) for x in (a, b)]
     return {
         "invariance": mean(jnp.mean(jnp.square(a - b)), scope),
         "variance": sum(map(_variance_part, covariances)) / 2,
-        "covariance": sum(map(_covariance_part, covariances)) / 2,
+        "covariance": sum(map(_covariance_part, covariances)),
     }
 
 

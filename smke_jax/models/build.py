@@ -1,11 +1,10 @@
-"""Models from their descriptions: the {'type': …, fields} that stand in every file of weights."""
+"""Models from their descriptions.  A description is the {'type': …, fields} that every file of weights holds."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from smke_jax.models.clip import build_clip
 from smke_jax.models.fields import fields_of
@@ -16,8 +15,8 @@ from smke_jax.models.text import TEXT_ENCODERS, build_text_encoder
 
 
 def _student(description: dict) -> nn.Module:
-    config = ConfigDict(description)
-    return build_student(config, vocab_size=config.vocab_size, target_dim=config.target_dim)
+    sizes = {name: description[name] for name in ("vocab_size", "target_dim")}
+    return build_student(description, **sizes)
 
 
 def _quantizer(description: dict) -> nn.Module:
@@ -34,12 +33,12 @@ BUILDERS = {
 
 
 def build_model(description: dict) -> nn.Module:
-    """The module that `description` describes: an image-text model, an image teacher, a text encoder, a quantizer."""
+    """The module of `description`: an image-text model, an image teacher, a text encoder or a quantizer."""
     return BUILDERS[description["type"]](description)
 
 
 def param_shapes(description: dict) -> Any:
-    """The parameter tree of that model, as shapes."""
+    """The shapes of the parameters of the model of `description`, as a tree of ShapeDtypeStruct."""
     model = build_model(description)
     if description["type"] == "quantizer":
         vector = jax.ShapeDtypeStruct((1, description["width"]), jnp.float32)

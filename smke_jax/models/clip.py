@@ -1,4 +1,4 @@
-"""CLIP (Radford et al. 2021) with a Vision Transformer: two towers into one space (spec A.1)."""
+"""CLIP (Radford et al. 2021) with a Vision Transformer: two towers and projections into one space (spec A.1)."""
 
 import math
 
@@ -13,10 +13,10 @@ from smke_jax.models.vit import Vit
 
 
 class ClipTextEncoder(nn.Module):
-    """CLIP's text tower.  ids (B, L) int -> feature at the end of text (B, D), fp32.
+    """CLIP's text tower.  ids (B, L) int -> feature of the end-of-text token (B, D), float32.
 
-    Attention is causal, so that whatever follows the end of text changes nothing; its id is the largest one.
-    Agrees with transformers' CLIPTextModel.
+    The end-of-text token is the one with the largest id.  Attention is causal, so tokens after it change nothing.
+    It equals transformers' CLIPTextModel.  ValueError for captions longer than `max_positions`.
     """
 
     vocab_size: int
@@ -29,8 +29,9 @@ class ClipTextEncoder(nn.Module):
     activation: str = "quick_gelu"
     init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
+    residual_dtype: jnp.dtype = jnp.float32
 
-    # What `run_blocks` reads too, the same for all of this family: no fields.
+    # `run_blocks` reads these too.  They are the same for the whole family, so they are no fields.
     norm_order = "pre"
     dropout = 0.0
     remat = "none"
@@ -42,7 +43,7 @@ class ClipTextEncoder(nn.Module):
             raise UserError(f"captions are {length} tokens long, this encoder has {self.max_positions} positions")
         words = self.param("word_embedding", kernel_init(0.02), (self.vocab_size, self.width))
         positions = self.param("position_embedding", kernel_init(0.01), (self.max_positions, self.width))
-        x = words[ids].astype(self.dtype) + positions[:length].astype(self.dtype)
+        x = words[ids].astype(self.residual_dtype) + positions[:length].astype(self.residual_dtype)
         later = np.triu(np.ones((length, length), bool), k=1)
         x = run_blocks(self, x, bias=jnp.where(later, -jnp.inf, 0.0)[None, None])
         return x[jnp.arange(len(ids)), jnp.argmax(ids, axis=1)].astype(jnp.float32)
@@ -51,7 +52,7 @@ class ClipTextEncoder(nn.Module):
 class Clip(nn.Module):
     """Two towers with a projection each, and the logarithm of the scale of their cosine similarities.
 
-    Features are un-normalised: (B, embed_dim), fp32.
+    Features (B, embed_dim) are float32 and not normalised.
     """
 
     image_encoder: Vit
@@ -68,7 +69,10 @@ class Clip(nn.Module):
         return self.image_projection(self.image_encoder(images))
 
     def encode_text(self, ids, mask=None) -> jax.Array:
-        """Token ids (B, L), end of text in each -> features; no `mask` is needed, see ClipTextEncoder."""
+        """Token ids (B, L), each row with its end-of-text token -> features, see the class.
+
+        `mask` is not read: it stands here because other image-text models need one.
+        """
         return self.text_projection(self.text_encoder(ids))
 
     def __call__(self, images, ids, mask=None):
@@ -77,8 +81,8 @@ class Clip(nn.Module):
 
 
 def build_clip(config) -> Clip:
-    """The model that `config` describes: `image` and `text` hold the fields of the towers."""
-    dtype = jnp.dtype(config.get("dtype", "float32"))
-    image = Vit(**config["image"], patch_bias=False, norm_embeddings=True, dtype=dtype)
-    text = ClipTextEncoder(**config["text"], dtype=dtype)
+    """The model of `config`: its entries `image` and `text` hold the fields of the towers."""
+    dtypes = {name: jnp.dtype(config.get(name, "float32")) for name in ("dtype", "residual_dtype")}
+    image = Vit(**config["image"], patch_bias=False, norm_embeddings=True, **dtypes)
+    text = ClipTextEncoder(**config["text"], **dtypes)
     return Clip(image_encoder=image, text_encoder=text, embed_dim=config["embed_dim"])

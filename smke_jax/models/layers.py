@@ -1,7 +1,11 @@
-"""Transformer parts shared by every encoder: attention, MLP, block, LayerScale.
+"""Transformer parts that every encoder shares: LayerNorm, LayerScale, attention, MLP and the block made of them.
 
-LayerNorm epsilon, GELU form, norm order and which of q, k, v carry a bias are explicit fields: BERT, Data2Vec2 and
-BEiT differ in each of them, and Flax's defaults are none of theirs.
+BERT, Data2Vec2 and BEiT differ in LayerNorm epsilon, GELU form, norm order and the biases of q, k and v.  Flax's
+defaults fit none of the three, so each of these is an explicit field.
+
+Two fields say in which precision a module works.  `dtype` is that of matrix products.  `residual_dtype` is that of the
+residual stream: the embeddings and the sums that blocks add to.  It stays float32 by default, as under PyTorch's
+autocast, because bfloat16 keeps 8 bits: adding to a number anything below 1/512 of it changes nothing.
 """
 
 import functools
@@ -20,8 +24,8 @@ ACTIVATIONS = {
     "relu": jax.nn.relu,
 }
 
-
-# What a block's backward pass computes again instead of keeping: nothing, all but matrix products, or everything.
+# What the backward pass computes again instead of keeping it in memory: nothing, all but the outputs of matrix
+# products, or the whole block.
 REMAT = {
     "none": lambda run: run,
     "dots": functools.partial(nn.remat, policy=jax.checkpoint_policies.dots_with_no_batch_dims_saveable),
@@ -29,27 +33,21 @@ REMAT = {
 }
 
 
+# LayerNorm(epsilon, dtype): Flax computes the statistics and the output in float32 and rounds to `dtype` at the end.
+# The fast variance, E[x²] - E[x]², would lose a variance that is small beside the mean.
+LayerNorm = functools.partial(nn.LayerNorm, use_fast_variance=False)
+
+
 def kernel_init(std: float):
-    """Normal(0, std), 0.02 being fairseq's `init_bert_params`; 0 scales by fan-in, for towers trained from scratch."""
+    """Initialiser of weights: normal(0, `std`), or LeCun's (variance 1 / fan-in) where `std` is 0.
+
+    0.02 is fairseq's `init_bert_params`.  LeCun's suits towers that are trained from scratch.
+    """
     return nn.initializers.normal(std) if std else nn.initializers.lecun_normal()
 
 
-class LayerNorm(nn.Module):
-    """LayerNorm with fp32 statistics, returned in the compute dtype.  (…, D) -> (…, D)."""
-
-    eps: float
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x):
-        norm = nn.LayerNorm(epsilon=self.eps, dtype=jnp.float32, use_fast_variance=False, name="norm")
-        # One module deep would add a level to every path for nothing, so share this scope.
-        nn.share_scope(self, norm)
-        return norm(x).astype(self.dtype)
-
-
 class LayerScale(nn.Module):
-    """x * gamma, gamma (D,) learned from `initial`."""
+    """x · gamma in the dtype of x.  gamma (D,) is learned and starts at `initial`."""
 
     initial: float
 
@@ -60,10 +58,12 @@ class LayerScale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention; logits and softmax in fp32.
+    """Multi-head self-attention.  Logits and softmax are in float32, matrix products and the output in `dtype`.
 
-    `biases` names which of q, k, v have one: "qkv" (BERT, Data2Vec2) or "qv" (BEiT: a key bias would cancel in the
-    softmax anyway).  x (B, L, D), mask (B, L) with 1 = token, bias broadcastable to (B, H, L, L) -> (B, L, D).
+    `biases` names those of q, k and v that have a bias: "qkv" (BERT, Data2Vec2) or "qv" (BEiT; a key bias would cancel
+    in the softmax).
+    x (B, L, D); mask (B, L), 1 = token, 0 = padding; bias, added to the logits, broadcastable to (B, H, L, L)
+    -> (B, L, D).
     """
 
     num_heads: int
@@ -86,7 +86,8 @@ class Attention(nn.Module):
                 dtype=self.dtype,
                 name=name,
             )(x)
-            # Heads before positions: the batched products below then need no hidden copies, which cost a CPU dear.
+            # Heads stand before positions, so that the batched products below need no transposed copies.  On a CPU
+            # such copies cost as much time as the products.
             return y.reshape(*y.shape[:-1], self.num_heads, head_dim).transpose(0, 2, 1, 3)
 
         q, k, v = project("query"), project("key"), project("value")  # (B, H, L, d)
@@ -94,7 +95,7 @@ class Attention(nn.Module):
         if bias is not None:
             logits += bias.astype(jnp.float32)
         if mask is not None:
-            # A finite minimum instead of -inf: a row that is all padding then stays finite.
+            # A finite minimum, not -inf: the softmax of a row without any token would be NaN.
             logits = jnp.where(mask[:, None, None, :].astype(bool), logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits).astype(self.dtype)
         out = jnp.einsum("bhqk,bhkd->bhqd", weights, v).transpose(0, 2, 1, 3).reshape(x.shape)
@@ -102,7 +103,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """fc1 -> activation -> fc2.  (…, D) -> (fc1 before the activation (…, mlp_dim), output (…, D))."""
+    """fc2(activation(fc1(x))).  (…, D) -> (fc1(x) before the activation (…, mlp_dim), output (…, D)), in `dtype`."""
 
     mlp_dim: int
     activation: str = "gelu"
@@ -118,17 +119,18 @@ class Mlp(nn.Module):
 
 
 class BlockOutput(NamedTuple):
-    out: jax.Array  # (B, L, D) after the last residual (and, post-norm, its LayerNorm)
-    fc1: jax.Array  # (B, L, mlp_dim) first MLP layer before the activation: the intermediate ITC level
-    mlp: jax.Array  # (B, L, D) MLP output before residual and norm: what Data2Vec2 regresses
+    out: jax.Array  # (B, L, D) the residual stream after the block
+    fc1: jax.Array  # (B, L, mlp_dim) output of the first MLP layer before the activation: the intermediate ITC level
+    mlp: jax.Array  # (B, L, D) output of the MLP before the residual sum: what Data2Vec2 regresses
 
 
 class Block(nn.Module):
     """One Transformer layer, pre-norm (BEiT, the shared block) or post-norm (BERT, Data2Vec2); spec 0.2.
 
-    pre:  h = x + ls1·Attn(LN1 x);  out = h + ls2·MLP(LN2 h)
-    post: h = LN1(x + Attn(x));     out = LN2(h + MLP(h))
-    `layer_scale` is the initial gamma of ls1 and ls2, None leaves both out.
+    pre:  h = x + ls1·Attn(LN1 x);   out = h + ls2·MLP(LN2 h)
+    post: h = LN1(x + ls1·Attn(x));  out = LN2(h + ls2·MLP(h))
+    `layer_scale` is the initial gamma of ls1 and ls2; None leaves both out.
+    x, h and out are the residual stream, in `residual_dtype`.
     """
 
     num_heads: int
@@ -141,31 +143,37 @@ class Block(nn.Module):
     dropout: float = 0.0
     init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
+    residual_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, mask=None, bias=None, *, deterministic: bool = True) -> BlockOutput:
         if self.norm_order not in ("pre", "post"):
             raise UserError(f"norm_order {self.norm_order!r} is neither 'pre' nor 'post'")
         pre = self.norm_order == "pre"
-        norm1 = LayerNorm(self.norm_eps, self.dtype, name="norm1")
-        norm2 = LayerNorm(self.norm_eps, self.dtype, name="norm2")
+        # The output of a pre-norm goes into matrix products, that of a post-norm is the residual stream itself.
+        norm_dtype = self.dtype if pre else self.residual_dtype
+        norm1 = LayerNorm(self.norm_eps, norm_dtype, name="norm1")
+        norm2 = LayerNorm(self.norm_eps, norm_dtype, name="norm2")
         attention = Attention(self.num_heads, self.attention_biases, self.init_std, self.dtype, name="attention")
         mlp = Mlp(self.mlp_dim, self.activation, self.init_std, self.dtype, name="mlp")
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
 
-        def scale(name, y):
-            return y if self.layer_scale is None else LayerScale(self.layer_scale, name=name)(y)
+        def branch(y, scale_name):
+            """What is added to the residual stream for the output `y` of attention or MLP."""
+            y = drop(y).astype(self.residual_dtype)
+            return y if self.layer_scale is None else LayerScale(self.layer_scale, name=scale_name)(y)
 
-        h = x + scale("ls1", drop(attention(norm1(x) if pre else x, mask, bias)))
+        x = x.astype(self.residual_dtype)
+        h = x + branch(attention(norm1(x) if pre else x, mask, bias), "ls1")
         if not pre:
             h = norm1(h)
         fc1, y = mlp(norm2(h) if pre else h)
-        out = h + scale("ls2", drop(y))
+        out = h + branch(y, "ls2")
         return BlockOutput(out if pre else norm2(out), fc1, y)
 
 
 def run_block(block: Block, remat: str, x, mask=None, bias=None, *, deterministic: bool = True) -> BlockOutput:
-    """`block(x, mask, bias)`, rematerialised as the key `remat` of REMAT says."""
+    """`block(x, mask, bias)`, whose backward pass computes again what the entry `remat` of REMAT says."""
     run = REMAT[remat](lambda module, x: module(x, mask, bias, deterministic=deterministic))
     return run(block, x)
 
@@ -173,8 +181,9 @@ def run_block(block: Block, remat: str, x, mask=None, bias=None, *, deterministi
 def run_blocks(encoder: nn.Module, x, mask=None, bias=None, *, layer_scale=None, deterministic: bool = True):
     """Dropout, the layers 'block_<i>' and, pre-norm, the last LayerNorm of a tower.  (B, L, D) -> (B, L, D).
 
-    Call it inside the compact method of `encoder`, whose attributes of the same names it reads and to which the
-    parameters belong.  `mask`, `bias` and `layer_scale` are those of Attention and Block.
+    It is called inside the compact method of `encoder`.  It reads the fields of `encoder` that are named as those of
+    Block, and `depth` and `remat`; its parameters belong to `encoder`.  `mask` and `bias` are those of Attention,
+    `layer_scale` that of Block.
     """
     x = nn.Dropout(encoder.dropout, deterministic=deterministic)(x)
     for i in range(encoder.depth):
@@ -188,10 +197,11 @@ def run_blocks(encoder: nn.Module, x, mask=None, bias=None, *, layer_scale=None,
             dropout=encoder.dropout,
             init_std=encoder.init_std,
             dtype=encoder.dtype,
+            residual_dtype=encoder.residual_dtype,
             name=f"block_{i}",
         )
         x = run_block(block, encoder.remat, x, mask, bias, deterministic=deterministic).out
-    return LayerNorm(encoder.norm_eps, encoder.dtype, name="norm")(x) if encoder.norm_order == "pre" else x
+    return LayerNorm(encoder.norm_eps, encoder.residual_dtype, name="norm")(x) if encoder.norm_order == "pre" else x
 
 
 def prepend(token: jax.Array, tokens: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""An image as one code: the teacher's [CLS] goes down to a unit vector, to the nearest code, and back up (spec 16)."""
+"""Images as codes: the teacher's [CLS] is projected to a short unit vector and its nearest code taken (spec 16)."""
 
 import math
 
@@ -18,7 +18,7 @@ def _random_codes(key, shape):
 
 
 class Down(nn.Module):
-    """[CLS] (B, D) -> latent (B, code_dim) of length 1, fp32."""
+    """Projection of [CLS] (B, D) -> latent (B, code_dim) of length 1, float32."""
 
     code_dim: int
 
@@ -29,10 +29,10 @@ class Down(nn.Module):
 
 
 class Autoencoder(nn.Module):
-    """Down, one code, and a decoder that rebuilds [CLS] from the code and a few patches of the image.
+    """A vector quantiser with a decoder that rebuilds [CLS] from the code and a few patches of the image.
 
-    The decoder is one BEiT block with a relative position bias over [code, patches], a share `masked` of the patches
-    replaced by a learned token: what the image shows can reach it through the code alone, details through the rest.
+    The decoder is one BEiT block with a relative position bias over [code, patches].  A learned token replaces a share
+    `masked` of the patches, so that the decoder depends on the code.
     """
 
     code_dim: int
@@ -42,12 +42,15 @@ class Autoencoder(nn.Module):
     norm_eps: float = 1e-6
     activation: str = "gelu"
     dtype: jnp.dtype = jnp.float32  # of the decoder
+    residual_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, cls, patches, codes):
-        """[CLS] (B, D), embedded patches (B, N, D), unit codes (J, S) -> latent (B, S), cosines (B, J), [CLS] (B, D).
+        """[CLS] (B, D), embedded patches (B, N, D) and codes (J, S) of length 1 -> three float32 arrays:
 
-        Draws the masks from the rng 'mask'.  The gradient of the chosen code goes straight through to the latent.
+        latent (B, S), its cosines with all codes (B, J), and the rebuilt [CLS] (B, D).
+        The gradient by the chosen code is passed to the latent as it is (straight-through).  The rng 'mask' draws the
+        masked patches.
         """
         batch, count, width = patches.shape
         latent = Down(self.code_dim, name="down")(cls)
@@ -57,7 +60,8 @@ class Autoencoder(nn.Module):
 
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (width,))
         order = jnp.argsort(jax.random.uniform(self.make_rng("mask"), (batch, count)), axis=1)
-        # Exactly so many of every image; what is a whole number but for rounding is that number.
+        # Every image keeps the same number of patches, rounded down.  1e-6 makes up for the rounding of `masked`:
+        # 10 · (1 - 0.9) is 0.9999….
         kept = order < int(count * (1 - self.masked) + 1e-6)
         x = jnp.concatenate([x[:, None], jnp.where(kept[..., None], patches, mask_token)], axis=1)
         bias = RelativePositionBias(math.isqrt(count), self.num_heads, nn.initializers.zeros, name="relative_bias")()
@@ -70,13 +74,14 @@ class Autoencoder(nn.Module):
             attention_biases="qv",
             init_std=0.0,
             dtype=self.dtype,
+            residual_dtype=self.residual_dtype,
             name="decoder",
         )
-        return latent, cosines, block(x.astype(self.dtype), bias=bias).out[:, 0].astype(jnp.float32)
+        return latent, cosines, block(x, bias=bias).out[:, 0].astype(jnp.float32)
 
 
 class Quantizer(nn.Module):
-    """What is kept of an Autoencoder: [CLS] (B, D) -> the number of its code (B,) int32."""
+    """The part of a trained Autoencoder that gives codes: [CLS] (B, D) -> the number of its nearest code (B,) int32."""
 
     num_codes: int
     code_dim: int

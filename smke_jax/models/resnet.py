@@ -1,14 +1,14 @@
-"""ResNet with bottlenecks (He et al. 2016), frozen: the supervised teacher of Transformer SHRe (spec 5, 26.6)."""
+"""ResNet with bottleneck blocks (He et al. 2016): the frozen, supervised teacher of Transformer SHRe (spec 5, 26.6)."""
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-EXPANSION = 4  # of a bottleneck's channels by its last convolution
+EXPANSION = 4  # a bottleneck's last convolution has so many times the channels of the others
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation as at inference: the statistics are parameters.  (…, C) -> (…, C)."""
+    """Batch normalisation at inference, with the running statistics as parameters.  (…, C) -> (…, C)."""
 
     eps: float = 1e-5
 
@@ -24,9 +24,9 @@ class BatchNorm(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1×1, 3×3 and 1×1 convolutions around a shortcut.  (B, H, W, C) -> (B, H / stride, W / stride, 4 · channels).
+    """1×1, 3×3 and 1×1 convolutions beside a shortcut.  (B, H, W, C) -> (B, H / stride, W / stride, 4 · channels).
 
-    The stride is that of the 3×3 convolution ("v1.5").
+    The 3×3 convolution has the stride (ResNet "v1.5").
     """
 
     channels: int
@@ -50,10 +50,10 @@ class Bottleneck(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Classification network; as a teacher it gives its logits, whose number is its `width`, also as 'logits'.
+    """ResNet that classifies into `width` classes.  Its logits are its feature, and it sows them as 'logits' too.
 
     `stem_width` is the number of channels after the first convolution.  The defaults are those of ResNet-50.
-    Agrees with transformers' ResNetForImageClassification.
+    It equals transformers' ResNetForImageClassification.
     """
 
     width: int = 1000
@@ -67,7 +67,7 @@ class ResNet(nn.Module):
 
     @nn.compact
     def __call__(self, images):
-        """Normalised images (B, S, S, 3) -> logits (B, width), fp32."""
+        """Normalised images (B, S, S, 3) -> logits (B, width), float32."""
         x = conv(self.stem_width, 7, 2, self.dtype, name="conv1")(images.astype(self.dtype))
         x = nn.relu(BatchNorm(name="bn1")(x))
         x = nn.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
@@ -81,7 +81,7 @@ class ResNet(nn.Module):
 
 
 def conv(channels: int, size: int, stride: int, dtype, *, name: str) -> nn.Conv:
-    """A convolution without bias, padded to keep its input's height and width where `stride` is 1."""
+    """A convolution without bias.  Its padding keeps height and width where `stride` is 1."""
     pad = size // 2
     return nn.Conv(
         channels, (size, size), stride, padding=((pad, pad), (pad, pad)), use_bias=False, dtype=dtype, name=name

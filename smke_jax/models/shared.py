@@ -1,4 +1,4 @@
-"""What both modalities go through after their towers: Transformer blocks, or the MLP of SHRe (spec 0.2)."""
+"""The layers that images and captions share after their towers: Transformer blocks, or the MLP of SHRe (spec 0.2)."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -7,7 +7,10 @@ from smke_jax.models.layers import ACTIVATIONS, Block, BlockOutput, LayerNorm, k
 
 
 class SharedTransformer(nn.Module):
-    """Pre-norm blocks with LayerScale and biases of q and v, as BEiT has them -> the output of the last one."""
+    """Pre-norm blocks with LayerScale and biases of q and v, as in BEiT.  It is called like a Block.
+
+    -> the output of the last block.
+    """
 
     num_heads: int
     mlp_dim: int
@@ -18,6 +21,7 @@ class SharedTransformer(nn.Module):
     dropout: float = 0.0
     init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
+    residual_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, mask=None, bias=None, *, deterministic: bool = True) -> BlockOutput:
@@ -33,19 +37,22 @@ class SharedTransformer(nn.Module):
                 dropout=self.dropout,
                 init_std=self.init_std,
                 dtype=self.dtype,
+                residual_dtype=self.residual_dtype,
                 name=f"block_{i}",
             )
             if self.depth == 1:
-                nn.share_scope(self, block)  # a level for one block alone would say nothing
+                nn.share_scope(self, block)  # a single block's parameters need no level 'block_0'
             output = block(x, mask, bias, deterministic=deterministic)
             x = output.out
         return output
 
 
 class SharedMlp(nn.Module):
-    """The first two of SHRe's three layers, on [CLS] alone: fc1 -> activation -> LayerNorm -> fc2; no residual.
+    """The first two of SHRe's three layers: fc2(LayerNorm(activation(fc1([CLS])))).  It is called like a Block.
 
-    The third is the student's head with its norm.  (B, L, D) -> out (B, 1, D), fc1 (B, 1, mlp_dim).
+    The third layer is the student's head with its LayerNorm.  There is no residual sum, so there is no
+    `residual_dtype`.
+    x (B, L, D) -> BlockOutput of [CLS] alone: out (B, 1, D), fc1 (B, 1, mlp_dim), and out again as mlp, in `dtype`.
     """
 
     mlp_dim: int

@@ -1,4 +1,7 @@
-"""The student: two towers, what they share, and one head that predicts what the teacher says (spec 0.2, 5-9)."""
+"""The student: two towers, the layers they share, and the head that predicts the teacher's feature (spec 0.2, 5-9)."""
+
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -12,24 +15,26 @@ from smke_jax.models.text import TextEncoder
 from smke_jax.models.vision import ImageEncoder
 
 TEXT, IMAGE = 0, 1  # rows of the token-type table
-TOKEN_TYPES_AT = ("before", "after")  # the blocks of the towers
+TOKEN_TYPES_AT = ("before", "after")  # before the towers' first blocks, or after their last
 
 
 class Student(nn.Module):
-    """Image and text towers whose sequences go, separately, through the same layers.
+    """An image tower and a text tower, whose sequences go separately through the same shared layers.
 
-    `token_types` adds a vector per modality to every token, times a learned scale that starts at `token_type_scale`
-    (None: no scale), at one of TOKEN_TYPES_AT: before the towers' first block, or after their last (spec 9).
-    `encode_image` and `encode_text` return, all from position 0 and un-normalised:
-      'fc1'  (B, mlp_dim)     first MLP layer of the (last) shared block before its activation
-      'out'  (B, D)           output of what is shared: the retrieval embedding
-      'head' (B, target_dim)  head(LN(out)): the prediction of the teacher's [CLS] or logits
-    They sow 'tokens' (B, L - 1, D) and 'head_tokens' (B, L - 1, target_dim): 'out' and 'head' from all other positions.
+    `token_types` adds one learned vector per modality to every token, at the place `token_types_at` (one of
+    TOKEN_TYPES_AT; spec 9).  The vector is multiplied by a learned LayerScale that starts at `token_type_scale`, or by
+    none where that is None.
+    `encode_image` and `encode_text` return these, of position 0 ([CLS]), float32, not normalised:
+      'fc1'  (B, mlp_dim)     first MLP layer of the last shared block, before the activation
+      'out'  (B, D)           output of the shared layers: the retrieval embedding
+      'head' (B, target_dim)  head(LayerNorm(out)): the prediction of the teacher's [CLS] or logits
+    They sow 'tokens' (B, L - 1, D) and 'head_tokens' (B, L - 1, target_dim): 'out' and 'head' of all other positions.
+    ValueError where the towers differ in width.
     """
 
     image_encoder: ImageEncoder
     text_encoder: TextEncoder
-    shared: nn.Module  # one of SHARED, or any other that is called like a Block
+    shared: nn.Module  # one of SHARED, or any other module that is called like a Block
     target_dim: int
     token_types: bool = True
     token_types_at: str = "after"
@@ -37,7 +42,6 @@ class Student(nn.Module):
     norm_eps: float = 1e-6
     init_std: float = 0.02
     remat: str = "none"
-    dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         width = self.image_encoder.width
@@ -64,11 +68,11 @@ class Student(nn.Module):
         return self._align(tokens, mask, TEXT, deterministic)
 
     def __call__(self, images, ids, mask):
-        """Both modalities: what initialisation needs."""
+        """Representations of both modalities.  Initialisation calls this, because it needs every parameter once."""
         return self.encode_image(images), self.encode_text(ids, mask)
 
     def _token_type(self, modality: int, place: str) -> jax.Array | None:
-        """What is added to every token of a modality at that place, (D,), if anything."""
+        """The vector (D,) that is added to every token of `modality` at `place`; None where none is added."""
         if not self.token_types or place != self.token_types_at:
             return None
         row = self.type_embedding[modality]
@@ -84,18 +88,29 @@ class Student(nn.Module):
         return {"fc1": block.fc1[:, 0].astype(jnp.float32), "out": out, "head": self.head(self.head_norm(out))}
 
 
-def build_student(config, *, vocab_size: int, target_dim: int) -> Student:
-    """The student that `config` describes: its own fields, and those of its parts 'image', 'text' and 'shared'.
+def build_student(description: Mapping[str, Any], *, vocab_size: int, target_dim: int) -> Student:
+    """The student of `description`.
 
+    It holds fields of Student, the fields of its parts in 'image', 'text' and 'shared', and 'dtype', 'remat' and
+    'residual_dtype' (float32 where it is missing) for all parts.
     vocab_size: of the tokenizer; target_dim: channels of the head
     """
-    common = {"dtype": jnp.dtype(config.dtype), "remat": config.get("remat", "none")}
-    image, text, shared = config.image, config.text, config.shared
-    shared_type = SHARED[shared.get("type", "transformer")]
-    parts = {
-        "image_encoder": ImageEncoder(**fields_of(image, ImageEncoder), **common),
-        "text_encoder": TextEncoder(**fields_of(text, TextEncoder), vocab_size=vocab_size, **common),
-        "shared": shared_type(**fields_of(shared, shared_type), dtype=common["dtype"]),
+    for_all = {
+        "dtype": description["dtype"],
+        "residual_dtype": description.get("residual_dtype", "float32"),
+        "remat": description.get("remat", "none"),
     }
-    own = {"target_dim": target_dim, "init_std": shared.init_std, **common}
-    return Student(**fields_of(config, Student) | parts | own)
+    shared = description["shared"]
+
+    def part(module, fields, **more):
+        return module(**fields_of({**fields, **for_all, **more}, module))
+
+    return part(
+        Student,
+        description,
+        image_encoder=part(ImageEncoder, description["image"]),
+        text_encoder=part(TextEncoder, description["text"], vocab_size=vocab_size),
+        shared=part(SHARED[shared.get("type", "transformer")], shared),
+        target_dim=target_dim,
+        init_std=shared["init_std"],
+    )

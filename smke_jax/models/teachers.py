@@ -1,8 +1,7 @@
-"""Frozen image teachers.  Every one maps normalised images (B, S, S, 3) to a feature (B, D): its [CLS], or logits.
+"""Image teachers.  Each maps normalised images (B, S, S, 3) to a feature (B, D), float32: [CLS], or class logits.
 
-Those that cut the image in patches also sow their 'tokens' (B, N, D), the same of every patch, and their 'patches'
-(B, N, D), embedded and without positions.
-One that classifies has `num_classes` and sows its 'logits' (B, num_classes).
+A Vision Transformer also sows 'tokens' (B, N, D), the output at every patch, and 'patches' (B, N, D), the embedded
+patches without positions.  A classifier has `num_classes` and sows 'logits' (B, num_classes).
 """
 
 import flax.linen as nn
@@ -19,10 +18,10 @@ from smke_jax.models.vit import Vit
 
 
 def relative_position_index(grid: int) -> np.ndarray:
-    """BEiT's index of the bias table -> (1+N, 1+N) int32, N = grid² (spec 26.1).
+    """The row of BEiT's bias table for each pair of tokens (query, key) -> (1+N, 1+N) int32, N = grid² (spec 26.1).
 
-    Patch pair: (dy + g-1)·(2g-1) + (dx + g-1) with d = query - key; then, in this order, [CLS]→patch (row 0),
-    patch→[CLS] (column 0) and [CLS]→[CLS].
+    Of two patches it is (dy + grid-1)·(2·grid-1) + (dx + grid-1), where (dy, dx) = position of query - position of key.
+    The last three rows of the table are for query [CLS] with a patch, a patch with key [CLS], and [CLS] with itself.
     """
     y, x = np.divmod(np.arange(grid * grid), grid)
     span = 2 * grid - 1
@@ -34,7 +33,7 @@ def relative_position_index(grid: int) -> np.ndarray:
 
 
 class RelativePositionBias(nn.Module):
-    """BEiT's learned bias -> (1, H, 1+N, 1+N)."""
+    """BEiT's learned bias of attention logits, N = grid² -> (1, H, 1+N, 1+N)."""
 
     grid: int
     num_heads: int
@@ -48,11 +47,13 @@ class RelativePositionBias(nn.Module):
 
 
 class Beit(nn.Module):
-    """BEiT / BEiT v2 (spec 0.2, 26.1): pre-norm, LayerScale, q and v biases, relative position bias, no positions.
+    """BEiT and BEiT v2 (spec 0.2, 26.1): pre-norm, LayerScale, biases of q and v, relative position bias.
 
-    `shared_bias` uses one table for all blocks (pretraining checkpoints) or one each (fine-tuned, timm, HF).
-    `final_norm` False has no last norm and returns the last block's output as it is: the memory bank run of the thesis
-    (spec 15), and networks fine-tuned with mean pooling, whose norm belongs to the mean.  Those have `num_classes`.
+    With `shared_bias` all blocks share one bias table (pretraining checkpoints); without, each block has its own
+    (fine-tuned checkpoints, timm, Hugging Face).
+    Without `final_norm` the feature is the last block's output.  The memory bank run of the thesis uses it so (spec
+    15), and so do networks fine-tuned with mean pooling, whose last LayerNorm belongs to the mean.
+    `num_classes` above 0 adds that classifier: a LayerNorm and a linear layer on the mean of the patches.
     """
 
     image_size: int
@@ -69,15 +70,16 @@ class Beit(nn.Module):
     num_classes: int = 0
     init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
+    residual_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, images):
-        """Normalised images (B, S, S, 3) -> [CLS] feature (B, D), fp32."""
+        """Normalised images (B, S, S, 3) -> [CLS] feature (B, D), float32."""
         embed = PatchEmbed(self.patch_size, self.width, self.init_std, self.dtype, name="patch_embed")
         patches = embed(patchify(images, self.patch_size))
         self.sow("intermediates", "patches", patches)
-        cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
-        x = prepend(cls, patches)
+        cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.residual_dtype)
+        x = prepend(cls, patches.astype(self.residual_dtype))
         grid = self.image_size // self.patch_size
         shared = RelativePositionBias(grid, self.num_heads, name="relative_bias")() if self.shared_bias else None
         for i in range(self.depth):
@@ -92,6 +94,7 @@ class Beit(nn.Module):
                 layer_scale=self.layer_scale,
                 init_std=self.init_std,
                 dtype=self.dtype,
+                residual_dtype=self.residual_dtype,
                 name=f"block_{i}",
             )(x, bias=shared if self.shared_bias else own).out
         norm = LayerNorm(self.norm_eps, name="norm") if self.final_norm else lambda x: x
@@ -104,21 +107,21 @@ class Beit(nn.Module):
 
 
 class Data2Vec2(ImageEncoder):
-    """A Data2Vec2 encoder as a teacher: its last [CLS], un-normalised."""
+    """A Data2Vec2 encoder as a teacher: its feature is the last block's output at [CLS]."""
 
     @nn.compact
     def __call__(self, images, *, deterministic: bool = True):
-        """Normalised images (B, S, S, 3) -> [CLS] feature (B, D), fp32."""
+        """Normalised images (B, S, S, 3) -> [CLS] feature (B, D), float32."""
         x = super().__call__(images, deterministic=deterministic).astype(jnp.float32)
         self.sow("intermediates", "tokens", x[:, 1:])
         return x[:, 0]
 
 
 def stand_in_head(num_classes: int, temperature: float):
-    """[CLS] (B, D) -> logits (B, num_classes) for a network without a classifier: no class means anything.
+    """A function [CLS] (B, D) -> logits (B, num_classes) for a network without a classifier.
 
-    They are cosines with fixed random directions, over `temperature`: a recipe that learns a classifier's logits can
-    be run where there is none.
+    The logits are cosines with fixed random directions, divided by `temperature`.  The classes mean nothing.  With
+    them a recipe that learns a classifier's logits can be tried where no classifier is at hand.
     """
 
     def logits(cls):
@@ -135,7 +138,7 @@ TEACHERS = {"beit": Beit, "data2vec2": Data2Vec2, "vit": Vit, "resnet": ResNet}
 
 
 def build_teacher(config) -> nn.Module:
-    """The image encoder that `config` (with a `type` of TEACHERS and that module's fields) describes."""
+    """The image encoder of `config`, which holds a `type` of TEACHERS and fields of that module."""
     if config["type"] not in TEACHERS:
         raise UserError(f"there is no image encoder {config['type']!r} among {', '.join(sorted(TEACHERS))}")
     return build_from(config, TEACHERS[config["type"]])

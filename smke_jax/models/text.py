@@ -1,4 +1,4 @@
-"""The student's text encoder: BERT (spec 0.2) without pooler."""
+"""Text encoders: BERT without its pooler, the student's tower (spec 0.2), and BERT with it."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -9,10 +9,11 @@ from smke_jax.models.layers import LayerNorm, kernel_init, run_blocks
 
 
 class TextEncoder(nn.Module):
-    """BERT encoder.  ids (B, L) int, mask (B, L) with 1 = token -> (B, L, D), [CLS] first.
+    """BERT encoder.  ids (B, L) int, mask (B, L), 1 = token, 0 = padding -> (B, L, D), [CLS] first.
 
-    Outputs at tokens do not depend on how much padding follows them.  Token-type id is 0 throughout.
-    `added` (D,) joins every token after the embeddings and their LayerNorm.
+    Outputs at tokens do not depend on the number of padding positions.  Every token has BERT's token type 0.
+    `added` (D,) is added to every token after the LayerNorm of the embeddings.  ValueError for captions longer than
+    `max_positions`.
     """
 
     vocab_size: int
@@ -29,6 +30,7 @@ class TextEncoder(nn.Module):
     init_std: float = 0.02
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
+    residual_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, ids, mask, *, added=None, deterministic: bool = True):
@@ -37,19 +39,22 @@ class TextEncoder(nn.Module):
             raise UserError(f"captions are {length} tokens long, this encoder has {self.max_positions} positions")
 
         def table(name, rows):
-            return self.param(name, kernel_init(0.02), (rows, self.width)).astype(self.dtype)
+            return self.param(name, kernel_init(0.02), (rows, self.width)).astype(self.residual_dtype)
 
         x = table("word_embedding", self.vocab_size)[ids]
         x += table("position_embedding", self.max_positions)[:length]
         x += table("type_embedding", self.type_vocab_size)[0]
-        x = LayerNorm(self.norm_eps, self.dtype, name="embedding_norm")(x)
+        x = LayerNorm(self.norm_eps, self.residual_dtype, name="embedding_norm")(x)
         if added is not None:
-            x += added.astype(self.dtype)
+            x += added.astype(self.residual_dtype)
         return run_blocks(self, x, mask, deterministic=deterministic)
 
 
 class Bert(TextEncoder):
-    """A BERT with its pooler, where the file it comes from has one.  -> (tokens (B, L, D), pooled (B, D) or None)."""
+    """BERT with its pooler.  -> (tokens (B, L, D), pooled (B, D)).
+
+    Without `pooler`, for files that hold none, pooled is None.
+    """
 
     pooler: bool = True
 
@@ -65,5 +70,5 @@ TEXT_ENCODERS = {"bert": Bert}
 
 
 def build_text_encoder(config) -> nn.Module:
-    """The text encoder that `config` (with a `type` of TEXT_ENCODERS and that module's fields) describes."""
+    """The text encoder of `config`, which holds a `type` of TEXT_ENCODERS and fields of that module."""
     return build_from(config, TEXT_ENCODERS[config["type"]])

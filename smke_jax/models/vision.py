@@ -1,4 +1,4 @@
-"""The student's image encoder: a Data2Vec2 ViT (spec 0.2)."""
+"""Images as patches, and the student's image encoder: the Vision Transformer of Data2Vec2 (spec 0.2)."""
 
 import flax.linen as nn
 import jax
@@ -12,8 +12,8 @@ from smke_jax.models.layers import LayerNorm, kernel_init, prepend, run_blocks
 def sincos_positions(grid: int, width: int) -> np.ndarray:
     """Fixed 2-D sine-cosine positions of a square grid -> (grid², width), row-major.
 
-    First half of the channels encodes x, second half y; each is [sin | cos] over frequencies 10000^(-i/(width/4)),
-    as in MAE and Data2Vec2.
+    The first half of the channels encodes the column x, the second half the row y.  Each half is [sin | cos] of the
+    frequencies 10000^(-i/(width/4)), as in MAE and Data2Vec2.  ValueError unless `width` divides by 4.
     """
     if width % 4:
         raise UserError(f"sine-cosine positions need a width divisible by 4, not {width}")
@@ -26,7 +26,10 @@ def sincos_positions(grid: int, width: int) -> np.ndarray:
 
 
 def patchify(images: jax.Array, patch_size: int) -> jax.Array:
-    """Square patches, row-major, each flattened as (row, column, channel).  (B, S, S, C) -> (B, N, p·p·C)."""
+    """Square patches, row-major, each flattened as (row, column, channel).  (B, S, S, C) -> (B, N, p·p·C).
+
+    ValueError unless the image size S is a multiple of `patch_size`.
+    """
     batch, size, _, channels = images.shape
     if size % patch_size:
         raise UserError(f"image size {size} is no multiple of the patch size {patch_size}")
@@ -36,10 +39,10 @@ def patchify(images: jax.Array, patch_size: int) -> jax.Array:
 
 
 class PatchEmbed(nn.Module):
-    """Linear projection of patches, (B, N, p·p·3) -> (B, N, D).
+    """Linear projection of patches, (B, N, p·p·3) -> (B, N, D), in `dtype`.
 
-    The kernel is kept as the convolution it is in every checkpoint, (p, p, 3, D), but applied as one matrix product:
-    XLA's strided convolutions cost a CPU several times as much.
+    The kernel has the shape (p, p, 3, D) of the convolution that every checkpoint holds.  It is applied as one matrix
+    product, because XLA's strided convolutions take several times as long on a CPU.
     """
 
     patch_size: int
@@ -59,12 +62,14 @@ class PatchEmbed(nn.Module):
 
 
 class ImageEncoder(nn.Module):
-    """Data2Vec2 image encoder.  (B, image_size, image_size, 3) normalised -> (B, 1 + N, D), [CLS] first.
+    """Data2Vec2 image encoder.  Normalised images (B, image_size, image_size, 3) -> (B, 1 + N, D), [CLS] first.
 
-    Patches get fixed positions, [CLS] gets none; post-norm puts a LayerNorm before the first block and none after
-    the last (layer_norm_first=False), pre-norm the other way round.  In training a random share `token_drop` of the
-    patches is left out (FLIP, Li et al. 2023): faster, and it keeps a small set of photos from being memorised.
-    `added` (D,) joins every token, [CLS] too, before the first LayerNorm.
+    Patches get fixed positions; [CLS] gets none.  Post-norm has a LayerNorm before the first block and none after the
+    last (fairseq's layer_norm_first=False); pre-norm has one after the last block and none before the first.
+    In training a random share `token_drop` of the patches is left out (FLIP, Li et al. 2023).  That is faster, and a
+    small set of photos is less easily memorised.
+    `added` (D,) is added to every token, also to [CLS], before the first LayerNorm.
+    It sows 'patches' (B, N, D): the embedded patches without positions.  ValueError for images of another size.
     """
 
     image_size: int
@@ -81,6 +86,7 @@ class ImageEncoder(nn.Module):
     init_std: float = 0.02
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
+    residual_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, images, *, added=None, deterministic: bool = True):
@@ -94,13 +100,13 @@ class ImageEncoder(nn.Module):
             x, positions = jnp.take_along_axis(x, kept[:, :, None], axis=1), positions[kept]
         x = PatchEmbed(self.patch_size, self.width, self.init_std, self.dtype, name="patch_embed")(x)
         self.sow("intermediates", "patches", x)
-        x += positions.astype(self.dtype)
-        cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
+        x = x.astype(self.residual_dtype) + positions.astype(self.residual_dtype)
+        cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.residual_dtype)
         x = prepend(cls, x)
         if added is not None:
-            x += added.astype(self.dtype)
+            x += added.astype(self.residual_dtype)
         if self.norm_order != "pre":
-            x = LayerNorm(self.norm_eps, self.dtype, name="norm")(x)
+            x = LayerNorm(self.norm_eps, self.residual_dtype, name="norm")(x)
         return run_blocks(self, x, deterministic=deterministic)
 
 

@@ -1,4 +1,4 @@
-"""The plain Vision Transformer (Dosovitskiy et al. 2021), as DINO, DINOv2, AugReg and CLIP's image tower use it."""
+"""The Vision Transformer of Dosovitskiy et al. 2021, as in DINO, DINOv2, AugReg and CLIP's image tower."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -8,10 +8,12 @@ from smke_jax.models.vision import PatchEmbed, patchify
 
 
 class Vit(nn.Module):
-    """Class token, learned absolute positions, pre-norm blocks with q, k and v biases, LayerNorm at the end.
+    """[CLS] token, learned absolute positions, pre-norm blocks with biases of q, k and v, LayerNorm at the end.
 
-    Agrees with transformers' ViTModel, Dinov2Model (`layer_scale`) and CLIPVisionModel (`patch_bias` False and
-    `norm_embeddings`: a LayerNorm before the first block too).
+    `norm_embeddings` adds a LayerNorm before the first block.
+    It sows 'patches' (B, N, D), the embedded patches without positions, and 'tokens' (B, N, D), the output at patches.
+    It equals transformers' ViTModel; with `layer_scale`, Dinov2Model; with `patch_bias` False and `norm_embeddings`,
+    CLIPVisionModel.
     """
 
     image_size: int
@@ -27,8 +29,9 @@ class Vit(nn.Module):
     norm_embeddings: bool = False
     init_std: float = 0.02
     dtype: jnp.dtype = jnp.float32
+    residual_dtype: jnp.dtype = jnp.float32
 
-    # What `run_blocks` reads too, the same for all of this family: no fields.
+    # `run_blocks` reads these too.  They are the same for the whole family, so they are no fields.
     norm_order = "pre"
     dropout = 0.0
     remat = "none"
@@ -44,11 +47,11 @@ class Vit(nn.Module):
         )
         patches = embed(patchify(images, self.patch_size))
         self.sow("intermediates", "patches", patches)
-        cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.dtype)
-        x = prepend(cls, patches)
-        x += self.param("position_embedding", kernel_init(0.02), x.shape[1:]).astype(self.dtype)
+        cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.residual_dtype)
+        x = prepend(cls, patches.astype(self.residual_dtype))
+        x += self.param("position_embedding", kernel_init(0.02), x.shape[1:]).astype(self.residual_dtype)
         if self.norm_embeddings:
-            x = LayerNorm(self.norm_eps, self.dtype, name="embedding_norm")(x)
+            x = LayerNorm(self.norm_eps, self.residual_dtype, name="embedding_norm")(x)
         x = run_blocks(self, x, layer_scale=self.layer_scale).astype(jnp.float32)
         self.sow("intermediates", "tokens", x[:, 1:])
         return x[:, 0]

@@ -2,13 +2,15 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smke_jax.convert.params_file import digests, fit, load_params, read_description
+from smke_jax.convert.params_file import TOKENIZER, digests, fit, load_params, read_description
+from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.convert.temperatures import by_level
 from smke_jax.errors import UserError
 from smke_jax.models.teachers import Data2Vec2
@@ -22,7 +24,7 @@ RANDOM = "random"  # what a config says where nothing is read from a file
 FITTING = {"image": {"data2vec2": Data2Vec2}, "text": {"bert": Bert}}
 # What may differ from the network that is read: how it was and is trained, and the size of the images.
 FREE = {
-    "type", "head", "start", "image_start", "text_start", "trained", "target_dim", "vocab_size", "level", "max_length",
+    "head", "start", "image_start", "text_start", "trained", "target_dim", "vocab_size", "level", "max_length",
     "logit_scales", "image_size", "pooler", "dropout", "token_drop", "init_std", "dtype", "residual_dtype", "remat",
     "parent", "name", "init",
 }  # fmt: skip
@@ -51,7 +53,7 @@ def student_start(path: str, shapes: Any, description: Mapping[str, Any]) -> Sta
     loaded = fit(shapes, load_params(path), source=path)
     scales = {name: {"logit_scale": values} for name, values in by_level(model.get("logit_scales", {})).items()}
     origins = {"": f"{len(jax.tree.leaves(loaded))} tensors from {path}"}
-    return Start(loaded, origins, {"weights": digests(path)["weights"], **_source(path)}, scales)
+    return Start(loaded, origins, {"weights": digests(path)["weights"], **_source(path)}, scales, _vocabulary(path))
 
 
 def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any]) -> Start:
@@ -86,7 +88,14 @@ def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any]) -
     params = fit(shapes, load_params(path), source=path)
     layers = f"layers 0-{fields['depth'] - 1} of {model['depth']}"
     origin = f"{len(jax.tree.leaves(params))} tensors from {path} ({model['type']}, {layers})"
-    return Start(params, {"": origin}, {"weights": digests(path)["weights"], **_source(path)})
+    expects = _vocabulary(path) if tower == "text" else {}
+    return Start(params, {"": origin}, {"weights": digests(path)["weights"], **_source(path)}, expects=expects)
+
+
+def _vocabulary(path) -> dict[str, str]:
+    """What a run has to read text with that begins from `path`, where a vocabulary lies beside its weights."""
+    folder = Path(path) / TOKENIZER
+    return {"tokenizer": load_tokenizer(folder).digest} if folder.is_dir() else {}
 
 
 def _source(path) -> dict[str, str]:

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
-from ml_collections import ConfigDict
-
 from smke_jax.errors import UserError
+from smke_jax.facts import FromTask
 from smke_jax.models.student import build_student
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.start import RANDOM, student_start, tower_start
@@ -17,7 +16,7 @@ TOWERS = ("image", "text")
 
 def two_towers(
     *,
-    vocab_size: int,
+    vocab_size: FromTask,
     image: Mapping[str, Any],
     text: Mapping[str, Any],
     shared: Mapping[str, Any],
@@ -50,7 +49,7 @@ def two_towers(
         "token_types": token_types, "token_types_at": token_types_at, "token_type_scale": token_type_scale,
         "dtype": dtype, "residual_dtype": residual_dtype, **{name: dict(part) for name, part in parts.items()},
     }  # fmt: skip
-    model = build_student(ConfigDict(settings | {"remat": remat}), vocab_size=vocab_size, target_dim=head)
+    model = build_student(settings | {"remat": remat}, vocab_size=vocab_size, target_dim=head)
     description = {"type": "student", "vocab_size": vocab_size, "target_dim": head, **settings}
     files = {tower: path for tower, path in zip(TOWERS, (image_start, text_start), strict=True) if path != RANDOM}
     if start != RANDOM and files:
@@ -74,6 +73,7 @@ def two_towers(
             {name: part.params for name, part in found.items()},
             {name: part.origins[""] for name, part in found.items()},
             {f"{name} {what}": digest for name, part in found.items() for what, digest in part.digests.items()},
+            expects={what: digest for part in found.values() for what, digest in part.expects.items()},
         )
 
     return Network(

@@ -1,7 +1,7 @@
 """Image and text aligned by their cosine, with one negative each in place of a whole batch (spec 19)."""
 
 from smke_jax.losses.contrastive import normalise
-from smke_jax.losses.ranking import matching_cosine_loss, mismatching_cosine_loss
+from smke_jax.losses.margin import matching_cosine_loss, mismatching_cosine_loss
 from smke_jax.objectives.base import Term, no_state
 
 

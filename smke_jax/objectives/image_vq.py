@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from smke_jax.losses import codebook
 from smke_jax.losses.collective import total
 from smke_jax.losses.contrastive import normalise
-from smke_jax.losses.ranking import matching_cosine_loss
+from smke_jax.losses.margin import matching_cosine_loss
 from smke_jax.objectives.base import Term
 
 

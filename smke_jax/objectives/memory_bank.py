@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from smke_jax.errors import UserError
 from smke_jax.losses.collective import Scope
-from smke_jax.losses.pairs import NOBODY, Side
+from smke_jax.losses.pairs import NOBODY, Rows
 
 UNFILLED, RANDOM = NOBODY, -2  # ids of slots that hold nothing yet, and of random initial content
 
@@ -41,14 +41,14 @@ def new_bank(key: jax.Array, size: int, batch: jax.ShapeDtypeStruct, *, random: 
     return random_bank(key, size, width) if random else empty_bank(size, width)
 
 
-def negatives(bank: MemoryBank, ids: jax.Array, size: int, scope: Scope) -> tuple[Side, jax.Array, Scope]:
+def negatives(bank: MemoryBank, ids: jax.Array, size: int, scope: Scope) -> tuple[Rows, jax.Array, Scope]:
     """What `info_nce` takes as its bank, for queries of the images `ids` (b,).
 
     A slot counts if it is filled, and not with a feature of the query's own image: without the ids a bank larger
     than the captioned set would hold every image's own target as a negative.  Where there are fewer than `size`
     slots here, the other devices of `scope` hold the rest.
     """
-    return Side(bank.features, bank.ids), ids, scope if len(bank.ids) < size else scope._replace(axis=None)
+    return Rows(bank.features, bank.ids), ids, scope if len(bank.ids) < size else scope._replace(axis=None)
 
 
 def filled(bank: MemoryBank) -> jax.Array:

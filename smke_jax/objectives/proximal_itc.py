@@ -4,16 +4,19 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.errors import UserError
+from smke_jax.facts import FromTask
 from smke_jax.losses.collective import gather, take_rows
 from smke_jax.losses.contrastive import info_nce, normalise
-from smke_jax.losses.pairs import NOBODY, Side
+from smke_jax.losses.pairs import NOBODY, Rows
 from smke_jax.objectives.base import OTHER, Term, initial_scales
 
 UNSEEN = NOBODY
 ROWS = 1024  # banks have a multiple of so many rows, and so divide over any usual number of devices
 
 
-def proximal_itc(num_images: int, level: str = "out", proximal: float = 30.0, mask_same_image: bool = False) -> Term:
+def proximal_itc(
+    num_images: FromTask, level: str = "out", proximal: float = 30.0, mask_same_image: bool = False
+) -> Term:
     """½ CE(image → texts) + ½ CE(text → images) + proximal · the squared distance that features moved since last seen.
 
     Candidates are the features of the global batch and, for all other images of the data set that were seen before,
@@ -50,7 +53,7 @@ def proximal_itc(num_images: int, level: str = "out", proximal: float = 30.0, ma
                 scale,
                 scope=scope,
                 ids=ids if mask_same_image else None,
-                bank=(Side(banks[other]["features"], others), ids, spread),
+                bank=(Rows(banks[other]["features"], others), ids, spread),
             )
             before = take_rows(banks[side]["features"], ids, spread)
             moved = jnp.mean(jnp.where(seen, jnp.sum(jnp.square(features[side] - before), axis=-1), 0.0))

@@ -1,7 +1,7 @@
 """Image-text ranking at one or several levels: the objective of the original SHRe (spec 20)."""
 
 from smke_jax.losses.contrastive import normalise
-from smke_jax.losses.ranking import ranking_loss
+from smke_jax.losses.margin import ranking_loss
 from smke_jax.objectives.base import Term, no_state
 
 

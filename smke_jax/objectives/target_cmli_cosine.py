@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 
 from smke_jax.losses.contrastive import normalise
-from smke_jax.losses.ranking import matching_cosine_loss
+from smke_jax.losses.margin import matching_cosine_loss
 from smke_jax.losses.tokens import best_pair
 from smke_jax.objectives.base import Term, no_state
 

@@ -1,11 +1,11 @@
-"""`smke compare`: runs beside each other: what differs, retrieval with intervals, speed; unfinished ones are marked."""
+"""`smke compare`: runs beside each other: what differs, what evaluators found, speed; unfinished ones are marked."""
 
 import argparse
 import sys
 from pathlib import Path
 
 from smke_jax.__main__ import run_program
-from smke_jax.reporting.compare import compare
+from smke_jax.studies.compare.table import compare
 
 
 def main(argv: list[str]) -> int:

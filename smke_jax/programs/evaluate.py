@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
     print(f"step {run.step}")
     for name, evaluator in evaluators.items():
         figures = run.evaluate(evaluator)
-        print(figures.text)
+        print(figures.summary)
         written = write_figures(run.workdir / "evals" / str(run.step) / _file_name(name, config, changed), figures)
         if arguments.out:
             written.append(_copy(written[-1], arguments.out))

@@ -4,12 +4,12 @@
     smke ladder --recipes=ctl,s_smke,token_types:after --seeds=1,2,3 --write_readme
 
 Recipes are the config files with a constant RUNGS. Each is trained in the form given by --form, in OUT/NAME,seed=SEED;
-any --config.key=value holds for all of them. The same command leaves finished runs alone and continues interrupted
-ones; ladder.md, ladder.json and ladder.png in OUT hold all recipes that have a run there, after each of them anew.
+a recipe of several stages in folders of that directory. Any --config.key=value holds for all recipes. The same command
+leaves finished runs alone and continues interrupted ones. ladder.md, ladder.json and ladder.png in OUT hold all recipes
+that have a run there, after each of them anew.
 
-The form flickr8k needs data/flickr8k and runs/teacher_flickr8k/export, which README.md tells how to make; s_smke_vq a
-run of configs/image_vq.py:flickr8k in runs/image_vq; finetune_retrieval an export of configs/s_smke.py:flickr8k in
-runs/s_smke_flickr8k/export.
+The form flickr8k needs data/flickr8k, which README.md tells how to make. Its teacher is trained first, once for all
+recipes, where runs/teacher_flickr8k/export is missing.
 """
 
 import argparse
@@ -20,16 +20,15 @@ import sys
 from pathlib import Path
 
 from smke_jax.__main__ import run_program
-from smke_jax.config import FORMS
-from smke_jax.errors import UserError
-from smke_jax.programs.train import load_config, load_rungs, nearest, override, override_key, split_overrides
-from smke_jax.reporting.ladder import run_name, write_ladder, write_readme
+from smke_jax.config_files import override_key, split_overrides
+from smke_jax.errors import UserError, nearest
+from smke_jax.forms import FORMS
 from smke_jax.reporting.machine import header
-from smke_jax.reporting.rungs import Recipe, in_order
-from smke_jax.training.calibration import Calibrations
-from smke_jax.training.experiment import resolve
-from smke_jax.training.jobs import FAILED, FINISHED, Job, Ledger, is_finished, report_outcome, run_jobs
-from smke_jax.training.record import flatten
+from smke_jax.studies.jobs import report_outcome
+from smke_jax.studies.ladder.climb import Climb
+from smke_jax.studies.ladder.lines import has_runs
+from smke_jax.studies.ladder.recipes import choose, find_recipes
+from smke_jax.studies.ladder.write import write_ladder, write_readme
 
 
 def main(argv: list[str]) -> int:
@@ -38,28 +37,32 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(own)
     _check(arguments, overrides)
     recipes = find_recipes(arguments.configs)
-    climb = Climb(arguments, overrides)
-    chosen = choose(recipes, arguments.recipes)
     if arguments.reference not in ("", *(names := [recipe.name for recipe in recipes])):
         raise UserError(f"no recipe {arguments.reference}{nearest(arguments.reference, names)}")
-    Ledger(arguments.out).check([job for recipe in chosen for job in climb.jobs(recipe)])
+    climb = Climb(
+        choose(recipes, arguments.recipes), arguments.out, configs=arguments.configs, form=arguments.form,
+        seeds=arguments.seeds, minutes=arguments.minutes, overrides=overrides,
+    )  # fmt: skip
+    climb.check()
     if arguments.dry_run:
-        print("\n".join(climb.describe(recipe) for recipe in chosen))
+        print(climb.describe())
         return 0
-    records, text, picture = {}, "", b""
+    records, stopped_by = climb.run_shared()
+    if stopped_by:
+        return _stopped(stopped_by)
+    text, picture = "", b""
     head = f"Last command: `{shlex.join(['smke', 'ladder', *argv])}`\n\n{header()}"
-    for number, recipe in enumerate(chosen, 1):
-        print(f"recipe {number} of {len(chosen)}: {recipe.name}", file=sys.stderr)
+    for number, recipe in enumerate(climb.recipes, 1):
+        print(f"recipe {number} of {len(climb.recipes)}: {recipe.name}", file=sys.stderr)
         was_finished = climb.is_finished(recipe)
         found, stopped_by = climb.run(recipe)
         records |= found
-        last = stopped_by or number == len(chosen)
+        last = stopped_by or number == len(climb.recipes)
         # After each that brings something new, for those who look in between.
-        if (last or not was_finished) and any(arguments.out.glob("*/run.json")):
+        if (last or not was_finished) and has_runs(recipes, arguments.out):
             text, picture = write_ladder(recipes, arguments.out, reference=arguments.reference, head=head)
         if stopped_by:
-            print(f"stopped by {signal.Signals(stopped_by).name}; the same command continues", file=sys.stderr)
-            return 128 + stopped_by
+            return _stopped(stopped_by)
     if text:
         print(text)
         if arguments.write_readme:
@@ -67,93 +70,9 @@ def main(argv: list[str]) -> int:
     return report_outcome(records)
 
 
-def find_recipes(folder: Path) -> list[Recipe]:
-    """The rungs of all config files in `folder`, from the lowest up; UserError where there are none."""
-    files = sorted(folder.glob("*.py"))
-    recipes = in_order([Recipe(file, rung) for file in files for rung in load_rungs(str(file))])
-    if not recipes:
-        raise UserError(f"no config in {folder} has a constant RUNGS: give --configs=DIR")
-    return recipes
-
-
-def choose(recipes: list[Recipe], names: list[str]) -> list[Recipe]:
-    """Those of `recipes` named 'file' (with all of its variants) or 'file:variant', in their order; '' names all."""
-    known = {recipe.name for recipe in recipes} | {recipe.file.stem for recipe in recipes}
-    for name in names:
-        if name not in known:
-            raise UserError(f"no recipe {name}{nearest(name, sorted(known))}; --dry_run lists them")
-    return [recipe for recipe in recipes if not names or {recipe.name, recipe.file.stem} & set(names)]
-
-
-class Climb:
-    """The runs that a command line asks for, recipe by recipe."""
-
-    def __init__(self, arguments, overrides: list[str]):
-        self.form, self.seeds, self.minutes = arguments.form, arguments.seeds, arguments.minutes
-        self.out, self.overrides = arguments.out, overrides
-        self.calibrations = Calibrations(self.out)
-
-    def jobs(self, recipe: Recipe) -> list[Job]:
-        """One for each seed; none as long as it has to be measured how many steps fill the minutes."""
-        jobs = self._jobs(recipe)
-        if not self.minutes:
-            return jobs
-        steps = self.calibrations.total_steps(recipe.name, jobs, self.minutes)
-        return self._jobs(recipe, f"--config.total_steps={steps}", "--config.epochs=0.0") if steps else []
-
-    def run(self, recipe: Recipe) -> tuple[dict[str, dict], int]:
-        """Trains its seeds, after timing a few steps where --minutes asks for it; returns as `run_jobs` does."""
-        if refusal := self.refusal(recipe):
-            return self._failed(recipe, refusal), 0
-        if not (jobs := self.jobs(recipe)):
-            print("its speed is measured first", file=sys.stderr)
-            asked = self._jobs(recipe)
-            record, stopped_by = self.calibrations.measure(recipe.name, asked[0], self.minutes)
-            if stopped_by:
-                return {}, stopped_by
-            if record["state"] != FINISHED:
-                return self._failed(recipe, f"its speed could not be measured: {record['error']}"), 0
-            jobs = self.jobs(recipe)
-        return run_jobs(jobs, self.out, skipped={}, environment={})
-
-    def is_finished(self, recipe: Recipe) -> bool:
-        """Whether nothing of it is left to be run."""
-        jobs = self.jobs(recipe)
-        return bool(jobs) and all(is_finished(self.out / job.name) for job in jobs)
-
-    def refusal(self, recipe: Recipe) -> str:
-        """What `smke train` would refuse of its config, or nothing."""
-        try:
-            resolve(override(load_config(recipe.location(self.form)), self.overrides))
-        except UserError as error:
-            return str(error)
-        return ""
-
-    def _failed(self, recipe: Recipe, reason: str) -> dict[str, dict]:
-        ledger, jobs = Ledger(self.out), self._jobs(recipe)
-        for job in jobs:
-            ledger.note(job, FAILED, reason)
-        return {job.name: ledger.records[job.name] for job in jobs}
-
-    def describe(self, recipe: Recipe) -> str:
-        """What `run` would do, with the commands."""
-        ready, lines = self.jobs(recipe), []
-        measured = "" if ready else ", with as many steps as a short run will tell"
-        refusal = self.refusal(recipe)
-        for job in ready or self._jobs(recipe):
-            state = "finished" if is_finished(self.out / job.name) else "to be run"
-            if refusal and state != "finished":
-                state = f"cannot run as it is ({refusal})"
-            lines.append(f"{job.name}: {state}{measured}\n  smke {shlex.join(job.command(self.out / job.name)[3:])}")
-        return "\n".join(lines)
-
-    def _jobs(self, recipe: Recipe, *more: str) -> list[Job]:
-        location, jobs = recipe.location(self.form), []
-        for seed in [(f"--config.seed={seed}",) for seed in self.seeds] or [()]:
-            flags = (*self.overrides, *more, *seed)
-            config = override(load_config(location), list(flags))
-            jobs.append(Job(run_name(recipe, config.seed), location, flags, flatten(config)))
-        return jobs
+def _stopped(number: int) -> int:
+    print(f"stopped by {signal.Signals(number).name}; the same command continues", file=sys.stderr)
+    return 128 + number
 
 
 def _check(arguments, overrides: list[str]) -> None:

@@ -8,20 +8,17 @@ all runs. The same command leaves finished runs alone and continues interrupted 
 """
 
 import argparse
-import itertools
 import re
-import shlex
 import signal
 import sys
 from pathlib import Path
 
 from smke_jax.__main__ import run_program
+from smke_jax.config_files import load_sweep, override_key, split_overrides
 from smke_jax.errors import UserError
-from smke_jax.programs.train import load_config, load_sweep, override, override_key, split_overrides
-from smke_jax.reporting.compare import compare
-from smke_jax.training.experiment import resolve
-from smke_jax.training.jobs import Job, count_devices, is_finished, report_outcome, run_jobs
-from smke_jax.training.record import flatten
+from smke_jax.studies.compare.table import compare
+from smke_jax.studies.jobs import report_outcome, run_jobs
+from smke_jax.studies.sweep import plan_jobs, without_devices
 
 
 def main(argv: list[str]) -> int:
@@ -30,42 +27,18 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     jobs = plan_jobs(arguments.config, _axes(arguments, overrides), overrides)
     environment = _simulated(arguments.simulate_devices)
-    skipped = _without_devices(jobs, environment)
+    skipped = without_devices(jobs, environment)
     if arguments.dry_run:
         for job in jobs:
-            state = "finished" if is_finished(arguments.out / job.name) else "to be run"
-            state = f"skipped, {skipped[job.name]}" if job.name in skipped else state
-            print(f"{job.name}: {state}\n  smke {shlex.join(job.command(arguments.out / job.name)[3:])}")
+            print(job.describe(arguments.out, f"skipped, {skipped[job.name]}" if job.name in skipped else ""))
         return 0
     records, stopped_by = run_jobs(jobs, arguments.out, skipped=skipped, environment=environment)
     if stopped_by:
         print(f"stopped by {signal.Signals(stopped_by).name}; the same command continues", file=sys.stderr)
         return 128 + stopped_by
-    if any((arguments.out / job.name / "run.json").exists() for job in jobs):
+    if any(job.is_begun(arguments.out) for job in jobs):
         print(compare([arguments.out], arguments.out))
     return report_outcome(records)
-
-
-def plan_jobs(config: str, axes: dict[str, tuple], overrides: list[str]) -> list[Job]:
-    """A job for every combination of the axes' values; UserError for keys and values that no run could work with."""
-    short = {key: key.rpartition(".")[2] for key in axes}
-    if len(set(short.values())) < len(short):
-        short = {key: key.removeprefix("config.") for key in axes}
-    jobs = {}
-    for values in itertools.product(*axes.values()):
-        name = ",".join(f"{short[key]}={value}" for key, value in zip(axes, values))
-        name = re.sub(r"[^\w.,+=-]+", "-", name)
-        if name in jobs:
-            raise UserError(f"two runs of the sweep would have the directory {name}: give values with other names")
-        jobs[name] = make_job(name, config, [*overrides, *(f"--{key}={value}" for key, value in zip(axes, values))])
-    return list(jobs.values())
-
-
-def make_job(name: str, config: str, overrides: list[str]) -> Job:
-    """The job NAME of a config location under `--config.key=value` flags; UserError for what no run could work with."""
-    fields = override(load_config(config), overrides)
-    resolve(fields)  # raises for what `smke train` would refuse
-    return Job(name, config, tuple(overrides), flatten(fields))
 
 
 def _axes(arguments, overrides: list[str]) -> dict[str, tuple]:
@@ -86,19 +59,6 @@ def _axes(arguments, overrides: list[str]) -> dict[str, tuple]:
 
 def _simulated(devices: int) -> dict[str, str]:
     return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)} if devices else {}
-
-
-def _without_devices(jobs: list[Job], environment: dict[str, str]) -> dict[str, str]:
-    """{name: reason} of the jobs that ask for more devices than there are."""
-    asked = {job.name: job.fields["config.num_devices"] for job in jobs}
-    if not any(asked.values()):
-        return {}
-    there = count_devices(environment)
-    return {
-        name: f"it asks for {number} devices and this machine shows {there}"
-        for name, number in asked.items()
-        if number > there
-    }
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -63,6 +63,7 @@ class Task(NamedTuple):
                the same rows in the same order for any number of processes.  'id' (b,) is the number of the image
     split:     (name) -> Split
     train:     the name of the split that is trained on
+    fixed:     arrays of training batches that are the same for a row in every epoch, and as they are evaluated
     tokenizer: of a task that reads text
     """
 
@@ -73,6 +74,7 @@ class Task(NamedTuple):
     batches: Callable[[BatchPlan], Iterator[dict[str, np.ndarray]]]
     split: Callable[[str], Split]
     train: str
+    fixed: frozenset[str] = frozenset()
     tokenizer: Tokenizer | None = None
 
 

@@ -186,6 +186,7 @@ def _task(
         batches=batches,
         split=lambda name: evaluation_split(opened.open(name) if name == split else opened.evaluation(name), name, sizes, words, length),
         train=split,
+        fixed=frozenset({"teacher_image"} if getattr(views, "teacher_view", "") == "fixed" else ()),
         tokenizer=words,
     )
 

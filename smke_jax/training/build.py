@@ -11,6 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from smke_jax.errors import UserError, nearest
+from smke_jax.evaluators.base import Asset
 from smke_jax.networks.base import Network, Specs, Start
 from smke_jax.parallel.mesh import check_batch_size, make_mesh
 from smke_jax.parallel.process import check_same, failing_together
@@ -129,13 +130,27 @@ def build_experiment(config: ConfigDict, keep: Path | None, known: Mapping[str, 
         evaluators = {name: x for name, x in _section(config, "evaluators").items() if x.split}
         parts = {"selections": selections.values(), "evaluators": evaluators}
         assets = _section(config, "assets")
-        without = make_recipe(networks, passes, terms, weights, batch=whole, **parts)
+        corpora = {name: asset for name, asset in assets.items() if not asset.by_id}
+        without = make_recipe(networks, passes, terms, weights, batch=whole, assets=corpora, **parts)
         shapes = shapes_of(without, whole)
+        _check_fixed(assets, passes, whole, task)
         recipe = make_recipe(networks, passes, terms, weights, batch=whole, assets=assets, **parts)
         stored = {n: shapes.arrays[n] for asset in assets.values() if asset.by_id for n in asset.provides}
         read = {s for x in (*recipe.forward, *terms.values()) for need in x.needs for s in need.split("@")} | {"id"}
         batch = {name: x for name, x in {**whole, **stored}.items() if name in read}
     return Experiment(task, recipe, build_mesh(config), whole, batch, shapes)
+
+
+def _check_fixed(assets: Mapping[str, Asset], passes: Iterable[Pass], whole: Specs, task: Task) -> None:
+    for name, asset in assets.items():
+        made_of = {x for p in in_order(passes, whole, {f"config.assets.{name}": asset.provides}) for x in p.needs}
+        changing = sorted(made_of & set(whole) - task.fixed)
+        if asset.by_id and changing:
+            raise UserError(
+                f"config.assets.{name}: {asset.provides[0]} is made of {changing[0]}, which changes from epoch to epoch, "
+                "so that it cannot be stored: leave the asset out, or let the task show it unchanged (pairs: "
+                "teacher_view='fixed')"
+            )
 
 
 def build_part(section: str, name: str, part: ConfigDict, **context: Any) -> Any:
@@ -154,8 +169,12 @@ def build_part(section: str, name: str, part: ConfigDict, **context: Any) -> Any
     for key in fields:
         if key not in known:
             raise UserError(f"{where}.{key}: {kind} has no such field{nearest(key, list(known))}")
+    fields |= {key: value for key, value in context.items() if key in known and key not in fields}
+    absent = [key for key, x in known.items() if x.default is x.empty and key not in fields]
+    if absent:
+        raise UserError(f"{where}: {kind} needs {absent[0]}, which neither the config nor the task says")
     try:
-        return builder(**fields, **{key: value for key, value in context.items() if key in known and key not in fields})
+        return builder(**fields)
     except UserError as error:
         raise UserError(f"{where}: {error}") from None
 
@@ -300,9 +319,11 @@ def _identity(experiment: Experiment, starts: Mapping[str, Start]) -> dict[str, 
     for name, start in starts.items():
         for what, digest in start.expects.items():
             if identity.get(what) != digest:
+                there, here = (str(x)[:20] for x in (digest, identity.get(what)))
+                field = "config.task.tokenizer" if what == "tokenizer" else "config"
                 raise UserError(
-                    f"config.networks.{name}: its file was made with other {what} ({digest} there, "
-                    f"{identity.get(what)} here): give those that it was made with"
+                    f"config.networks.{name} starts from a file that was made with another {what} ({there} there, "
+                    f"{here} here): set {field} to the one that it was made with"
                 )
     return identity
 

@@ -224,7 +224,7 @@ class _Loop:
         figures = evaluator.run(encode, self.task, split)
         if jax.process_index() == 0:
             write_figures(self.workdir / "evals" / str(step) / name, figures)
-            log.info("step %d\n%s", step, figures.text)
+            log.info("step %d\n%s", step, figures.summary)
         writer.write(step, {f"eval/{name}/{what}": value for what, value in figures.scalars.items()})
         return figures
 

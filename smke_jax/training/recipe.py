@@ -78,10 +78,14 @@ def in_order(
 
     given:  arrays that are there at the start
     wanted: {who wants them: arrays}, for messages
-    Passes are narrowed to what is needed of them.  Raises UserError for an array that nothing makes.
+    Passes are narrowed to what is needed of them.  Raises UserError for an array that nothing makes, or two of them.
     """
     items, available = list(items), set(given)
-    maker = {name: item for item in items for name in item.provides if name not in available}
+    maker: dict[str, Pass | Selection] = {}
+    for item in items:
+        for name in item.provides:
+            if name not in available and maker.setdefault(name, item) is not item:
+                raise UserError(f"{maker[name].name!r} and {item.name!r} both make {name!r}: leave one of them out")
     needed: set[str] = set()
     stack = [(who, name) for who, names in wanted.items() for need in names for name in sources(need)]
     while stack:

@@ -139,11 +139,11 @@ def make_train_step(
     """Jitted (state, frozen, batch) -> (state, metrics).  Donates the state, never `frozen`.
 
     Gradients are those of the trained parameters alone: a frozen part has no backward pass and no optimiser state.
-    A step whose loss or gradients are not finite moves by a gradient of zero, so that its state can still be looked
-    into (`make_diagnosis`).
+    A step whose loss or gradients are not finite moves by a gradient of zero and leaves the slots as they are, so that
+    its state can still be looked into (`make_diagnosis`).
     layout: the state's shardings, as arrays or `abstract_state` have them; None is a whole copy on every device.
     micro_batch: see `in_micro_batches`.  loss_impl: see `Scope`.
-    metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', 'collisions' (the share of examples whose image
+    metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', 'collisions' (the share of examples whose id
     occurs more than once in the batch), and 'embedding_std/<representation>' of those that passes have watched.
     """
     forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl)
@@ -170,6 +170,7 @@ def make_train_step(
             updates, opt_state = tx.update(grads, state.opt_state, state.params)
             params = optax.apply_updates(state.params, updates)
         slots = {name: term.update(state.slots[name], needed(term, arrays)) for name, term in recipe.terms.items()}
+        slots = jax.tree.map(lambda new, old: jnp.where(finite, new, old), slots, state.slots)
         metrics |= {f"{name}/loss": value for name, value in losses.items()}
         metrics |= {"loss": total, "grad_norm": norm, "collisions": _collisions(batch["id"])}
         watched = (name for p in recipe.forward if isinstance(p, Pass) for name in p.watched if name in p.provides)
@@ -279,7 +280,7 @@ def _is_bad(x) -> jax.Array:
 
 
 def _collisions(ids: jax.Array) -> jax.Array:
-    """Share of examples whose image occurs more than once in the global batch."""
+    """Share of examples whose id occurs more than once in the global batch."""
     ordered = jnp.sort(ids)
     same = ordered[1:] == ordered[:-1]
     twin = jnp.concatenate([same, jnp.array([False])]) | jnp.concatenate([jnp.array([False]), same])

@@ -1,11 +1,14 @@
 """What every layout is held to: hidden states equal to PyTorch's, and the way back bit for bit.
 
-python tests/convert/parity.py          measures every case, at tiny and full size, and writes the table into
+Tests compute tiny networks and two layers at full width; of whole networks they hold names and shapes together.
+
+python tests/convert/parity.py          computes every case, at tiny and full size, and writes the table into
                                         smke_jax/convert/README.md
 """
 
 import importlib
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,8 +17,11 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+import pytest
+import torch
 
-from smke_jax.convert.convert import convert
+from smke_jax.convert.convert import Conversion, convert
+from smke_jax.convert.layouts import detect
 from smke_jax.convert.rules import to_torch
 from smke_jax.convert.source import Source
 from smke_jax.models.build import build_model
@@ -27,26 +33,30 @@ START, END = "<!-- parity table: python tests/convert/parity.py -->", "<!-- end 
 
 
 class Reference(NamedTuple):
-    """One random network as PyTorch has it.
+    """One random network as PyTorch has it; of one on the meta device all but the outputs.
 
     state:   {name: array}, as a file of this layout holds it, with everything that is left out on reading
     config:  what a config.json beside the file says
     inputs:  what our model is called with: NHWC images, or ids and mask
-    outputs: what PyTorch made of the same: every hidden state from the first block's output on, the result, and the
+    compute: what PyTorch makes of the same: every hidden state from the first block's output on, the result, and the
              logits of a classifier
     """
 
     state: dict[str, np.ndarray]
     config: dict
     inputs: tuple[np.ndarray, ...]
-    outputs: Sequence[np.ndarray]
+    compute: Callable[[], Sequence[np.ndarray]]
+
+    @property
+    def source(self) -> Source:
+        return Source(Path("file.safetensors"), self.state, self.config, "")
 
 
 class Case(NamedTuple):
     """A layout at one size.  `make` builds the PyTorch network; `run` (model, params, *inputs) -> our outputs."""
 
     layout: str
-    size: str  # tiny | full
+    size: str  # tiny | wide (two layers of full width) | full
     against: str  # what computed the reference
     make: Callable[[], Reference]
     run: Callable[..., Sequence[Any]] | None = None  # None: `block_outputs`
@@ -60,30 +70,46 @@ class Measured(NamedTuple):
     same_after_export: bool
 
 
-def block_outputs(model, params, *inputs) -> list[np.ndarray]:
-    """The output of every Block in order, what the model returns (its first part, where it is a tuple), its logits."""
+def apply(model, params, *inputs) -> tuple[Any, dict]:
+    """(what the model returns, what its Blocks return and it sows)."""
     capture = lambda module, name: isinstance(module, Block)  # noqa: E731
     result, extra = model.apply({"params": params}, *inputs, capture_intermediates=capture, mutable=["intermediates"])
-    blocks = extra["intermediates"]
-    names = sorted((n for n in blocks if n.startswith("block_")), key=lambda n: int(n.rpartition("_")[2]))
-    result = result[0] if isinstance(result, tuple) else result
-    return [*(blocks[n]["__call__"][0].out for n in names), result, *blocks.get("logits", ())]
+    return result, extra["intermediates"]
+
+
+def blocks_of(tower: dict) -> list[np.ndarray]:
+    """The output of every Block of a tower, in order."""
+    return [tower[f"block_{i}"]["__call__"][0].out for i in range(sum(name.startswith("block_") for name in tower))]
+
+
+def block_outputs(model, params, *inputs) -> list[np.ndarray]:
+    """The output of every Block, what the model returns, and its logits where it has them."""
+    result, tower = apply(model, params, *inputs)
+    return [*blocks_of(tower), result, *tower.get("logits", ())]
+
+
+def read(case: Case, reference: Reference) -> Conversion:
+    """`reference` converted, with nothing left over, by a table that names nothing twice."""
+    assert detect(reference.source).name == case.layout
+    conversion = convert(reference.source, case.layout)
+    assert conversion.report.sound, conversion.report.lines()
+    table = conversion.layout.rules(conversion.description)
+    for names in ([rule.torch for rule in table], [path for rule in table for path in rule.paths]):
+        assert len(names) == len(set(names))
+    return conversion
 
 
 def measure(case: Case) -> Measured:
     """Converts the case's file, compares every output with PyTorch's, and exports it again."""
     reference = case.make()
-    source = Source(Path(f"{case.layout}.safetensors"), reference.state, reference.config, "")
-    for layout in ("auto", case.layout):
-        conversion = convert(source, layout)
-        assert conversion.layout.name == case.layout, f"taken for {conversion.layout.name}"
-    assert conversion.report.sound, conversion.report.lines()
+    conversion = read(case, reference)
     model = build_model(conversion.description)
     run = jax.jit(lambda params, *inputs: (case.run or block_outputs)(model, params, *inputs))
     with jax.default_matmul_precision("highest"):
         ours = run(conversion.params, *reference.inputs)
-    assert len(ours) == len(reference.outputs), f"{len(ours)} outputs, PyTorch has {len(reference.outputs)}"
-    delta = max(_delta(a, b) for a, b in zip(ours, reference.outputs, strict=True))
+    theirs = reference.compute()
+    assert len(ours) == len(theirs), f"{len(ours)} outputs, PyTorch has {len(theirs)}"
+    delta = max(_delta(a, b) for a, b in zip(ours, theirs, strict=True))
     back = to_torch(conversion.layout, conversion.params, conversion.description)
     mapped = conversion.report.mapped
     cleaned = conversion.layout.clean(reference.state)
@@ -99,10 +125,35 @@ def _delta(ours, reference) -> float:
 
 
 def check(case: Case) -> None:
-    """What the tests assert of every case."""
+    """What the tests assert of every case that is computed."""
     measured = measure(case)
     assert measured.delta <= TOLERANCE, measured
     assert measured.same_after_export
+
+
+def check_whole(case: Case) -> None:
+    """What they assert of whole networks: all names and shapes of the file are those of the model, layer by layer."""
+    with torch.device("meta"):
+        reference = case.make()
+    conversion = read(case, reference)
+    mapped, cleaned = conversion.report.mapped, conversion.layout.clean(reference.state)
+    assert sum(cleaned[name].size for name in mapped) == sum(x.size for x in jax.tree.leaves(conversion.params))
+    # Names that differ in the number of their layer alone go to layers as far apart; that the first two are in their
+    # places, the computed cases show.
+    steps: dict[tuple[str, str], set] = {}
+    for name, paths in mapped.items():
+        for path in paths:
+            layer = re.search(r"[^/]*\d[^/]*", path)
+            ours, theirs = ([int(n) for n in re.findall(r"\d+", x)] for x in (layer[0] if layer else "", name))
+            step = tuple(a - b for a, b in zip(ours, theirs))
+            steps.setdefault((re.sub(r"\d+", "#", name), re.sub(r"\d+", "#", path)), set()).add(step)
+    assert all(len(found) == 1 for found in steps.values()), steps
+
+
+def parametrized(cases: Sequence[Case], *sizes: str):
+    """The `cases` of these sizes as the argument `case`."""
+    chosen = [pytest.param(c, id=f"{c.layout}, {c.against}, {c.size}") for c in cases if c.size in sizes]
+    return pytest.mark.parametrize("case", chosen)
 
 
 def all_cases() -> list[Case]:
@@ -131,4 +182,4 @@ def write_table(cases: Sequence[Case]) -> None:
 
 
 if __name__ == "__main__":
-    write_table(all_cases())
+    write_table([case for case in all_cases() if case.size != "wide"])

@@ -1,16 +1,15 @@
 """BEiT comes in exactly from unilm, timm and transformers."""
 
 import json
-import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import torch
-from parity import Case, Reference, check
-from random_weights import images, pixels, randomise, state_of
-from safetensors.numpy import load_file, save_file
+from parity import Case, Reference, check, check_whole, parametrized
+from random_weights import images, pixels, randomise, saved, state_of
+from safetensors.numpy import save_file
 from torch_modules import Unilm
 from transformers import (
     BeitConfig,
@@ -33,12 +32,13 @@ from smke_jax.models.build import param_shapes
 
 TINY = {"width": 32, "depth": 3, "heads": 4, "mlp": 48, "grid": 3, "patch": 4}
 BASE = {"width": 768, "depth": 12, "heads": 12, "mlp": 3072, "grid": 14, "patch": 16}
+WIDE = BASE | {"depth": 2}
 
 
 def unilm(sizes: dict, *, finetuned: bool) -> Reference:
     network = randomise(Unilm(**sizes, finetuned=finetuned))
-    given = images(1 if sizes is BASE else 3, sizes["grid"] * sizes["patch"])
-    return Reference(state_of(network), {}, (given,), [h.numpy() for h in network(pixels(given))])
+    given = images(3 if sizes["width"] < 768 else 1, sizes["grid"] * sizes["patch"])
+    return Reference(state_of(network), {}, (given,), lambda: [h.numpy() for h in network(pixels(given))])
 
 
 def timm(sizes: dict) -> Reference:
@@ -62,19 +62,19 @@ def hf(kind, sizes: dict, **settings) -> Reference:
     )  # fmt: skip
     network = randomise(kind(config))
     encoder = getattr(network, network.base_model_prefix, network)
-    given = images(1 if sizes is BASE else 3, config.image_size)
-    with torch.no_grad():
+    given = images(3 if sizes["width"] < 768 else 1, config.image_size)
+
+    @torch.no_grad()
+    def compute() -> list[np.ndarray]:
         out = encoder(pixels(given), output_hidden_states=True)
         last = network.layernorm(out.last_hidden_state) if hasattr(network, "lm_head") else out.last_hidden_state
-    hidden = [h.numpy() for h in (*out.hidden_states[1:], last[:, 0])]
-    if kind.__name__.endswith("ForImageClassification"):
-        with torch.no_grad():
+        hidden = [h.numpy() for h in (*out.hidden_states[1:], last[:, 0])]
+        if kind.__name__.endswith("ForImageClassification"):
             hidden.append(network(pixels(given)).logits.numpy())
-    assert len(hidden) == sizes["depth"] + 1 + hasattr(network, "classifier")
-    with tempfile.TemporaryDirectory() as directory:
-        network.save_pretrained(directory)
-        written = json.loads(Path(directory, "config.json").read_text())
-        return Reference(load_file(Path(directory, "model.safetensors")), written, (given,), hidden)
+        assert len(hidden) == sizes["depth"] + 1 + hasattr(network, "classifier")
+        return hidden
+
+    return Reference(*saved(network), (given,), compute)
 
 
 SHARED = {"use_shared_relative_position_bias": True, "use_mean_pooling": False, "use_mask_token": True}
@@ -92,7 +92,7 @@ def cases(size: str, sizes: dict) -> list[Case]:
     ]
 
 
-CASES = [*cases("tiny", TINY), *cases("full", BASE)]
+CASES = [*cases("tiny", TINY), *cases("wide", WIDE), *cases("full", BASE)]
 MORE = {
     "timm": ("beit-unilm", lambda: timm(TINY)),
     "masked pretraining": (
@@ -104,12 +104,14 @@ MORE = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, id=f"{c.against}, {c.size}", marks=pytest.mark.slow if c.size == "full" else ()) for c in CASES],
-)
+@parametrized(CASES, "tiny", "wide")
 def test_parity(case):
     check(case)
+
+
+@parametrized(CASES, "full")
+def test_whole_networks_fit(case):
+    check_whole(case)
 
 
 @pytest.mark.parametrize("form", MORE)
@@ -185,7 +187,7 @@ def test_transformers_loads_what_we_give_back(kind, tmp_path):
     assert not info["unexpected_keys"] and {name.split(".")[0] for name in info["missing_keys"]} <= {"pooler"}
     with torch.no_grad():
         out = network(pixels(*reference.inputs)).last_hidden_state[:, 0].numpy()
-    np.testing.assert_allclose(out, reference.outputs[-1], atol=1e-6)
+    np.testing.assert_allclose(out, reference.compute()[-1], atol=1e-6)
 
 
 def without(state, *starts):

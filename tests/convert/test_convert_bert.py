@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 import torch
-from parity import Case, Reference, block_outputs, check
+from parity import Case, Reference, apply, blocks_of, check, check_whole, parametrized
 from random_weights import randomise, state_of
 from scipy.stats import spearmanr
 from transformers import BertConfig, BertForPreTraining, BertModel, BertTokenizerFast
@@ -27,6 +27,7 @@ TINY = {
     "max_position_embeddings": 12,
 }  # fmt: skip
 BASE = {}  # transformers' defaults are bert-base-uncased
+WIDE = {"num_hidden_layers": 2, "vocab_size": 500}
 
 
 def network(kind, sizes: dict, seed: int = 0, **arguments):
@@ -44,11 +45,14 @@ def captions(config) -> tuple[np.ndarray, np.ndarray]:
 
 def reference(model, encoder: BertModel, state: dict) -> Reference:
     ids, mask = captions(model.config)
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def compute() -> list[np.ndarray]:
         out = encoder(torch.tensor(ids), torch.tensor(mask), output_hidden_states=True)
-    hidden = [h.numpy() * mask[:, :, None] for h in (*out.hidden_states[1:], out.last_hidden_state)]
-    pooled = [] if out.pooler_output is None else [out.pooler_output.numpy()]
-    return Reference(state, json.loads(model.config.to_json_string()), (ids, mask), hidden + pooled)
+        hidden = [h.numpy() * mask[:, :, None] for h in (*out.hidden_states[1:], out.last_hidden_state)]
+        return hidden + ([] if out.pooler_output is None else [out.pooler_output.numpy()])
+
+    return Reference(state, json.loads(model.config.to_json_string()), (ids, mask), compute)
 
 
 def saved_by_transformers(sizes: dict, **arguments) -> Reference:
@@ -71,13 +75,13 @@ def first_release(sizes: dict) -> Reference:
 
 def token_rows(model, params, ids, mask) -> list:
     """Every hidden state at the tokens, 0 at padding, and the pooled output where there is one."""
-    tokens, pooled = model.apply({"params": params}, ids, mask)
-    *hidden, _ = block_outputs(model, params, ids, mask)
-    return [h * mask[:, :, None] for h in (*hidden, tokens)] + ([] if pooled is None else [pooled])
+    (tokens, pooled), tower = apply(model, params, ids, mask)
+    return [h * mask[:, :, None] for h in (*blocks_of(tower), tokens)] + ([] if pooled is None else [pooled])
 
 
 CASES = [
     Case("bert", "tiny", "transformers BertModel", lambda: saved_by_transformers(TINY), token_rows),
+    Case("bert", "wide", "transformers BertForPreTraining", lambda: first_release(WIDE), token_rows),
     Case("bert", "full", "transformers BertForPreTraining", lambda: first_release(BASE), token_rows),
 ]
 MORE = {
@@ -88,11 +92,14 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param(c, id=c.size, marks=pytest.mark.slow if c.size == "full" else ()) for c in CASES]
-)
+@parametrized(CASES, "tiny", "wide")
 def test_parity(case):
     check(case)
+
+
+@parametrized(CASES, "full")
+def test_whole_networks_fit(case):
+    check_whole(case)
 
 
 @pytest.mark.parametrize("form", MORE)

@@ -3,7 +3,6 @@
 import functools
 import json
 import re
-import tempfile
 from pathlib import Path
 
 import jax
@@ -11,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from parity import Case, Reference, block_outputs, check
-from random_weights import images, pixels, randomise
-from safetensors.numpy import load_file, save_file
+from parity import Case, Reference, apply, blocks_of, check, check_whole, parametrized
+from random_weights import images, pixels, randomise, saved
+from safetensors.numpy import save_file
 from torch import nn
 from transformers import CLIPConfig, CLIPModel
 
@@ -39,6 +38,10 @@ TINY = {
     "projection_dim": 24,
 }  # fmt: skip
 VIT_B_32 = {"text_config": {"eos_token_id": 49407, "bos_token_id": 49406}}  # else transformers' defaults
+WIDE = {
+    "vision_config": {"num_hidden_layers": 2},
+    "text_config": {"num_hidden_layers": 2, "vocab_size": 500, "eos_token_id": 499, "bos_token_id": 498},
+}
 
 
 def captions(vocab_size: int, length: int, batch: int) -> np.ndarray:
@@ -61,23 +64,24 @@ def hf(sizes: dict) -> Reference:
     text, image = model.config.text_config, model.config.vision_config
     given = images(2, image.image_size)
     ids = captions(text.vocab_size, text.max_position_embeddings, 3)
-    with torch.no_grad():
+
+    @torch.no_grad()
+    def compute() -> list[np.ndarray]:
         of_image = model.get_image_features(pixels(given), output_hidden_states=True)
         of_text = model.get_text_features(torch.tensor(ids), output_hidden_states=True)
         logits = model(torch.tensor(ids), pixels(given)).logits_per_image
-    hidden = [x for out in (of_image, of_text) for x in (*out.hidden_states[1:], out.pooler_output)]
-    assert len(hidden) == image.num_hidden_layers + text.num_hidden_layers + 2
-    with tempfile.TemporaryDirectory() as directory:
-        model.save_pretrained(directory)
-        config = json.loads(Path(directory, "config.json").read_text())
-        state = load_file(Path(directory, "model.safetensors"))
+        hidden = [x for out in (of_image, of_text) for x in (*out.hidden_states[1:], out.pooler_output)]
+        assert len(hidden) == image.num_hidden_layers + text.num_hidden_layers + 2
+        return [x.numpy() for x in (*hidden, logits)]
+
+    state, config = saved(model)
     # As older releases wrote them.
     for tower, count in (
         ("text", text.max_position_embeddings),
         ("vision", 1 + (len(given[0]) // image.patch_size) ** 2),
     ):
         state[f"{tower}_model.embeddings.position_ids"] = np.arange(count)[None]
-    return Reference(state, config, (given, ids), [x.numpy() for x in (*hidden, logits)])
+    return Reference(state, config, (given, ids), compute)
 
 
 # Names of transformers -> of OpenAI (spec A.7), written out here and not taken from smke_jax.convert.
@@ -130,16 +134,15 @@ def openai(sizes: dict) -> Reference:
 
 def outputs(model, params, given, ids) -> list:
     """Every hidden state and the features of the image tower, then of the text tower; then the scaled cosines."""
-    image, text = model.apply({"params": params}, given, ids)
-    image_blocks = block_outputs(model.image_encoder, params["image_encoder"], given)[:-1]
-    text_blocks = block_outputs(model.text_encoder, params["text_encoder"], ids)[:-1]
+    (image, text), towers = apply(model, params, given, ids)
+    image_blocks, text_blocks = (blocks_of(towers[f"{modality}_encoder"]) for modality in ("image", "text"))
     a, b = (x / jnp.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
     return [*image_blocks, image, *text_blocks, text, jnp.exp(params["logit_scale"]) * a @ b.T]
 
 
 CASES = [
     Case(layout, size, against, lambda make=make, sizes=sizes: make(sizes), outputs)
-    for size, sizes in (("tiny", TINY), ("full", VIT_B_32))
+    for size, sizes in (("tiny", TINY), ("wide", WIDE), ("full", VIT_B_32))
     for layout, against, make in (
         ("clip-hf", "transformers CLIPModel", hf),
         ("clip-openai", "transformers CLIPModel, renamed", openai),
@@ -147,12 +150,14 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, id=f"{c.layout}, {c.size}", marks=pytest.mark.slow if c.size == "full" else ()) for c in CASES],
-)
+@parametrized(CASES, "tiny", "wide")
 def test_parity(case):
     check(case)
+
+
+@parametrized(CASES, "full")
+def test_whole_networks_fit(case):
+    check_whole(case)
 
 
 def test_parity_with_another_activation():
@@ -180,6 +185,7 @@ def source(state, config=None) -> Source:
 
 
 REFERENCE = hf(TINY)
+OUTPUTS = REFERENCE.compute()
 
 
 def test_what_follows_the_end_of_text_changes_nothing():
@@ -206,7 +212,7 @@ def test_transformers_loads_what_we_give_back(tmp_path):
     given, ids = REFERENCE.inputs
     with torch.no_grad():
         logits = model(torch.tensor(ids), pixels(given)).logits_per_image.numpy()
-    np.testing.assert_allclose(logits, REFERENCE.outputs[-1], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(logits, OUTPUTS[-1], rtol=1e-5, atol=1e-5)
 
 
 # ---- OpenAI's archive
@@ -261,9 +267,9 @@ def test_an_archive_is_read_with_trust_alone(traced, tmp_path, capsys):
 
     given, ids = REFERENCE.inputs
     model = build_model(description)
-    image, text = model.apply({"params": params}, given, ids)
+    image, text = jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs))(params, given, ids)
     layers = TINY["vision_config"]["num_hidden_layers"]
-    expected = REFERENCE.outputs[layers], REFERENCE.outputs[-2]  # the features
+    expected = OUTPUTS[layers], OUTPUTS[-2]  # the features
     for ours, theirs in zip((image, text), expected, strict=True):  # up to what fp16 made of the weights
         assert np.abs(ours - theirs).max() < 0.01 * np.abs(theirs).max()
 

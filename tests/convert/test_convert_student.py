@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from parity import Case, Reference, check
+from parity import Case, Reference, apply, blocks_of, check, check_whole, parametrized
 from random_weights import images, pixels, randomise, state_of
 from test_convert_data2vec2 import Data2Vec2
 from torch import nn
@@ -22,11 +22,12 @@ from smke_jax.convert.layouts import LAYOUTS
 from smke_jax.convert.rules import to_torch
 from smke_jax.convert.source import Source
 from smke_jax.errors import UserError
-from smke_jax.models.layers import ACTIVATIONS, Block
+from smke_jax.models.layers import ACTIVATIONS
 
 MODELING = pytorch.import_modeling()
 TINY = {"width": 32, "mlp": 48, "heads": 4, "depth": 2, "grid": 3, "patch": 4, "vocab": 50, "positions": 12}
 BASE = {"width": 768, "mlp": 3072, "heads": 12, "depth": 6, "grid": 14, "patch": 16, "vocab": 30522, "positions": 512}
+WIDE = BASE | {"depth": 2, "vocab": 500}
 
 # ---- the thesis' modules, written here (spec 0.2, 26.7)
 
@@ -104,7 +105,7 @@ class Lightning(nn.Module):
 
 def inputs(sizes: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Images, and captions of which all but one are padded."""
-    length, count = min(sizes["positions"], 24), 2 if sizes is BASE else 3
+    length, count = min(sizes["positions"], 24), 3 if sizes["width"] < 768 else 2
     ids = np.random.default_rng(1).integers(5, sizes["vocab"], (count, length), dtype=np.int32)
     mask = (np.arange(length) < np.array([[length], [3], [length // 2]])[:count]).astype(np.int32)
     return images(count, sizes["grid"] * sizes["patch"]), ids * mask, mask
@@ -117,8 +118,9 @@ def for_torch(image, ids, mask):
 def thesis(sizes: dict, **options) -> Reference:
     network = randomise(Lightning(Thesis(**sizes, **options)))
     extra = {"kd_loss_mb.target_memory_bank": np.ones((5, 3), np.float32)}
-    config = {} if sizes is BASE else {"num_heads": sizes["heads"]}  # as --num_heads
-    return Reference(state_of(network) | extra, config, inputs(sizes), network.model(*for_torch(*inputs(sizes))))
+    config = {"num_heads": sizes["heads"]} if sizes["width"] < 768 else {}  # as --num_heads
+    compute = lambda: network.model(*for_torch(*inputs(sizes)))  # noqa: E731
+    return Reference(state_of(network) | extra, config, inputs(sizes), compute)
 
 
 # ---- our own module, as it is exported
@@ -142,19 +144,23 @@ def config_of(sizes: dict, **changes) -> dict:
     }  # fmt: skip
 
 
-@torch.no_grad()
 def exported(config: dict, sizes: dict) -> Reference:
     network = randomise(MODELING.SmkeModel(MODELING.SmkeConfig(**config)))
-    image, ids, mask = inputs(sizes)
-    hidden = []
-    for tower, rows in ((network.image, 1), (network.text, mask[:, :, None])):
-        for block in tower.blocks:
-            block.register_forward_hook(
-                lambda module, given, result, rows=rows: hidden.append(result[0].numpy() * rows)
-            )
-    image, ids, mask = for_torch(image, ids, mask)
-    encoded = [*network.encode_image(image).values(), *network.encode_text(ids, mask).values()]
-    return Reference(state_of(network), config, inputs(sizes), [*hidden, *(x.numpy() for x in encoded)])
+
+    @torch.no_grad()
+    def compute() -> list[np.ndarray]:
+        image, ids, mask = inputs(sizes)
+        hidden = []
+        for tower, rows in ((network.image, 1), (network.text, mask[:, :, None])):
+            for block in tower.blocks:
+                block.register_forward_hook(
+                    lambda module, given, result, rows=rows: hidden.append(result[0].numpy() * rows)
+                )
+        image, ids, mask = for_torch(image, ids, mask)
+        encoded = [*network.encode_image(image).values(), *network.encode_text(ids, mask).values()]
+        return [*hidden, *(x.numpy() for x in encoded)]
+
+    return Reference(state_of(network), config, inputs(sizes), compute)
 
 
 # ---- parity
@@ -162,15 +168,10 @@ def exported(config: dict, sizes: dict) -> Reference:
 
 def every_state(model, params, image, ids, mask) -> list:
     """Of our student: the output of every block, at tokens, then fc1, out and head of images and of texts."""
-    capture = lambda module, name: isinstance(module, Block)  # noqa: E731
-    results, extra = model.apply(
-        {"params": params}, image, ids, mask, capture_intermediates=capture, mutable=["intermediates"]
-    )
-    states = []
-    for tower, rows in (("image_encoder", 1), ("text_encoder", mask[:, :, None])):
-        blocks = extra["intermediates"][tower]
-        depth = sum(name.startswith("block_") for name in blocks)
-        states += [blocks[f"block_{i}"]["__call__"][0].out * rows for i in range(depth)]
+    results, towers = apply(model, params, image, ids, mask)
+    states = [
+        *blocks_of(towers["image_encoder"]), *(x * mask[:, :, None] for x in blocks_of(towers["text_encoder"])),
+    ]  # fmt: skip
     return states + [result[level] for result in results for level in ("fc1", "out", "head")]
 
 
@@ -192,20 +193,24 @@ WITH_PRENET = {"target": 24, "types": True, "prenet": 1}
 CASES = [
     *thesis_cases("tiny", TINY),
     Case("thesis", "tiny", "PyTorch module, prenet 1", lambda: thesis(TINY, **WITH_PRENET), every_state),
+    *thesis_cases("wide", WIDE),
     *thesis_cases("full", BASE),
     hf_case("tiny", TINY, "modeling_smke.py"),
     hf_case("tiny", TINY, "modeling_smke.py, pre-norm", **PRE),
     hf_case("tiny", TINY, "modeling_smke.py, no token types or LayerScale", **BARE),
+    hf_case("wide", WIDE, "modeling_smke.py"),
     hf_case("full", BASE, "modeling_smke.py"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "case",
-    [pytest.param(c, id=f"{c.against}, {c.size}", marks=pytest.mark.slow if c.size == "full" else ()) for c in CASES],
-)
+@parametrized(CASES, "tiny", "wide")
 def test_parity(case):
     check(case)
+
+
+@parametrized(CASES, "full")
+def test_whole_networks_fit(case):
+    check_whole(case)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -247,7 +252,7 @@ def test_the_whole_checkpoint_goes_out_as_it_came_and_loads_strictly(s_smke):
     network = Lightning(Thesis(**TINY, target=24, types=True)).eval()
     state = {name: torch.from_numpy(x) for name, x in state_dict(conversion.params, description).items()}
     network.load_state_dict(state, strict=True)
-    for ours, theirs in zip(network.model(*for_torch(*reference.inputs)), reference.outputs, strict=True):
+    for ours, theirs in zip(network.model(*for_torch(*reference.inputs)), reference.compute(), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
 
 

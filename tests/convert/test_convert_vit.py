@@ -1,17 +1,16 @@
 """Plain Vision Transformers come in exactly: DINO, DINOv2, timm's and AugReg's, in all their names."""
 
 import json
-import tempfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import torch
-from parity import Case, Reference, check
-from random_weights import images, pixels, randomise, state_of
+from parity import Case, Reference, check, check_whole, parametrized
+from random_weights import images, pixels, randomise, saved, state_of
 from renamed_vit import as_npz, as_timm
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTForImageClassification, ViTModel
 
 from smke_jax.__main__ import main
@@ -27,6 +26,7 @@ from smke_jax.models.build import build_model, param_shapes
 TINY = {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 3, "image_size": 12, "patch_size": 4}
 SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "image_size": 224, "patch_size": 16}
 DINOV2_SMALL = {**SMALL, "image_size": 518, "patch_size": 14}
+TWO = {"num_hidden_layers": 2}
 
 
 def network(kind, sizes: dict, **settings):
@@ -47,18 +47,10 @@ def outputs(model, given: np.ndarray, **arguments) -> list[np.ndarray]:
     return [x.numpy() for x in hidden]
 
 
-def saved(model) -> tuple[dict, dict]:
-    """(state, config) as `save_pretrained` writes them."""
-    with tempfile.TemporaryDirectory() as directory:
-        model.save_pretrained(directory)
-        config = json.loads(Path(directory, "config.json").read_text())
-        return load_file(Path(directory, "model.safetensors")), config
-
-
 def hf(kind, sizes: dict, **settings) -> Reference:
     model = network(kind, sizes, **settings)
-    given = images(1 if sizes["num_hidden_layers"] > 2 else 3, sizes["image_size"])
-    return Reference(*saved(model), (given,), outputs(model, given))
+    given = images(3 if sizes["image_size"] < 224 else 1, sizes["image_size"])
+    return Reference(*saved(model), (given,), lambda: outputs(model, given))
 
 
 def timm(kind, sizes: dict) -> Reference:
@@ -82,7 +74,9 @@ def cases(size: str, sizes: dict, dinov2_sizes: dict) -> list[Case]:
     ]
 
 
-CASES = [*cases("tiny", TINY, TINY), *cases("full", SMALL, DINOV2_SMALL)]
+CASES = [
+    *cases("tiny", TINY, TINY), *cases("wide", SMALL | TWO, DINOV2_SMALL | TWO), *cases("full", SMALL, DINOV2_SMALL),
+]  # fmt: skip
 MORE = {
     "classifier": lambda: hf(ViTForImageClassification, TINY),
     "quick GELU, other eps, other heads": lambda: hf(
@@ -91,15 +85,14 @@ MORE = {
 }
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(c, id=f"{c.layout}, {c.against}, {c.size}", marks=pytest.mark.slow if c.size == "full" else ())
-        for c in CASES
-    ],
-)
+@parametrized(CASES, "tiny", "wide")
 def test_parity(case):
     check(case)
+
+
+@parametrized(CASES, "full")
+def test_whole_networks_fit(case):
+    check_whole(case)
 
 
 @pytest.mark.parametrize("form", MORE)
@@ -160,7 +153,7 @@ def test_transformers_loads_what_we_give_back(kind, layout, tmp_path):
     model, info = kind.from_pretrained(tmp_path, output_loading_info=True, attn_implementation="eager")
     assert not info["unexpected_keys"]
     assert all(name.startswith("pooler.") or name.endswith("mask_token") for name in info["missing_keys"])
-    np.testing.assert_allclose(outputs(model, *reference.inputs)[-1], reference.outputs[-1], atol=1e-6)
+    np.testing.assert_allclose(outputs(model, *reference.inputs)[-1], reference.compute()[-1], atol=1e-6)
 
 
 @pytest.mark.parametrize("image_size", [8, 12, 28], ids=["smaller", "same", "larger"])
@@ -171,7 +164,7 @@ def test_positions_are_interpolated_as_transformers_does(kind, image_size):
     params, description = for_image_size(conversion.params, conversion.description, image_size)
     arguments = {"interpolate_pos_encoding": True} if kind is ViTModel else {}
     with jax.default_matmul_precision("highest"):
-        ours = build_model(description).apply({"params": params}, given)
+        ours = jax.jit(build_model(description).apply)({"params": params}, given)
     np.testing.assert_allclose(ours, outputs(model, given, **arguments)[-1], rtol=1e-4, atol=1e-5)
     if image_size == 12:
         assert np.array_equal(params["position_embedding"], conversion.params["position_embedding"])

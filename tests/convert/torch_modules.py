@@ -1,14 +1,17 @@
 """BEiT as microsoft/unilm and timm have it, written here in PyTorch."""
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 
+@functools.cache
 def position_index(grid: int) -> torch.Tensor:
-    """Spec 26.1, entry by entry."""
+    """Spec 26.1, entry by entry; never on the meta device."""
     span, patches = 2 * grid - 1, grid * grid
-    index = torch.empty(1 + patches, 1 + patches, dtype=torch.int64)
+    index = torch.empty(1 + patches, 1 + patches, dtype=torch.int64, device="cpu")
     for query in range(patches):
         for key in range(patches):
             dy, dx = query // grid - key // grid, query % grid - key % grid

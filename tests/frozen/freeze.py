@@ -80,8 +80,12 @@ def build(name: str, variant: str, form: str, devices: int):
     state = init_state(
         experiment.recipe, tx, experiment.mesh, experiment.batch, seed=c.seed, sharding=c.sharding
     )
-    shapes = experiment.batch
-    return state, frozen, lambda state, frozen, batch: run(state, frozen, put_batch(batch, experiment.mesh)), shapes
+    shapes = dict(experiment.batch)
+    if form == "flickr8k" and "teacher" not in c.networks and "text" in shapes:
+        # The first shape made a view for a teacher that was not there.
+        shapes["teacher_image"] = shapes["image"]
+    read = lambda batch: put_batch({k: x for k, x in batch.items() if k in experiment.batch}, experiment.mesh)  # noqa: E731
+    return state, frozen, lambda state, frozen, batch: run(state, frozen, read(batch)), shapes
 
 
 def shrink(c, small):
@@ -92,11 +96,13 @@ def shrink(c, small):
             for tower in (part.image, part.text, part.shared):
                 tower.update({k: v for k, v in known(tower).items() if k != "depth" or tower is not part.shared})
             part.update(start="random", image_start="random", text_start="random")
-            part.head = part.head if part.head == 256 else 32
+            part.head = 24 if "quantizer" in c.networks else part.head if part.head == 256 else 32
         elif part.type == "frozen":
             with part.unlocked():
                 part.model = parts.beit(**small)
             part.start = "random"
+            if "bank_size" in c.terms.get("target_itc", ()) and c.terms.target_itc.bank_size:
+                part.final_norm = False  # which the first shape's config said of a teacher that had no such norm
         elif part.type == "encoder":
             part.model.update(known(part.model))
             part.projector = (24, 24)
@@ -104,7 +110,6 @@ def shrink(c, small):
             part.update(num_codes=24, code_dim=4, num_heads=2, mlp_dim=48)
         elif part.type == "quantizer":
             part.update(num_codes=24, code_dim=4, start="random")
-            c.networks.student.head = 24
     if "max_length" in c.task:
         c.task.update(vocab_size=VOCAB, max_length=12)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import pytest
 from ml_collections import ConfigDict
+from smke_jax.training.experiment import batch_shapes, resolve, training_views
 
 from smke_jax.config import FORMS, base
 from smke_jax.data import datasets
@@ -16,7 +17,6 @@ from smke_jax.data.scenes import make_scenes
 from smke_jax.errors import UserError
 from smke_jax.programs.ladder import find_recipes
 from smke_jax.programs.train import load_config
-from smke_jax.training.experiment import batch_shapes, resolve, training_views
 from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.recipe import build_recipe, init_params
 from smke_jax.training.record import flatten

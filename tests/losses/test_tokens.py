@@ -1,17 +1,17 @@
 """Late interaction of patches and words against float64 PyTorch with all cosines at once, on 1, 2 and 8 devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from jax.sharding import PartitionSpec
+from over_devices import DEVICES, run_together, spread, tensors, unit_rows
 
 from smke_jax.losses import tokens
-from smke_jax.losses.collective import ALONE, Scope
 from smke_jax.losses.contrastive import matrix_info_nce
 from smke_jax.losses.tokens import late_interaction
-from smke_jax.parallel.mesh import DATA_AXES, make_mesh
 
 BATCH, PATCHES, WORDS, WIDTH = 16, 5, 4, 6
 MASK = (np.arange(WORDS) < np.array([4, 1, 2, 3, 0, 4, 4, 1, 2, 2, 0, 3, 1, 4, 2, 3])[:, None]).astype(np.int32)
@@ -19,20 +19,13 @@ IDS = np.array([0, 0, 1, 2, 3, 3, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0], np.int32)
 SCALE = np.float32(7.0)
 
 
-def unit(x):
-    return (x / np.linalg.norm(x, axis=-1, keepdims=True)).astype(np.float32)
-
-
 rng = np.random.default_rng(0)
-PATCH_TOKENS = unit(rng.normal(size=(BATCH, PATCHES, WIDTH)))
-WORD_TOKENS = unit(rng.normal(size=(BATCH, WORDS, WIDTH)))
+PATCH_TOKENS, WORD_TOKENS = unit_rows(rng, BATCH, PATCHES, WIDTH), unit_rows(rng, BATCH, WORDS, WIDTH)
 
 
 def reference(ids=None):
     """(losses, gradients of patches, words and scale) of both directions together."""
-    patches, words, scale = (
-        torch.tensor(x.astype(np.float64), requires_grad=True) for x in (PATCH_TOKENS, WORD_TOKENS, SCALE)
-    )
+    patches, words, scale = tensors(PATCH_TOKENS, WORD_TOKENS, SCALE)
     mask = torch.tensor(MASK, dtype=torch.bool)
     cosines = torch.einsum("and,bld->abnl", patches, words)
     of_images = torch.full((BATCH, BATCH), -1.0, dtype=torch.float64)
@@ -54,38 +47,35 @@ def reference(ids=None):
     return [x.item() for x in losses], [x.grad.numpy() for x in (patches, words, scale)]
 
 
-def both_losses(patches, words, mask, ids, scale, scope):
-    pair = late_interaction(patches, words, mask, scope=scope)
-    found = [matrix_info_nce(scores, scale, scope=scope, ids=ids) for scores in pair]
-    return [jax.lax.pmean(loss, DATA_AXES) if scope.axis else loss for loss, _ in found]
+def both_losses(patches, words, mask, ids, scale, scope, with_ids):
+    """(Sum, both) of the losses of images and of captions."""
+    scores = late_interaction(patches, words, mask, scope=scope)
+    losses = [matrix_info_nce(one, scale, scope=scope, ids=ids if with_ids else None)[0] for one in scores]
+    return sum(losses), losses
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
-@pytest.mark.parametrize("same_image", [False, True], ids=["all", "same image masked"])
-def test_value_and_gradient(devices, same_image, monkeypatch):
-    """In blocks of three captions, of which 16 are no multiple."""
-    monkeypatch.setattr(tokens, "BLOCK", 3 * BATCH // devices * PATCHES * WORDS)
-    rows, whole = PartitionSpec(DATA_AXES), PartitionSpec()
-    ids = IDS if same_image else np.arange(BATCH, dtype=np.int32)
-    mesh = make_mesh(devices, fsdp_size=2 if devices == 8 else 1)
-    run = jax.shard_map(
-        lambda *arrays: both_losses(*arrays, Scope(DATA_AXES)),
-        mesh=mesh, in_specs=(rows, rows, rows, rows, whole), out_specs=whole,
-    )  # fmt: skip
+@pytest.fixture(scope="module", params=DEVICES)
+def outcomes(request):
+    """{with ids?: ((sum, losses), gradients of patches, words and scale)}, compiled as one program."""
+    devices = request.param
+    cases = {
+        with_ids: spread(devices, functools.partial(both_losses, with_ids=with_ids), whole=(4,))
+        for with_ids in (False, True)
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        # Blocks of three captions, of which 16 are no multiple.
+        patch.setattr(tokens, "BLOCK", 3 * BATCH // devices * PATCHES * WORDS)
+        return run_together(cases, (PATCH_TOKENS, WORD_TOKENS, MASK, IDS, SCALE), to=(0, 1, 4))
 
-    def total(patches, words, scale):
-        losses = run(patches, words, MASK, ids, scale)
-        return sum(losses), losses
 
-    with jax.default_matmul_precision("highest"):
-        (_, losses), grads = jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2), has_aux=True))(
-            PATCH_TOKENS, WORD_TOKENS, SCALE
-        )
-    expected, expected_grads = reference(IDS if same_image else None)
+@pytest.mark.parametrize("with_ids", [False, True], ids=["all", "same image masked"])
+def test_value_and_gradient(outcomes, with_ids):
+    (_, losses), gradients = outcomes[with_ids]
+    expected, expected_gradients = reference(IDS if with_ids else None)
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    for ours, theirs in zip(grads, expected_grads, strict=True):
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5 * np.abs(theirs).max())
-    assert np.all(np.asarray(grads[1])[MASK == 0] == 0), "padding learns"
+    assert np.all(gradients[1][MASK == 0] == 0), "padding learns"
 
 
 def test_all_cosines_never_exist_at_once(monkeypatch):
@@ -100,9 +90,9 @@ def test_all_cosines_never_exist_at_once(monkeypatch):
     assert compiled.memory_analysis().temp_size_in_bytes < count * count * patches * words * 4 / 2
 
 
-def test_likeness_of_one_pair_by_hand():
+def test_similarity_of_one_pair_by_hand():
     patches = jnp.array([[[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]])
     words = jnp.array([[[0.6, 0.8], [1.0, 0.0], [0.0, 1.0]]])  # the last is padding
-    of_image, of_caption = late_interaction(patches, words, jnp.array([[1, 1, 0]]), scope=ALONE)
+    of_image, of_caption = jax.jit(late_interaction)(patches, words, jnp.array([[1, 1, 0]]))
     np.testing.assert_allclose(of_image, [[(1.0 + 0.8 - 0.6) / 3]], rtol=1e-6)
     np.testing.assert_allclose(of_caption, [[(0.8 + 1.0) / 2]], rtol=1e-6)

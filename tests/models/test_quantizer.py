@@ -97,7 +97,7 @@ def test_of_every_image_the_decoder_sees_so_many_patches_and_no_others():
 
 
 def test_a_new_decoder_has_no_idea_of_positions():
-    params = model(0.5).init({"params": KEY, "mask": KEY}, **inputs())["params"]
+    params = quick_jit(model(0.5).init)({"params": KEY, "mask": KEY}, **inputs())["params"]
     assert not np.any(params["relative_bias"]["table"]) and params["relative_bias"]["table"].shape == (28, HEADS)
     assert "ls1" not in params["decoder"] and "bias" not in params["decoder"]["attention"]["key"]
 
@@ -105,8 +105,13 @@ def test_a_new_decoder_has_no_idea_of_positions():
 def test_the_quantiser_names_the_code_that_the_autoencoder_took():
     autoencoder, x = model(0.9), inputs()
     params = parameters(autoencoder)
-    latent, cosines, _ = run(autoencoder, params, x)
+
+    @quick_jit
+    def both(params, x):
+        code = Quantizer(CODES, CODE_DIM).apply({"params": {"down": params["down"], "codes": x["codes"]}}, x["cls"])
+        return run(autoencoder, params, x), code
+
+    (latent, cosines, _), code = both(params, x)
     np.testing.assert_allclose(np.linalg.norm(latent, axis=1), 1, rtol=1e-5)
-    code = Quantizer(CODES, CODE_DIM).apply({"params": {"down": params["down"], "codes": x["codes"]}}, x["cls"])
     np.testing.assert_array_equal(code, np.argmax(cosines, axis=1))
     assert code.dtype == jnp.int32 and len(set(code.tolist())) > 1

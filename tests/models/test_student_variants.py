@@ -1,5 +1,6 @@
-"""Students of the thesis' other recipes: their parameter counts, and what they compute against PyTorch."""
+"""Students of the thesis' recipes: their parameter counts, and what they compute against PyTorch."""
 
+import functools
 import runpy
 from pathlib import Path
 
@@ -8,23 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from ml_collections import ConfigDict
-from torch_parts import assert_near, block, gradients, layer_norm, linear, quick_jit, randomised, to_torch
+from small_student import IDS, IMAGES, MASK, config, reference, start
+from torch_parts import assert_near, gradients, quick_jit, to_torch
 
 from smke_jax.models.layers import REMAT
-from smke_jax.models.student import build_student
-from smke_jax.models.vision import sincos_positions
-from smke_jax.training.recipe import build_recipe, init_params
+from smke_jax.parallel.mesh import make_mesh, put_batch, replicated
+from smke_jax.training.recipe import build_recipe
 from smke_jax.training.state import count_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
-WIDTH, HEADS, MLP, TARGET, VOCAB = 8, 2, 12, 6, 9
-SIZE, PATCH, BATCH, LENGTH = 8, 4, 3, 5
-
-rng = np.random.default_rng(0)
-IMAGES = rng.normal(size=(BATCH, SIZE, SIZE, 3)).astype(np.float32)
-IDS = rng.integers(1, VOCAB, (BATCH, LENGTH)).astype(np.int32)
-MASK = (np.arange(LENGTH) < np.array([[2], [5], [4]])).astype(np.int32)
 
 # ---- sizes
 
@@ -47,132 +40,123 @@ COUNTS = {
     "finetune_retrieval": 117_167_617,
     "s_smke_12": 209_310_721,
 }
+STUDENTS = {}  # what was counted already: many recipes train the same student
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts_of_the_thesis(name):
     file, _, kind = name.partition(":")
     config = runpy.run_path(str(ROOT / "configs" / f"{file}.py"))["get_config"](kind)
-    config.teacher.depth, size = 1, config.student.image.image_size  # of no effect on what is trained
-    batch = {
-        "image": jax.ShapeDtypeStruct((2, size, size, 3), jnp.uint8),
-        **dict.fromkeys(("text", "text_mask"), jax.ShapeDtypeStruct((2, config.data.max_length), jnp.int32)),
-        "id": jax.ShapeDtypeStruct((2,), jnp.int32),
-    }
     recipe = build_recipe(config, vocab_size=30522)
-    params, _ = jax.eval_shape(lambda: init_params(recipe, jax.random.key(0), batch))
-    assert count_parameters(params) == COUNTS[name]
+    student = next(p for p in recipe.passes if p.name == "student")
+    of_this = (config.student.to_json(), config.teacher.width, "teacher" in config.passes)
+    if of_this not in STUDENTS:
+        size, length = config.student.image.image_size, config.data.max_length
+        text = jax.ShapeDtypeStruct((2, length), jnp.int32)
+        batch = {"image": jax.ShapeDtypeStruct((2, size, size, 3), jnp.uint8), "text": text, "text_mask": text}
+        STUDENTS[of_this] = count_parameters(jax.eval_shape(student.init, jax.random.key(0), batch))
+    # The scales of a term depend on its levels, not on the widths of what it reads.
+    feature = jax.ShapeDtypeStruct((2, 768), jnp.float32)
+    of_terms = [
+        jax.eval_shape(lambda term=term: term.init(jax.random.key(0), dict.fromkeys(term.needs, feature))[0])
+        for term in recipe.terms.values()
+    ]
+    assert STUDENTS[of_this] + count_parameters(of_terms) == COUNTS[name]
 
 
 # ---- what they compute
 
-
-def config(shared=(), **fields) -> ConfigDict:
-    tower = dict(width=WIDTH, depth=1, num_heads=HEADS, mlp_dim=MLP, activation="gelu", norm_order="post")
-    return ConfigDict(
-        {
-            "dtype": "float32",
-            "token_types": True,
-            "image": {"image_size": SIZE, "patch_size": PATCH, "norm_eps": 1e-6, **tower},
-            "text": {"max_positions": LENGTH, "norm_eps": 1e-12, **tower},
-            "shared": {"num_heads": HEADS, "mlp_dim": MLP, "norm_eps": 1e-6, "activation": "gelu", "layer_scale": 0.2}
-            | {"init_std": 0.02, **dict(shared)},
-            **fields,
-        }
-    )
-
-
 VARIANTS = {
-    "one block, no vectors": config(token_types=False),
-    "two blocks": config({"depth": 2}),
-    "MLP": config({"type": "mlp"}, token_types=False),
-    "MLP, vectors": config({"type": "mlp"}),
+    "as in the thesis": config(depth=1),  # towers with a block each, one shared block, scaled vectors after the towers
+    "two shared blocks, no vectors": config({"depth": 2}, token_types=False),
+    "MLP, no vectors": config({"type": "mlp"}, token_types=False),
     "vectors before": config(token_types_at="before", token_type_scale=None),
     "scaled vectors before": config(token_types_at="before"),
     "vectors after": config(token_type_scale=None),
 }
 
 
-def reference(p, modality, variant):
-    """{level: (B, ·)} in PyTorch."""
-    place, row = variant.get("token_types_at", "after"), {"text": 0, "image": 1}[modality]
-    added = p["type_embedding"][row] if "type_embedding" in p else 0.0
-    if "type_scale" in p:
-        added = added * p["type_scale"]["gamma"]
-    before, after = (added, 0.0) if place == "before" else (0.0, added)
-    e = p[f"{modality}_encoder"]
-    if modality == "image":
-        kernel, pixels = e["patch_embed"]["kernel"], torch.tensor(IMAGES.transpose(0, 3, 1, 2), dtype=torch.float64)
-        x = torch.nn.functional.conv2d(pixels, kernel.permute(3, 2, 0, 1), e["patch_embed"]["bias"], stride=PATCH)
-        x = x.flatten(2).transpose(1, 2) + torch.tensor(sincos_positions(SIZE // PATCH, WIDTH), dtype=torch.float64)
-        x = torch.cat([e["cls_token"].expand(BATCH, 1, WIDTH), x], dim=1)
-        x = layer_norm(e["norm"], x + before, 1e-6)
-        mask, eps = None, 1e-6
-    else:
-        x = e["word_embedding"][torch.tensor(IDS, dtype=torch.long)] + e["position_embedding"] + e["type_embedding"][0]
-        x = layer_norm(e["embedding_norm"], x, 1e-12) + before
-        mask, eps = torch.tensor(MASK, dtype=torch.bool), 1e-12
-    x = block(e["block_0"], x, heads=HEADS, order="post", eps=eps, mask=mask)[0] + after
-    shared = p["shared"]
-    if variant.shared.get("type") == "mlp":
-        u = linear(shared["fc1"], x[:, 0])
-        v = linear(shared["fc2"], layer_norm(shared["norm"], torch.nn.functional.gelu(u), 1e-6))
-    else:
-        for one in [shared] if "norm1" in shared else [shared["block_0"], shared["block_1"]]:
-            x, u, _ = block(one, x, heads=HEADS, order="pre", eps=1e-6, mask=mask)
-        u, v = u[:, 0], x[:, 0]
-    return {"fc1": u, "out": v, "head": linear(p["head"], layer_norm(p["head_norm"], v, 1e-6))}
-
-
-def start(variant):
-    model = build_student(variant, vocab_size=VOCAB, target_dim=TARGET)
-    shapes = jax.eval_shape(model.init, jax.random.key(0), IMAGES, IDS, MASK)["params"]
-    return model, randomised(shapes, seed=1)
-
-
-def run(model, params):
-    """(representations, gradients of the sum of their cosines with fixed vectors)."""
-
-    def forward(params):
-        image, text = model.apply({"params": params}, IMAGES, IDS, MASK)
-        out = {"image": image, "text": text}
-        return sum(jnp.sum(weights(x.shape) * x) for x in jax.tree.leaves(out)), out
-
-    with jax.default_matmul_precision("highest"):
-        (_, out), grads = quick_jit(jax.value_and_grad(forward, has_aux=True))(params)
-    return out, grads
-
-
 def weights(shape):
     return np.random.default_rng(shape[-1]).normal(size=shape).astype(np.float32)
 
 
+@functools.cache
+def run(name: str, devices: int = 1):
+    """(representations, sown arrays, gradients of the sum of fixed weights · representations)."""
+    model, params = start(VARIANTS[name])
+    mesh = make_mesh(devices)
+    batch = put_batch({"image": IMAGES, "text": IDS, "mask": MASK}, mesh)
+
+    @quick_jit
+    def compiled(params, batch):
+        def forward(params):
+            inputs = batch["image"], batch["text"], batch["mask"]
+            (image, text), sown = model.apply({"params": params}, *inputs, mutable=["intermediates"])
+            out = {"image": image, "text": text}
+            return sum(jnp.sum(weights(x.shape) * x) for x in jax.tree.leaves(out)), (out, sown["intermediates"])
+
+        (_, outputs), gradients = jax.value_and_grad(forward, has_aux=True)(params)
+        return *outputs, gradients
+
+    with jax.default_matmul_precision("highest"):
+        return jax.device_get(compiled(jax.device_put(params, replicated(mesh)), batch))
+
+
+def assert_equals_pytorch(name, out, grads):
+    params = to_torch(start(VARIANTS[name])[1])
+    for modality in ("image", "text"):
+        expected = {level: x[:, 0] for level, x in reference(params, modality, VARIANTS[name]).items()}
+        sum((x * torch.tensor(weights(x.shape))).sum() for x in expected.values()).backward()
+        assert set(out[modality]) == set(expected)
+        for level, x in expected.items():
+            assert_near(out[modality][level], x.detach().numpy())
+    assert all(x.grad is not None for x in jax.tree.leaves(params)), "a parameter that PyTorch does not use"
+    assert_near(grads, gradients(params))
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_equals_pytorch(name):
-    variant = VARIANTS[name]
-    model, params = start(variant)
-    out, grads = run(model, params)
-    p = to_torch(params)
-    expected = {modality: reference(p, modality, variant) for modality in ("image", "text")}
-    sum((x * torch.tensor(weights(x.shape))).sum() for levels in expected.values() for x in levels.values()).backward()
-    for modality, levels in expected.items():
-        for level, x in levels.items():
-            assert_near(out[modality][level], x.detach().numpy())
-    assert all(x.grad is not None for x in jax.tree.leaves(p)), "a parameter that PyTorch does not use"
-    assert_near(grads, gradients(p))
+    out, _, grads = run(name)
+    assert_equals_pytorch(name, out, grads)
 
 
-@pytest.mark.parametrize("remat", REMAT)
-@pytest.mark.parametrize("name", ["two blocks", "MLP"])
-def test_remat_changes_no_number(name, remat):
-    variant = VARIANTS[name].copy_and_resolve_references()
-    plain = run(*start(variant))
-    variant.remat = remat
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), run(*start(variant)), plain)
+def test_a_batch_over_eight_devices_gives_the_same():
+    out, _, grads = run("vectors before", devices=8)
+    assert_equals_pytorch("vectors before", out, grads)
 
 
-def test_a_single_shared_block_keeps_its_parameters_where_they_were():
-    _, params = start(VARIANTS["one block, no vectors"])
-    assert set(params["shared"]) == {"norm1", "attention", "ls1", "norm2", "mlp", "ls2"}
-    _, params = start(VARIANTS["two blocks"])
-    assert set(params["shared"]) == {"block_0", "block_1"}
+def test_sown_tokens_are_out_and_head_of_the_other_positions():
+    name = "as in the thesis"
+    _, sown, _ = run(name)
+    params = to_torch(start(VARIANTS[name])[1])
+    for i, modality in enumerate(("image", "text")):  # sown in this order
+        expected = reference(params, modality, VARIANTS[name])
+        assert_near(sown["tokens"][i], expected["out"][:, 1:].detach().numpy())
+        assert_near(sown["head_tokens"][i], expected["head"][:, 1:].detach().numpy())
+
+
+@functools.cache
+def text_with(remat: str):
+    """Representations of the captions, through a tower and a shared block, and gradients."""
+    model, params = start(config(depth=1, remat=remat))
+
+    def forward(params):
+        text = model.apply({"params": params}, IDS, MASK, method="encode_text")
+        return sum(jnp.sum(weights(x.shape) * x) for x in text.values()), text
+
+    (_, text), gradients = quick_jit(jax.value_and_grad(forward, has_aux=True))(params)
+    return text, gradients
+
+
+@pytest.mark.parametrize("remat", sorted(set(REMAT) - {"none"}))
+def test_remat_changes_no_number(remat):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), text_with(remat), text_with("none")
+    )
+
+
+def test_a_single_shared_block_has_no_level_of_its_own():
+    assert set(start(VARIANTS["as in the thesis"])[1]["shared"]) == {
+        "norm1", "attention", "ls1", "norm2", "mlp", "ls2"
+    }  # fmt: skip
+    assert set(start(VARIANTS["two shared blocks, no vectors"])[1]["shared"]) == {"block_0", "block_1"}

@@ -13,7 +13,6 @@ from transformers import BeitConfig, BeitModel, BertConfig, BertModel
 from smke_jax.models.teachers import Beit, Data2Vec2, relative_position_index
 from smke_jax.models.text import TextEncoder
 from smke_jax.models.vision import ImageEncoder, PatchEmbed, patchify, sincos_positions
-from smke_jax.passes.base import apply_and_reveal
 
 WIDTH, DEPTH, HEADS, MLP, VOCAB = 8, 2, 2, 12, 11
 SIZE, PATCH = 12, 4  # 3 × 3 patches
@@ -32,16 +31,13 @@ def random_params(model, *inputs, seed=1):
     return randomised(jax.eval_shape(model.init, jax.random.key(0), *inputs)["params"], seed)
 
 
+@functools.partial(quick_jit, static_argnums=0)
 def value_and_gradients(model, params, cotangent, *inputs):
-    """-> (output, gradient of the parameters)."""
-
-    @quick_jit
-    def run(params):
-        out, vjp = jax.vjp(lambda p: model.apply({"params": p}, *inputs), params)
-        return out, vjp(cotangent)[0]
-
+    """-> (output, sown arrays, gradient of the parameters)."""
     with jax.default_matmul_precision("highest"):
-        return run(params)
+        forward = lambda p: model.apply({"params": p}, *inputs, mutable=["intermediates"])  # noqa: E731
+        out, vjp, sown = jax.vjp(forward, params, has_aux=True)
+        return out, sown.get("intermediates", {}), vjp(cotangent)[0]
 
 
 # Flax name -> HF name, written out here and not taken from smke_jax.convert.
@@ -145,7 +141,7 @@ def test_text_encoder_equals_hugging_face(mask):
     params = random_params(model, IDS, mask)
     # Padded positions hold nothing of interest; the student never reads them.
     cotangent = np.random.default_rng(2).normal(size=(*IDS.shape, WIDTH)).astype(np.float32) * mask[:, :, None]
-    out, grads = value_and_gradients(model, params, cotangent, IDS, mask)
+    out, _, grads = value_and_gradients(model, params, cotangent, IDS, mask)
 
     theirs = bert(params)
     expected = theirs(torch.tensor(IDS, dtype=torch.long), attention_mask=torch.tensor(mask)).last_hidden_state
@@ -158,16 +154,16 @@ def test_text_encoder_equals_hugging_face(mask):
 def test_text_encoder_does_not_depend_on_padding():
     model = TextEncoder(**TEXT)
     params = random_params(model, IDS, MASK)
-    compiled = jax.jit(lambda params, ids, mask: model.apply({"params": params}, ids, mask))
-    run = functools.partial(compiled, params)
-    longest = run(IDS, MASK)
-    # Other ids under the padding, and more of it.
+    run = functools.partial(quick_jit(lambda params, ids, mask: model.apply({"params": params}, ids, mask)), params)
+    padded = run(IDS, MASK)
+    # Other ids under the padding, more padding, and none: the last caption alone.
     noisy = run(np.where(MASK == 1, IDS, 7), MASK)
     more = run(np.pad(IDS, ((0, 0), (0, 3)), constant_values=5), np.pad(MASK, ((0, 0), (0, 3))))
     for row, length in enumerate(LENGTHS):
-        alone = run(IDS[row : row + 1, :length], MASK[row : row + 1, :length])
-        for other in (alone[0], noisy[row], more[row]):
-            np.testing.assert_allclose(other[:length], longest[row, :length], rtol=2e-5, atol=2e-5)
+        for other in (noisy[row], more[row]):
+            np.testing.assert_allclose(other[:length], padded[row, :length], rtol=2e-5, atol=2e-5)
+    alone = run(IDS[-1:, :length], MASK[-1:, :length])
+    np.testing.assert_allclose(alone[0], padded[-1, :length], rtol=2e-5, atol=2e-5)
 
 
 def test_text_encoder_refuses_captions_beyond_its_positions():
@@ -196,7 +192,7 @@ def test_text_encoder_full_size_is_bert_base():
 def test_text_encoder_pre_norm_ends_with_a_norm():
     model = TextEncoder(**TEXT, norm_order="pre")
     params = random_params(model, IDS, MASK)
-    out = model.apply({"params": params}, IDS, MASK)
+    out = quick_jit(model.apply)({"params": params}, IDS, MASK)
     normed = (np.asarray(out) - params["norm"]["bias"]) / params["norm"]["scale"]
     np.testing.assert_allclose(normed.mean(-1), 0, atol=1e-4)
     np.testing.assert_allclose(normed.std(-1), 1, atol=1e-3)
@@ -206,13 +202,12 @@ def test_text_encoder_pre_norm_ends_with_a_norm():
 # ---- BEiT
 
 
-@pytest.mark.parametrize("final_norm", [True, False], ids=["norm", "no_norm"])
-@pytest.mark.parametrize("shared", [True, False], ids=["shared_bias", "own_biases"])
+@pytest.mark.parametrize("shared,final_norm", [(True, True), (False, False)], ids=["shared bias, norm", "neither"])
 def test_beit_equals_hugging_face(shared, final_norm):
     model = Beit(**IMAGE, norm_eps=1e-6, shared_bias=shared, final_norm=final_norm)
     params = random_params(model, IMAGES)
     cotangent = np.random.default_rng(3).normal(size=(len(IMAGES), WIDTH)).astype(np.float32)
-    out, grads = value_and_gradients(model, params, cotangent, IMAGES)
+    out, sown, grads = value_and_gradients(model, params, cotangent, IMAGES)
 
     config = BeitConfig(
         hidden_size=WIDTH,
@@ -234,9 +229,7 @@ def test_beit_equals_hugging_face(shared, final_norm):
     sequence = theirs(pixels).last_hidden_state
     (sequence[:, 0] * torch.tensor(cotangent)).sum().backward()
     assert_near(out, sequence[:, 0].detach().numpy())
-    with jax.default_matmul_precision("highest"):
-        _, sown = jax.jit(lambda params: apply_and_reveal(model, params, IMAGES))(params)
-    assert_near(sown["tokens"], sequence[:, 1:].detach().numpy())
+    assert_near(sown["tokens"][0], sequence[:, 1:].detach().numpy())
     assert_near(grad_state, {k: v.grad.numpy() for k, v in theirs.named_parameters()})
 
 
@@ -268,6 +261,8 @@ def test_beit_full_size_is_beit_v2_base():
 
 
 # ---- Data2Vec2
+
+ONE_BLOCK = IMAGE | {"depth": 1}  # the text encoder shows that several are chained
 
 
 def independent_positions(grid: int, width: int) -> np.ndarray:
@@ -302,17 +297,17 @@ def torch_image_encoder(p, images, order, eps=1e-6):
     x = torch.cat([p["cls_token"].expand(len(images), 1, WIDTH), x], dim=1)
     if order == "post":
         x = layer_norm(p["norm"], x, eps)
-    for i in range(DEPTH):
+    for i in range(ONE_BLOCK["depth"]):
         x = block(p[f"block_{i}"], x, heads=HEADS, order=order, eps=eps)[0]
     return layer_norm(p["norm"], x, eps) if order == "pre" else x
 
 
 @pytest.mark.parametrize("order", ["post", "pre"])
 def test_image_encoder_equals_pytorch(order):
-    model = ImageEncoder(**IMAGE, norm_order=order)
+    model = ImageEncoder(**ONE_BLOCK, norm_order=order)
     params = random_params(model, IMAGES)
     cotangent = np.random.default_rng(4).normal(size=(len(IMAGES), 10, WIDTH)).astype(np.float32)
-    out, grads = value_and_gradients(model, params, cotangent, IMAGES)
+    out, _, grads = value_and_gradients(model, params, cotangent, IMAGES)
     reference = to_torch(params)
     expected = torch_image_encoder(reference, IMAGES, order)
     (expected * torch.tensor(cotangent)).sum().backward()
@@ -320,8 +315,9 @@ def test_image_encoder_equals_pytorch(order):
     assert_near(grads, gradients(reference))
 
     if order == "post":
-        teacher = Data2Vec2(**IMAGE)
-        np.testing.assert_allclose(teacher.apply({"params": params}, IMAGES), out[:, 0], rtol=1e-4, atol=1e-5)
+        teacher = Data2Vec2(**ONE_BLOCK)
+        feature = quick_jit(teacher.apply)({"params": params}, IMAGES)
+        np.testing.assert_allclose(feature, out[:, 0], rtol=1e-4, atol=1e-5)
         shapes = jax.eval_shape(teacher.init, jax.random.key(0), IMAGES)["params"]
         assert jax.tree.structure(shapes) == jax.tree.structure(params)
 
@@ -330,7 +326,7 @@ def test_patch_embed_is_the_convolution():
     model = PatchEmbed(PATCH, WIDTH)
     patches = patchify(jnp.asarray(IMAGES), PATCH)
     params = random_params(model, patches)
-    ours = model.apply({"params": params}, patches)
+    ours = jax.jit(model.apply)({"params": params}, patches)
     expected = torch.nn.functional.conv2d(
         torch.tensor(IMAGES.transpose(0, 3, 1, 2)),
         torch.tensor(params["kernel"].transpose(3, 2, 0, 1)),
@@ -342,34 +338,37 @@ def test_patch_embed_is_the_convolution():
 
 def test_wrong_image_sizes_are_refused():
     with pytest.raises(ValueError, match=r"takes \(12, 12, 3\)"):
-        jax.eval_shape(ImageEncoder(**IMAGE).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+        jax.eval_shape(ImageEncoder(**ONE_BLOCK).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
     with pytest.raises(ValueError, match="12 is no multiple of the patch size 5"):
-        jax.eval_shape(ImageEncoder(**IMAGE | {"patch_size": 5}).init, jax.random.key(0), IMAGES)
+        jax.eval_shape(ImageEncoder(**ONE_BLOCK | {"patch_size": 5}).init, jax.random.key(0), IMAGES)
 
 
 # ---- token dropping
 
 
+@functools.partial(quick_jit, static_argnums=0)
 def dropped(model, params, images, key):
     return model.apply({"params": params}, images, deterministic=False, rngs={"dropout": key})
 
 
+STEM = ONE_BLOCK | {"depth": 0}
+
+
 @pytest.mark.parametrize("share,kept", [(0.5, 4), (0.25, 7), (0.9, 1)])
 def test_token_drop_keeps_the_right_number_and_only_in_training(share, kept):
-    model, whole = ImageEncoder(**IMAGE, token_drop=share), ImageEncoder(**IMAGE)
+    model, whole = ImageEncoder(**STEM, token_drop=share), ImageEncoder(**STEM)
     params = random_params(whole, IMAGES)
-    out = jax.eval_shape(lambda: dropped(model, params, IMAGES, jax.random.key(0)))
-    assert out.shape == (3, 1 + kept, WIDTH)
-    evaluated = model.apply({"params": params}, IMAGES)
-    np.testing.assert_array_equal(evaluated, whole.apply({"params": params}, IMAGES))
+    assert dropped(model, params, IMAGES, jax.random.key(0)).shape == (3, 1 + kept, WIDTH)
+    evaluated = quick_jit(lambda params: [one.apply({"params": params}, IMAGES) for one in (model, whole)])(params)
+    np.testing.assert_array_equal(*evaluated)
 
 
 def test_token_drop_positions_travel_with_their_patches():
     """Depth 0: each output token is LN(patch + its position), so every kept patch is found among the full ones."""
-    model = ImageEncoder(**IMAGE | {"depth": 0}, token_drop=0.5)
+    model = ImageEncoder(**STEM, token_drop=0.5)
     images = np.random.default_rng(5).normal(size=(32, SIZE, SIZE, 3)).astype(np.float32)
     params = random_params(model, images)
-    whole = np.asarray(model.apply({"params": params}, images))  # (B, 10, D)
+    whole = np.asarray(quick_jit(model.apply)({"params": params}, images))  # (B, 10, D)
     part = np.asarray(dropped(model, params, images, jax.random.key(7)))  # (B, 5, D)
     assert part.shape == (32, 5, WIDTH)
     np.testing.assert_allclose(part[:, 0], whole[:, 0], atol=1e-5)
@@ -389,13 +388,13 @@ def test_token_drop_positions_travel_with_their_patches():
 
 def test_token_drop_equals_encoding_the_kept_patches():
     """The blocks see only the kept tokens: the output is that of PyTorch on the same selection."""
-    model, stem = ImageEncoder(**IMAGE, token_drop=0.5), ImageEncoder(**IMAGE | {"depth": 0}, token_drop=0.5)
+    model, stem = ImageEncoder(**ONE_BLOCK, token_drop=0.5), ImageEncoder(**STEM, token_drop=0.5)
     params = random_params(model, IMAGES)
     key = jax.random.key(9)
     with jax.default_matmul_precision("highest"):
         out = np.asarray(dropped(model, params, IMAGES, key))
         tokens = np.asarray(dropped(stem, {k: v for k, v in params.items() if "block" not in k}, IMAGES, key))
     reference, x = to_torch(params), torch.tensor(tokens, dtype=torch.float64)
-    for i in range(DEPTH):
+    for i in range(ONE_BLOCK["depth"]):
         x = block(reference[f"block_{i}"], x, heads=HEADS, order="post", eps=1e-6)[0]
     assert_near(out, x.detach().numpy())

@@ -22,9 +22,9 @@ def gradients(tree):
     return jax.tree.map(lambda x: x.grad.numpy(), tree)
 
 
-def quick_jit(function):
+def quick_jit(function, **options):
     """`jax.jit` that compiles in half the time, for functions run once."""
-    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0}, **options)
 
 
 def norm_of(tree) -> float:

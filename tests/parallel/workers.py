@@ -42,6 +42,7 @@ def start(folder: Path, count: int, devices: int, *arguments: str, only=None, ea
     `each` (number) -> further arguments as {flag: value}; `more` is added to their environment.
     """
     flags = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    flags += " --xla_cpu_use_fusion_emitters=false"
     environment = {
         **os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "JAX_NUM_CPU_DEVICES": str(devices),
         "SMKE_COORDINATOR": f"127.0.0.1:{free_port()}", "SMKE_NUM_PROCESSES": str(count), "SMKE_START_TIMEOUT": "180",
@@ -214,19 +215,23 @@ def _restore(process: int, folder: Path) -> None:
 def _embed(process: int, folder: Path) -> None:
     import numpy as np
 
-    from smke_jax.data.sources import ArraySource
-    from smke_jax.evaluation.embed import embed_images, make_encoder
+    from smke_jax.evaluators.encode import Encoder
     from smke_jax.parallel.mesh import make_mesh
+    from smke_jax.passes.base import Pass
+    from smke_jax.tasks.base import Column, Split
 
-    class Noted(ArraySource):
-        def __getitem__(self, i):
-            note(read=int(i))
-            return super().__getitem__(i)
+    def read(rows):
+        for row in rows:
+            note(read=int(row))
+        return np.stack([np.full((4, 4, 3), 10 * (row + 1), np.uint8) for row in rows])
 
-    images = np.broadcast_to(10 * np.arange(1, 12, dtype=np.uint8)[:, None, None, None], (11, 8, 8, 3))
-    encode = make_encoder(lambda params, batch, key, train: {"sum": batch["image"].sum((1, 2)) * params}, make_mesh())
-    source, options = Noted(images, [["a"]] * 11), {"name": "sum", "image_size": 4, "batch_size": 4}
-    note(sums=embed_images(encode, np.float32(2), source, mesh=make_mesh(), **options)[:, 0].tolist())
+    def sums(params, arrays, key, train):
+        return {"sum": arrays["image"].sum((1, 2)) * params["net"]}
+
+    p = Pass("sum", ("net",), ("image",), ("sum",), sums)
+    encode = Encoder(lambda names, columns: (p,), lambda p: {"net": np.float32(2)}, make_mesh(), batch_size=4)
+    found = encode(("sum",), Split("eleven", "", {"image": Column(11, read)}))
+    note(sums=found["sum"][:, 0].tolist())
 
 
 ACTS = {

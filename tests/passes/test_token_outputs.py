@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from smke_jax.passes.frozen import teacher_pass
 
 from smke_jax.config import base, smoke
 from smke_jax.models.teachers import TEACHERS, build_teacher
 from smke_jax.objectives.base import Term, no_state
 from smke_jax.parallel.mesh import make_mesh
 from smke_jax.passes.base import Pass, only
-from smke_jax.passes.frozen import teacher_pass
 from smke_jax.training.recipe import build_recipe, representation_shapes
 from smke_jax.training.step import abstract_state, bad_names, make_train_step
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from smke_jax.training.experiment import batch_shapes, build_experiment, open_training_data, resolve
 
 from smke_jax.convert.params_file import save_params
 from smke_jax.data import datasets
@@ -13,7 +14,6 @@ from smke_jax.errors import UserError
 from smke_jax.models.teachers import build_teacher
 from smke_jax.parallel.mesh import put_batch
 from smke_jax.programs.train import load_config
-from smke_jax.training.experiment import batch_shapes, build_experiment, open_training_data, resolve
 from smke_jax.training.frozen import load_frozen, restore_autoencoder
 from smke_jax.training.loop import train_and_evaluate
 

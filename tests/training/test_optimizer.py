@@ -7,28 +7,34 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from ml_collections import ConfigDict
 
-from smke_jax.config import base, smoke
-from smke_jax.models.student import build_student
-from smke_jax.training.optimizer import MAX_LOG_SCALE, build_optimizer, learning_rate, paths
+from smke_jax.config import base
+from smke_jax.errors import UserError
+from smke_jax.forms import form_of
+from smke_jax.parts import part
+from smke_jax.training.build import build_experiment, resolve
+from smke_jax.training.optimizer import (
+    MAX_LOG_SCALE,
+    build_optimizer,
+    decays,
+    is_muon_matrix,
+    learning_rate_schedule,
+    paths,
+    peak_rate,
+)
+from smke_jax.training.step import abstract_state
 
-BATCH, TOTAL = 512, 40
+BATCH, TOTAL, RATE = 512, 40, 2e-2
 
 
-def settings(**changes) -> ConfigDict:
-    config = base().optimizer
-    config.update(learning_rate=1e-2, warmup_fraction=0.0, weight_decay=0.0, **changes)
-    return config
+def optimizer(**changes):
+    """The transformation at a constant-looking rate: no warm-up, and few of TOTAL steps are taken."""
+    fields = {"learning_rate": RATE, "warmup_fraction": 0.0, "weight_decay": 0.0, **changes}
+    return build_optimizer(batch_size=BATCH, total_steps=TOTAL, **fields)[0]
 
 
-def first_rate(config) -> float:
-    return config.learning_rate * BATCH / 256
-
-
-def one_update(config, params, grads, steps: int = 1):
+def one_update(tx, params, grads, steps: int = 1):
     """Parameters after `steps` steps with the same gradient, and the optimiser's state."""
-    tx, _ = build_optimizer(config, batch_size=BATCH, total_steps=TOTAL)
 
     def step(carry, _):
         params, state = carry
@@ -51,21 +57,19 @@ def by_path(tree) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def student_params():
     """Every kind of parameter that a student with one term has, filled with random numbers."""
-    c = base()
-    c.terms.itc = {"levels": ("fc1", "out")}
-    c = smoke(c)
-    student = build_student(c.student, vocab_size=20, target_dim=32)
-    text = jax.ShapeDtypeStruct((2, 6), jnp.int32)
-    shapes = jax.eval_shape(
-        student.init, jax.random.key(0), jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32), text, text
-    )["params"]
-    params = random_like({"student": shapes}, 0)
-    return {**params, "terms": {"itc": {"logit_scale": jnp.full(2, 2.0)}}}
+    form = form_of("smoke")
+    c = form.run()
+    c.task, c.networks.student, c.terms.itc = form.pairs(vocab_size=20), form.student(), part("itc")
+    experiment = build_experiment(resolve(c), None)
+    shapes = abstract_state(experiment.recipe, optax.sgd(1.0), experiment.mesh, experiment.batch).params
+    params = random_like(shapes, 0)
+    scales = {"logit_scale": {"fc1": jnp.float32(2.0), "out": jnp.float32(2.0)}}
+    return {**params, "terms": {"itc": scales}}
 
 
 @pytest.mark.parametrize("total,fraction", [(44_636, 0.1), (37, 0.1), (20, 0.25)])
 def test_the_schedule_is_a_linear_warm_up_and_half_a_cosine(total, fraction):
-    schedule = learning_rate(peak=3.0, total_steps=total, warmup_fraction=fraction)
+    schedule = learning_rate_schedule(peak=3.0, total_steps=total, warmup_fraction=fraction)
     warmup = int(fraction * total)
     for step in {0, 1, warmup // 2, warmup - 1, warmup, warmup + 1, (warmup + total) // 2, total - 1, total}:
         rise = 3.0 * step / warmup
@@ -74,46 +78,89 @@ def test_the_schedule_is_a_linear_warm_up_and_half_a_cosine(total, fraction):
 
 
 def test_the_thesis_warm_up_of_two_gpus_is_4463_steps():
-    schedule = learning_rate(peak=1.0, total_steps=44_636, warmup_fraction=0.1)
+    schedule = learning_rate_schedule(peak=1.0, total_steps=44_636, warmup_fraction=0.1)
     assert float(schedule(4462)) < 1.0 == float(schedule(4463))
 
 
-@pytest.mark.parametrize("batch", [64, 256, 1024])
-def test_the_peak_grows_with_the_batch(batch):
-    config = settings()
-    config.learning_rate, config.warmup_fraction = 2e-3, 0.1
-    _, schedule = build_optimizer(config, batch_size=batch, total_steps=100)
+@pytest.mark.parametrize("batch,factor", [(64, 0.25), (256, 1), (1024, 4)])
+def test_the_peak_grows_with_the_batch(batch, factor):
+    _, schedule = build_optimizer(
+        batch_size=batch, total_steps=100, learning_rate=2e-3, reference_batch=256, warmup_fraction=0.1
+    )
     rates = [float(schedule(i)) for i in range(101)]
-    np.testing.assert_allclose(max(rates), 2e-3 * batch / 256, rtol=1e-6)
+    np.testing.assert_allclose(max(rates), 2e-3 * factor, rtol=1e-6)
     assert rates.index(max(rates)) == 10
+
+
+def test_from_a_batch_on_the_peak_grows_with_the_square_root():
+    """README's batch of 32,768: AdamW at 1.28e-2 in proportion, 2.26e-3 with the root from 1,024 on."""
+    rate = lambda batch, above: peak_rate(1e-4, batch_size=batch, reference_batch=256, sqrt_above=above)  # noqa: E731
+    assert rate(32_768, 0) == pytest.approx(1.28e-2)
+    assert rate(32_768, 1024) == pytest.approx(4e-4 * math.sqrt(32))
+    assert rate(1024, 1024) == rate(1024, 0) == pytest.approx(4e-4)
+    assert rate(512, 1024) == rate(512, 0)
+    assert peak_rate(1e-4, batch_size=32_768, reference_batch=0, sqrt_above=1024) == 1e-4
+
+
+# Of a student and its towers, of every teacher, of fusion networks and of terms: path -> (dimensions, decays).
+NAMES = {
+    "image_encoder/patch_embed/kernel": (4, True),
+    "image_encoder/patch_embed/bias": (1, False),
+    "image_encoder/cls_token": (3, False),
+    "image_encoder/pos_embedding": (3, False),
+    "image_encoder/relative_bias/table": (2, True),  # a matrix, whose name only holds the word "bias"
+    "image_encoder/block_0/attention/query/kernel": (3, True),
+    "image_encoder/block_0/attention/query/bias": (2, False),  # per head
+    "image_encoder/block_0/attention/rel_pos_bias": (2, True),
+    "image_encoder/block_0/layer_scale/gamma": (1, False),
+    "text_encoder/word_embedding": (2, False),
+    "text_encoder/position_embedding": (2, False),
+    "text_encoder/type_embedding": (2, False),
+    "text_encoder/embedding_norm/scale": (1, False),
+    "text_encoder/embedding_projection/kernel": (2, True),  # a matrix beside an embedding
+    "type_embedding": (2, False),
+    "type_scale/gamma": (1, False),
+    "token/embedding": (2, False),  # of nn.Embed
+    "head/kernel": (2, True),
+    "head/bias": (1, False),
+    "terms/itc/logit_scale/out": (0, False),
+    "terms/itm/out/image": (2, True),
+}
+
+
+def test_what_decays_name_by_name():
+    """Spec 0.3: matrices and convolutions; no bias, norm, [CLS] or embedding table, whatever else a path holds."""
+    for path, (dimensions, expected) in NAMES.items():
+        assert decays(path, jnp.zeros((2,) * dimensions)) == expected, path
+
+
+def test_what_muon_takes_name_by_name():
+    taken = {path for path, (dimensions, _) in NAMES.items() if is_muon_matrix(path, jnp.zeros((2,) * dimensions))}
+    assert taken == {"text_encoder/embedding_projection/kernel", "head/kernel"}
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon"])
 def test_decay_spares_vectors_cls_tables_and_scales(student_params, name):
     grads = random_like(student_params, 1)
-    config = settings(name=name)
-    plain = by_path(one_update(config, student_params, grads)[0])
-    config.weight_decay = 0.5
-    decayed = by_path(one_update(config, student_params, grads)[0])
+    plain = by_path(one_update(optimizer(name=name), student_params, grads)[0])
+    decayed = by_path(one_update(optimizer(name=name, weight_decay=0.5), student_params, grads)[0])
     before = by_path(student_params)
     assert any(path.endswith("bias") for path in before)
-    assert {"student/image_encoder/cls_token", "student/type_embedding", "terms/itc/logit_scale"} <= set(before)
+    assert {"student/image_encoder/cls_token", "student/type_embedding", "terms/itc/logit_scale/out"} <= set(before)
     assert len([path for path in before if "text_encoder" in path and path.endswith("embedding")]) == 3
     for path, value in before.items():
-        spared = value.ndim == 1 or path.endswith(("embedding", "cls_token"))
+        spared = value.ndim < 2 or path.endswith(("embedding", "cls_token"))
         assert spared or path.endswith("kernel"), f"{path}: a kind of parameter this test does not know"
-        expected = 0.0 if spared else -first_rate(config) * 0.5 * value
+        expected = 0.0 if spared else -RATE * 0.5 * value
         np.testing.assert_allclose(decayed[path] - plain[path], expected, rtol=1e-3, atol=1e-6, err_msg=path)
     assert before["student/image_encoder/patch_embed/kernel"].ndim == 4
 
 
 def test_rules_scale_the_rate_and_its_decay_and_the_first_match_wins(student_params):
     grads = random_like(student_params, 2)
-    config = settings()
-    config.weight_decay = 0.1
-    plain, before = by_path(one_update(config, student_params, grads)[0]), by_path(student_params)
-    config.lr_rules = (("image_encoder/block_0/mlp", 0.5), ("image_encoder", 0.1), ("mlp", 3.0))
-    ruled = by_path(one_update(config, student_params, grads)[0])
+    rules = (("image_encoder/block_0/mlp", 0.5), ("image_encoder", 0.1), ("mlp", 3.0))
+    plain, before = by_path(one_update(optimizer(weight_decay=0.1), student_params, grads)[0]), by_path(student_params)
+    ruled = by_path(one_update(optimizer(weight_decay=0.1, lr_rules=rules), student_params, grads)[0])
     seen = set()
     for path in before:
         if "logit_scale" in path:
@@ -129,30 +176,12 @@ def test_rules_scale_the_rate_and_its_decay_and_the_first_match_wins(student_par
     assert seen == {0.1, 0.5, 1.0, 3.0}
 
 
-@pytest.mark.parametrize("name", ["adamw", "muon"])
-def test_factor_0_freezes_without_state_or_decay(student_params, name):
-    grads = random_like(student_params, 3)
-    config = settings(name=name)
-    config.weight_decay = 0.3
-    _, state = one_update(config, student_params, grads)
-    config.lr_rules = (("student/text_encoder", 0),)
-    after, frozen_state = one_update(config, student_params, grads, steps=2)
-    after, before = by_path(after), by_path(student_params)
-    for path in before:
-        assert np.array_equal(after[path], before[path]) == ("text_encoder" in path), path
-    states = [x for x in by_path(frozen_state) if "text_encoder" in x]
-    assert states == []
-    assert [x for x in by_path(state) if "text_encoder" in x]
-
-
-def test_frozen_gradients_do_not_count_in_clipping():
-    params = {"a": {"kernel": jnp.ones((2, 2))}, "b": {"kernel": jnp.ones((2, 2))}}
-    grads = {"a": {"kernel": jnp.full((2, 2), 0.1)}, "b": {"kernel": jnp.full((2, 2), 1e6)}}
-    config = settings(clip_norm=1.0, lr_rules=(("b", 0),), eps=1.0)
-    clipped, _ = one_update(config, params, grads)
-    config.clip_norm = 0.0
-    plain, _ = one_update(config, params, grads)
-    np.testing.assert_array_equal(clipped["a"]["kernel"], plain["a"]["kernel"])
+def test_a_rule_of_factor_0_is_refused_with_what_to_use():
+    """It would cost a backward pass and count in the norm: `trained` leaves both out."""
+    c = base()
+    c.optimizer.lr_rules = (("text_encoder", 0.0),)
+    with pytest.raises(UserError, match="'text_encoder' has the factor 0; .* the `trained` field of its network"):
+        resolve(c)
 
 
 def test_adamw_is_pytorchs():
@@ -160,10 +189,9 @@ def test_adamw_is_pytorchs():
     rng = np.random.default_rng(4)
     params = {"w": {"kernel": rng.standard_normal((5, 3))}, "v": {"bias": rng.standard_normal(4)}}
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    config = settings()
-    config.update(warmup_fraction=0.2, weight_decay=0.05)
-    total = 10
-    tx, schedule = build_optimizer(config, batch_size=BATCH, total_steps=total)
+    tx, schedule = build_optimizer(
+        batch_size=BATCH, total_steps=10, learning_rate=RATE, warmup_fraction=0.2, weight_decay=0.05
+    )
     state = tx.init(params)
     kernel = torch.nn.Parameter(torch.tensor(np.asarray(params["w"]["kernel"])))
     bias = torch.nn.Parameter(torch.tensor(np.asarray(params["v"]["bias"])))
@@ -185,23 +213,22 @@ def test_adamw_is_pytorchs():
 @pytest.mark.parametrize("shape", [(24, 8), (8, 24), (16, 16)])
 def test_muon_matrices_move_by_a_scaled_orthogonal_matrix(shape):
     params = {"dense": {"kernel": jnp.zeros(shape)}}
-    config = settings(name="muon")
-    after, _ = one_update(config, params, random_like(params, 5, 1e-3))
-    singular = np.linalg.svd(np.asarray(after["dense"]["kernel"]) / first_rate(config), compute_uv=False)
+    after, _ = one_update(optimizer(name="muon"), params, random_like(params, 5, 1e-3))
+    singular = np.linalg.svd(np.asarray(after["dense"]["kernel"]) / RATE, compute_uv=False)
     scale = 0.2 * math.sqrt(max(shape))
     # Five Newton-Schulz steps bring singular values near 1, not onto it; a square Gaussian has one near 0.
     assert np.all(singular < 1.3 * scale)
     assert np.all(singular[: -1 if shape[0] == shape[1] else None] > 0.6 * scale)
-    rms = np.sqrt(np.mean(np.square(after["dense"]["kernel"]))) / first_rate(config)
+    rms = np.sqrt(np.mean(np.square(after["dense"]["kernel"]))) / RATE
     assert 0.12 < rms < 0.24  # 0.2 for a square matrix, as an AdamW update has
 
 
 def test_muon_leaves_everything_else_to_adam(student_params):
     grads = random_like(student_params, 6)
-    muon = by_path(one_update(settings(name="muon"), student_params, grads, steps=2)[0])
-    adam = by_path(one_update(settings(name="adamw"), student_params, grads, steps=2)[0])
+    muon = by_path(one_update(optimizer(name="muon"), student_params, grads, steps=2)[0])
+    adam = by_path(one_update(optimizer(name="adamw"), student_params, grads, steps=2)[0])
     for path, value in muon.items():
-        matrix = value.ndim == 2 and path.endswith("kernel")
+        matrix = value.ndim == 2 and path.endswith("kernel") and not path.startswith("terms/")
         assert np.allclose(value, adam[path], rtol=1e-5, atol=1e-6) != matrix, path
 
 
@@ -210,25 +237,22 @@ def test_muon_leaves_everything_else_to_adam(student_params):
     (4.6, -1.0, MAX_LOG_SCALE), (0.01, 1.0, 0.0), (9.0, 0.0, MAX_LOG_SCALE), (-3.0, 0.0, 0.0),
 ])  # fmt: skip
 def test_log_scales_stay_between_0_and_ln_100(name, start, gradient, end):
-    params = {"terms": {"itc": {"logit_scale": jnp.array([start, 2.0])}}, "other": jnp.array([start])}
+    scales = {"out": jnp.float32(start), "fc1": jnp.float32(2.0)}
+    params = {"terms": {"itc": {"logit_scale": scales}}, "other": jnp.array([start])}
     grads = jax.tree.map(lambda x: jnp.full_like(x, gradient), params)
-    config = settings(name=name)
-    config.learning_rate = 0.05  # one step of 0.1 overshoots both ends
-    after, _ = one_update(config, params, grads)
-    np.testing.assert_allclose(after["terms"]["itc"]["logit_scale"][0], end, atol=1e-6)
-    np.testing.assert_allclose(after["terms"]["itc"]["logit_scale"][1], 2.0 - 0.1 * gradient, atol=1e-4)
+    after, _ = one_update(optimizer(name=name, learning_rate=0.1), params, grads)  # a step of 0.1 overshoots both ends
+    np.testing.assert_allclose(after["terms"]["itc"]["logit_scale"]["out"], end, atol=1e-6)
+    np.testing.assert_allclose(after["terms"]["itc"]["logit_scale"]["fc1"], 2.0 - 0.1 * gradient, atol=1e-4)
     np.testing.assert_allclose(after["other"], start - 0.1 * gradient, atol=1e-4)  # only scales are clamped
 
 
 def test_clip_norm_scales_the_gradient_as_a_whole():
     params = {"a": jnp.zeros(2), "b": jnp.zeros(1)}
     grads = {"a": jnp.array([3.0, 0.0]), "b": jnp.array([4.0])}  # global norm 5
-    config = settings(clip_norm=1.0)
-    config.eps = 1e3  # Adam's step is then close to the gradient over eps, so its size shows
-    clipped, _ = one_update(config, params, grads)
-    config.clip_norm = 0.0
-    plain, _ = one_update(config, params, grads)
+    # Adam's step is then close to the gradient over eps, so its size shows.
+    clipped, _ = one_update(optimizer(clip_norm=1.0, eps=1e3), params, grads)
+    plain, _ = one_update(optimizer(eps=1e3), params, grads)
     np.testing.assert_allclose(plain["a"][0] / clipped["a"][0], 5.0, rtol=0.02)
     np.testing.assert_allclose(plain["b"] / clipped["b"], 5.0, rtol=0.02)
-    config.clip_norm = 100.0
-    np.testing.assert_allclose(one_update(config, params, grads)[0]["b"], plain["b"])
+    far, _ = one_update(optimizer(clip_norm=100.0, eps=1e3), params, grads)
+    np.testing.assert_allclose(far["b"], plain["b"])

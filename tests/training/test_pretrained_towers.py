@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import tiny
 from flax.traverse_util import flatten_dict
+from smke_jax.training.experiment import resolve
+from smke_jax.training.start import describe_origins, load_parts, read_parts
 
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, save_params
 from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.errors import UserError
 from smke_jax.models.build import param_shapes
 from smke_jax.models.student import build_student
-from smke_jax.training.experiment import resolve
 from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.record import read_config
-from smke_jax.training.start import describe_origins, load_parts, read_parts
 
 SIZES = {"width": 32, "num_heads": 2, "mlp_dim": 48}
 IMAGE = {"type": "data2vec2", "image_size": 64, "patch_size": 16, "depth": 3, **SIZES}

@@ -1,18 +1,18 @@
 """The trace of some steps of a real run, with the names of its passes and terms."""
 
-import tiny
+from two_matrices import two_matrices_config
 
 from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.profiling import Profiler
 
 
 def test_steps_are_traced_with_names(tmp_path):
-    config = tiny.tiny_config()
+    config = two_matrices_config()
     config.profile_steps = (3, 4)
     train_and_evaluate(config, tmp_path)
     (planes,) = (tmp_path / "profile").rglob("*.xplane.pb")
     content = planes.read_bytes()
-    for name in (b"train", b"student", b"teacher", b"target_itc", b"optimizer"):
+    for name in (b"train", b"net/image", b"net/text", b"target", b"target_itc", b"optimizer"):
         assert name in content, name
 
 

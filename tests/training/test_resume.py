@@ -1,6 +1,7 @@
-"""A run that was stopped, killed or damaged ends as one that never was: same losses, batches, bank and parameters."""
+"""A run that was stopped, killed or damaged ends as one that never was: same losses, batches, banks and parameters."""
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -12,23 +13,48 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+import two_matrices
+from two_matrices import two_matrices_config
 
-from smke_jax.__main__ import main
 from smke_jax.convert.params_file import save_params
-from smke_jax.data.datasets import SOURCES
 from smke_jax.errors import UserError
-from smke_jax.models.teachers import build_teacher
+from smke_jax.objectives import TERMS
+from smke_jax.objectives.base import Term
+from smke_jax.parts import part
 from smke_jax.training import loop
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.loop import train_and_evaluate
 
-pytestmark = pytest.mark.slow  # whole runs, compiled once for all of them
-
 TOTAL = 6  # an epoch is 4 batches
-PROGRAM = [sys.executable, tiny.__file__]
+
+
+def toggles() -> Term:
+    """A term whose state is a truth value and a number that no gradient moves."""
+
+    def init(key, shapes):
+        return {"w": jnp.ones(())}, {"odd": jnp.zeros((), bool), "count": jnp.zeros((), jnp.int32)}
+
+    def value(params, slots, reps, scope):
+        return params["w"] * jnp.mean(reps["image/out"]) * jnp.where(slots["odd"], 0.1, -0.1), {}
+
+    def update(slots, reps):
+        return {"odd": ~slots["odd"], "count": slots["count"] + 1}
+
+    return Term(("image/out",), init, value, update)
+
+
+def config():
+    """Everything that a run can keep: a bank, a moving average with a bank of its keys, a bank of all images, …"""
+    TERMS["toggles"] = toggles
+    c = two_matrices_config()
+    c.networks.momentum = part("average", of="net", decay=0.8)
+    c.terms.bank_itc = part("bank_itc", levels=("out",), keys="momentum/", bank_size=21)
+    c.terms.proximal_itc = part("proximal_itc")
+    c.terms.toggles = part("toggles")
+    return c
 
 
 class Ran(NamedTuple):
@@ -37,24 +63,23 @@ class Ran(NamedTuple):
     workdir: Path
 
 
-def train(workdir: Path, *, config=None, stop_at: int | None = None, crash_at: int | None = None) -> Ran:
+def train(workdir: Path, *, changed=None, stop_at: int | None = None, crash_at: int | None = None) -> Ran:
     """Trains in this process; SIGTERM before step `stop_at` is computed, or a crash before `crash_at`."""
     ids, put = [], loop.put_batch
 
     def recording_put(batch, mesh):
-        if "id" in batch:  # not evaluation, whose batches have no ids
-            ids.append(batch["id"].tolist())
-            if stop_at is not None and len(ids) == stop_at:
-                signal.raise_signal(signal.SIGTERM)
-            if crash_at is not None and len(ids) == crash_at:
-                raise KeyboardInterrupt
+        ids.append(batch["id"].tolist())
+        if stop_at is not None and len(ids) == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        if crash_at is not None and len(ids) == crash_at:
+            raise KeyboardInterrupt
         return put(batch, mesh)
 
     outcome = None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "put_batch", recording_put)
         try:
-            outcome = train_and_evaluate(config or tiny.tiny_config(), workdir)
+            outcome = train_and_evaluate(changed or config(), workdir)
         except KeyboardInterrupt:
             assert crash_at is not None
     first = outcome.step - len(ids) if outcome else 0
@@ -72,7 +97,7 @@ def metrics(workdir: Path, *, evaluations: bool = False) -> dict[int, dict]:
 
 
 def last_record(workdir: Path) -> tuple[dict, str]:
-    """(digest of every array, hash of the data position) of the last step: parameters, moments, bank, rng."""
+    """(digest of every array, hash of the data position) of the last step: parameters, moments, banks, rng."""
     with Checkpointer(workdir / "checkpoints", read_only=True) as checkpoints:
         record = checkpoints._record(TOTAL)
     return record["leaves"], record["data_sha256"]
@@ -83,23 +108,23 @@ def assert_ended_alike(a: Path, b: Path) -> None:
     assert metrics(a, evaluations=True) == metrics(b, evaluations=True)
     one, other = last_record(a), last_record(b)
     assert one == other
-    assert any("bank" in path or "slots" in path for path in one[0]["train"])
-    assert len(one[0]["params"]) > 20
+    kept = " ".join(one[0]["train"])
+    for what in ("target_itc/features", "bank_itc/text/out/ids", "proximal_itc/ids", "toggles/odd", "averages/momentum"):
+        assert what in kept
+    assert {"net/image/kernel", "terms/toggles/w"} <= set(one[0]["params"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once():
+    with pytest.MonkeyPatch.context() as patch:
+        two_matrices.keep_programs(patch)
+        yield
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory) -> Ran:
-    """The run that nothing happened to; its third step evaluates best."""
-    evaluate = loop.evaluate_retrieval
-
-    def worse_later(*args, **kwargs):
-        result, calls[0] = evaluate(*args, **kwargs), calls[0] + 1
-        return result._replace(metrics={**result.metrics, "recall_sum": 600.0 - calls[0]})
-
-    calls = [0]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "evaluate_retrieval", worse_later)
-        ran = train(tmp_path_factory.mktemp("whole"))
+    """The run that nothing happened to."""
+    ran = train(tmp_path_factory.mktemp("whole"))
     assert ran.outcome.step == TOTAL
     return ran
 
@@ -121,13 +146,10 @@ def test_the_whole_run_learns_and_logs(whole):
     logged = metrics(whole.workdir)
     assert list(logged) == list(range(1, TOTAL + 1))
     assert len({line["loss"] for line in logged.values()}) == TOTAL
-    assert logged[1]["target_itc/bank_filled"] == 0 and logged[6]["target_itc/bank_filled"] == 1  # 40 of 5 · 8
+    assert logged[1]["target_itc/bank_filled"] == 0 and logged[6]["target_itc/bank_filled"] == 1  # 20 of 5 · 8
     assert list(metrics(whole.workdir, evaluations=True)) == [3, 6]
-
-
-def test_the_best_checkpoint_stays_beside_the_newest(whole):
-    with Checkpointer(whole.workdir / "checkpoints", read_only=True) as checkpoints:
-        assert checkpoints.steps() == [3, 4, 6] and checkpoints.best_step() == 3
+    ids = [i for step in (1, 2, 3, 4) for i in whole.ids[step]]
+    assert sorted(ids) == sorted([*range(16)] * 2) and ids != sorted(ids), "an epoch is every row once, shuffled"
 
 
 def test_stop_at_an_epochs_end_and_continue(whole, stopped, stopped_run):
@@ -170,59 +192,103 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_older(whole, stopped_run,
     assert_ended_alike(stopped_run, whole.workdir)
 
 
-def refused(workdir, config=None) -> str:
+def test_data_that_cannot_be_read_costs_no_steps(tmp_path):
+    """What is done is saved before the run stops, at a step that is no multiple of `checkpoint.every`."""
+    broken = config()
+    broken.task.damaged_at = 4
+    with pytest.raises(UserError, match="batch 4 is damaged"):
+        train_and_evaluate(broken, tmp_path)
+    with Checkpointer(tmp_path / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.steps()[-1] == 3
+
+
+# ---- what may change when a run is continued, and what may not
+
+
+def refused(workdir, changed) -> str:
+    before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
     with pytest.raises(UserError) as error:
-        train_and_evaluate(config or tiny.tiny_config(), workdir)
+        train_and_evaluate(changed, workdir)
     assert "\n" not in str(error.value)
+    assert {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()} == before
     return str(error.value)
 
 
 def test_another_config_is_refused_with_the_difference(stopped_run):
-    config = tiny.tiny_config()
-    config.optimizer.learning_rate = 3e-4
-    config.terms.itc.levels = ("out",)
-    before = sorted(stopped_run.rglob("*"))
-    message = refused(stopped_run, config)
-    assert "config.optimizer.learning_rate: 0.0001 there, 0.0003 now" in message
-    assert "config.terms.itc.levels: ['fc1', 'out'] there, ['out'] now" in message
+    changed = config()
+    changed.optimizer.learning_rate = 3e-4
+    changed.terms.bank_itc.levels = ("head",)
+    changed.seed = 7
+    message = refused(stopped_run, changed)
+    assert "config.optimizer.learning_rate: 0.01 there, 0.0003 now" in message
+    assert "config.terms.bank_itc.levels: ['out'] there, ['head'] now" in message and "config.seed: 42" in message
     assert "another --workdir" in message and "batch_size" not in message
-    assert sorted(stopped_run.rglob("*")) == before
+    without = config()
+    del without.terms.toggles
+    assert "config.terms.toggles.type: 'toggles' there, None now" in refused(stopped_run, without)
 
 
-def test_other_data_is_refused(stopped_run, monkeypatch):
-    monkeypatch.setitem(SOURCES, "tiny", lambda data, split: tiny.TinySource(split, digest="changed"))
-    message = refused(stopped_run)
-    assert "data: 'tiny-train' there, 'changed-train' now" in message
+def test_other_data_is_refused(stopped_run):
+    changed = config()
+    changed.task.digest = "changed"
+    assert "data: 'vectors' there, 'changed' now" in refused(stopped_run, changed)
 
 
-def test_another_teacher_file_is_refused(tmp_path):
-    config = tiny.tiny_config()
-    config.teacher.checkpoint = str(tmp_path / "teacher.safetensors")
-    model = build_teacher(config.teacher)
-
-    def write(seed):
-        params = model.init(jax.random.key(seed), np.zeros((1, 32, 32, 3), np.float32))["params"]
-        described = {k: v for k, v in config.teacher.items() if k != "checkpoint"}
-        save_params(config.teacher.checkpoint, params, {"model": described})
-
-    write(0)
-    train(tmp_path / "run", config=config, crash_at=1)
-    write(1)
-    assert "teacher weights: '" in refused(tmp_path / "run", config)
+def test_what_does_not_change_the_learning_may_change(whole, stopped_run):
+    changed = config()
+    changed.log.every = 2
+    changed.checkpoint.update(every=3, keep=1)
+    changed.update(profile_steps=(6, 6), eval_batch_size=4, num_devices=1, loss_impl="ring", micro_batch=2)
+    changed.evaluators.retrieval.update(level="head", every=0)
+    changed.evaluators.second = part("retrieval", split="train")
+    rest = train(stopped_run, changed=changed)
+    assert rest.outcome.step == TOTAL and set(rest.outcome.figures) == {"retrieval", "second"}
+    near = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)  # noqa: E731
+    jax.tree.map(near, rest.outcome.params, whole.outcome.params)
 
 
-def start(config: Path, workdir: Path, sleep: float = 0.0) -> subprocess.Popen:
+def test_weights_may_move_and_not_change(tmp_path):
+    def at(path, seed):
+        kernel = np.random.default_rng(seed).normal(size=(6, 4)).astype(np.float32)
+        save_params(path, {"kernel": kernel}, {"model": {}})
+        c = config()
+        c.networks.target.start = str(path)
+        return c
+
+    train(tmp_path / "run", changed=at(tmp_path / "a.safetensors", 0), stop_at=1)
+    assert train(tmp_path / "run", changed=at(tmp_path / "b.safetensors", 0), stop_at=1).outcome.step == 2
+    message = refused(tmp_path / "run", at(tmp_path / "a.safetensors", 1))
+    assert "target weights: '" in message and "start" not in message
+
+
+# ---- a folder that is no run
+
+
+@pytest.mark.parametrize("content", ["params.safetensors", "photo.jpg", "metrics.jsonl", "tokenizer/vocab.txt + a.txt"])
+def test_a_folder_with_something_else_is_refused_before_anything_is_written(tmp_path, content):
+    for name in content.split(" + "):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    name = content.split(" + ")[-1]
+    assert f"{tmp_path} is no run, it holds {name}" in refused(tmp_path, config())
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_as_the_folder_of_a_run_is_refused(tmp_path):
+    (tmp_path / "run").write_text("mine")
+    with pytest.raises(UserError, match="run is a file: give a folder as --workdir"):
+        train_and_evaluate(config(), tmp_path / "run")
+
+
+# ---- real signals to real processes
+
+
+def start(workdir: Path, sleep: float) -> subprocess.Popen:
     return subprocess.Popen(
-        [*PROGRAM, "train", f"--config={config}", f"--workdir={workdir}"], env={**os.environ, "TINY_SLEEP": str(sleep)},
+        [sys.executable, two_matrices.__file__, str(workdir)], env={**os.environ, "STEP_SLEEP": str(sleep)},
         stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-
-
-@pytest.fixture
-def config_file(tmp_path) -> Path:
-    path = tmp_path / "tiny_config.py"
-    path.write_text(tiny.CONFIG_FILE)
-    return path
 
 
 def wait_for_steps(workdir: Path, process: subprocess.Popen, steps: int) -> None:
@@ -234,19 +300,33 @@ def wait_for_steps(workdir: Path, process: subprocess.Popen, steps: int) -> None
         time.sleep(0.01)
 
 
-def test_killed_at_a_random_moment_and_run_again(whole, config_file, tmp_path):
+@pytest.fixture(scope="module")
+def simple(tmp_path_factory) -> Path:
+    """The run of two_matrices.py that nothing happened to."""
+    workdir = tmp_path_factory.mktemp("simple")
+    train_and_evaluate(two_matrices_config(), workdir)
+    return workdir
+
+
+def assert_same_end(a: Path, b: Path) -> None:
+    assert metrics(a) == metrics(b) and metrics(a, evaluations=True) == metrics(b, evaluations=True)
+    assert last_record(a) == last_record(b)
+
+
+def test_killed_at_a_random_moment_and_run_again(simple, tmp_path):
     lines, delay = random.randint(0, 6), random.uniform(0, 1)
-    process = start(config_file, tmp_path / "run", sleep=0.1)
+    logging.getLogger("smke_jax").warning("killed %.2f s after line %d", delay, lines)
+    process = start(tmp_path / "run", sleep=0.1)
     with process:
         wait_for_steps(tmp_path / "run", process, lines)
         time.sleep(delay)
         process.kill()
-    assert main(["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]) == 0, (lines, delay)
-    assert_ended_alike(tmp_path / "run", whole.workdir)
+    train_and_evaluate(two_matrices_config(), tmp_path / "run")
+    assert_same_end(tmp_path / "run", simple)
 
 
-def test_sigterm_saves_and_exits_0_and_the_same_command_continues(whole, config_file, tmp_path):
-    process = start(config_file, tmp_path / "run", sleep=2.0)
+def test_sigterm_saves_and_exits_0_and_the_same_command_continues(simple, tmp_path):
+    process = start(tmp_path / "run", sleep=1.0)
     with process:
         wait_for_steps(tmp_path / "run", process, 1)
         process.terminate()
@@ -255,5 +335,5 @@ def test_sigterm_saves_and_exits_0_and_the_same_command_continues(whole, config_
     assert f"of {TOTAL}, saved; the same command continues" in errors and "Traceback" not in errors
     done = list(metrics(tmp_path / "run"))
     assert 1 <= done[-1] < TOTAL and (tmp_path / "run/checkpoints" / str(done[-1])).is_dir()
-    assert main(["train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}"]) == 0
-    assert_ended_alike(tmp_path / "run", whole.workdir)
+    train_and_evaluate(two_matrices_config(), tmp_path / "run")
+    assert_same_end(tmp_path / "run", simple)

@@ -1,6 +1,8 @@
-"""A student that starts from another run's export: all of it with its temperature and vocabulary, or a refusal."""
+"""A student that starts from another run's export: all of it, its temperatures and vocabulary, or a refusal."""
 
+import contextlib
 import json
+import logging
 from pathlib import Path
 
 import jax
@@ -9,33 +11,54 @@ import pytest
 import tiny
 from flax.traverse_util import flatten_dict
 
-from smke_jax.__main__ import main
-from smke_jax.convert.params_file import PARAMS, load_params, read_description, save_params
+from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, read_description, save_params
+from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.errors import UserError
+from smke_jax.models.build import param_shapes
+from smke_jax.networks.start import student_start
+from smke_jax.training import loop
+from smke_jax.training.build import build_part
 from smke_jax.training.loop import train_and_evaluate
-from smke_jax.training.start import describe_origins, load_parts, read_parts
+
+SCALES = {"itc": {"fc1": 2.5, "out": 3.5}, "other": {"head": 1.0}}
+
+
+def config(path):
+    """The tiny student by contrast alone, on the last level alone."""
+    c = tiny.tiny_config()
+    del c.networks.teacher, c.terms.target_itc, c.evaluators.retrieval
+    c.terms.itc.levels = ("out",)
+    c.networks.student.start, c.task.tokenizer = str(path), f"{path}/{TOKENIZER}"
+    c.num_devices = 1
+    return c
+
+
+def fields(c):
+    """The description that the student of this config is exported with."""
+    return build_part("networks", "student", c.networks.student, vocab_size=60).export({}, {})[1]
 
 
 @pytest.fixture(scope="module")
-def export(tmp_path_factory):
-    """What `smke export` writes of the tiny recipe after two steps."""
-    directory = tmp_path_factory.mktemp("first")
-    config = tiny.tiny_config()
-    config.total_steps = 2
-    config.eval.every = config.checkpoint.every = 0
-    train_and_evaluate(config, directory / "run")
-    assert main(["export", f"--workdir={directory / 'run'}", f"--out={directory / 'export'}"]) == 0
-    return directory / "export"
+def export(tmp_path_factory) -> Path:
+    """What `smke export` writes of such a student, of random numbers."""
+    directory = tmp_path_factory.mktemp("export")
+    description = fields(config(directory))
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(0, 0.1, x.shape).astype(np.float32), param_shapes(description))
+    save_params(directory / PARAMS, params, {"model": {**description, "level": "out", "max_length": 8,
+                                                       "logit_scales": SCALES}})  # fmt: skip
+    tokenizer(directory / TOKENIZER)
+    return directory
 
 
-def finetuning(export):
-    """Contrast alone, on the last level alone."""
-    config = tiny.tiny_config()
-    config.passes, config.teacher.checkpoint = ("student",), ""
-    del config.terms.target_itc
-    config.terms.itc.levels = ("out",)
-    config.student.init = str(export)
-    return config
+def tokenizer(folder, more=()):
+    """A vocabulary of 60 words."""
+    train_wordpiece([" ".join(tiny.WORDS)] * 2, 60).save(folder)
+    (folder / "tokenizer.json").unlink()
+    words = (folder / "vocab.txt").read_text().split()
+    words = [*words[: 60 - len(more)], *more]
+    words += [f"filler{i}" for i in range(60 - len(words))]
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
 
 
 def rebuilt(export, directory: Path, **changes) -> str:
@@ -45,50 +68,49 @@ def rebuilt(export, directory: Path, **changes) -> str:
     return str(directory)
 
 
-def blank(export, scales=1):
-    zeros = jax.tree.map(lambda x: jax.numpy.zeros(x.shape), load_params(export))
-    return {"student": zeros, "terms": {"itc": {"logit_scale": jax.numpy.zeros(scales)}}}
+def start(path, **changes):
+    """What a student with these fields starts from."""
+    description = fields(config(path)) | changes
+    return student_start(str(path), param_shapes(description), description)
 
 
-def test_a_head_of_another_width_is_refused_with_the_remedy(export):
-    wide = blank(export)
-    wide["student"]["head"]["kernel"] = jax.numpy.zeros((32, 50))
-    with pytest.raises(UserError, match="has 32 channels, not 50: set config.student.head_dim=32"):
-        read_parts(wide, finetuning(export).copy_and_resolve_references())
-
-
-def test_everything_comes_from_the_file_and_the_last_scale_too(export):
-    config, scales = finetuning(export), read_description(export)["model"]["logit_scales"]["itc"]
-    assert len(scales) == 2 and scales[0] != scales[1]
-    params = blank(export)
-    parts = read_parts(params, config.copy_and_resolve_references())
-    params = load_parts(params, parts)
-    ours, theirs = flatten_dict(params["student"]), flatten_dict(load_params(export))
+def test_everything_comes_from_the_file_with_the_temperatures_by_their_levels(export):
+    begun = start(export)
+    ours, theirs = flatten_dict(begun.params), flatten_dict(load_params(export))
     assert set(ours) == set(theirs)
     for key in ours:
         np.testing.assert_array_equal(ours[key], theirs[key])
-    np.testing.assert_array_equal(params["terms"]["itc"]["logit_scale"], np.float32(scales[-1:]))
-    lines = describe_origins(params, parts)
-    assert len(lines) == len(params["student"]) + 1 and not any("random" in line for line in lines)
-    assert lines[-1] == f"terms/itc: 1 of 2 logit scales from {export}"
+    assert begun.terms == {name: {"logit_scale": levels} for name, levels in SCALES.items()}
+    assert begun.origins == {"": f"{len(ours)} tensors from {export}"}
 
 
-def test_more_levels_than_the_file_has_scales_for_start_anew(export):
-    parts = read_parts(blank(export, scales=3), finetuning(export))
-    assert [part.path for part in parts] == [("student",)]
-
-
-def test_it_trains_from_there_and_the_run_says_so(export, tmp_path):
-    config = finetuning(export)
-    config.optimizer.learning_rate = 0.0
-    config.total_steps = 2
-    outcome = train_and_evaluate(config, tmp_path / "run")
+def test_a_run_begins_there_and_says_so(export, tmp_path, caplog, monkeypatch):
+    """Of the two temperatures that the file has for 'itc', the term has one: that of its own level."""
+    monkeypatch.setattr(loop, "stop_requests", lambda: contextlib.nullcontext(lambda step: True))  # before a step
+    with caplog.at_level(logging.INFO, "smke_jax"):
+        outcome = train_and_evaluate(config(export), tmp_path / "run")
     for key, value in flatten_dict(jax.device_get(outcome.params["student"])).items():
         np.testing.assert_array_equal(value, flatten_dict(load_params(export))[key])
+    assert {k: float(x) for k, x in outcome.params["terms"]["itc"]["logit_scale"].items()} == {"out": 3.5}
+    lines = caplog.text.splitlines()
+    said = [line for line in lines if line.endswith(f"tensors from {export}")]
+    assert len(said) == len(outcome.params["student"]) and not [line for line in lines if "random" in line]
     identity = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]
-    first = json.loads((export.parent / "run" / "run.json").read_text())["identity"]
-    assert len(identity["student weights"]) == 64
-    assert identity["tokenizer"] == first["tokenizer"]
+    assert len(identity["student weights"]) == 64 and len(identity["tokenizer"]) == 64
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(export, tmp_path):
+    tokenizer(tmp_path / "other", more=("zebra",))
+    c = config(export)
+    c.task.tokenizer = str(tmp_path / "other")
+    with pytest.raises(UserError, match="made with another tokenizer .*: set config.task.tokenizer to the one that"):
+        train_and_evaluate(c, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+def test_a_head_of_another_width_is_refused_with_the_remedy(export):
+    with pytest.raises(UserError, match="the head of .* has 32 channels, not 50: set head=32"):
+        start(export, target_dim=50)
 
 
 WRONG = {
@@ -104,9 +126,9 @@ def test_another_student_is_refused(export, tmp_path, what):
     changes, message = WRONG[what]
     model = read_description(export)["model"]
     changes = {k: {**model[k], **v} if isinstance(v, dict) else v for k, v in changes.items()}
-    config = finetuning(rebuilt(export, tmp_path / "other", **changes))
+    ours = fields(config(export))
     with pytest.raises(UserError, match=message):
-        read_parts(blank(export), config)
+        student_start(rebuilt(export, tmp_path / "other", **changes), param_shapes(ours), ours)
 
 
 def test_the_size_of_images_and_the_dropout_may_change(export, tmp_path):
@@ -115,11 +137,12 @@ def test_the_size_of_images_and_the_dropout_may_change(export, tmp_path):
         "image": {**model["image"], "image_size": 64, "token_drop": 0.5},
         "text": {**model["text"], "dropout": 0.3},
     }
-    assert read_parts(blank(export), finetuning(rebuilt(export, tmp_path / "other", **changes)))
+    ours = fields(config(export))
+    assert student_start(rebuilt(export, tmp_path / "other", **changes), param_shapes(ours), ours).params
 
 
-def test_a_tower_of_its_own_beside_it_is_refused(export):
-    config = finetuning(export)
-    config.student.text.init = "weights/bert"
-    with pytest.raises(UserError, match="starts the whole student: set config.student.text.init=random"):
-        read_parts(blank(export), config)
+def test_a_tower_of_its_own_beside_it_is_refused(export, tmp_path):
+    c = config(export)
+    c.networks.student.text_start = "weights/bert"
+    with pytest.raises(UserError, match="config.networks.student: .* the whole student: set text_start=random"):
+        train_and_evaluate(c, tmp_path / "run")

@@ -1,0 +1,42 @@
+"""A config as it can be planned: without data, weights or a vocabulary, and what was assumed in their place."""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from smke_jax.convert.params_file import params_path
+from smke_jax.data.tokenizer import load_tokenizer
+from smke_jax.errors import UserError
+from smke_jax.networks.start import RANDOM
+from smke_jax.training.build import Experiment, build_experiment, resolve
+
+
+def planned(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
+    """(`config` resolved, what was assumed of files that are not there).
+
+    Raises UserError where a missing file alone would say what a network is.
+    """
+    config, assumed = resolve(config), []
+    for name, part in config.networks.items():
+        path = part.get("start", RANDOM)
+        if "model" not in part or path == RANDOM or params_path(path).is_file():
+            continue  # without `model` the sizes do not depend on the file
+        if part.model is None:
+            raise UserError(f"config.networks.{name}: no weights at {path}, which would say what its model is")
+        assumed.append(f"no weights at {path!r}: config.networks.{name} is what its model says")
+        part.start = RANDOM
+    if "vocab_size" in config.task:
+        given = config.task.tokenizer
+        if given and Path(given).is_dir():
+            config.task.vocab_size = load_tokenizer(given).vocab_size
+        else:
+            assumed.append(f"no tokenizer: the vocabulary has config.task.vocab_size = {config.task.vocab_size} tokens")
+    return config, assumed
+
+
+def shapes_only(config: ConfigDict, images: int = 0) -> Experiment:
+    """The records of `config` (as from `planned`), with nothing opened.
+
+    images: of the data set, for terms that keep something of each
+    """
+    return build_experiment(config, None, {"num_images": images})

@@ -1,0 +1,117 @@
+"""Every command of the README in small form, in its order, in an empty folder; its flags and paths as they stand there."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from smke_jax.__main__ import main
+from tests.data.made_up import jpeg, write
+
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
+SHORT = ["--config.total_steps=2", "--config.batch_size=8", "--config.eval_batch_size=8"]
+
+
+def sizes_of(part: str, **more) -> list[str]:
+    return [f"--config.networks.{part}.{key}={value}" for key, value in {**SIZES, **more}.items()]
+
+
+TEACHER = [*SHORT, *sizes_of("views.model", image_size=32), "--config.networks.views.projector=16,16"]
+STUDENT = [
+    *SHORT,
+    *sizes_of("student.image", image_size=32),
+    *sizes_of("student.text"),
+    "--config.networks.student.shared.num_heads=2",
+    "--config.networks.student.shared.mlp_dim=48",
+    "--config.networks.student.head=32",
+    "--config.terms.target_itc.bank_size=8",
+]
+# {how a command begins: what makes it small}; None: what test runs it instead.
+SMALL = {
+    "smke demo": None,  # tests/programs/test_demo.py
+    "smke prepare flickr8k": [],
+    "smke train --config=configs/teacher_flickr8k.py": TEACHER,
+    "smke train --config=configs/flickr8k.py": STUDENT,
+    "smke evaluate": [],
+    "smke export": [],
+    "smke convert": [],
+    "smke plan": ["--no-largest", "--examples=100", *sizes_of("student.image"), *sizes_of("student.text")],
+    "smke sweep": ["--dry_run"],  # tests/studies/test_sweep.py trains one
+    "smke compare": [],
+}
+PLANNED = [
+    *("--config.networks.student.shared.num_heads=2", "--config.networks.student.shared.mlp_dim=48"),
+    *("--config.networks.student.head=32", "--config.batch_size=8", "--config.terms.target_itc.bank_size=64"),
+    *(f"--config.networks.teacher.model.{key}={value}" for key, value in SIZES.items()),
+]
+
+
+def commands() -> list[str]:
+    """What stands in the README's blocks of shell commands and begins with `smke`."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    lines = [part.partition("#")[0].strip() for block in blocks for line in block.splitlines()
+             for part in line.split("&&")]  # fmt: skip
+    return [line for line in lines if line.startswith("smke ")]
+
+
+def flickr8k(folder: Path) -> None:
+    """Photos, captions and lists as the data set has them."""
+    names = {split: [f"{split}{i}.jpg" for i in range(n)] for split, n in (("train", 16), ("dev", 6), ("test", 2))}
+    words = ("a red dog runs", "two people sit", "the blue car", "children in the snow", "a bird over water")
+    files = {f"Flicker8k_Dataset/{name}": jpeg(i) for i, name in enumerate(sum(names.values(), []))}
+    tokens = [f"{name}#{k}\t{word} {i} ." for i, name in enumerate(sum(names.values(), [])) for k, word in enumerate(words)]
+    lists = {f"Flickr8k_text/Flickr_8k.{split}Images.txt": "\n".join(known) for split, known in names.items()}
+    write(folder, files | lists | {"Flickr8k_text/Flickr8k.token.txt": "\n".join(tokens)})
+
+
+def beit(path: Path) -> None:
+    """A tiny BEiT v2 in its authors' file."""
+    torch = pytest.importorskip("torch")
+    import jax
+
+    from smke_jax.convert.layouts.beit import UNILM
+    from smke_jax.convert.rules import to_torch
+    from smke_jax.models.build import param_shapes
+
+    description = {
+        "type": "beit", "image_size": 32, "patch_size": 16, "width": 64, "depth": 1, "num_heads": 1, "mlp_dim": 48,
+        "shared_bias": True, "layer_scale": 0.1, "final_norm": True,
+    }  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), param_shapes(description))
+    state = {name: torch.from_numpy(np.array(x)) for name, x in to_torch(UNILM, params, description).items()}
+    torch.save({"model": state}, path)
+
+
+def small(command: str) -> list[str] | None:
+    """The arguments of a command in small form; None where another test runs it."""
+    known = [start for start in SMALL if command.startswith(start)]
+    assert known, f"{command!r} has no small form: give it one in SMALL"
+    more = SMALL[max(known, key=len)]
+    if more is None:
+        return None
+    arguments = shlex.split(command.replace("FLICKR8K", "photos"))[1:]
+    if arguments[0] == "plan":
+        more = [*more, *PLANNED]
+    if arguments[0] == "compare":
+        arguments = [x.replace("runs/scaling", "runs/flickr8k") for x in arguments]
+    return [*arguments, *more]
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, capsys):
+    found = commands()
+    assert len(found) >= 8
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs").symlink_to(ROOT / "configs")
+    flickr8k(tmp_path / "photos")
+    beit(tmp_path / "beitv2_base_patch16_224_pt1k.pth")
+    for command in found:
+        arguments = small(command)
+        if arguments is not None:
+            assert main(arguments) == 0, f"{command}\n{capsys.readouterr().err[-2000:]}"
+    assert (tmp_path / "exports/flickr8k/model.safetensors").is_file()
+    assert (tmp_path / "runs/flickr8k/evals/2/retrieval.json").is_file()
