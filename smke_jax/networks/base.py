@@ -51,6 +51,7 @@ class Network(NamedTuple):
     export:      (parameters, {term: slots}) -> (parameters, description) of what `smke export` writes; None where the
                  network is of no use by itself
     export_reads: the terms whose slots `export` needs
+    facts:       {name: number} that terms may ask for, such as 'num_codes'
     """
 
     init: Callable[[jax.Array, Specs], Params] | None
@@ -61,3 +62,4 @@ class Network(NamedTuple):
     sizes: Mapping[str, int] = {}
     export: Callable[[Params, Mapping[str, Any]], tuple[Params, dict]] | None = None
     export_reads: tuple[str, ...] = ()
+    facts: Mapping[str, int] = {}

@@ -78,4 +78,5 @@ def quantizer(*, start: str, num_codes: int = 1024, code_dim: int = 16) -> Netwo
         lambda name, specs: (quantize(model, name),),
         begin,
         trained=False,
+        facts={"num_codes": num_codes},
     )

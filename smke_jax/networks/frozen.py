@@ -56,7 +56,7 @@ def frozen(
         if start == RANDOM:
             return None
         params = in_dtype(fit(shapes, load_params(start), source=start), dtype)
-        form = {"form": f"final_norm={description['final_norm']}"} if "final_norm" in description else {}
+        form = {"form": f"final_norm={module.final_norm}"} if hasattr(module, "final_norm") else {}
         return Start(params, {"": start}, digests(start) | form)
 
     def forward(name, specs):

@@ -3,11 +3,24 @@
 import jax.numpy as jnp
 import optax
 
+from smke_jax.errors import UserError
+from smke_jax.facts import FromTask
 from smke_jax.objectives.base import Term, no_state
 
 
-def target_code() -> Term:
-    """½ CE(image head, code) + ½ CE(text head, code); needs 'image/head', 'text/head' (B, J), 'target/code' (B,)."""
+def target_code(num_codes: FromTask) -> Term:
+    """½ CE(image head, code) + ½ CE(text head, code), of J = `num_codes` codes.
+
+    Needs 'image/head' and 'text/head' (B, J), 'target/code' (B,).
+    """
+
+    def init(key, shapes):
+        if (have := shapes["image/head"].shape[-1]) != num_codes:
+            raise UserError(
+                f"config.terms.target_code: image/head has {have} channels for {num_codes} codes: set the student's "
+                f"head={num_codes}"
+            )
+        return no_state(key, shapes)
 
     def value(params, slots, reps, scope):
         code, metrics = reps["target/code"], {}
@@ -18,4 +31,4 @@ def target_code() -> Term:
             metrics |= {f"loss_{side}": loss, f"accuracy_{side}": accuracy}
         return (metrics["loss_image"] + metrics["loss_text"]) / 2, metrics
 
-    return Term(("image/head", "text/head", "target/code"), no_state, value)
+    return Term(("image/head", "text/head", "target/code"), init, value)

@@ -125,7 +125,8 @@ def build_experiment(config: ConfigDict, keep: Path | None, known: Mapping[str, 
         count = config.batch_size
         whole = {k: jax.ShapeDtypeStruct((count, *x.shape), x.dtype) for k, x in task.example().items()}
         passes = [p for name in networks for p in _passes(name, networks, whole)]
-        terms, weights = _terms(config, draft.facts)
+        facts = [draft.facts, *(network.facts for network in networks.values())]
+        terms, weights = _terms(config, {name: number for own in facts for name, number in own.items()})
         selections = _section(config, "selections")
         evaluators = {name: x for name, x in _section(config, "evaluators").items() if x.split}
         parts = {"selections": selections.values(), "evaluators": evaluators}
@@ -172,7 +173,7 @@ def build_part(section: str, name: str, part: ConfigDict, **context: Any) -> Any
     fields |= {key: value for key, value in context.items() if key in known and key not in fields}
     absent = [key for key, x in known.items() if x.default is x.empty and key not in fields]
     if absent:
-        raise UserError(f"{where}: {kind} needs {absent[0]}, which neither the config nor the task says")
+        raise UserError(f"{where}: {kind} needs {absent[0]}, which no other part says")
     try:
         return builder(**fields)
     except UserError as error:

@@ -1,117 +1,122 @@
 """S-SMKE on codes takes them from the run that learned them, with the teacher that they were learned with."""
 
-from pathlib import Path
+import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from smke_jax.training.experiment import batch_shapes, build_experiment, open_training_data, resolve
+import tiny
 
-from smke_jax.convert.params_file import save_params
-from smke_jax.data import datasets
-from smke_jax.data.scenes import make_scenes
+from smke_jax.convert.params_file import PARAMS, load_params, save_params
 from smke_jax.errors import UserError
+from smke_jax.forms import form_of
+from smke_jax.models.quantizer import Quantizer
 from smke_jax.models.teachers import build_teacher
-from smke_jax.parallel.mesh import put_batch
-from smke_jax.programs.train import load_config
-from smke_jax.training.frozen import load_frozen, restore_autoencoder
+from smke_jax.parts import part
+from smke_jax.training.build import build_part, open_run
+from smke_jax.training.export import export_run
 from smke_jax.training.loop import train_and_evaluate
+from smke_jax.training.restore import restore_run
 
-pytestmark = pytest.mark.slow  # a run of the autoencoder, compiled once for all of them
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
-SCENES = make_scenes(64, 8)
-
-
-def config(name):
-    c = load_config(f"{CONFIGS / name}.py:smoke")
-    c.num_devices = 2
-    return c
-
-
-@pytest.fixture(autouse=True)
-def few_scenes(monkeypatch):
-    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
+SIZES = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16, "image_size": 32, "patch_size": 16}
+CODES, DIM = 12, 3
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
     """A file of random weights."""
-    path, described = tmp_path_factory.mktemp("teacher") / "teacher.safetensors", config("image_vq").teacher
-    params = build_teacher(described).init(jax.random.key(0), np.zeros((1, 32, 32, 3), np.float32))["params"]
-    save_params(path, params, {"model": {k: v for k, v in described.items() if k != "checkpoint"}})
+    path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
+    model = {"type": "beit", **SIZES}
+    params = jax.jit(build_teacher(model).init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+    save_params(path, params, {"model": model})
     return str(path)
+
+
+def learning(teacher):
+    """A run that learns codes."""
+    form = form_of("smoke")
+    c = form.run()
+    c.update(batch_size=8, total_steps=2, num_devices=2)
+    c.task = form.images()
+    c.task.source = "tiny"
+    c.networks.teacher = part("frozen", start=teacher)
+    c.networks.codes = part("autoencoder", num_codes=CODES, code_dim=DIM, num_heads=2, mlp_dim=16)
+    c.terms.image_vq = part("image_vq")
+    return c
 
 
 @pytest.fixture(scope="module")
 def codes_run(tmp_path_factory, teacher):
-    c = config("image_vq")
-    c.teacher.checkpoint = teacher
     workdir = tmp_path_factory.mktemp("image_vq")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "scenes", lambda: SCENES)
-        assert train_and_evaluate(c, workdir).step == 2
+    assert train_and_evaluate(learning(teacher), workdir).step == 2
+    export_run(workdir, workdir / "export")
     return workdir
 
 
-def opened(teacher, run, workdir, **fields):
-    """(experiment, shapes of its batch) of S-SMKE on the codes of `run`."""
-    c = config("s_smke_vq")
-    c.teacher.checkpoint, c.quantizer.run = teacher, str(run)
-    c.quantizer.update(fields)
-    c = resolve(c)
-    source, views = open_training_data(c)
-    return build_experiment(c, workdir, source), batch_shapes(c, views)
+def using(teacher, codes, **fields):
+    """S-SMKE on these codes."""
+    c = tiny.tiny_config()
+    del c.terms.itc, c.terms.target_itc
+    c.networks.teacher = part("frozen", start=teacher)
+    c.networks.quantizer = part("quantizer", start=str(codes), **{"num_codes": CODES, "code_dim": DIM} | fields)
+    c.networks.student.head = CODES
+    c.terms.target_code = part("target_code")
+    return c
 
 
-def test_its_targets_are_the_codes_of_the_run(teacher, codes_run, tmp_path):
-    experiment, shapes = opened(teacher, codes_run, tmp_path)
-    frozen, identity = load_frozen(experiment, shapes)
-    found, learner = restore_autoencoder(codes_run)
-    slots, params = jax.device_get((found.train["slots"]["image_vq"], found.params["autoencoder"]))
-    np.testing.assert_array_equal(frozen["quantizer"]["codes"], slots["codes"])
-    assert len(identity["quantizer weights"]) == 64 and slots["started"]
+def test_its_targets_are_the_codes_of_the_run(teacher, codes_run):
+    run, export = restore_run(codes_run), load_params(codes_run / "export")
+    assert export["codes"].shape == (CODES, DIM)
+    quantizer = build_part("networks", "quantizer", using(teacher, codes_run / "export").networks.quantizer)
+    shapes = jax.eval_shape(lambda: quantizer.init(jax.random.key(0), {"target/cls": jnp.zeros((2, 16))}))
+    params = quantizer.start(shapes).params
+    np.testing.assert_array_equal(params["codes"], export["codes"])
 
+    # Through the passes of the run that learned them, the nearest code is the one that the frozen codes name.
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8)
-    batch = put_batch({"image": images, "id": np.arange(16, dtype=np.int32)}, experiment.mesh)
-    passes = {p.name: p for p in experiment.recipe.passes}
-    target = passes["teacher"].run(frozen["teacher"], batch, jax.random.key(0), False)
-    code = passes["quantizer"].run(frozen["quantizer"], batch | target, jax.random.key(0), False)["target/code"]
-    (autoencoder,) = (p for p in learner.recipe.passes if p.grad)
-    made = autoencoder.run({**params, "image_vq": slots}, batch | target, jax.random.key(0), True)
+    cls, patches = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((16, 16), (16, 4, 16)))
+    learned = next(p for p in run.experiment.recipe.passes if p.name == "codes")
+    arrays = {"target/cls": cls, "target/patches": patches}
+    borrowed = {"codes": run.params["codes"], "slots/image_vq": {"codes": jnp.asarray(params["codes"])}}
+    made = jax.jit(lambda key: learned.run(borrowed, arrays, key, True))(jax.random.key(0))
+    code = Quantizer(CODES, DIM).apply({"params": params}, cls)
     np.testing.assert_array_equal(code, np.argmax(made["code/similarity"], axis=1))
+    assert len(set(np.asarray(code).tolist())) > 1
 
 
-def test_it_trains_on_them(teacher, codes_run, tmp_path):
-    c = config("s_smke_vq")
-    c.teacher.checkpoint, c.quantizer.run = teacher, str(codes_run)
-    outcome = train_and_evaluate(c, tmp_path)
-    assert outcome.step == 2 and outcome.params["student"]["head"]["bias"].shape == (24,)
+def test_a_run_records_them_and_the_codes_are_not_trained(teacher, codes_run, tmp_path):
+    plan = open_run(using(teacher, codes_run / "export"), tmp_path)
+    identity = json.loads((tmp_path / "run.json").read_text())["identity"]
+    assert len(identity["quantizer weights"]) == 64 and identity["teacher form"] == "final_norm=True"
+    assert set(plan.abstract.params) == {"student", "terms"}
+    assert plan.experiment.shapes.arrays["target/code"].dtype == jnp.int32
 
 
-def refused(*args, **fields):
+def refused(config, workdir) -> str:
     with pytest.raises(UserError) as error:
-        load_frozen(*opened(*args, **fields))
-    assert "\n" not in str(error.value)
+        open_run(config, workdir)
+    assert "\n" not in str(error.value) and not (workdir / "run.json").exists()
     return str(error.value)
 
 
 def test_what_does_not_go_together_is_refused(teacher, codes_run, tmp_path):
-    assert "another teacher than config.teacher.checkpoint random" in refused("random", codes_run, tmp_path / "a")
-    message = refused(teacher, codes_run, tmp_path / "b", code_dim=5)
-    assert f"config.quantizer.code_dim is 5 and was 4 in {codes_run}: set it so" in message
-    c = config("s_smke_vq")
-    c.teacher.checkpoint, c.quantizer.run, c.teacher.final_norm = teacher, str(codes_run), False
-    c = resolve(c)
-    source, views = open_training_data(c)
-    with pytest.raises(UserError, match="config.teacher.final_norm is False and was True where the codes of"):
-        load_frozen(build_experiment(c, tmp_path / "d", source), batch_shapes(c, views))
-    assert "no run at nowhere" in refused(teacher, "nowhere", tmp_path / "c")
-    c = config("s_smke_vq").copy_and_resolve_references()  # where one follows the other
-    c.student.head_dim = 7
-    with pytest.raises(UserError, match="config.student.head_dim is 7 where config.quantizer.num_codes is 24"):
-        resolve(c)
-    c = config("s_smke_vq")
-    c.quantizer.run = ""
-    with pytest.raises(UserError, match="config.quantizer.run is empty: give the run directory of configs/image_vq.py"):
-        resolve(c)
+    codes, other = codes_run / "export", tmp_path / "other.safetensors"
+    random = using(teacher, codes)
+    random.networks.teacher = part("frozen", start="random", model=part("beit", **SIZES))
+    assert "config.networks.quantizer starts from a file that was made with another teacher weights" in refused(
+        random, tmp_path / "a"
+    )
+    without_norm = using(teacher, codes)
+    without_norm.networks.teacher.final_norm = False
+    message = refused(without_norm, tmp_path / "b")
+    assert "another teacher form (final_norm=True there, final_norm=False here)" in message
+    message = refused(using(teacher, codes, code_dim=5), tmp_path / "c")
+    assert f"config.networks.quantizer: code_dim is 5 and was {DIM} in {codes}: set it so" in message
+    assert "no weights at nowhere" in refused(using(teacher, "nowhere"), tmp_path / "d")
+    save_params(other, {"w": np.zeros(2)}, {"model": {"type": "beit"}})
+    assert "holds a model of type 'beit' and no codes" in refused(using(teacher, other), tmp_path / "e")
+    narrow = using(teacher, codes)
+    narrow.networks.student.head = 7
+    message = refused(narrow, tmp_path / "f")
+    assert f"config.terms.target_code: image/head has 7 channels for {CODES} codes: set the student's head=" in message

@@ -1,22 +1,24 @@
 """A student that starts from converted towers: the right weights in the right place, and the wrong ones refused."""
 
+import contextlib
 import json
+import logging
 
 import jax
 import numpy as np
 import pytest
 import tiny
 from flax.traverse_util import flatten_dict
-from smke_jax.training.experiment import resolve
-from smke_jax.training.start import describe_origins, load_parts, read_parts
 
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, save_params
 from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.errors import UserError
 from smke_jax.models.build import param_shapes
-from smke_jax.models.student import build_student
+from smke_jax.networks.start import tower_start
+from smke_jax.parts import part
+from smke_jax.training import loop
+from smke_jax.training.build import build_part
 from smke_jax.training.loop import train_and_evaluate
-from smke_jax.training.record import read_config
 
 SIZES = {"width": 32, "num_heads": 2, "mlp_dim": 48}
 IMAGE = {"type": "data2vec2", "image_size": 64, "patch_size": 16, "depth": 3, **SIZES}
@@ -32,48 +34,55 @@ def write(directory, model, seed):
     return str(directory)
 
 
+def tokenizer(folder, last="filler"):
+    """A vocabulary of 60 words."""
+    train_wordpiece([" ".join(tiny.WORDS)] * 2, 60).save(folder)
+    (folder / "tokenizer.json").unlink()
+    words = (folder / "vocab.txt").read_text().split()[:59]
+    words += [f"filler{i}" for i in range(59 - len(words))] + [last]
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words))
+
+
 @pytest.fixture
 def config(tmp_path):
     """The tiny recipe with all three networks from converted directories."""
     c = tiny.tiny_config()
-    c.student.text.max_positions = 12
-    c.student.image.init = write(tmp_path / "image", IMAGE, 0)
-    c.student.text.init = write(tmp_path / "text", TEXT, 1)
-    c.teacher.checkpoint = write(tmp_path / "teacher", TEACHER, 2)
-    tokenizer = train_wordpiece([" ".join(tiny.WORDS)] * 2, 60)
-    words = [f"filler{i}" for i in range(60 - tokenizer.vocab_size)]
-    tokenizer.save(tmp_path / "text" / TOKENIZER)
-    if words:  # the model's size exactly
-        (tmp_path / "text" / TOKENIZER / "tokenizer.json").unlink()
-        with (tmp_path / "text" / TOKENIZER / "vocab.txt").open("a") as file:
-            file.writelines(f"{word}\n" for word in words)
+    c.num_devices = 1
+    del c.evaluators.retrieval
+    student = c.networks.student
+    student.text.max_positions = 12
+    student.image_start = write(tmp_path / "image", IMAGE, 0)
+    student.text_start = write(tmp_path / "text", TEXT, 1)
+    c.networks.teacher = part("frozen", start=write(tmp_path / "teacher", TEACHER, 2))
+    tokenizer(tmp_path / "text" / TOKENIZER)
+    c.task.tokenizer = str(tmp_path / "text" / TOKENIZER)
     return c
 
 
-def student_shapes(config):
-    student = build_student(config.student, vocab_size=60, target_dim=32)
-    images = jax.ShapeDtypeStruct((1, 32, 32, 3), np.float32)
-    tokens = jax.ShapeDtypeStruct((1, 8), np.int32)
-    return jax.eval_shape(student.init, jax.random.key(0), images, tokens, tokens)["params"]
+@pytest.fixture
+def no_steps(monkeypatch):
+    """Runs stop before their first step: what they start with can be seen, and nothing is compiled."""
+    monkeypatch.setattr(loop, "stop_requests", lambda: contextlib.nullcontext(lambda step: True))
 
 
-def test_the_first_layers_are_taken(config):
-    shapes = student_shapes(config)
-    towers = read_parts({"student": shapes}, config)
-    zeros = jax.tree.map(
-        lambda x: jax.numpy.zeros(x.shape, x.dtype), {"student": shapes, "terms": {"itc": {"logit_scale": np.ones(2)}}}
-    )
-    params = load_parts(zeros, towers)
-    for name, path in (("image_encoder", config.student.image.init), ("text_encoder", config.student.text.init)):
-        theirs = flatten_dict(load_params(path))
-        ours = flatten_dict(params["student"][name])
+def test_the_first_layers_are_taken_and_the_run_says_where_they_came_from(config, tmp_path, caplog, no_steps):
+    with caplog.at_level(logging.INFO, "smke_jax"):
+        params = jax.device_get(train_and_evaluate(config, tmp_path / "run").params["student"])
+    student = config.networks.student
+    for name, path in (("image_encoder", student.image_start), ("text_encoder", student.text_start)):
+        theirs, ours = flatten_dict(load_params(path)), flatten_dict(params[name])
         assert 0 < len(ours) < len(theirs), "layers and the pooler that the student has no room for are left"
         for key, value in ours.items():
             np.testing.assert_array_equal(value, theirs[key])
-    assert not any(x.any() for x in jax.tree.leaves(params["student"]["shared"]))
-    lines = describe_origins(params, towers)
-    assert f"student/image_encoder: 21 tensors from {config.student.image.init} (data2vec2, layers 0-0 of 3)" in lines
-    assert {"student/shared: random", "student/head: random", "terms/itc: random"} <= set(lines)
+    lines = caplog.text.splitlines()
+    said = f"student/image_encoder: 21 tensors from {student.image_start} (data2vec2, layers 0-0 of 3)"
+    assert any(line.endswith(said) for line in lines)
+    assert all(any(line.endswith(f"student/{name}: random") for line in lines) for name in ("shared", "head"))
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    names = ("student image_encoder", "student text_encoder", "teacher")
+    assert [record["identity"][f"{name} source file"] for name in names] == ["digest 0", "digest 1", "digest 2"]
+    assert all(len(record["identity"][f"{name} weights"]) == 64 for name in names)
+    assert (tmp_path / "run" / TOKENIZER / "vocab.txt").is_file()
 
 
 @pytest.mark.parametrize(("tower", "changes", "message"), [
@@ -83,44 +92,70 @@ def test_the_first_layers_are_taken(config):
     ("image", {"mean": (0.5, 0.5, 0.5)}, "normalised otherwise"),
     ("text", {"norm_eps": 1e-6}, "norm_eps is 1e-06 there and 1e-12 here"),
     ("text", {"activation": "relu"}, "activation is 'relu' there and 'gelu' here"),
-    ("text", {"depth": 0}, "has 0 layers: config.student.text.depth cannot be 1"),
-    ("text", {"vocab_size": 61}, r"word_embedding is \(61, 32\) in the file and \(60, 32\) in the model"),
+    ("text", {"depth": 0}, "has 0 layers: the depth of the text tower is 1"),
+    ("text", {"vocab_size": 61}, "has 61 words and the tokenizer 60: set config.task.tokenizer to the folder"),
 ])  # fmt: skip
-def test_another_architecture_is_refused(config, tmp_path, tower, changes, message):
-    model = {**{"image": IMAGE, "text": TEXT}[tower], **changes}
-    config.student[tower].init = write(tmp_path / "other", model, 3)
+def test_another_architecture_is_refused(tmp_path, tower, changes, message):
+    own = {"image": IMAGE, "text": TEXT}[tower]
+    path = write(tmp_path / "other", {**own, **changes}, 3)
+    student = tiny.tiny_config().networks.student
+    student.text.max_positions = 12
+    description = build_part("networks", "student", student, vocab_size=60).export({}, {})[1]
+    shapes = param_shapes(description)[f"{tower}_encoder"]
     with pytest.raises(UserError, match=message):
-        read_parts({"student": student_shapes(config)}, config)
+        tower_start(tower, path, shapes, description[tower])
 
 
-def test_a_vocabulary_has_to_come_from_somewhere(config, tmp_path):
-    config.student.text.init = write(tmp_path / "bare", TEXT, 3)
-    with pytest.raises(UserError, match="came without its vocabulary: give config.data.tokenizer"):
+def test_the_vocabulary_has_to_be_that_of_the_weights(config, tmp_path, no_steps):
+    tokenizer(tmp_path / "other", last="zebra")
+    config.task.tokenizer = str(tmp_path / "other")
+    with pytest.raises(UserError, match="config.networks.student starts from a file .* another tokenizer"):
+        train_and_evaluate(config, tmp_path / "run")
+    config.task.tokenizer = ""  # one that is trained on the captions
+    with pytest.raises(UserError, match="another tokenizer"):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
 
 
-def test_a_teacher_without_a_last_norm_says_what_to_set(config, tmp_path):
-    config.teacher.checkpoint = write(tmp_path / "finetuned", {**TEACHER, "final_norm": False}, 3)
-    with pytest.raises(UserError, match="set config.teacher.final_norm=False"):
-        resolve(config)
-    config.teacher.final_norm = False
-    assert resolve(config).teacher.type == "beit"
+# ---- what a teacher's file says of itself
 
 
-def test_it_trains_and_the_run_says_where_it_came_from(config, tmp_path):
-    config.total_steps = 2
-    train_and_evaluate(config, tmp_path / "run")
-    identity = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]
-    assert [identity[f"{x} source file"] for x in ("image_encoder", "text_encoder", "teacher")] == [
-        "digest 0", "digest 1", "digest 2",
-    ]  # fmt: skip
-    assert (tmp_path / "run" / TOKENIZER / "vocab.txt").is_file()
+def test_a_teacher_without_a_last_norm_says_what_to_set(tmp_path):
+    start = write(tmp_path / "finetuned", {**TEACHER, "final_norm": False}, 3)
+    teacher = part("frozen", start=start)
+    with pytest.raises(UserError, match="config.networks.teacher: .* has no norm .*: set final_norm=False"):
+        build_part("networks", "teacher", teacher)
+    teacher.final_norm = False
+    assert build_part("networks", "teacher", teacher).sizes == {"teacher_image": 32}
 
-    # A run of before some field existed opens, and continues, with that field at its default.
-    for name, path in (("config.json", ("teacher", "mean")), ("run.json", ("config", "config.teacher.mean"))):
-        text = json.loads((tmp_path / "run" / name).read_text())
-        del text[path[0]][path[1]]
-        (tmp_path / "run" / name).write_text(json.dumps(text))
-    assert read_config(tmp_path / "run").teacher.mean == (0.485, 0.456, 0.406)
-    assert train_and_evaluate(config, tmp_path / "run").step == 2
+
+def test_what_the_file_says_is_not_overridden_silently(tmp_path):
+    """Asked for 64 px of a teacher of 32: refused by name, not trained at 32."""
+    start = write(tmp_path / "teacher", TEACHER, 3)
+    same = part("beit", **{k: v for k, v in TEACHER.items() if k != "type"})
+    assert build_part("networks", "teacher", part("frozen", start=start, model=same)).sizes == {"teacher_image": 32}
+    other = part("beit", **{k: v for k, v in TEACHER.items() if k not in ("type", "image_size")}, image_size=64)
+    with pytest.raises(UserError, match=r"config.networks.teacher: model.image_size is 64, and .* says 32"):
+        build_part("networks", "teacher", part("frozen", start=start, model=other))
+    resnet = part("resnet")
+    with pytest.raises(UserError, match=r"model.type is 'resnet', and .* says 'beit'"):
+        build_part("networks", "teacher", part("frozen", start=start, model=resnet))
+
+
+def test_a_field_that_this_teacher_does_not_have_is_refused(tmp_path):
+    """`final_norm` of a BEiT, on a teacher that is a Data2Vec2: it would do nothing."""
+    start = write(tmp_path / "teacher", IMAGE, 3)
+    with pytest.raises(UserError, match="final_norm: the teacher is a data2vec2, which has no such field"):
+        build_part("networks", "teacher", part("frozen", start=start, final_norm=False))
+
+
+def test_what_is_no_teacher_is_refused(tmp_path):
+    for start, message in (
+        (write(tmp_path / "text", TEXT, 3), "holds a model of type 'bert', which is no teacher"),
+        ("", "the teacher's start is empty"),
+        ("weights/none", "no weights at weights/none: give what `smke convert` or `smke export` wrote"),
+    ):
+        with pytest.raises(UserError, match=f"config.networks.teacher: .*{message}"):
+            build_part("networks", "teacher", part("frozen", start=start))
+    with pytest.raises(UserError, match="a teacher of random weights needs a model"):
+        build_part("networks", "teacher", part("frozen", start="random"))
