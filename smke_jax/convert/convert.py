@@ -50,7 +50,7 @@ def convert(source: Source, layout: str = "auto", **fields: Any) -> Conversion:
         shapes = param_shapes(description)
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None
-    except (KeyError, ValueError, IndexError, TypeError, ZeroDivisionError) as error:
+    except (KeyError, ValueError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UserError(f"{source.path} does not describe a model of layout {chosen.name}: {what}") from error
     params, report = to_flax(chosen, state, description, shapes)

@@ -1,9 +1,12 @@
 """Linen modules from configs and from the descriptions in files, which hold more than one module's fields."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+
+from smke_jax.errors import UserError, nearest
 
 
 def fields_of(config: Any, module: type[nn.Module]) -> dict:
@@ -13,6 +16,21 @@ def fields_of(config: Any, module: type[nn.Module]) -> dict:
     """
     names = module.__dataclass_fields__
     return {name: _field(name, value) for name, value in config.items() if name in names}
+
+
+def check_fields(what: str, fields: Mapping[str, Any], modules: Mapping[str, type[nn.Module]], besides=()) -> None:
+    """Raises UserError unless `fields` describes one of `modules` ({type: module}) and holds no field that it lacks.
+
+    what: the name of the description in messages; besides: further names that the description may hold
+    """
+    kind = fields.get("type", "")
+    if kind not in modules:
+        raise UserError(f"{what}.type: there is no {kind!r} here{nearest(str(kind), list(modules))}; "
+                        f"it is one of {', '.join(sorted(modules))}")  # fmt: skip
+    known = {*modules[kind].__dataclass_fields__, *besides, "type"}
+    for name in fields:
+        if name not in known:
+            raise UserError(f"{what}.{name}: a {kind} has no such field{nearest(name, list(known))}")
 
 
 def build_from(config: Any, module: type[nn.Module]) -> nn.Module:

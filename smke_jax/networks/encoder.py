@@ -5,8 +5,9 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from smke_jax.models.fields import check_fields
 from smke_jax.models.projected import ProjectedEncoder
-from smke_jax.models.teachers import build_teacher
+from smke_jax.models.teachers import TEACHERS, build_teacher
 from smke_jax.networks.base import Network
 from smke_jax.passes.base import MEAN, STD
 from smke_jax.passes.views import VIEWS, one_view, two_views
@@ -24,6 +25,7 @@ def encoder(
 
     `mean` and `std` normalise its pixels.  `smke export` writes the encoder without the projector.
     """
+    check_fields("model", model, TEACHERS)
     description = {**model, "mean": tuple(mean), "std": tuple(std)}
     module = ProjectedEncoder(build_teacher({**description, "dtype": dtype}), tuple(projector))
     pixels = {"mean": tuple(mean), "std": tuple(std)}

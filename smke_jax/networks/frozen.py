@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from smke_jax.convert.params_file import digests, fit, load_params, read_description
 from smke_jax.errors import UserError
+from smke_jax.models.fields import check_fields
 from smke_jax.models.teachers import TEACHERS, build_teacher, stand_in_head
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.start import RANDOM
@@ -69,6 +70,7 @@ def _described(start: str, model: Mapping[str, Any] | None) -> dict:
     if start == RANDOM:
         if model is None:
             raise UserError("a teacher of random weights needs a model, such as model=part('beit')")
+        check_fields("model", model, TEACHERS, besides=("mean", "std"))
         return dict(model)
     if not start:
         raise UserError("the teacher's start is empty: give what `smke convert` wrote, or 'random' to try without")

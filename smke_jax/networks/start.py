@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from smke_jax.convert.params_file import TOKENIZER, digests, fit, load_params, read_description
-from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.convert.temperatures import by_level
+from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.errors import UserError
 from smke_jax.models.teachers import Data2Vec2
 from smke_jax.models.text import Bert
@@ -73,7 +73,7 @@ def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any]) -
     theirs = {k: v for k, v in {**defaults, **model}.items() if k != "depth"}
     wrong = _differences(theirs, fields)
     if wrong:
-        raise UserError(f"the {tower} tower is no tower of {path}: {'; '.join(wrong)}; set them alike")
+        raise UserError(f"the {tower} tower cannot start from {path}: {'; '.join(wrong)}; set them alike")
     if (tuple(model.get("mean", MEAN)), tuple(model.get("std", STD))) != (MEAN, STD):
         raise UserError(
             f"{path} was trained on pixels normalised otherwise than the student's: it cannot start from it"

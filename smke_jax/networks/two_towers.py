@@ -4,11 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
+
 from smke_jax.errors import UserError
 from smke_jax.facts import FromTask
+from smke_jax.models.fields import check_fields
+from smke_jax.models.shared import SHARED
 from smke_jax.models.student import build_student
 from smke_jax.networks.base import Network, Start
-from smke_jax.networks.start import RANDOM, student_start, tower_start
+from smke_jax.networks.start import FITTING, RANDOM, student_start, tower_start
 from smke_jax.passes.encode import encode_image, encode_text
 
 TOWERS = ("image", "text")
@@ -45,6 +48,8 @@ def two_towers(
     trained:      regexes of the parameters that are trained; () is all of them
     """
     parts = {"image": image, "text": text, "shared": shared}
+    for name, kinds in (FITTING | {"shared": SHARED}).items():
+        check_fields(name, parts[name], kinds)
     settings = {
         "token_types": token_types, "token_types_at": token_types_at, "token_type_scale": token_type_scale,
         "dtype": dtype, "residual_dtype": residual_dtype, **{name: dict(part) for name, part in parts.items()},

@@ -28,9 +28,10 @@ from smke_jax.training.validation import validate
 
 log = logging.getLogger("smke_jax")
 
-MANY_EPOCHS = 100  # more of them than this are worth a word before they begin
-STEEP = 8  # times the rate of the reference batch, from which on the rate is worth a word
-WATCHED_FROM = 100  # steps, and the warm-up: embeddings of random weights can be as near to each other as collapsed ones
+MANY_EPOCHS = 100  # more of them than this are warned about
+STEEP = 8  # a learning rate more than this many times that of the reference batch is warned about
+# No collapse is reported before this step, nor during warm-up: random weights also give embeddings close to each other.
+WATCHED_FROM = 100
 
 
 class Experiment(NamedTuple):
@@ -38,7 +39,7 @@ class Experiment(NamedTuple):
 
     whole:   {array: shape and type of a global batch}, everything that the task can make
     batch:   the same of what a step reads: arrays of the task, and rows of assets
-    shapes:  of all parameters and representations, the passes run that assets stand in for, too
+    shapes:  of all parameters and representations, those of passes that an asset replaces included
     """
 
     task: Task

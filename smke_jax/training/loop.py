@@ -1,4 +1,4 @@
-"""The training loop: evaluate → save → next batch → step.  No maths, and no word of what is trained."""
+"""The training loop: evaluate → save → next batch → step.  It knows neither networks nor losses."""
 
 import contextlib
 import json
@@ -126,8 +126,8 @@ class _Loop:
                         try:
                             for name in due:
                                 found[name] = self._evaluate(name, state, step, writer)
-                        except BaseException:  # what cannot be read now must not cost the training
-                            if jax.process_count() == 1:  # the others wait elsewhere and could not save with it
+                        except BaseException:  # save first: what cannot be read now must not cost the training
+                            if jax.process_count() == 1:  # other processes are not at this line, so that a joint save would hang
                                 self._save(state, step, {})
                             raise
                         figures = found or figures
@@ -229,9 +229,9 @@ class _Loop:
         return figures
 
     def _save(self, state: TrainState, step: int, found: Mapping[str, Figures]) -> None:
-        """Writes a checkpoint, ranked by the first evaluator that ranks any."""
-        ranks = (self.recipe.evaluators[name].rank(figures) for name, figures in found.items())
-        metric = next((rank for rank in ranks if rank is not None), None)
+        """Writes a checkpoint, ranked by one evaluator: the first that has a scalar to rank by."""
+        ranker = next((name for name, x in self.recipe.evaluators.items() if x.best), None)
+        metric = self.recipe.evaluators[ranker].rank(found[ranker]) if ranker in found else None
         self.checkpoints.save(
             step, state.params, state.without_params(), self.batches.get_state(), {"identity": self.plan.identity},
             metric=metric,
@@ -239,7 +239,7 @@ class _Loop:
 
 
 def with_starts(params: Any, starts) -> Any:
-    """The trained `params` with what each network, and the terms that come along, start from in its place."""
+    """`params` with the weights that `starts` read put in, those of terms included."""
     for name, start in starts.items():
         if name in params:
             params = {**params, name: started(params[name], start)}

@@ -20,10 +20,10 @@ INIT_ROWS = 2  # examples that a network is initialised with: enough for every s
 
 
 class Recipe(NamedTuple):
-    """What is trained on what.
+    """Everything a run computes, as records.
 
     networks:   {name: Network}
-    forward:    passes and selections, in the order in which a training step runs them; those alone that the step needs
+    forward:    passes and selections, in the order in which a training step runs them; only those that the step needs
     terms:      {name: Term}, owning params['terms'][name] and slots[name]
     weights:    {name: schedule of training progress in [0, 1] -> weight}
     passes:     every pass there is: what evaluators and assets choose from
@@ -136,7 +136,7 @@ def _check_reads(item, terms, assets):
 
 
 def key_of(key: jax.Array, name: str) -> jax.Array:
-    """The random key of what is called `name`: whatever else there is, in whatever order."""
+    """The random key of what is called `name`: it does not depend on other names, nor on their order."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 

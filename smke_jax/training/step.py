@@ -33,7 +33,7 @@ Frozen = Mapping[str, Any]  # {network: parameters that are not trained, 'assets
 def init_state(
     recipe: Recipe, tx, mesh, batch: Mapping[str, Any], *, seed: int, sharding: str = "replicated"
 ) -> TrainState:
-    """A fresh state, made where it lies: no device ever holds more than its part.
+    """A fresh state, made directly on the devices that hold it: none ever holds more than its part.
 
     `batch` gives shapes and types only; `sharding` is a key of `smke_jax.parallel.rules.RULES`.
     """
@@ -150,7 +150,7 @@ def make_train_step(
 
     def step(state: TrainState, frozen: Frozen, batch):
         key = jax.random.fold_in(state.rng, state.step)
-        averages = _moved(recipe, state)
+        averages = _moved_averages(recipe, state)
         constant = forward(state.params, averages, frozen, state.slots, dict(batch), key, trained=False)
 
         def loss(params):
@@ -190,8 +190,8 @@ def make_train_step(
 def make_forward(recipe: Recipe, mesh, *, micro_batch: int = 0, loss_impl: str = "auto") -> Callable:
     """(params, averages, frozen, slots, arrays, key, trained) -> `arrays` and what passes and selections make of them.
 
-    With `trained` False those alone run that no trained parameter has a part in, with True the others: the gradient
-    is taken of the second half.
+    `trained` False runs the items that no trained parameter influences.  `trained` True runs the others, which find the
+    arrays of the first half among `arrays`.  Only the second half is differentiated.
     """
     in_gradient = set()  # arrays that depend on trained parameters
     halves: dict[bool, list] = {True: [], False: []}
@@ -231,7 +231,7 @@ def borrow(recipe: Recipe, p: Pass, params, averages, frozen, slots) -> dict[str
     return whole | {name: slots[name.partition("/")[2]] for name in p.reads}
 
 
-def _moved(recipe: Recipe, state: TrainState) -> dict[str, Any]:
+def _moved_averages(recipe: Recipe, state: TrainState) -> dict[str, Any]:
     """The moving averages that this step's passes run with.
 
     Before the first step there is nothing to average: an average takes the parameters as they are.
@@ -254,7 +254,7 @@ def make_diagnosis(recipe: Recipe, mesh, *, micro_batch: int = 0, loss_impl: str
 
     @jax.jit
     def look(state: TrainState, frozen: Frozen, batch, number):
-        key, averages = jax.random.fold_in(state.rng, number), _moved(recipe, state)
+        key, averages = jax.random.fold_in(state.rng, number), _moved_averages(recipe, state)
         constant = forward(state.params, averages, frozen, state.slots, dict(batch), key, trained=False)
 
         def loss(params):

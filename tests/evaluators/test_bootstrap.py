@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from smke_jax.evaluators.bootstrap import interval95, mean_recalls, paired_difference, resampled_recalls
-from smke_jax.evaluators.ranks import RECALL_AT, Ranks, read_ranks, retrieval_ranks, write_ranks
 
 from smke_jax.errors import UserError
+from smke_jax.evaluators.bootstrap import interval95, mean_recalls, paired_difference, resampled_recalls
+from smke_jax.evaluators.ranks import RECALL_AT, Ranks, read_ranks, retrieval_ranks, write_ranks
 
 
 def random_ranks(images=60, seed=0, scale=12.0) -> Ranks:

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
+
+from smke_jax.errors import UserError
 from smke_jax.evaluators.median_rank import average_median_rank
-from smke_jax.evaluators.top_k import match_ranks
 from smke_jax.evaluators.recalls import (
     chance_recall,
     format_table,
@@ -13,8 +14,7 @@ from smke_jax.evaluators.recalls import (
     top_matches,
     write_json,
 )
-
-from smke_jax.errors import UserError
+from smke_jax.evaluators.top_k import match_ranks
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 

@@ -5,40 +5,43 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from smke_jax.passes.frozen import teacher_pass
 
-from smke_jax.config import base, smoke
-from smke_jax.models.teachers import TEACHERS, build_teacher
+from smke_jax.forms import FORMS
+from smke_jax.models.teachers import TEACHERS
+from smke_jax.networks import NETWORKS
 from smke_jax.objectives.base import Term, no_state
 from smke_jax.parallel.mesh import make_mesh
+from smke_jax.parts import itc, part, regress
 from smke_jax.passes.base import Pass, only
-from smke_jax.training.recipe import build_recipe, representation_shapes
-from smke_jax.training.step import abstract_state, bad_names, make_train_step
+from smke_jax.training.build import build_experiment, resolve
+from smke_jax.training.frozen import frozen_shapes
+from smke_jax.training.recipe import make_recipe, shapes_of
+from smke_jax.training.step import abstract_state, make_train_step
 
 BATCH, LENGTH, VOCAB = 8, 7, 13
 MASK = (np.arange(LENGTH) < np.array([7, 6, 5, 4, 3, 2, 7, 3])[:, None]).astype(np.int32)
-BATCH_SHAPES = {
-    "image": jax.ShapeDtypeStruct((BATCH, 32, 32, 3), jnp.uint8),
-    "text": jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32),
-    "text_mask": jax.ShapeDtypeStruct((BATCH, LENGTH), jnp.int32),
-    "id": jax.ShapeDtypeStruct((BATCH,), jnp.int32),
-}
+FACTS = {"vocab_size": VOCAB, "num_images": 16}
 
 
-def recipe_of(**terms):
-    c = base()
-    c.terms.update(terms)
-    return build_recipe(smoke(c), vocab_size=VOCAB)
+def experiment_of(**terms):
+    form = FORMS["smoke"]
+    c = form.run()
+    c.batch_size, c.num_devices, c.task = BATCH, 2, form.pairs()
+    c.task.update(max_length=LENGTH, vocab_size=VOCAB)
+    c.networks.teacher, c.networks.student = form.teacher(dtype="float32"), form.student(dtype="float32")
+    for name, term in terms.items():
+        c.terms[name] = term
+    return build_experiment(resolve(c), None, FACTS)
 
 
 def test_words_are_what_stands_between_cls_and_sep():
-    student = next(p for p in recipe_of(itc={}).passes if p.name == "student")
+    experiment = experiment_of(itc=itc())
+    encode = next(p for p in experiment.recipe.passes if "text/tokens" in p.provides)
     ids = np.random.default_rng(0).integers(1, VOCAB, (BATCH, LENGTH)).astype(np.int32)
     batch = {"text": jnp.asarray(ids), "text_mask": jnp.asarray(MASK)}
-    params = jax.jit(student.init)(
-        jax.random.key(0), {k: jnp.zeros(x.shape, x.dtype) for k, x in BATCH_SHAPES.items()} | batch
-    )
-    reps = jax.jit(lambda params, batch: student.run(params, batch, None, False))(params, batch)
+    params = {"student": jax.jit(experiment.recipe.networks["student"].init)(jax.random.key(0), {})}
+    run = jax.jit(lambda params, batch: encode.run(params, batch, None, False))
+    reps = run(params, batch)
     assert reps["text/tokens"].shape == (BATCH, LENGTH - 2, 32) and reps["text/mask"].shape == (BATCH, LENGTH - 2)
     np.testing.assert_array_equal(reps["text/mask"].sum(axis=1), MASK.sum(axis=1) - 2)
     for row, mask in zip(np.asarray(reps["text/mask"]), MASK, strict=True):
@@ -48,18 +51,20 @@ def test_words_are_what_stands_between_cls_and_sep():
     # Position i of the tokens is position i + 1 of the caption: the word changed there changes most.
     changed = ids.copy()
     changed[:, 3] = (changed[:, 3] + 1) % VOCAB
-    after = jax.jit(lambda params, batch: student.run(params, batch, None, False))(params, batch | {"text": changed})
-    moved = np.abs(np.asarray(after["text/tokens"] - reps["text/tokens"])).max(axis=-1)
+    moved = np.abs(np.asarray(run(params, batch | {"text": changed})["text/tokens"] - reps["text/tokens"])).max(axis=-1)
     assert np.all(moved[:1].argmax(axis=1) == 2)
 
 
 @pytest.mark.parametrize("type", TEACHERS)
 def test_a_teacher_provides_what_it_says(type):
-    c = smoke(base())
-    c.teacher.type = type
-    c.teacher.update(norm_order="post")
-    p = teacher_pass(build_teacher(c.teacher))
-    reps = jax.eval_shape(lambda b: p.run(p.init(jax.random.key(0), b), b, None, False), BATCH_SHAPES)
+    sizes = {"image_size": 32, "patch_size": 16, "width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
+    model = part(type, **{k: v for k, v in sizes.items() if k in part(type)}).to_dict()
+    network = NETWORKS["frozen"](start="random", model=model)
+    size = network.sizes["teacher_image"]
+    specs = {"image": jax.ShapeDtypeStruct((BATCH, size, size, 3), jnp.uint8)}
+    (p,) = network.forward("teacher", specs)
+    init = lambda: network.init(jax.random.key(0), specs)  # noqa: E731
+    reps = jax.eval_shape(lambda b: p.run({"teacher": init()}, b, None, False), specs)
     assert set(reps) == set(p.provides)
     if "target/tokens" in reps:
         assert reps["target/tokens"].shape == (BATCH, 4, 32) and reps["target/tokens"].dtype == jnp.float32
@@ -67,40 +72,39 @@ def test_a_teacher_provides_what_it_says(type):
 
 def test_only_makes_what_is_asked_for():
     made = {"a": 1, "b": 2, "c": 3}
-    p = Pass("p", ("a", "b", "c"), True, None, lambda params, batch, key, train: made)
+    p = Pass("p", (), (), ("a", "b", "c"), lambda params, arrays, key, train: made)
     narrowed = only(p, ("c", "a", "of another pass"))
     assert narrowed.provides == ("a", "c") and narrowed.run(None, None, None, False) == {"a": 1, "c": 3}
 
 
 def test_a_step_asks_for_what_its_terms_read():
-    recipe = recipe_of(itc={"levels": ("out",)})
-    assert set(representation_shapes(recipe, BATCH_SHAPES)) == {"id", "image/out", "text/out"}
-    params = jax.eval_shape(lambda: {"terms": {}})
-    watched = [name for name in bad_names(recipe, BATCH_SHAPES, params) if name.startswith("representation/")]
-    assert watched == ["representation/id", "representation/image/out", "representation/text/out"]
+    experiment = experiment_of(itc=itc(levels=("out",)))
+    made = set(shapes_of(experiment.recipe, experiment.batch).arrays) - set(experiment.batch)
+    assert made == {"image/out", "text/out"} and set(experiment.batch) == {"id", "image", "text", "text_mask"}
 
 
 @pytest.mark.slow
 def test_sequences_nobody_reads_cost_nothing():
     """In micro-batches, whose outputs are stacked, a step costs what it would if the passes had no sequences."""
-    recipe = recipe_of(itc={"levels": ("out",)}, regress={})
+    experiment = experiment_of(itc=itc(levels=("out",)), regress=regress())
+    recipe = experiment.recipe
     sequences = tuple(name for p in recipe.passes for name in p.provides if "tokens" in name)
-    without = tuple(only(p, set(p.provides) - set(sequences)) for p in recipe.passes)
+    without = [only(p, set(p.provides) - set(sequences)) for p in recipe.passes]
 
     def value(params, slots, reps, scope):
         return sum(jnp.mean(reps[name]) for name in sequences), {}
 
-    reader = Term(sequences, no_state, value)
-    weights = {**recipe.weights, "reader": lambda progress: 1.0}
+    reader = {"reader": Term(sequences, no_state, value)}
 
-    def flops(recipe):
-        mesh, tx = make_mesh(2), optax.sgd(0.1)
-        state = abstract_state(recipe, tx, mesh, BATCH_SHAPES)
-        teacher = next(p for p in recipe.passes if p.name == "teacher")
-        frozen = {"teacher": jax.eval_shape(lambda b: teacher.init(jax.random.key(0), b), BATCH_SHAPES)}
-        step = make_train_step(recipe, tx, mesh, total_steps=10, micro_batch=2).lower(state, frozen, BATCH_SHAPES)
+    def flops(passes, **more):
+        terms = {**recipe.terms, **more}
+        weights = {name: lambda progress: 1.0 for name in terms}
+        made = make_recipe(recipe.networks, passes, terms, weights, batch=experiment.whole)
+        mesh, tx, batch = make_mesh(2), optax.sgd(0.1), experiment.whole
+        state, frozen = abstract_state(made, tx, mesh, batch), frozen_shapes(made, shapes_of(made, batch))
+        step = make_train_step(made, tx, mesh, total_steps=10, micro_batch=2).lower(state, frozen, batch)
         return step.compile(compiler_options={"xla_backend_optimization_level": 0}).cost_analysis()["flops"]
 
-    plain = flops(recipe)
-    assert plain == flops(recipe._replace(passes=without))
-    assert flops(recipe._replace(terms={**recipe.terms, "reader": reader}, weights=weights)) > 1.01 * plain
+    plain = flops(recipe.passes)
+    assert plain == flops(without)
+    assert flops(recipe.passes, **reader) > 1.01 * plain

@@ -262,9 +262,11 @@ def test_teachers_that_cannot_be_used(train_fails, teacher, tmp_path):
     assert f"{path} is no sound safetensors file" in train_fails(flag)
 
 
-def test_a_folder_with_a_run_is_not_for_stages(fails, staged):
-    command = ("train", f"--config={staged.parent / 'stages.py'}", f"--workdir={staged / 'student'}")
-    assert "holds a run, and this config has the stages teacher, student: give another --workdir" in fails(*command)
+def test_a_folder_with_a_run_is_not_for_stages(train_fails, config_file, tmp_path):
+    config_file.write_text(tiny.STAGES_FILE)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/run.json").write_text("{}")
+    assert "holds a run, and this config has the stages teacher, student: give another --workdir" in train_fails()
 
 
 @pytest.mark.slow

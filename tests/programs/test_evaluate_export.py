@@ -1,5 +1,6 @@
 """A run of two stages read back: figures without the files of weights; its encoder in the second stage; the student."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -7,12 +8,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from test_command_line import write_flickr8k
 
 from smke_jax.__main__ import main
 from smke_jax.convert.params_file import load_params, read_description
 from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.evaluators.ranks import read_ranks
 from smke_jax.models.build import build_model
+from smke_jax.training import loop
 from smke_jax.training.record import read_config, read_run
 from smke_jax.training.restore import restore_run
 
@@ -86,6 +89,28 @@ def test_a_later_stage_begins_with_it(teacher_run, student_run, trained):
     assert not (student_run / "export").exists()
 
 
+def test_a_stage_that_was_stopped_goes_on_with_the_same_command(staged, tmp_path, monkeypatch, capsys):
+    workdir = Path(shutil.copytree(staged, tmp_path / "runs"))
+    student = workdir / "student"
+    shutil.rmtree(student / "checkpoints/2")
+    shutil.rmtree(workdir / "teacher/export")  # is written again, bit by bit: the student's record holds its digest
+    command = ["train", f"--config={staged.parent / 'stages.py'}", f"--workdir={workdir}"]
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "stop_requests", lambda: contextlib.nullcontext(lambda step: True))
+        assert main(command) == 0
+    said = f"stage student, step 1: stopped and saved in {student}; the same command continues"
+    assert capsys.readouterr().out.strip() == said
+    assert main(command) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert printed == [
+        f"the run lies in {student}; next:",
+        f"  smke evaluate --workdir={student}",
+        f"  smke export --workdir={student} --out={student / 'export'}",
+    ]
+    steps = [json.loads(line) for line in (student / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps if "loss" in line] == [1, 2]
+
+
 def test_an_earlier_step_is_another_file(teacher_run, tmp_path, capsys):
     path = tmp_path / "first"
     assert main(["export", f"--workdir={teacher_run}", f"--out={path}", "--step=1"]) == 0
@@ -147,6 +172,15 @@ def test_what_departs_from_the_run_gets_files_of_its_own(run, capsys):
     assert (run / "evals/2/retrieval.json").read_text() == own
     assert main(["evaluate", f"--workdir={run}", "--step=best"]) == 0
     assert capsys.readouterr().out.startswith("step ")
+
+
+def test_another_folder_is_evaluated_with_the_settings_of_the_run(run, tmp_path, capsys):
+    source = write_flickr8k(tmp_path / "source")
+    assert main(["prepare", "flickr8k", f"--source={source}", f"--out={tmp_path / 'photos'}"]) == 0
+    assert main(["evaluate", f"--workdir={run}", f"--data={tmp_path / 'photos'}", "--split=train"]) == 0
+    figures = json.loads((run / "evals/2/retrieval-photos-train.json").read_text())
+    assert (figures["n_images"], figures["n_captions"]) == (4, 8)
+    assert figures["protocol"] == "flickr8k train, any-of-n, cosine of 'out', 32 px squashed, 8 tokens"
 
 
 def test_runs_that_cannot_be_evaluated(teacher_run, run, tmp_path, capsys):

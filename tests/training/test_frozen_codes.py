@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from smke_jax.convert.params_file import PARAMS, load_params, save_params
+from smke_jax.convert.params_file import load_params, save_params
 from smke_jax.errors import UserError
 from smke_jax.forms import form_of
 from smke_jax.models.quantizer import Quantizer
