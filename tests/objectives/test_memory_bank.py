@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from smke_jax.errors import UserError
-from smke_jax.networks.base import Network
 from smke_jax.objectives.base import Scope
 from smke_jax.objectives.memory_bank import RANDOM, UNFILLED, empty_bank, negatives, push, random_bank
 from smke_jax.objectives.target_itc import target_itc
 from smke_jax.parallel.mesh import make_mesh, put_batch
+from smke_jax.networks.base import Network
 from smke_jax.passes.base import Pass
 from smke_jax.training.recipe import Recipe, make_recipe
 from smke_jax.training.step import init_state, make_train_step, run_terms
@@ -110,8 +110,9 @@ def reference(reps, stored, log_scale, mask_same_image):
     return loss.item(), t | {"scale": log_scale}
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
-@pytest.mark.parametrize("random,same_image", [(False, False), (False, True), (True, True)])
+@pytest.mark.parametrize("random,same_image,devices", [
+    (False, False, 1), (False, False, 8), (False, True, 8), (True, True, 8),
+])  # fmt: skip
 def test_target_itc_with_a_bank(random, same_image, devices):
     """Ids repeat within the batch and between batch and bank; the bank of 21 has wrapped around once (3 · 8 > 21)."""
     rng = np.random.default_rng(0)
@@ -211,28 +212,23 @@ def test_a_bank_smaller_than_the_batch_is_refused():
 
 
 def linear(name, names, trained):
-    """(network, pass) of a matrix per representation: enough of a network to train, and quick to compile."""
+    """A network with a matrix per representation, and its pass: enough to train, and quick to compile."""
 
     def init(key, specs):
         keys = jax.random.split(key, len(names))
         return {n: jax.random.normal(k, (5, WIDTH)) for n, k in zip(names, keys, strict=True)}
 
-    def run(params, arrays, key, train):
-        return {n: arrays["x"] @ params[name][n] for n in names}
-
+    run = lambda params, arrays, key, train: {n: arrays["x"] @ params[name][n] for n in names}  # noqa: E731
     return Network(init, None, trained=trained), Pass(name, (name,), ("x",), names, run)
 
 
 def test_the_bank_is_the_same_on_1_and_8_devices_after_real_steps():
-    teacher, targets = linear("teacher", ("target/cls",), False)
+    teacher, target = linear("teacher", ("target/cls",), False)
     student, heads = linear("student", ("image/head", "text/head"), True)
     recipe = make_recipe(
-        {"teacher": teacher, "student": student},
-        (targets, heads),
-        {"target_itc": target_itc(bank_size=21)},
-        {"target_itc": lambda progress: 1.0},
-        batch=("x", "id"),
-    )
+        {"teacher": teacher, "student": student}, (target, heads), {"target_itc": target_itc(bank_size=21)},
+        {"target_itc": lambda progress: 1.0}, batch=("x", "id"),
+    )  # fmt: skip
     tx = optax.adam(1e-2)
     frozen = {"teacher": teacher.init(jax.random.key(5), None)}
     data = [{"x": np.random.default_rng(i).normal(size=(BATCH, 5)).astype(np.float32),

@@ -37,7 +37,7 @@ def ranked(x, level, symmetric):
 CASES = {
     "kl": ({}, both(kl)),
     "regress": ({}, both(lambda head, x: F.mse_loss(head, x["target/cls"]))),
-    "target_code": ({}, both(lambda head, x: F.cross_entropy(head, x["target/code"]))),
+    "target_code": ({"num_codes": WIDTH}, both(lambda head, x: F.cross_entropy(head, x["target/code"]))),
     "ranking": (
         {"levels": ("out", "head"), "margin": 0.3},
         lambda x: (ranked(x, "out", False) + ranked(x, "head", False)) / 2,
