@@ -6,7 +6,8 @@ The paper's setting: BEiT v2's normalised [CLS] goes through two layers (tanh) t
 with the largest cosine, and up again; a decoder of one BEiT block sees it beside 19 of the 196 patches, the others
 masked.  Loss: 1 - cosine of what it says and the [CLS], and the distance of the 16 channels from their code.  Codes
 follow what they stand for by a moving average (0.99) from k-means on the first global batch.  10 epochs of ImageNet at
-512 on two GPUs, peak learning rate 1e-3.  The thesis also trains 8 channels: `--config.networks.autoencoder.code_dim=8`.
+512 on two GPUs, peak learning rate 1e-3.  The thesis also trains 8 channels:
+`--config.networks.autoencoder.code_dim=8`.
 
 The first step runs on random codes, at the learning rate 0 of the warm-up; k-means of 512 latents into 1024 codes then
 takes each of them twice.  The decoder's mask token and table of

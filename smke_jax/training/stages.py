@@ -40,7 +40,8 @@ def train_stages(stages: Mapping[str, ConfigDict], workdir: str | Path) -> Finis
     """
     workdir = Path(workdir)
     if len(stages) > 1 and (workdir / "run.json").exists():
-        raise UserError(f"{workdir} holds a run, and this config has the stages {', '.join(stages)}: give another --workdir")
+        names = ", ".join(stages)
+        raise UserError(f"{workdir} holds a run, and this config has the stages {names}: give another --workdir")
     configs = {name: with_stages(config, _earlier(stages, name), workdir) for name, config in stages.items()}
     for name, config in configs.items():
         folder = stage_folder(name, workdir)

@@ -91,7 +91,7 @@ def embed(description: dict, params: Any, batch: Batch) -> dict[str, np.ndarray]
     """
     if description["type"] == "quantizer":
         return _quantized(description, params, batch)
-    model = build_model({**description, "dtype": "float32"})
+    model = build_model({**description, "dtype": "float32", "residual_dtype": "float32"})
     is_student = description["type"] == "student"
     if is_student:
         passes = (encode_image(model, NETWORK), encode_text(model, NETWORK))
