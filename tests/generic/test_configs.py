@@ -1,4 +1,4 @@
-"""Every file in configs/: it says what it is and how to run it, can be built in all forms, and refuses what is unknown."""
+"""Every file in configs/: it says what it is and how to run it, is whole in all forms, and refuses what is unknown."""
 
 import importlib.util
 import json
@@ -113,7 +113,7 @@ def without_files(config: ConfigDict) -> ConfigDict:
         for key in network:
             if key.endswith("start") and not Path(network[key]).is_file():  # drawn scenes have a shipped teacher
                 network[key] = "random"
-        if network.type == "frozen" and network.start == "random" and network.model is None:  # the file would say; photos have one teacher
+        if network.type == "frozen" and network.start == "random" and network.model is None:  # photos have one teacher
             network.model = load_config(str(FOLDER / "teacher_flickr8k.py")).networks.views.model
         for model in (x for x in network.values() if isinstance(x, ConfigDict)):
             model.update({key: 1 for key in model if key == "depth"})
@@ -134,7 +134,7 @@ def test_it_is_whole_in_every_variant_and_form(location, monkeypatch):
         config = without_files(config)
         SHAPES.key = json.dumps([flatten(config[x]) for x in ("networks", "task")]) + str(config.batch_size)
         experiment = build_experiment(config, None, FACTS)
-        for name, term in experiment.recipe.terms.items():
+        for term in experiment.recipe.terms.values():
             read = needed(term, experiment.shapes.arrays)
             params, slots = jax.eval_shape(lambda t=term, r=read: t.init(jax.random.key(0), r))
             jax.eval_shape(term.update, slots, read)

@@ -9,9 +9,9 @@ import pytest
 from smke_jax.forms import FORMS
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.networks import NETWORKS
+from smke_jax.networks.base import Network
 from smke_jax.objectives.base import Term, no_state
 from smke_jax.parallel.mesh import make_mesh
-from smke_jax.networks.base import Network
 from smke_jax.parts import itc, part
 from smke_jax.passes.base import Pass, only
 from smke_jax.training.build import build_experiment, resolve

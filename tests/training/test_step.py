@@ -1,4 +1,4 @@
-"""The whole train step on two matrices: devices, donation, what is frozen, weights, order, and the tensor that went bad."""
+"""The whole train step on two matrices: devices, donation, what is frozen, weights, order, and what went bad."""
 
 import functools
 import json
