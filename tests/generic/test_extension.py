@@ -269,7 +269,7 @@ def accuracy(*, split: str = "train", every: int = 0) -> Evaluator:
     def run(encode, task, on):
         found = np.argmax(encode(("class/logits",), on)["class/logits"], axis=1)
         share = float(np.mean(found == on.facts["labels"]))
-        return Figures({"accuracy": share}, {"accuracy": share, "images": len(found)}, text=f"accuracy {share:.2f}")
+        return Figures({"accuracy": share}, {"accuracy": share, "images": len(found)}, summary=f"accuracy {share:.2f}")
 
     return Evaluator(("class/logits",), run, split, every, best="accuracy")
 
