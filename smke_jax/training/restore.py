@@ -45,12 +45,14 @@ class TrainedRun(NamedTuple):
 
     def encoder(self) -> Encoder:
         """Runs passes with the parameters of this checkpoint."""
-        recipe, frozen = self.experiment.recipe, {}
+        recipe, frozen, averages = self.experiment.recipe, {}, {}
 
         def own(p):
             missing = networks_of(recipe, (p,)) - frozen.keys()
             frozen.update(dict.fromkeys(missing, {}) | self.frozen(missing))
-            return borrow(recipe, p, self.params, {}, frozen, {})
+            if any(recipe.networks[name].average for name in p.networks) and not averages:
+                averages.update(_kept(self, "averages"))
+            return borrow(recipe, p, self.params, averages, frozen, {})
 
         return Encoder(self.experiment.chosen, own, self.experiment.mesh, batch_size=self.config["eval_batch_size"])
 
@@ -87,7 +89,7 @@ def exported(run: TrainedRun) -> tuple[Any, dict]:
     for name, network in recipe.networks.items():
         if network.export is None or name not in run.params:
             continue
-        slots = _slots(run) if network.export_reads else {}
+        slots = _kept(run, "slots") if network.export_reads else {}
         whole = merge(run.params[name], run.frozen((name,)).get(name, {}))
         params, description = network.export(whole, slots)
         return params, {**description, **_use(run)} if description["type"] == "student" else description
@@ -109,13 +111,13 @@ def _use(run: TrainedRun) -> dict:
     }
 
 
-def _slots(run: TrainedRun) -> dict[str, Any]:
-    """The slots of the newest sound checkpoint."""
+def _kept(run: TrainedRun, what: str) -> dict[str, Any]:
+    """The `slots` or the `averages` of the newest sound checkpoint."""
     config = record.read_config(run.workdir)
     config.update(num_devices=0, sharding="replicated")
     _, _, abstract, _ = build_step(config, run.experiment)
     with Checkpointer(run.workdir / "checkpoints", read_only=True) as checkpoints:
         found = checkpoints.restore_latest(abstract.params, abstract.without_params())
     if found is None or found.step != run.step:
-        raise UserError(f"the codes of {run.workdir} are read of its newest checkpoint alone: leave --step out")
-    return jax.device_get(found.train["slots"])
+        raise UserError(f"the {what} of {run.workdir} are read of its newest checkpoint alone: leave --step out")
+    return jax.device_get(found.train[what])

@@ -1,11 +1,13 @@
-"""Representations of a whole split: all rows, in order, whatever the batch, the devices and what was asked for before."""
+"""Representations of a whole split: all rows, in order, whatever the batch and the devices."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from two_matrices import ROWS, two_matrices_config
+from two_matrices import ROWS, SIZES, two_matrices_config
 
+from smke_jax.errors import UserError
+from smke_jax.evaluators import EVALUATORS
 from smke_jax.evaluators.base import Evaluator, Figures
 from smke_jax.evaluators.encode import Encoder, divisible
 from smke_jax.parts import part
@@ -16,12 +18,12 @@ from smke_jax.training.restore import restore_run
 
 
 def made(devices=2, batch_size=4):
-    """(experiment, parameters, encoder, how often each batch was read)."""
+    """(experiment, parameters, encoder) of two matrices and a frozen one."""
     c = two_matrices_config()
     c.num_devices = devices
     experiment = build_experiment(resolve(c), None)
     rng = np.random.default_rng(0)
-    kernels = {side: {"kernel": jnp.asarray(rng.normal(size=(n, 4)), jnp.float32)} for side, n in (("image", 6), ("text", 5))}
+    kernels = {side: {"kernel": jnp.asarray(rng.normal(size=(n, 4)), jnp.float32)} for side, n in SIZES.items()}
     params = {"net": kernels, "target": {"kernel": jnp.asarray(rng.normal(size=(6, 4)), jnp.float32)}}
     borrow = lambda p: {name: params[name] for name in p.networks}  # noqa: E731
     return experiment, params, Encoder(experiment.chosen, borrow, experiment.mesh, batch_size=batch_size)
@@ -64,7 +66,8 @@ def test_other_parameters_use_what_is_compiled():
     encode(("image/out",), split)
     doubled = jax.tree.map(lambda x: 2 * x, params)
     other = encode.with_parameters(lambda p: {name: doubled[name] for name in p.networks})
-    np.testing.assert_allclose(other(("image/out",), split)["image/out"], 2 * encode(("image/out",), split)["image/out"])
+    expected = 2 * encode(("image/out",), split)["image/out"]
+    np.testing.assert_allclose(other(("image/out",), split)["image/out"], expected)
     assert other._compiled is encode._compiled
 
 
@@ -83,16 +86,31 @@ def test_a_run_ranks_checkpoints_by_the_first_evaluator_that_ranks():
     assert ranks == [3.0, -2.0, None]
 
 
-def test_a_restored_run_evaluates_as_it_did_while_it_was_trained(tmp_path):
-    """With frozen and trained leaves of one network, whose files are not read again."""
+def slow_norm(*, split: str = "dev") -> Evaluator:
+    """Mean length of what the moving average makes of texts."""
+
+    def run(encode, task, on):
+        norm = float(np.linalg.norm(encode(("slow/text/out",), on)["slow/text/out"], axis=1).mean())
+        return Figures({"norm": norm}, {"norm": norm})
+
+    return Evaluator(("slow/text/out",), run, split)
+
+
+def test_a_restored_run_evaluates_as_it_did_while_it_was_trained(tmp_path, monkeypatch):
+    """With frozen and trained leaves of one network, and a moving average of another."""
+    monkeypatch.setitem(EVALUATORS, "slow_norm", slow_norm)
     c = two_matrices_config()
     c.networks.net.trained = ("text",)
-    c.total_steps = 2
+    c.networks.slow = part("average", of="net", decay=0.5)
+    c.total_steps, c.checkpoint.every = 2, 1
+    c.evaluators.slow_norm = part("slow_norm")
     c.evaluators.train = part("retrieval", split="train", level="head")
     outcome = train_and_evaluate(c, tmp_path)
     run = restore_run(tmp_path)
     for name, evaluator in run.experiment.recipe.evaluators.items():
         assert run.evaluate(evaluator).scalars == outcome.figures[name].scalars
+    with pytest.raises(UserError, match="the averages of .* are read of its newest checkpoint alone: leave --step out"):
+        restore_run(tmp_path, step=1).evaluate(run.experiment.recipe.evaluators["slow_norm"])
     train = run.experiment.task.split("train")
     swapped = run.evaluate(run.experiment.recipe.evaluators["retrieval"], train)
     assert swapped.record["n_images"] == ROWS["train"]
