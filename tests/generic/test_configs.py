@@ -1,90 +1,92 @@
 """Every file in configs/: it says what it is and how to run it, trains two steps, and refuses what it does not know."""
 
-import importlib.util
 import json
 import math
 import re
 from pathlib import Path
 
-import jax
 import pytest
 from ml_collections import ConfigDict
-from smke_jax.training.experiment import batch_shapes, resolve, training_views
 
-from smke_jax.config import FORMS, base
+import smke_jax.evaluators.scene_probe
+from smke_jax.config import base
+from smke_jax.config_files import load_config, load_rungs, load_stages
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
 from smke_jax.errors import UserError
-from smke_jax.programs.ladder import find_recipes
-from smke_jax.programs.train import load_config
+from smke_jax.forms import FORMS
+from smke_jax.parts import part
+from smke_jax.studies.ladder.recipes import find_recipes
+from smke_jax.training.build import build_experiment, resolve
 from smke_jax.training.loop import train_and_evaluate
-from smke_jax.training.recipe import build_recipe, init_params
 from smke_jax.training.record import flatten
 
 FILES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.py"))
 SCENES = make_scenes(96, 16)
-
-
-def load(path: Path):
-    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def keys(config, prefix="") -> set[str]:
-    nested = {k: v for k, v in config.items() if isinstance(v, ConfigDict)}
-    inner = set().union(*(keys(v, f"{prefix}{k}.") for k, v in nested.items()))
-    return {prefix + k for k in config} | inner
-
+SECTIONS = ("networks", "selections", "terms", "assets", "evaluators")
 
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 
 
-def test_there_are_configs():
-    assert {"flickr8k", "s_smke"} <= {path.stem for path in FILES}
+def variants(path: Path) -> tuple[str, ...]:
+    """The variants that its `get_config` knows besides the forms."""
+    found = re.search(r"there are (.*), alone or with a form", refusal(path))
+    return tuple(found.group(1).split(", ")) if found else ()
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(UserError, match="unknown variant 'nothing'") as refused:
+        load_config(f"{path}:nothing")
+    return str(refused.value)
 
 
 @each
 def test_it_begins_with_what_it_is_and_its_exact_command(path):
-    lines = load(path).__doc__.splitlines()
+    lines = path.read_text().split('"""')[1].splitlines()
     assert len(lines[0]) > 20 and lines[0].endswith((".", ":")) and lines[1] == "", "a one-line summary comes first"
-    commands = [line.strip() for line in lines if line.strip().startswith("smke ")]
-    assert all(line.startswith("    smke ") for line in lines if line.strip().startswith("smke "))
-    assert [c for c in commands if c.startswith((f"smke train --config=configs/{path.name} --workdir=", "smke demo"))]
+    commands = [line for line in lines if line.strip().startswith("smke ")]
+    assert all(line.startswith("    smke ") for line in commands)
+    train = f"smke train --config=configs/{path.name}"
+    assert [c for c in commands if c.strip().startswith((train, "smke demo"))]
 
 
 @each
-def test_the_flags_that_it_names_exist(path):
-    module = load(path)
-    named = set(re.findall(r"--(config\.[\w.]+)=", module.__doc__))
-    assert named <= set(flatten(module.get_config()))
+def test_the_flags_that_its_text_names_exist(path):
+    text = path.read_text().split('"""')[1]
+    stages = load_stages(str(path))
+    known = {key for config in stages.values() for key in flatten(config)}
+    known |= {f"config.{stage}.{key.partition('.')[2]}" for stage, c in stages.items() if stage for key in flatten(c)}
+    assert set(re.findall(r"--(config\.[\w.]+)=", text)) <= known
 
 
 @each
-def test_it_has_the_fields_of_base_and_no_others(path):
-    config = load(path).get_config()
-    own = {key for key in keys(config) if not key.startswith("terms.")}
-    assert own == {key for key in keys(base()) if not key.startswith("terms.")}
-    assert config.terms and config.batch_size % 8 == 0
-    assert bool(config.total_steps) != bool(config.epochs)
+def test_every_stage_is_made_of_base_and_whole_parts(path):
+    for config in load_stages(str(path)).values():
+        assert set(config) == set(base()) and config.terms and config.batch_size % 8 == 0
+        assert bool(config.total_steps) != bool(config.epochs)
+        for section in SECTIONS:
+            for name, given in config[section].items():
+                fields = {key: value for key, value in given.items() if key not in ("type", "weight", "final_weight")}
+                known = part(given.get("type", name), **fields)
+                assert set(fields) == set(known) - {"type", "weight", "final_weight"}, f"{section}.{name}"
 
 
 @each
 def test_unknown_keys_are_rejected(path):
-    config = load(path).get_config()
-    for part, key in ((config, "bach_size"), (config.student.image, "patchsize"), (config.optimizer, "lr")):
+    config = load_config(str(path))
+    network = next(iter(config.networks.values()))
+    for owner, key in ((config, "bach_size"), (config.task, "dta"), (config.optimizer, "lr"), (network, "dpeth")):
+        assert isinstance(owner, ConfigDict)
         with pytest.raises((AttributeError, KeyError), match=key):
-            setattr(part, key, 1)
-        with pytest.raises((AttributeError, KeyError), match=key):
-            part.update({key: 1})
+            setattr(owner, key, 1)
 
 
 @pytest.mark.slow
 @each
-def test_its_smoke_variant_takes_two_steps(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
-    config = load(path).get_config("smoke")
+def test_its_smoke_form_takes_two_steps(path, tmp_path, monkeypatch):
+    for module in (datasets, smke_jax.evaluators.scene_probe):
+        monkeypatch.setattr(module, "scenes", lambda: SCENES)
+    config = load_config(f"{path}:smoke")
     assert config.total_steps == 2
     config.num_devices = 2
     outcome = train_and_evaluate(config, tmp_path)
@@ -93,58 +95,64 @@ def test_its_smoke_variant_takes_two_steps(path, tmp_path, monkeypatch):
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
     assert list(losses) == [1, 2] and all(map(math.isfinite, losses.values()))
     assert (tmp_path / "checkpoints" / "2").is_dir()
-    if "student" in config.passes:
-        assert outcome.metrics["n_images"] == 16
-        assert (tmp_path / "evals" / "2" / "retrieval.json").is_file()
+    for name in outcome.figures:
+        assert (tmp_path / "evals" / "2" / f"{name}.json").is_file()
 
 
-VARIANTS = [(path, kind) for path in FILES for kind in getattr(load(path), "VARIANTS", ())]
+@each
+def test_every_variant_and_form_can_be_built(path):
+    for variant in variants(path):
+        assert load_config(f"{path}:{variant},smoke").total_steps == 2
+    for variant in ("", *variants(path)):
+        for form in FORMS:
+            location = f"{path}:{','.join(filter(None, (variant, form)))}" if variant or form else str(path)
+            for config in load_stages(location).values():
+                built(config)
 
 
-@pytest.mark.parametrize(("path", "kind"), VARIANTS, ids=lambda x: x if isinstance(x, str) else x.stem)
-@pytest.mark.parametrize("form", FORMS)
-def test_its_other_variants_can_be_built(path, kind, form):
-    config = load(path).get_config(f"{kind},{form}")
-    config.teacher.checkpoint = "random" if "teacher" in config.passes else ""
-    config.teacher.update(width=192, num_heads=3)  # what the file that it stands for would say
-    config.student.init = config.student.image.init = "random"
-    config = resolve(config)
-    recipe, shapes = build_recipe(config, vocab_size=300), batch_shapes(config, training_views(config))
-    params, _ = jax.eval_shape(lambda key: init_params(recipe, key, shapes), jax.random.key(0))
-    assert params["student"]
+def built(config: ConfigDict) -> None:
+    """Builds the records of a config without its files."""
+    for network in config.networks.values():
+        for field in ("start", "image_start", "text_start"):
+            if field in network:
+                network[field] = "random"
+        if network.type == "frozen" and network.model is None:
+            with network.unlocked():
+                network.model = part("beit")
+    config.num_devices = 1
+    experiment = build_experiment(resolve(config), None, {"vocab_size": 300, "num_images": 96})
+    assert set(experiment.shapes.networks) <= set(config.networks)
 
 
 def test_variants_are_refused_by_name():
-    get_config = load(FILES[0].parent / "token_types.py").get_config
+    path = FILES[0].parent / "token_types.py"
     for wrong in ("beside", "before,flickr30k", "smoke,before", "none,before"):
         with pytest.raises(UserError, match="unknown variant .* none, before, after, after_scaled"):
-            get_config(wrong)
-    assert get_config("before,smoke").student.token_types_at == get_config("before").student.token_types_at == "before"
-    assert get_config("smoke").total_steps == 2
+            load_config(f"{path}:{wrong}")
+    assert variants(path) == ("none", "before", "after", "after_scaled")
 
 
-def test_rungs_make_one_ladder_and_build_in_every_form():
+def test_rungs_make_one_ladder():
     recipes = find_recipes(FILES[0].parent)
     assert "s_smke" in [recipe.name for recipe in recipes]
     assert len({recipe.rung.order for recipe in recipes}) == len(recipes)
-    for recipe in recipes:
-        for form in ("", *FORMS):
-            assert load_config(recipe.location(form)).terms
+    for path in FILES:
+        assert {rung.variant for rung in load_rungs(str(path))} <= {"", *variants(path)}
 
 
 def test_s_smke_without_its_weights_names_the_file_it_lacks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = load(FILES[0].parent / "s_smke.py").get_config()
-    with pytest.raises(UserError, match="no weights at weights/beitv2-base-pt1k: give what `smke convert`"):
+    config = load_config(f"{FILES[0].parent / 's_smke.py'}")
+    with pytest.raises(UserError, match="no weights at weights/.*: give what `smke convert`"):
         train_and_evaluate(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 def test_s_smke_describes_the_thesis():
-    c = load(FILES[0].parent / "s_smke.py").get_config()
+    c = load_config(str(FILES[0].parent / "s_smke.py"))
     assert (c.batch_size, c.total_steps, c.terms.target_itc.bank_size) == (512, 44_636, 65_536)
     assert (c.optimizer.name, c.optimizer.betas, c.optimizer.eps, c.optimizer.weight_decay, c.optimizer.clip_norm) == (
         "adamw", (0.9, 0.98), 1e-6, 0.01, 0.0,
     )  # fmt: skip
-    assert not c.teacher.final_norm and c.data.crop_scale == (0.9, 1.0) and c.data.max_length == 64
-    assert c.data.unit == "pairs"
+    assert not c.networks.teacher.final_norm and c.task.crop_scale == (0.9, 1.0) and c.task.max_length == 64
+    assert c.task.unit == "pairs"
