@@ -356,7 +356,7 @@ def _warn_of_length(config: ConfigDict, task: Task) -> None:
     )  # fmt: skip
     log.info("%s steps of %s are %.3g epochs; the learning rate rises to %.3g",
              f"{config.total_steps:,}", f"{config.batch_size:,}", epochs, rate)  # fmt: skip
-    if rate > STEEP * optimizer.learning_rate:
+    if rate > STEEP * optimizer.learning_rate and not optimizer.sqrt_above:
         log.warning(
             "the learning rate is %.0f times that of the reference batch: config.optimizer.sqrt_above=%d lets it grow "
             "with the square root of the batch, config.optimizer.reference_batch=0 takes it as it is",
