@@ -94,7 +94,6 @@ def pairs(
 
 def images(
     *,
-    keep: Path,
     known: Mapping[str, int] | None = None,
     source: str = "prepared",
     data: tuple[str, ...] = (),
@@ -115,6 +114,8 @@ def images(
 
     The other fields are those of `pairs`.
     """
+    if views not in (1, 2):
+        raise UserError(f"views is {views}: give 1, or 2 for self-supervised training")
     opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
     with failing_together():
         facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
