@@ -266,7 +266,7 @@ class InMemorySource(Source):
 
     def __getitem__(self, index: int) -> Example:
         image = self.images[index]
-        if isinstance(image, DamagedImage):
+        if isinstance(image, Damage):
             raise DamagedImage(image.name, image.reason)
         return Example(image, self._captions[index], self.names[index])
 
@@ -280,8 +280,8 @@ class InMemorySource(Source):
         return self._origin
 
 
-def _pixels_or_damage(source: Source, index: int) -> np.ndarray | DamagedImage:
+def _pixels_or_damage(source: Source, index: int) -> np.ndarray | Damage:
     try:
         return pixels(source[index])
     except DamagedImage as error:
-        return error.with_traceback(None)  # which would keep the file's bytes
+        return Damage(index, error.name, error.reason)

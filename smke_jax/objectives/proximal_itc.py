@@ -27,7 +27,7 @@ def proximal_itc(
     Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", eq. 10.
     """
     if not num_images:
-        raise UserError("its bank has a row for every image, and their number is unknown: give --images=N of `smke plan`")
+        raise UserError("its bank has a row for every image, and nobody says how many: give --images=N of `smke plan`")
     size = -(-num_images // ROWS) * ROWS
 
     def init(key, shapes):

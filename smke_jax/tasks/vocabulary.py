@@ -12,7 +12,6 @@ from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import check_shared, failing_together
 
-
 MARK = "made_by_smke"  # an empty file beside a vocabulary that a run wrote itself, and so may replace
 
 
@@ -45,7 +44,7 @@ def _opened(directory, begun, given, size, captions) -> Tokenizer:
             raise UserError(f"no tokenizer at {directory}: this run did not get as far as writing one")
         return load_tokenizer(directory)
     if directory.exists() and not is_left_over(directory):
-        raise UserError(f"{directory} was not made by a run, which would replace it: move it, or give another --workdir")
+        raise UserError(f"{directory} was not made by a run, which would replace it: move it or give another --workdir")
     tokenizer = load_tokenizer(given) if given else train_wordpiece(captions(), size)
     shutil.rmtree(directory, ignore_errors=True)
     with atomic.replacing(directory) as neighbour:  # a run killed now must find a whole vocabulary, or none

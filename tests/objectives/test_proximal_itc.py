@@ -10,10 +10,10 @@ from compiled import collectives
 
 from smke_jax.errors import UserError
 from smke_jax.losses.collective import ALONE
+from smke_jax.networks.base import Network
 from smke_jax.objectives.proximal_itc import ROWS, UNSEEN, proximal_itc
 from smke_jax.parallel.mesh import make_mesh, put_batch
 from smke_jax.parallel.rules import shardings
-from smke_jax.networks.base import Network
 from smke_jax.passes.base import Pass
 from smke_jax.training.recipe import Recipe, make_recipe
 from smke_jax.training.step import abstract_state, init_state, make_train_step, run_terms

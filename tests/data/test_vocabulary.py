@@ -24,6 +24,6 @@ def test_a_vocabulary_of_the_users_own_is_refused_and_stays(tmp_path):
     before = {path: path.read_bytes() for path in (tmp_path / "tokenizer").iterdir()}
     with pytest.raises(UserError, match="is no run, it holds tokenizer: give an empty --workdir"):
         check_workdir(tmp_path)
-    with pytest.raises(UserError, match="tokenizer was not made by a run, .*: move it, or give another --workdir"):
+    with pytest.raises(UserError, match="tokenizer was not made by a run, .*: move it or give another --workdir"):
         opened(tmp_path, [], given=tmp_path / "tokenizer")
     assert {path: path.read_bytes() for path in (tmp_path / "tokenizer").iterdir()} == before
