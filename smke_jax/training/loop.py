@@ -77,7 +77,7 @@ class _Loop:
             log.warning("%s", line)
         self.splits = {name: self.task.split(x.split) for name, x in self.recipe.evaluators.items()}
         self.encoder = Encoder(
-            plan.experiment.chosen, lambda p: {}, self.mesh, batch_size=plan.eval_batch_size
+            plan.experiment.chosen, lambda p: {}, self.mesh, batch_size=plan.eval_batch_size, threads=self.task.threads
         )
         self.assets = self._assets()
         needed = networks_of(self.recipe, self.recipe.forward)

@@ -17,6 +17,7 @@ from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import check_shared, failing_together
 from smke_jax.reporting.machine import commit
+from smke_jax.tasks.vocabulary import is_left_over
 
 # What may change when a run is continued: where and how it is computed, what is logged, saved and evaluated, and where
 # the files lie whose digests the record holds.
@@ -45,7 +46,7 @@ def check_workdir(workdir: Path) -> None:
     """Refuses a folder that holds something else than a run: nothing in it must be lost."""
     if workdir.is_dir() and not (workdir / "run.json").exists():
         # A vocabulary alone is left over from a command that was refused.
-        foreign = sorted(path.name for path in workdir.iterdir() if path.name != "tokenizer")
+        foreign = sorted(path.name for path in workdir.iterdir() if not is_left_over(path))
         if foreign:
             raise UserError(f"{workdir} is no run, it holds {', '.join(foreign[:3])}: give an empty --workdir")
     elif workdir.exists() and not workdir.is_dir():

@@ -55,7 +55,8 @@ class TrainedRun(NamedTuple):
                 train.update(_train_state(self))
             return borrow(recipe, p, self.params, train.get("averages", {}), frozen, train.get("slots", {}))
 
-        return Encoder(self.experiment.chosen, own, self.experiment.mesh, batch_size=self.config["eval_batch_size"])
+        size, threads = self.config["eval_batch_size"], self.experiment.task.threads
+        return Encoder(self.experiment.chosen, own, self.experiment.mesh, batch_size=size, threads=threads)
 
     def evaluate(self, evaluator: Evaluator, split: Split | None = None) -> Figures:
         """What `evaluator` finds, on its own split or another one."""
