@@ -81,7 +81,7 @@ def vectors(
         train="train",
         fixed=frozenset(SIZES),
     )
-    return Draft(facts, None, lambda sizes: task)
+    return Draft(facts, lambda sizes: task)
 
 
 class _Batches:

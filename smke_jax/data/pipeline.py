@@ -255,17 +255,20 @@ class Batches(grain.DatasetIterator):
 class InMemorySource(Source):
     """A source with every image decoded and kept: for small sets that are read many times.
 
-    Raises DamagedImage for the first image that cannot be decoded.
+    An image that cannot be decoded raises DamagedImage where it is read, as that of any source.
     """
 
     def __init__(self, source: Source):
-        self.images = [pixels(source[i]) for i in range(len(source))]
+        self.images = [_pixels_or_damage(source, i) for i in range(len(source))]
         self._captions, self.names = source.all_captions(), source.names
         self.num_captions, self.image_ids, self.repeats = source.num_captions, source.image_ids, source.repeats
         self.dataset, self.digest, self._origin = source.dataset, source.digest, repr(source)
 
     def __getitem__(self, index: int) -> Example:
-        return Example(self.images[index], self._captions[index], self.names[index])
+        image = self.images[index]
+        if isinstance(image, Damage):
+            raise DamagedImage(image.name, image.reason)
+        return Example(image, self._captions[index], self.names[index])
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self._captions[index]
@@ -275,3 +278,10 @@ class InMemorySource(Source):
 
     def __repr__(self) -> str:
         return self._origin
+
+
+def _pixels_or_damage(source: Source, index: int) -> np.ndarray | Damage:
+    try:
+        return pixels(source[index])
+    except DamagedImage as error:
+        return Damage(index, error.name, error.reason)

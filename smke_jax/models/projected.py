@@ -12,8 +12,9 @@ class ProjectedEncoder(nn.Module):
 
     @nn.compact
     def __call__(self, images, *, train: bool = False):
-        # Only an encoder that leaves out patches in training tells the two apart.
-        options = {"deterministic": False} if train and getattr(self.encoder, "token_drop", 0) else {}
+        # Other encoders do not tell the two apart, and some do not have the option.
+        random = getattr(self.encoder, "token_drop", 0) or getattr(self.encoder, "dropout", 0)
+        options = {"deterministic": False} if train and random else {}
         cls = self.encoder(images, **options)
         x = nn.LayerNorm(name="projector_norm")(cls)
         for i, width in enumerate(self.projector):

@@ -52,6 +52,8 @@ class Network(NamedTuple):
                  network is of no use by itself
     export_reads: the terms whose slots `export` needs
     facts:       {name: number} that terms may ask for, such as 'num_codes'
+    described:   what a file said of the network, as JSON; a run records it, and the builder gets it back when the run
+                 is opened again
     """
 
     init: Callable[[jax.Array, Specs], Params] | None
@@ -63,3 +65,4 @@ class Network(NamedTuple):
     export: Callable[[Params, Mapping[str, Any]], tuple[Params, dict]] | None = None
     export_reads: tuple[str, ...] = ()
     facts: Mapping[str, int] = {}
+    described: Mapping[str, Any] = {}

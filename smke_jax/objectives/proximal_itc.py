@@ -27,7 +27,7 @@ def proximal_itc(
     Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", eq. 10.
     """
     if not num_images:
-        raise UserError("proximal_itc.num_images is 0: its bank has a row for every image, so give their number")
+        raise UserError("its bank has a row for every image, and nobody says how many: give --images=N of `smke plan`")
     size = -(-num_images // ROWS) * ROWS
 
     def init(key, shapes):

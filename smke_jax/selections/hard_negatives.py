@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from smke_jax.errors import UserError
 from smke_jax.losses.contrastive import normalise
 from smke_jax.losses.matching import draw_negatives
 from smke_jax.selections.base import Selection
@@ -23,7 +24,7 @@ def hard_negatives(
     def run(state, arrays, scope):
         scale = hardness
         if hardness is None:
-            scale = jnp.exp(state[f"terms/{scale_of}"]["logit_scale"][level])
+            scale = jnp.exp(_scale(state, scale_of, level))
         image, text = (normalise(arrays[f"{side}/{level}"]) for side in ("image", "text"))
         options = {"scope": scope, "ids": arrays["id"] if mask_same_image else None}
         key_text, key_image = jax.random.split(scope.key)
@@ -34,3 +35,14 @@ def hard_negatives(
 
     reads = (f"terms/{scale_of}",) if hardness is None else ()
     return Selection(NAME, (f"image/{level}", f"text/{level}", "id"), ("hard_text", "hard_image"), run, reads)
+
+
+def _scale(state, term: str, level: str) -> jax.Array:
+    scales = state[f"terms/{term}"].get("logit_scale", {})
+    if level not in scales:
+        known = ", ".join(scales) or "no scale"
+        raise UserError(
+            f"the selection {NAME!r} takes the scale of the term {term!r} at the level {level!r}, but that term has "
+            f"{known}: set its level to one of the term's, or give its hardness"
+        )
+    return scales[level]

@@ -65,6 +65,7 @@ class Task(NamedTuple):
     train:     the name of the split that is trained on
     fixed:     arrays of training batches that are the same for a row in every epoch, and as they are evaluated
     tokenizer: of a task that reads text
+    threads:   for reading the rows of a split; with 0 the caller reads them itself
     """
 
     facts: Mapping[str, int]
@@ -76,18 +77,17 @@ class Task(NamedTuple):
     train: str
     fixed: frozenset[str] = frozenset()
     tokenizer: Tokenizer | None = None
+    threads: int = 2
 
 
 class Draft(NamedTuple):
     """A task before the networks have said what size of images they take.
 
-    facts:     see Task
-    tokenizer: see Task
-    finish:    ({array: pixels per side}) -> Task
+    facts:  see Task
+    finish: ({array: pixels per side}) -> Task
     """
 
     facts: Mapping[str, int]
-    tokenizer: Tokenizer | None
     finish: Callable[[Mapping[str, int]], Task]
 
 

@@ -1,8 +1,7 @@
 """Images with captions, from one prepared folder or several, and images alone."""
 
 import dataclasses
-import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -12,7 +11,7 @@ from PIL import Image
 
 from smke_jax.data.datasets import open_source
 from smke_jax.data.pipeline import epoch_rows, pixels, train_batches
-from smke_jax.data.sources import has_split
+from smke_jax.data.sources import Source, has_split
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.data.transforms import StudentTeacherViews, TwoViews, View, squash
 from smke_jax.errors import UserError
@@ -65,7 +64,7 @@ def pairs(
     jitter:     strength of brightness, contrast and saturation jitter on the student's view
     grayscale:  probability of dropping colour
     teacher_view: of smke_jax.data.transforms.TEACHER_VIEWS: shared | same | independent | fixed
-    threads:    for reading, decoding and cropping
+    threads:    for reading, decoding and cropping, in training and in evaluation
     prefetch_mib: most memory of examples that wait for the devices
     """
     opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
@@ -89,12 +88,11 @@ def pairs(
         views = StudentTeacherViews(student, teacher, teacher_view if "teacher_image" in sizes else "same")
         return _task(opened, facts, views, sizes, split, unit, words, max_length)
 
-    return Draft(facts, words, finish)
+    return Draft(facts, finish)
 
 
 def images(
     *,
-    keep: Path,
     known: Mapping[str, int] | None = None,
     source: str = "prepared",
     data: tuple[str, ...] = (),
@@ -115,6 +113,8 @@ def images(
 
     The other fields are those of `pairs`.
     """
+    if views not in (1, 2):
+        raise UserError(f"views is {views}: give 1, or 2 for self-supervised training")
     opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
     with failing_together():
         facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
@@ -125,12 +125,12 @@ def images(
         made = TwoViews(view) if views == 2 else StudentTeacherViews(view, view, "same")
         return _task(opened, facts, made, {"image": size}, split, "images", None, 0)
 
-    return Draft(facts, None, finish)
+    return Draft(facts, finish)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class _Opened:
-    """The splits of a data set, each opened on its first use."""
+    """The splits of a data set, each opened on its first use and kept as long as the task."""
 
     source: str
     data: tuple[str, ...]
@@ -139,19 +139,43 @@ class _Opened:
     in_memory: bool
     threads: int
     prefetch_mib: float
+    _kept: dict[str, Source] = dataclasses.field(default_factory=dict)
+    _kept_for_evaluation: dict[str, Source] = dataclasses.field(default_factory=dict)
 
-    @functools.cache  # noqa: B019 (as long as the process, which has one task)
-    def open(self, split: str):
-        return open_source(
-            self.source, split, data=self.data, weights=self.weights, caps=self.caps, in_memory=self.in_memory
-        )
+    def open(self, split: str) -> Source:
+        """A split as it is trained on."""
+        if split not in self._kept:
+            self._kept[split] = open_source(
+                self.source, split, data=self.data, weights=self.weights, caps=self.caps, in_memory=self.in_memory
+            )
+        return self._kept[split]
 
-    def evaluation(self, split: str):
+    def evaluation(self, split: str) -> Source:
         """A split that is not trained on: of those folders that have it, each once and whole."""
         if self.source != "prepared":
             return self.open(split)
-        having = [folder for folder in self.data if has_split(folder, split)]
-        return open_source(self.source, split, data=having or self.data, in_memory=self.in_memory)
+        if split not in self._kept_for_evaluation:
+            having = [folder for folder in self.data if has_split(folder, split)]
+            self._kept_for_evaluation[split] = open_source(
+                self.source, split, data=having or self.data, in_memory=self.in_memory
+            )
+        return self._kept_for_evaluation[split]
+
+
+class _Captions(Sequence):
+    """All captions of a source, image after image; each is read when it is asked for."""
+
+    def __init__(self, source: Source):
+        self._source, self._ends = source, np.cumsum(source.num_captions)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, row: int) -> str:
+        if not 0 <= row < len(self):
+            raise IndexError(f"{self._source!r} has {len(self)} captions, no number {row}")
+        image = int(np.searchsorted(self._ends, row, side="right"))
+        return self._source.captions(image)[row - int(self._ends[image])]
 
 
 def _task(
@@ -178,21 +202,26 @@ def _task(
             threads=opened.threads, prefetch_mib=opened.prefetch_mib,
         )  # fmt: skip
 
+    def evaluated(name: str) -> Split:
+        source = opened.open(name) if name == split else opened.evaluation(name)
+        return evaluation_split(source, name, sizes, words, length)
+
     return Task(
         facts=facts,
         example=example,
         length=lambda: len(epoch_rows(opened.open(split), unit)),
         identity=identity,
         batches=batches,
-        split=lambda name: evaluation_split(opened.open(name) if name == split else opened.evaluation(name), name, sizes, words, length),
+        split=evaluated,
         train=split,
         fixed=frozenset({"teacher_image"} if getattr(views, "teacher_view", "") == "fixed" else ()),
         tokenizer=words,
+        threads=opened.threads,
     )
 
 
 def evaluation_split(
-    source, name: str, sizes: Mapping[str, int], words: Tokenizer | None, length: int
+    source: Source, name: str, sizes: Mapping[str, int], words: Tokenizer | None, length: int
 ) -> Split:
     """All images of `source` as they are evaluated, squashed to each of `sizes`, and all of their captions."""
 
@@ -201,8 +230,7 @@ def evaluation_split(
         return Column(len(source), read, f"{size} px squashed")
 
     columns = {array: image_column(size) for array, size in sizes.items()}
-    by_image = source.all_captions()
-    captions = [caption for captions in by_image for caption in captions]
+    captions = _Captions(source)
     if words is not None:
         encode = lambda rows: words.encode([captions[i] for i in rows], length)  # noqa: E731
         columns["text"] = Column(len(captions), lambda rows: encode(rows)[0], f"{length} tokens")
@@ -210,7 +238,6 @@ def evaluation_split(
     facts = {
         "captions": captions,
         "caption_image": np.repeat(np.arange(len(source)), source.num_captions),
-        "image_ids": source.image_ids,
         "pixels": lambda i: pixels(source[i]),
     }
     return Split(f"{source.dataset} {name}", source.digest, columns, facts)

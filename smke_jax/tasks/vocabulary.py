@@ -12,6 +12,8 @@ from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, train_wordpiece
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import check_shared, failing_together
 
+MARK = "made_by_smke"  # an empty file beside a vocabulary that a run wrote itself, and so may replace
+
 
 class Assumed(NamedTuple):
     """A vocabulary of which only the size is known."""
@@ -24,7 +26,7 @@ def open_vocabulary(
 ) -> Tokenizer:
     """The tokenizer in `directory`, which lies there from the first use on.
 
-    begun:    whether the run has begun: then what lies there is the run's own, else it is left over
+    begun:    whether the run has begun: then what lies there is the run's own, else it is left over and replaced
     given:    a folder with vocab.txt or tokenizer.json; '' trains a WordPiece of at most `size` tokens on `captions()`
     """
     # Process 0 alone looks at what is there and writes; on a network file system others may not see it before then.
@@ -41,8 +43,16 @@ def _opened(directory, begun, given, size, captions) -> Tokenizer:
         if not directory.is_dir():
             raise UserError(f"no tokenizer at {directory}: this run did not get as far as writing one")
         return load_tokenizer(directory)
+    if directory.exists() and not is_left_over(directory):
+        raise UserError(f"{directory} was not made by a run, which would replace it: move it or give another --workdir")
     tokenizer = load_tokenizer(given) if given else train_wordpiece(captions(), size)
     shutil.rmtree(directory, ignore_errors=True)
     with atomic.replacing(directory) as neighbour:  # a run killed now must find a whole vocabulary, or none
         tokenizer.save(neighbour)
+        (neighbour / MARK).touch()
     return tokenizer
+
+
+def is_left_over(path: Path) -> bool:
+    """Whether `path`, in a folder where no run has begun, is a vocabulary of a command that was refused."""
+    return (path / MARK).is_file()

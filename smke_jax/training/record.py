@@ -17,6 +17,7 @@ from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import check_shared, failing_together
 from smke_jax.reporting.machine import commit
+from smke_jax.tasks.vocabulary import is_left_over
 
 # What may change when a run is continued: where and how it is computed, what is logged, saved and evaluated, and where
 # the files lie whose digests the record holds.
@@ -45,7 +46,7 @@ def check_workdir(workdir: Path) -> None:
     """Refuses a folder that holds something else than a run: nothing in it must be lost."""
     if workdir.is_dir() and not (workdir / "run.json").exists():
         # A vocabulary alone is left over from a command that was refused.
-        foreign = sorted(path.name for path in workdir.iterdir() if path.name != "tokenizer")
+        foreign = sorted(path.name for path in workdir.iterdir() if not is_left_over(path))
         if foreign:
             raise UserError(f"{workdir} is no run, it holds {', '.join(foreign[:3])}: give an empty --workdir")
     elif workdir.exists() and not workdir.is_dir():
@@ -53,34 +54,33 @@ def check_workdir(workdir: Path) -> None:
 
 
 def check_or_write(
-    workdir: Path, flat: Mapping[str, Any], text: str, identity: Mapping[str, str], facts: Mapping[str, int]
+    workdir: Path, flat: Mapping[str, Any], text: str, found: Mapping[str, Any], recorded: Mapping[str, Any]
 ) -> None:
     """Writes run.json and config.json into a new run; refuses to continue a run that was started otherwise.
 
     flat, text: the config, flattened and as JSON.  What FREE names may change.
-    identity:   digests of what a config only names: data, tokenizer, weights
-    facts:      of the task
+    found:      {'identity': digests of what a config only names: data, tokenizer, weights; 'facts': of the task;
+                'networks': what files said of networks}
+    recorded:   the flattened config that the run began with; empty where it begins
     """
     with failing_together():
         if jax.process_index() == 0:
-            _check_or_write(workdir, flat, text, identity, facts)
+            _check_or_write(workdir, flat, text, found, recorded)
     check_shared(workdir / "run.json")
 
 
-def _check_or_write(workdir, flat, text, identity, facts):
+def _check_or_write(workdir, flat, text, found, recorded):
     path = workdir / "run.json"
-    if path.exists():
-        recorded = _read(path)
-        then = {**recorded["config"], **recorded["identity"]}
-        if different := differences(then, {**flat, **identity}):
+    if recorded:
+        then = {**recorded, **_read(path)["identity"]}
+        if different := differences(then, {**flat, **found["identity"]}):
             raise UserError(
                 f"{workdir} holds a run of another config ({different}): give those values, or another --workdir"
             )
         return
     record = {
         "config": dict(flat),
-        "identity": dict(identity),
-        "facts": dict(facts),
+        **found,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "devices": [str(device.device_kind) for device in jax.devices()],

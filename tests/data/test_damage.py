@@ -8,7 +8,7 @@ import pytest
 from made_up import Damaged, jpeg
 
 from smke_jax.data.damage import Damage, DamagedImage, Damages
-from smke_jax.data.pipeline import train_batches
+from smke_jax.data.pipeline import InMemorySource, train_batches
 from smke_jax.data.prepare.build import build
 from smke_jax.data.prepare.items import Item, Skips
 from smke_jax.data.sources import open_prepared
@@ -148,6 +148,15 @@ def test_the_limit_is_one_percent_or_ten(images, limit):
     assert len(damages) == limit
     with pytest.raises(UserError, match=f"^{limit + 1} of the {images} images of x are damaged"):
         damages.add(Damage(limit, "one too many", "gone"))
+
+
+def test_images_in_memory_are_skipped_and_counted_like_those_on_disk(folder):
+    damaged = Damaged(open_prepared(folder, "train"), {4, 10, 29})
+    iterator, kept = batches(damaged), batches(InMemorySource(damaged))
+    np.testing.assert_array_equal(ids(take(iterator, 15)), ids(take(kept, 15)))
+    assert iterator.damaged == kept.damaged == 3
+    with pytest.raises(UserError, match="11 of the 30 images .* are damaged and training skips 10 at most"):
+        take(batches(InMemorySource(Damaged(open_prepared(folder, "train"), range(11)))), 15)
 
 
 def test_damage_to_a_shard_costs_the_records_it_lies_in(folder, tmp_path):

@@ -298,7 +298,7 @@ def prepared(flickr8k, tmp_path):
 
 def test_an_image_damaged_after_preparation_is_named_outside_of_training(prepared):
     source = Damaged(open_prepared(prepared, "train"))
-    for read in (lambda: pixels(source[1]), lambda: InMemorySource(source)):
+    for read in (lambda: pixels(source[1]), lambda: InMemorySource(source)[1]):
         with pytest.raises(UserError, match=r"'a.jpg' cannot be read \(.*truncated.*run `smke prepare` again"):
             read()
 

@@ -109,7 +109,7 @@ def test_a_restored_run_evaluates_as_it_did_while_it_was_trained(tmp_path, monke
     run = restore_run(tmp_path)
     for name, evaluator in run.experiment.recipe.evaluators.items():
         assert run.evaluate(evaluator).scalars == outcome.figures[name].scalars
-    with pytest.raises(UserError, match="the averages of .* are read of its newest checkpoint alone: leave --step out"):
+    with pytest.raises(UserError, match="are read from its newest checkpoint alone: leave --step out"):
         restore_run(tmp_path, step=1).evaluate(run.experiment.recipe.evaluators["slow_norm"])
     train = run.experiment.task.split("train")
     swapped = run.evaluate(run.experiment.recipe.evaluators["retrieval"], train)

@@ -229,7 +229,7 @@ def labelled(*, rows: int = 24) -> Draft:
     example = lambda: {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype) for name, x in arrays.items()}  # noqa: E731
     facts = {"classes": CLASSES}
     task = Task(facts, example, lambda: rows, lambda: {"data": "noise"}, batches, split, "train")
-    return Draft(facts, None, lambda sizes: task)
+    return Draft(facts, lambda sizes: task)
 
 
 def tower_and_head(*, classes: FromTask, width: int = WIDTH, trained: tuple[str, ...] = ()) -> Network:

@@ -1,4 +1,4 @@
-"""Self-supervised training sees a random share of the patches, the finished teacher all of them."""
+"""Self-supervised training is random where its encoder is, the finished teacher never."""
 
 import jax
 import jax.numpy as jnp
@@ -29,3 +29,15 @@ def test_patches_are_left_out_in_training_only():
     evaluated, *trained = outputs["data2vec2", 0.5]
     np.testing.assert_allclose(evaluated, outputs["data2vec2", 0.0][0], atol=1e-6)
     assert not np.allclose(trained[0], evaluated) and not np.allclose(*trained)
+
+
+def test_the_encoders_dropout_acts_in_training_only():
+    rng = np.random.default_rng(0)
+    batch = {name: jnp.asarray(rng.integers(0, 256, (2, 32, 32, 3)), jnp.uint8) for name in ("view1", "view2")}
+    network = NETWORKS["encoder"](model={"type": "data2vec2", **SIZES, "dropout": 0.3}, projector=(8,))
+    views = network.forward("net", batch)[0]
+    params = {"net": network.init(jax.random.key(0), batch)}
+    run = lambda key, train: np.asarray(views.run(params, batch, jax.random.key(key), train)["view1/cls"])  # noqa: E731
+    assert not np.allclose(run(0, True), run(1, True))
+    np.testing.assert_array_equal(run(0, True), run(0, True))
+    np.testing.assert_array_equal(run(0, False), run(1, False))

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from smke_jax.errors import UserError
 from smke_jax.losses.collective import ALONE
 from smke_jax.losses.contrastive import normalise
 from smke_jax.losses.matching import draw_negatives
@@ -108,3 +109,12 @@ def test_no_gradient_comes_through_the_choice():
             "image/out@hard_image": out["image/out"][np.asarray(images)]}  # fmt: skip
     expected, _ = terms["itm"].value(before["terms"]["itm"], (), out, ALONE)
     np.testing.assert_allclose(metrics["itm/loss"], expected, rtol=1e-5)
+
+
+def test_a_level_without_a_scale_is_refused_while_tracing():
+    mesh, selection = make_mesh(1), hard_negatives(level="fc1")
+    arrays = put_batch({"image/fc1": QUERIES, "text/fc1": CANDIDATES, "id": IDS}, mesh)
+    run = jax.jit(lambda state, arrays: run_selection(selection, mesh, state, arrays, key=KEY))
+    for scales, known in (({"logit_scale": {"out": jnp.float32(0)}}, "out"), ({}, "no scale")):
+        with pytest.raises(UserError, match=f"'hard_negatives' .* 'itc' at the level 'fc1', but .* has {known}:"):
+            run({"terms/itc": scales}, arrays)

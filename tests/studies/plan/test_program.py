@@ -115,7 +115,7 @@ def test_a_vocabulary_that_is_there_counts(tmp_path):
 def test_a_bank_of_all_images_needs_their_number():
     c = config()
     c.terms.proximal_itc = proximal_itc()
-    with pytest.raises(UserError, match="config.terms.proximal_itc: .*give their number"):
+    with pytest.raises(UserError, match="config.terms.proximal_itc: .*give --images=N of `smke plan`"):
         shapes_only(c)
     shapes_only(c, images=2_811_408)
 
