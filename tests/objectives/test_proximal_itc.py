@@ -137,7 +137,7 @@ def test_the_bank_has_a_row_for_every_image():
     for images, rows in ((1, ROWS), (ROWS, ROWS), (ROWS + 1, 2 * ROWS)):
         _, banks = jax.eval_shape(lambda images=images: proximal_itc(images).init(jax.random.key(0), like))
         assert banks["ids"].shape == (rows,) and banks["text"]["features"].shape == (rows, WIDTH)
-    with pytest.raises(UserError, match="proximal_itc.num_images is 0"):
+    with pytest.raises(UserError, match="its bank has a row for every image, and nobody says how many"):
         proximal_itc(0)
 
 

@@ -137,9 +137,10 @@ def test_what_the_file_says_is_not_overridden_silently(tmp_path):
     other = part("beit", **{k: v for k, v in TEACHER.items() if k not in ("type", "image_size")}, image_size=64)
     with pytest.raises(UserError, match=r"config.networks.teacher: model.image_size is 64, and .* says 32"):
         build_part("networks", "teacher", part("frozen", start=start, model=other))
-    resnet = part("resnet")
-    with pytest.raises(UserError, match=r"model.type is 'resnet', and .* says 'beit'"):
-        build_part("networks", "teacher", part("frozen", start=start, model=resnet))
+    # A part at its defaults says nothing of its own, so that another start can be given by a flag alone.
+    assert build_part("networks", "teacher", part("frozen", start=start, model=part("resnet"))).trained is False
+    with pytest.raises(UserError, match=r"model.width is set for a resnet, and .* holds a beit: leave it out"):
+        build_part("networks", "teacher", part("frozen", start=start, model=part("resnet", width=7)))
 
 
 def test_a_field_that_this_teacher_does_not_have_is_refused(tmp_path):
