@@ -85,4 +85,3 @@ def test_a_head_of_another_width_says_what_to_set(term, target, width):
         UserError, match=f"config.terms.{term}: image/head has 10 channels and {target} {width}: .*head={width}"
     ):
         init(experiment(term, stand_in_classes=256, head=10))
-    init(experiment(term, stand_in_classes=256, head=width))
