@@ -27,6 +27,7 @@ class Start(NamedTuple):
     digests:  {what: digest of the file}; a run records them
     terms:    {term: parameters} that come along, such as temperatures
     expects:  {what: digest} that the identity of the run has to hold: what the file was made with
+    expects_of: {array: {what: digest}}, the same of the network of the run that makes the array, whatever its name
     """
 
     params: Params
@@ -34,6 +35,7 @@ class Start(NamedTuple):
     digests: Mapping[str, str]
     terms: Mapping[str, Params] = {}
     expects: Mapping[str, str] = {}
+    expects_of: Mapping[str, Mapping[str, str]] = {}
 
 
 class Network(NamedTuple):

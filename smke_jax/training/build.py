@@ -320,7 +320,11 @@ def _identity(experiment: Experiment, starts: Mapping[str, Start]) -> dict[str, 
         elif network.trained is False and network.average is None:
             identity[f"{name} weights"] = "random"
     for name, start in starts.items():
-        for what, digest in start.expects.items():
+        expects = dict(start.expects)
+        for array, digests in start.expects_of.items():
+            maker = next(p for p in experiment.recipe.passes if array in p.provides).networks[0]
+            expects |= {f"{maker} {what}": digest for what, digest in digests.items()}
+        for what, digest in expects.items():
             if identity.get(what) != digest:
                 there, here = (str(x)[:20] for x in (digest, identity.get(what)))
                 field = "config.task.tokenizer" if what == "tokenizer" else "config"
