@@ -123,5 +123,7 @@ def describe_origins(name: str, params: Any, start: Start | None) -> list[str]:
     """One line for each part of the parameters of the network `name`: the file it starts from, or that it is random."""
     origins = start.origins if start else {}
     return [
-        f"{name}/{part}: {origins.get(part, origins.get('', RANDOM))}" for part in params if jax.tree.leaves(params[part])
+        f"{name}/{part}: {origins.get(part, origins.get('', RANDOM))}"
+        for part in params
+        if jax.tree.leaves(params[part])
     ]

@@ -163,7 +163,7 @@ def _check_fixed(assets: Mapping[str, Asset], passes: Iterable[Pass], whole: Spe
         changing = sorted(made_of & set(whole) - task.fixed)
         if asset.by_id and changing:
             raise UserError(
-                f"config.assets.{name}: {asset.provides[0]} is made of {changing[0]}, which changes from epoch to epoch, "
+                f"config.assets.{name}: {asset.provides[0]} is made of {changing[0]}, which changes with the epoch, "
                 "so that it cannot be stored: leave the asset out, or let the task show it unchanged (pairs: "
                 "teacher_view='fixed')"
             )
@@ -251,7 +251,9 @@ def read_starts(experiment: Experiment, names: Iterable[str] | None = None) -> d
     return starts
 
 
-def build_step(config: ConfigDict, experiment: Experiment) -> tuple[optax.GradientTransformation, Callable, Any, Callable]:
+def build_step(
+    config: ConfigDict, experiment: Experiment
+) -> tuple[optax.GradientTransformation, Callable, Any, Callable]:
     """(optimiser, schedule of the learning rate, abstract state, jitted train step) of `config` (resolved)."""
     tx, schedule = build_optimizer(
         batch_size=config.batch_size, total_steps=config.total_steps, **config.optimizer.to_dict()
