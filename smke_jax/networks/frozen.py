@@ -29,7 +29,7 @@ def frozen(
     dtype: str = "float32",
     stand_in_classes: int = 0,
     stand_in_temperature: float = 0.1,
-    described: Described = {},
+    described: Described = None,
 ) -> Network:
     """The image encoder in the file `start`, which says what model it is.
 
