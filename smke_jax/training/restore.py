@@ -46,24 +46,14 @@ class TrainedRun(NamedTuple):
 
     def encoder(self) -> Encoder:
         """Runs passes with the parameters of this checkpoint."""
-<<<<<<< HEAD
         recipe, frozen, train = self.experiment.recipe, {}, {}
-=======
-        recipe, frozen, averages = self.experiment.recipe, {}, {}
->>>>>>> refs/heads/trainingtests
 
         def own(p):
             missing = networks_of(recipe, (p,)) - frozen.keys()
             frozen.update(dict.fromkeys(missing, {}) | self.frozen(missing))
-<<<<<<< HEAD
             if not train and (p.reads or any(recipe.networks[name].average for name in p.networks)):
                 train.update(_train_state(self))
             return borrow(recipe, p, self.params, train.get("averages", {}), frozen, train.get("slots", {}))
-=======
-            if any(recipe.networks[name].average for name in p.networks) and not averages:
-                averages.update(_kept(self, "averages"))
-            return borrow(recipe, p, self.params, averages, frozen, {})
->>>>>>> refs/heads/trainingtests
 
         size, threads = self.config["eval_batch_size"], self.experiment.task.threads
         return Encoder(self.experiment.chosen, own, self.experiment.mesh, batch_size=size, threads=threads)
@@ -101,11 +91,7 @@ def exported(run: TrainedRun) -> tuple[Any, dict]:
     for name, network in recipe.networks.items():
         if network.export is None or name not in run.params:
             continue
-<<<<<<< HEAD
         slots = jax.device_get(_train_state(run)["slots"]) if network.export_reads else {}
-=======
-        slots = _kept(run, "slots") if network.export_reads else {}
->>>>>>> refs/heads/trainingtests
         whole = merge(run.params[name], run.frozen((name,)).get(name, {}))
         params, description = network.export(whole, slots)
         return params, {**description, **_use(run)} if description["type"] == "student" else description
@@ -127,26 +113,15 @@ def _use(run: TrainedRun) -> dict:
     }
 
 
-<<<<<<< HEAD
 def _train_state(run: TrainedRun) -> dict[str, Any]:
     """What the newest sound checkpoint holds besides parameters: 'averages', 'slots' and the optimiser's state."""
     config = filled(record.read_config(run.workdir))
-=======
-def _kept(run: TrainedRun, what: str) -> dict[str, Any]:
-    """The `slots` or the `averages` of the newest sound checkpoint."""
-    config = record.read_config(run.workdir)
->>>>>>> refs/heads/trainingtests
     config.update(num_devices=0, sharding="replicated")
     _, _, abstract, _ = build_step(config, run.experiment)
     with Checkpointer(run.workdir / "checkpoints", read_only=True) as checkpoints:
         found = checkpoints.restore_latest(abstract.params, abstract.without_params())
     if found is None or found.step != run.step:
-<<<<<<< HEAD
         raise UserError(
             f"averages, banks and codes of {run.workdir} are read from its newest checkpoint alone: leave --step out"
         )
     return dict(found.train)
-=======
-        raise UserError(f"the {what} of {run.workdir} are read of its newest checkpoint alone: leave --step out")
-    return jax.device_get(found.train[what])
->>>>>>> refs/heads/trainingtests
