@@ -233,7 +233,8 @@ def _passes(name: str, networks: Mapping[str, Network], batch: Specs) -> tuple[P
     if network.average is None:
         return network.forward(name, batch)
     of = network.average.of
-    return tuple(averaged(p, of, name) for p in networks[of].forward(of, batch))
+    passes = networks[of].forward(of, batch)
+    return tuple(averaged(p, of, name, passes) for p in passes)
 
 
 def read_starts(experiment: Experiment, names: Iterable[str] | None = None) -> dict[str, Start]:
