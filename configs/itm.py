@@ -3,10 +3,11 @@
     smke train --config=configs/itm.py --workdir=runs/itm --config.task.data=DATA
 
 The paper's setting: configs/s_smke_mse.py with token types, and matching as a third loss of the same weight, at both
-levels of its contrast; B pairs that belong together against 2B that do not, hard ones drawn by the contrast's softmax,
-here at the temperature where it starts.  `--config.terms.itm.hardness=0` draws uniformly, the thesis' other run; both
-stood at an accuracy of 66.67 % for an epoch and were stopped.  They had to: a sum of features under a linear head knows
-nothing of the pair (smke_jax/objectives/itm.py).  `--config.terms.itm.fusion=gelu` puts a non-linearity between.
+levels of its contrast.  B pairs belong together and 2B do not; the wrong ones are drawn by the contrast's softmax, at
+its learned temperature.  `--config.selections.hard_negatives.hardness=0` draws uniformly: the thesis' other run.  Both
+runs stood at an accuracy of 66.67 % for an epoch and were stopped.  They had to stay there: a sum of features under a
+linear head knows nothing of the pair (smke_jax/objectives/itm.py).  `--config.terms.itm.fusion=gelu` puts a
+non-linearity between.
 
 Published: accuracy 66.67 %, no recalls.
 Measured here: see configs/README.md.

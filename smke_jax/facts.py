@@ -1,7 +1,11 @@
-"""What builders take from other parts instead of the config: the size of the task's vocabulary, how many codes, …"""
+"""What builders take from elsewhere than the config: the size of the task's vocabulary, how many codes, …"""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any
 
 # The type of a keyword that is filled in from facts, by its name; no config can set it.  Networks get the facts of the
 # task, terms those of the task and of the networks.
 FromTask = Annotated[int, "a number among the facts"]
+
+# The type of the keyword `described`: what a network's file said of it when the run began; empty when it begins.
+Described = Annotated[Mapping[str, Any] | None, "what a file said"]

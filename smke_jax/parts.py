@@ -25,14 +25,15 @@ from smke_jax.assets import ASSETS
 from smke_jax.config import base
 from smke_jax.errors import UserError, nearest
 from smke_jax.evaluators import EVALUATORS
-from smke_jax.facts import FromTask
+from smke_jax.facts import Described, FromTask
 from smke_jax.models import MODELS
+from smke_jax.models.fields import defaults_of
 from smke_jax.networks import NETWORKS
 from smke_jax.objectives import TERMS
 from smke_jax.selections import SELECTIONS
 from smke_jax.tasks import TASKS
 
-__all__ = ["ROOMS", "base", "part"]
+__all__ = ["ROOMS", "base", "filled", "part"]
 
 ROOMS: dict[str, Mapping[str, Callable]] = {
     "task": TASKS,
@@ -44,11 +45,9 @@ ROOMS: dict[str, Mapping[str, Callable]] = {
     "models": MODELS,
 }
 # What the run fills in, not the config: keywords of tasks, and fields of modules, of which their network sets the last
-# three for all of its modules.  Other builders mark such keywords as `FromTask`.
+# three for all of its modules.  Other builders mark such keywords by a type of smke_jax.facts.
 OF_TASKS = {"keep", "known"}
 OF_MODULES = {"parent", "name", "vocab_size", "dtype", "residual_dtype", "remat"}
-# Of modules without a default of their own: those of a ViT-B.
-SIZES = {"image_size": 224, "patch_size": 16, "width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072}
 
 
 def part(type: str, /, **fields: Any) -> ConfigDict:
@@ -70,6 +69,37 @@ def part(type: str, /, **fields: Any) -> ConfigDict:
     return config.lock()
 
 
+def filled(config: ConfigDict) -> ConfigDict:
+    """A copy of `config`, which an earlier version recorded, with the fields that have been added since.
+
+    They get their defaults, at which a run is what it was before there was such a field.
+    """
+    config, whole = ConfigDict(config.to_dict()), base()
+    for key, value in whole.items():
+        if key not in config:
+            config[key] = value
+        elif key == "task":
+            _fill(config.task, "")
+        elif key in ROOMS:
+            for name, given in config[key].items():
+                _fill(given, name)
+        elif isinstance(value, ConfigDict):
+            config[key].update({name: x for name, x in value.items() if name not in config[key]})
+    return config
+
+
+def _fill(given: ConfigDict, name: str) -> None:
+    try:
+        room, builder = find(given.get("type", name))
+    except UserError:  # the part is gone: what builds it says so, with its place in the config
+        return
+    for field, default in defaults(room, builder).items():
+        if field not in given and default is not inspect.Parameter.empty:
+            given[field] = default
+        elif isinstance(given.get(field), ConfigDict) and "type" in given[field]:
+            _fill(given[field], field)
+
+
 def find(type: str) -> tuple[str, Callable]:
     """(room, builder) of that name; raises UserError where there is none."""
     for room, table in ROOMS.items():
@@ -82,10 +112,10 @@ def find(type: str) -> tuple[str, Callable]:
 def defaults(room: str, builder: Callable) -> dict[str, Any]:
     """{field: default} of a builder; a field without one is `inspect.Parameter.empty`."""
     hints = typing.get_type_hints(builder, include_extras=True)
-    hidden = {name for name, hint in hints.items() if hint == FromTask}
+    hidden = {name for name, hint in hints.items() if hint in (FromTask, Described)}
     if isinstance(builder, type) and issubclass(builder, nn.Module):
-        found = {f.name: SIZES.get(f.name, inspect.Parameter.empty) if f.default is dataclasses.MISSING else f.default
-                 for f in dataclasses.fields(builder)}  # fmt: skip
+        given = defaults_of(builder).items()
+        found = {name: inspect.Parameter.empty if x is dataclasses.MISSING else x for name, x in given}
         hidden |= OF_MODULES
     else:
         found = {name: x.default for name, x in inspect.signature(builder).parameters.items()}

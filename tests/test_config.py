@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import pytest
+import tiny
+from ml_collections import ConfigDict
 
 from smke_jax.config_files import load_config, load_stages, override, override_stages
 from smke_jax.errors import UserError
 from smke_jax.forms import FORMS, form_of, split_variant
-from smke_jax.parts import base, itc
+from smke_jax.parts import base, filled, itc
 from smke_jax.training.stages import stage_folder, with_stages
 
 VARIANTS = ("before", "after")
@@ -145,3 +147,14 @@ def test_a_later_stage_begins_with_the_export_of_an_earlier_one(stages):
     stages["last"].networks.student.others = ()
     with pytest.raises(UserError, match="start is 'stage:codes', and .* there is code alone: did you mean code"):
         with_stages(stages["last"], {"code": None}, workdir)
+
+
+def test_a_recorded_config_gets_the_fields_that_have_been_added_since():
+    now = tiny.tiny_config()
+    then = ConfigDict(now.to_dict())
+    for owner, field in (
+        (then, "loss_impl"), (then.optimizer, "clip_norm"), (then.task, "crop_scale"), (then.networks.student, "remat"),
+        (then.networks.student.image, "token_drop"), (then.terms.itc, "weight"),
+    ):  # fmt: skip
+        del owner[field]
+    assert filled(then).to_dict() == now.to_dict()

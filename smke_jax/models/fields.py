@@ -1,5 +1,6 @@
 """Linen modules from configs and from the descriptions in files, which hold more than one module's fields."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -7,6 +8,17 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from smke_jax.errors import UserError, nearest
+
+# Of modules without a default of their own: those of a ViT-B.
+SIZES = {"image_size": 224, "patch_size": 16, "width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072}
+
+
+def defaults_of(module: type[nn.Module]) -> dict[str, Any]:
+    """{field: its default in a config} of a module; `dataclasses.MISSING` where it has none."""
+    return {
+        field.name: SIZES.get(field.name, field.default) if field.default is dataclasses.MISSING else field.default
+        for field in dataclasses.fields(module)
+    }
 
 
 def fields_of(config: Any, module: type[nn.Module]) -> dict:

@@ -41,8 +41,7 @@ class Start(NamedTuple):
 class Network(NamedTuple):
     """A network owns parameters; passes borrow them by the network's name.
 
-    init:        (key, specs) -> parameters, where `specs` are those of the arrays that its first pass reads; None for an
-                 average
+    init:        (key, specs) -> parameters; `specs` of the arrays that its first pass reads.  None for an average
     forward:     (name, specs) -> the passes that run it where the config names none; `specs` of a training batch.
                  None for an average, which runs the passes of the network that it follows
     start:       (parameters as shapes) -> what it begins with, or None where it begins at random
@@ -54,6 +53,8 @@ class Network(NamedTuple):
                  network is of no use by itself
     export_reads: the terms whose slots `export` needs
     facts:       {name: number} that terms may ask for, such as 'num_codes'
+    described:   what a file said of the network, as JSON; a run records it, and the builder gets it back when the run
+                 is opened again
     """
 
     init: Callable[[jax.Array, Specs], Params] | None
@@ -65,3 +66,4 @@ class Network(NamedTuple):
     export: Callable[[Params, Mapping[str, Any]], tuple[Params, dict]] | None = None
     export_reads: tuple[str, ...] = ()
     facts: Mapping[str, int] = {}
+    described: Mapping[str, Any] = {}

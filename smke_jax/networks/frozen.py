@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from smke_jax.convert.params_file import digests, fit, load_params, read_description
 from smke_jax.errors import UserError
-from smke_jax.models.fields import check_fields
+from smke_jax.facts import Described
+from smke_jax.models.fields import check_fields, defaults_of
 from smke_jax.models.teachers import TEACHERS, build_teacher, stand_in_head
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.start import RANDOM
@@ -16,6 +17,7 @@ from smke_jax.passes.base import MEAN, STD
 from smke_jax.passes.features import features
 
 CLASSIFIERS = ("fc/kernel", "head/kernel")  # matrices of a teacher's classifier, which computes in fp32
+UNSEEN = {"type", "init_std"}  # fields of a model that its file does not settle
 ROLE = "teacher_image"  # the array that it reads, where the student's view is another
 
 
@@ -27,19 +29,23 @@ def frozen(
     dtype: str = "float32",
     stand_in_classes: int = 0,
     stand_in_temperature: float = 0.1,
+    described: Described = None,
 ) -> Network:
     """The image encoder in the file `start`, which says what model it is.
 
-    model:       what it is where `start` is 'random', a part such as 'beit'
+    model:       what it is where `start` is 'random', a part such as 'beit'.  Otherwise the file says it, and fields
+                 that differ from the part's defaults have to agree with the file
     final_norm:  of a BEiT: False takes the last block's output without the last norm; None is as the file has it
     dtype:       of matrix products and of the stored matrices
     stand_in_classes: logits for a teacher without a classifier, to try recipes that learn a classifier's: the cosines
                  of its [CLS] with so many fixed random directions, over `stand_in_temperature`
+    described:   what the file said when the run began: a run is evaluated where the file is not
     """
-    description = _described(start, model)
+    said = dict(described or _described(start, model))
+    description = dict(said)
     if final_norm is not None:
         if "final_norm" not in TEACHERS[description["type"]].__dataclass_fields__:
-            raise UserError(f"final_norm: the teacher is a {description['type']}, which has no such field; leave it out")
+            raise UserError(f"final_norm: a {description['type']} has no such field; leave it out")
         description["final_norm"] = final_norm
     elif description.get("final_norm") is False and start != RANDOM:
         raise UserError(f"{start} has no norm after its last layer: set final_norm=False")
@@ -63,7 +69,9 @@ def frozen(
     def forward(name, specs):
         return (features(module, name, image=ROLE if ROLE in specs else "image", head=head, **pixels),)
 
-    return Network(init, forward, begin, trained=False, sizes={ROLE: size})
+    return Network(
+        init, forward, begin, trained=False, sizes={ROLE: size}, described=said if start != RANDOM else {}
+    )
 
 
 def _described(start: str, model: Mapping[str, Any] | None) -> dict:
@@ -80,14 +88,32 @@ def _described(start: str, model: Mapping[str, Any] | None) -> dict:
             f"{start} holds a model of type {found.get('type')!r}, which is no teacher: give a file of one of "
             f"{', '.join(sorted(TEACHERS))}, such as `smke export` writes of a self-supervised run"
         )
-    known = {"type", "mean", "std", *TEACHERS[found["type"]].__dataclass_fields__}
+    known = {"type", "mean", "std", "image_size", *TEACHERS[found["type"]].__dataclass_fields__}
     for key in found:
         if key not in known:
             raise UserError(f"{start} describes its model by {key!r}, which no teacher here has: convert it again")
-    for key, value in (model or {}).items():
-        if key in found and found[key] != value:
-            raise UserError(f"model.{key} is {value!r}, and {start} says {found[key]!r}: leave the model out")
+    if model is not None:
+        _check_agrees(start, model, found)
     return dict(found)
+
+
+def _check_agrees(start: str, model: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+    """Refuses fields of `model` that someone has set and that are not those of the file."""
+    check_fields("model", model, TEACHERS, besides=("mean", "std"))
+    usual = defaults_of(TEACHERS[model["type"]])
+    theirs = defaults_of(TEACHERS[found["type"]]) | found
+    for key, value in model.items():
+        if key in UNSEEN or _plain(value) == _plain(usual.get(key)):
+            continue
+        if model["type"] != found["type"]:
+            kinds = f"is set for a {model['type']}, and {start} holds a {found['type']}"
+            raise UserError(f"model.{key} {kinds}: leave it out")
+        if _plain(value) != _plain(theirs.get(key)):
+            raise UserError(f"model.{key} is {value!r}, and {start} says {theirs.get(key)!r}: leave it out")
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def in_dtype(params: Any, dtype: str) -> Any:

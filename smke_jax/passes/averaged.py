@@ -21,6 +21,5 @@ def averaged(p: Pass, of: str, name: str, siblings: Iterable[Pass] = ()) -> Pass
 
     networks = tuple(name if network == of else network for network in p.networks)
     provides = tuple(f"{name}/{what}" for what in p.provides)
-    return p._replace(
-        name=f"{name}/{p.name}", networks=networks, needs=tuple(needs.values()), provides=provides, run=run, watched=()
-    )
+    arrays = {"needs": tuple(needs.values()), "provides": provides, "watched": ()}
+    return p._replace(name=f"{name}/{p.name}", networks=networks, run=run, **arrays)

@@ -15,7 +15,7 @@ from smke_jax.evaluators.base import Asset
 from smke_jax.networks.base import Network, Specs, Start
 from smke_jax.parallel.mesh import check_batch_size, make_mesh
 from smke_jax.parallel.process import check_same, failing_together
-from smke_jax.parts import ROOMS
+from smke_jax.parts import ROOMS, filled
 from smke_jax.passes.averaged import averaged
 from smke_jax.passes.base import Pass
 from smke_jax.tasks.base import Draft, Task
@@ -105,16 +105,23 @@ def build_mesh(config: ConfigDict) -> jax.sharding.Mesh:
     return make_mesh(config.num_devices or None, fsdp_size=config.fsdp_size if config.sharding == "fsdp" else 1)
 
 
-def build_experiment(config: ConfigDict, keep: Path | None, known: Mapping[str, int] | None = None) -> Experiment:
+def build_experiment(
+    config: ConfigDict,
+    keep: Path | None,
+    known: Mapping[str, int] | None = None,
+    described: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Experiment:
     """The records of `config` (resolved).
 
-    keep:  folder of the run, where a vocabulary lies from its first use on; None opens nothing
-    known: the facts that a run recorded; None where it is about to begin
+    keep:      folder of the run, where a vocabulary lies from its first use on; None opens nothing
+    known:     the facts that a run recorded; None where it is about to begin
+    described: {network: what its file said of it}, as a run recorded it
     """
     draft: Draft = build_part("task", "", config.task, keep=keep, known=known)
     with failing_together():
         networks = {
-            name: build_part("networks", name, part, **draft.facts) for name, part in config.networks.items()
+            name: build_part("networks", name, part, **draft.facts, described=(described or {}).get(name, {}))
+            for name, part in config.networks.items()
         }
         _check_averages(networks)
         sizes: dict[str, int] = {}
@@ -134,7 +141,7 @@ def build_experiment(config: ConfigDict, keep: Path | None, known: Mapping[str, 
         assets = _section(config, "assets")
         corpora = {name: asset for name, asset in assets.items() if not asset.by_id}
         without = make_recipe(networks, passes, terms, weights, batch=whole, assets=corpora, **parts)
-        shapes = shapes_of(without, whole)
+        shapes = shapes_of(without, whole, (*without.forward, *_beside(without, whole)))
         _check_fixed(assets, passes, whole, task)
         recipe = make_recipe(networks, passes, terms, weights, batch=whole, assets=assets, **parts)
         stored = {n: shapes.arrays[n] for asset in assets.values() if asset.by_id for n in asset.provides}
@@ -143,13 +150,20 @@ def build_experiment(config: ConfigDict, keep: Path | None, known: Mapping[str, 
     return Experiment(task, recipe, build_mesh(config), whole, batch, shapes)
 
 
+def _beside(recipe: Recipe, whole: Specs) -> list[Pass]:
+    """The passes of frozen networks that the step does not run: evaluators and assets may."""
+    running = {name for p in recipe.forward if isinstance(p, Pass) for name in p.networks}
+    idle = {name for name, x in recipe.networks.items() if x.trained is False and x.average is None} - running
+    return [p for p in recipe.passes if idle & set(p.networks) and set(p.needs) <= set(whole)]
+
+
 def _check_fixed(assets: Mapping[str, Asset], passes: Iterable[Pass], whole: Specs, task: Task) -> None:
     for name, asset in assets.items():
         made_of = {x for p in in_order(passes, whole, {f"config.assets.{name}": asset.provides}) for x in p.needs}
         changing = sorted(made_of & set(whole) - task.fixed)
         if asset.by_id and changing:
             raise UserError(
-                f"config.assets.{name}: {asset.provides[0]} is made of {changing[0]}, which changes from epoch to epoch, "
+                f"config.assets.{name}: {asset.provides[0]} is made of {changing[0]}, which changes with the epoch, "
                 "so that it cannot be stored: leave the asset out, or let the task show it unchanged (pairs: "
                 "teacher_view='fixed')"
             )
@@ -238,7 +252,9 @@ def read_starts(experiment: Experiment, names: Iterable[str] | None = None) -> d
     return starts
 
 
-def build_step(config: ConfigDict, experiment: Experiment) -> tuple[optax.GradientTransformation, Callable, Any, Callable]:
+def build_step(
+    config: ConfigDict, experiment: Experiment
+) -> tuple[optax.GradientTransformation, Callable, Any, Callable]:
     """(optimiser, schedule of the learning rate, abstract state, jitted train step) of `config` (resolved)."""
     tx, schedule = build_optimizer(
         batch_size=config.batch_size, total_steps=config.total_steps, **config.optimizer.to_dict()
@@ -260,11 +276,12 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
     with failing_together():
         config = resolve(config)
         record.check_workdir(workdir)
-    begun = (workdir / "run.json").exists()
-    known = record.read_run(workdir).get("facts") if begun else None
+        begun = (workdir / "run.json").exists()
+        run = record.read_run(workdir) if begun else {}
+        recorded = record.flatten(filled(record.read_config(workdir))) if begun else {}
     check_same(record.flatten(config))
     workdir.mkdir(parents=True, exist_ok=True)
-    experiment = build_experiment(config, workdir, known)
+    experiment = build_experiment(config, workdir, run.get("facts"), run.get("networks"))
     check_batch_size(config.batch_size, experiment.mesh, config.micro_batch)
     with failing_together():
         config.total_steps, config.epochs = total_steps(config, experiment.task), 0.0
@@ -277,7 +294,9 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
     check_same(identity)
     tx, schedule, abstract, run_step = build_step(config, experiment)
     flat = record.flatten(config)
-    record.check_or_write(workdir, flat, config.to_json(indent=2), identity, dict(experiment.task.facts))
+    networks = {name: dict(x.described) for name, x in experiment.recipe.networks.items() if x.described}
+    facts = {"identity": identity, "facts": dict(experiment.task.facts), "networks": networks}
+    record.check_or_write(workdir, flat, config.to_json(indent=2), facts, recorded)
     _warn_of_length(config, experiment.task)
     options = {"micro_batch": config.micro_batch, "loss_impl": config.loss_impl}
     return Plan(
@@ -344,7 +363,7 @@ def _warn_of_length(config: ConfigDict, task: Task) -> None:
     )  # fmt: skip
     log.info("%s steps of %s are %.3g epochs; the learning rate rises to %.3g",
              f"{config.total_steps:,}", f"{config.batch_size:,}", epochs, rate)  # fmt: skip
-    if rate > STEEP * optimizer.learning_rate:
+    if rate > STEEP * optimizer.learning_rate and not optimizer.sqrt_above:
         log.warning(
             "the learning rate is %.0f times that of the reference batch: config.optimizer.sqrt_above=%d lets it grow "
             "with the square root of the batch, config.optimizer.reference_batch=0 takes it as it is",

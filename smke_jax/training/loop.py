@@ -16,7 +16,7 @@ from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Figures
 from smke_jax.evaluators.encode import Encoder
 from smke_jax.networks.start import describe_origins, started
-from smke_jax.parallel.mesh import put_batch
+from smke_jax.parallel.mesh import put_batch, replicated
 from smke_jax.parallel.process import gather_rows, stop_requests
 from smke_jax.parallel.rules import undivided
 from smke_jax.tasks.base import BatchPlan
@@ -61,7 +61,9 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
         Checkpointer(workdir / "checkpoints", keep=plan.checkpoint_keep) as checkpoints,
         memory_advice(plan.remedies),
     ):
-        return _Loop(plan, workdir, checkpoints, batches).run()
+        loop = _Loop(plan, workdir, checkpoints, batches)
+        del plan, experiment  # the loop lets go of the files that were read, when it has put them where they belong
+        return loop.run()
 
 
 class _Loop:
@@ -75,7 +77,7 @@ class _Loop:
             log.warning("%s", line)
         self.splits = {name: self.task.split(x.split) for name, x in self.recipe.evaluators.items()}
         self.encoder = Encoder(
-            plan.experiment.chosen, lambda p: {}, self.mesh, batch_size=plan.eval_batch_size
+            plan.experiment.chosen, lambda p: {}, self.mesh, batch_size=plan.eval_batch_size, threads=self.task.threads
         )
         self.assets = self._assets()
         needed = networks_of(self.recipe, self.recipe.forward)
@@ -84,7 +86,7 @@ class _Loop:
         self.frozen = self._frozen(needed)
         whole = {name: x.arrays for name, x in self.assets.items() if not x.asset.by_id}
         if whole:
-            self.frozen["assets"] = jax.device_put(whole)
+            self.frozen["assets"] = jax.device_put(whole, replicated(self.mesh))
 
     def _frozen(self, names) -> dict[str, Any]:
         plan = self.plan
@@ -127,7 +129,7 @@ class _Loop:
                             for name in due:
                                 found[name] = self._evaluate(name, state, step, writer)
                         except BaseException:  # save first: what cannot be read now must not cost the training
-                            if jax.process_count() == 1:  # other processes are not at this line, so that a joint save would hang
+                            if jax.process_count() == 1:  # others are not at this line: a joint save would hang
                                 self._save(state, step, {})
                             raise
                         figures = found or figures
@@ -143,6 +145,7 @@ class _Loop:
                 progress.step_done(values)
                 self._check(pending, state)  # one step late, so that the device never waits for the host
                 pending = (step, values, on_devices, batch["id"])
+                del on_devices, batch  # `pending` alone holds them, and lets go of them before a pause
                 if _multiple(step, plan.log_every) or step == plan.total_steps:
                     self._log(writer, progress, step, values)
         if step < plan.total_steps:

@@ -21,7 +21,7 @@ from smke_jax.tasks.vocabulary import is_left_over
 
 # What may change when a run is continued: where and how it is computed, what is logged, saved and evaluated, and where
 # the files lie whose digests the record holds.
-FREE = re.compile(
+MAY_CHANGE = re.compile(
     r"config\.(num_devices|sharding|fsdp_size|loss_impl|micro_batch|profile_steps|eval_batch_size"
     r"|log\..*|checkpoint\..*|evaluators\..*"
     r"|task\.(threads|prefetch_mib|in_memory|data|tokenizer)"
@@ -54,34 +54,33 @@ def check_workdir(workdir: Path) -> None:
 
 
 def check_or_write(
-    workdir: Path, flat: Mapping[str, Any], text: str, identity: Mapping[str, str], facts: Mapping[str, int]
+    workdir: Path, flat: Mapping[str, Any], text: str, found: Mapping[str, Any], recorded: Mapping[str, Any]
 ) -> None:
     """Writes run.json and config.json into a new run; refuses to continue a run that was started otherwise.
 
-    flat, text: the config, flattened and as JSON.  What FREE names may change.
-    identity:   digests of what a config only names: data, tokenizer, weights
-    facts:      of the task
+    flat, text: the config, flattened and as JSON.  What MAY_CHANGE names may change.
+    found:      {'identity': digests of what a config only names: data, tokenizer, weights; 'facts': of the task;
+                'networks': what files said of networks}
+    recorded:   the flattened config that the run began with; empty where it begins
     """
     with failing_together():
         if jax.process_index() == 0:
-            _check_or_write(workdir, flat, text, identity, facts)
+            _check_or_write(workdir, flat, text, found, recorded)
     check_shared(workdir / "run.json")
 
 
-def _check_or_write(workdir, flat, text, identity, facts):
+def _check_or_write(workdir, flat, text, found, recorded):
     path = workdir / "run.json"
-    if path.exists():
-        recorded = _read(path)
-        then = {**recorded["config"], **recorded["identity"]}
-        if different := differences(then, {**flat, **identity}):
+    if recorded:
+        then = {**recorded, **_read(path)["identity"]}
+        if different := differences(then, {**flat, **found["identity"]}):
             raise UserError(
                 f"{workdir} holds a run of another config ({different}): give those values, or another --workdir"
             )
         return
     record = {
         "config": dict(flat),
-        "identity": dict(identity),
-        "facts": dict(facts),
+        **found,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "devices": [str(device.device_kind) for device in jax.devices()],
@@ -94,8 +93,8 @@ def _check_or_write(workdir, flat, text, identity, facts):
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """'config.a: 1 there, 2 now; …' of flattened configs, empty where they are equal but for what FREE names."""
-    keys = [key for key in sorted({*old, *new}) if not FREE.fullmatch(key) and old.get(key) != new.get(key)]
+    """'config.a: 1 there, 2 now; …' of flattened configs, empty where they are equal but for what MAY_CHANGE names."""
+    keys = [key for key in sorted({*old, *new}) if not MAY_CHANGE.fullmatch(key) and old.get(key) != new.get(key)]
     return "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys)
 
 

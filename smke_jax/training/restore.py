@@ -10,6 +10,7 @@ import optax
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Evaluator, Figures
 from smke_jax.evaluators.encode import Encoder
+from smke_jax.parts import filled
 from smke_jax.tasks.base import Split
 from smke_jax.training import record
 from smke_jax.training.build import Experiment, build_experiment, build_step, read_starts
@@ -45,14 +46,17 @@ class TrainedRun(NamedTuple):
 
     def encoder(self) -> Encoder:
         """Runs passes with the parameters of this checkpoint."""
-        recipe, frozen = self.experiment.recipe, {}
+        recipe, frozen, train = self.experiment.recipe, {}, {}
 
         def own(p):
             missing = networks_of(recipe, (p,)) - frozen.keys()
             frozen.update(dict.fromkeys(missing, {}) | self.frozen(missing))
-            return borrow(recipe, p, self.params, {}, frozen, {})
+            if not train and (p.reads or any(recipe.networks[name].average for name in p.networks)):
+                train.update(_train_state(self))
+            return borrow(recipe, p, self.params, train.get("averages", {}), frozen, train.get("slots", {}))
 
-        return Encoder(self.experiment.chosen, own, self.experiment.mesh, batch_size=self.config["eval_batch_size"])
+        size, threads = self.config["eval_batch_size"], self.experiment.task.threads
+        return Encoder(self.experiment.chosen, own, self.experiment.mesh, batch_size=size, threads=threads)
 
     def evaluate(self, evaluator: Evaluator, split: Split | None = None) -> Figures:
         """What `evaluator` finds, on its own split or another one."""
@@ -63,9 +67,9 @@ class TrainedRun(NamedTuple):
 def restore_run(workdir: str | Path, step: int | Literal["best"] | None = None) -> TrainedRun:
     """The newest sound, the best or a given checkpoint of the run in `workdir`, on all devices of this machine."""
     workdir = Path(workdir)
-    config, run = record.read_config(workdir), record.read_run(workdir)
+    config, run = filled(record.read_config(workdir)), record.read_run(workdir)
     config.update(num_devices=0, sharding="replicated")  # however it was trained
-    experiment = build_experiment(config, workdir, run["facts"])
+    experiment = build_experiment(config, workdir, run["facts"], run.get("networks"))
     words = experiment.task.tokenizer
     if words is not None and words.digest != run["identity"].get("tokenizer"):
         raise UserError(
@@ -87,7 +91,7 @@ def exported(run: TrainedRun) -> tuple[Any, dict]:
     for name, network in recipe.networks.items():
         if network.export is None or name not in run.params:
             continue
-        slots = _slots(run) if network.export_reads else {}
+        slots = jax.device_get(_train_state(run)["slots"]) if network.export_reads else {}
         whole = merge(run.params[name], run.frozen((name,)).get(name, {}))
         params, description = network.export(whole, slots)
         return params, {**description, **_use(run)} if description["type"] == "student" else description
@@ -109,13 +113,15 @@ def _use(run: TrainedRun) -> dict:
     }
 
 
-def _slots(run: TrainedRun) -> dict[str, Any]:
-    """The slots of the newest sound checkpoint."""
-    config = record.read_config(run.workdir)
+def _train_state(run: TrainedRun) -> dict[str, Any]:
+    """What the newest sound checkpoint holds besides parameters: 'averages', 'slots' and the optimiser's state."""
+    config = filled(record.read_config(run.workdir))
     config.update(num_devices=0, sharding="replicated")
     _, _, abstract, _ = build_step(config, run.experiment)
     with Checkpointer(run.workdir / "checkpoints", read_only=True) as checkpoints:
         found = checkpoints.restore_latest(abstract.params, abstract.without_params())
     if found is None or found.step != run.step:
-        raise UserError(f"the codes of {run.workdir} are read of its newest checkpoint alone: leave --step out")
-    return jax.device_get(found.train["slots"])
+        raise UserError(
+            f"averages, banks and codes of {run.workdir} are read from its newest checkpoint alone: leave --step out"
+        )
+    return dict(found.train)

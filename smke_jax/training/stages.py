@@ -51,6 +51,7 @@ def train_stages(stages: Mapping[str, ConfigDict], workdir: str | Path) -> Finis
         whole = outcome.step >= read_config(folder).total_steps
         if not whole or name == list(configs)[-1]:
             return Finished(name, folder, outcome, whole)
+        del outcome  # the next stage needs the memory of its parameters
         _export(folder)
     raise UserError("there is no stage to train")
 

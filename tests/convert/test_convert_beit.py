@@ -130,8 +130,14 @@ def source(state, config=None) -> Source:
 PRETRAINED, FINETUNED = (unilm(TINY, finetuned=x).state for x in (False, True))
 
 
-def test_a_wrapper_is_taken_off_and_heads_of_pretraining_are_left_out():
-    conversion = convert(source({f"module.{name}": x for name, x in PRETRAINED.items()}))
+@pytest.fixture(scope="module")
+def pretrained():
+    """PRETRAINED, converted from within a wrapper."""
+    return convert(source({f"module.{name}": x for name, x in PRETRAINED.items()}))
+
+
+def test_a_wrapper_is_taken_off_and_heads_of_pretraining_are_left_out(pretrained):
+    conversion = pretrained
     assert conversion.report.sound and conversion.description["shared_bias"] and conversion.description["final_norm"]
     left_out = {name.split(".")[0] for name in conversion.report.ignored}
     assert left_out == {"mask_token", "lm_head", "cls_pt_layers", "rel_pos_bias"}
@@ -148,8 +154,8 @@ def test_a_classifier_is_whole_or_left_out():
         assert {"fc_norm", "head"} & {name.split(".")[0] for name in conversion.report.ignored}
 
 
-def test_a_teacher_without_last_norm_takes_a_file_that_has_one():
-    conversion = convert(source(PRETRAINED))
+def test_a_teacher_without_last_norm_takes_a_file_that_has_one(pretrained):
+    conversion = pretrained
     target = param_shapes(conversion.description | {"final_norm": False})
     assert "norm" not in target and set(fit(target, conversion.params, source="beit")) == set(target)
     with pytest.raises(UserError, match="missing norm/bias"):

@@ -188,8 +188,13 @@ REFERENCE = hf(TINY)
 OUTPUTS = REFERENCE.compute()
 
 
-def test_what_follows_the_end_of_text_changes_nothing():
-    conversion = convert(source(REFERENCE.state, REFERENCE.config))
+@pytest.fixture(scope="module")
+def conversion():
+    """Of REFERENCE."""
+    return convert(source(REFERENCE.state, REFERENCE.config))
+
+
+def test_what_follows_the_end_of_text_changes_nothing(conversion):
     model, (_, ids) = build_model(conversion.description), REFERENCE.inputs
     compiled = jax.jit(lambda params, ids: model.apply({"params": params}, ids, method="encode_text"))
     encode = functools.partial(compiled, conversion.params)
@@ -202,8 +207,7 @@ def test_what_follows_the_end_of_text_changes_nothing():
         encode(np.ones((1, 10), np.int32))
 
 
-def test_transformers_loads_what_we_give_back(tmp_path):
-    conversion = convert(source(REFERENCE.state, REFERENCE.config))
+def test_transformers_loads_what_we_give_back(conversion, tmp_path):
     back = to_torch(LAYOUTS["clip-hf"], conversion.params, conversion.description)
     save_file(back, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps(REFERENCE.config))

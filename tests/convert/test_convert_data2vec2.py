@@ -138,12 +138,17 @@ def test_whole_networks_fit(case):
 PRENET_0, PRENET_2 = (fairseq(TINY, prenet) for prenet in (0, 2))
 
 
+@pytest.fixture(scope="module")
+def conversion():
+    """Of PRENET_2."""
+    return convert(source(PRENET_2))
+
+
 def source(reference: Reference, **changes) -> Source:
     return Source(Path("base_imagenet.pt"), reference.state | changes, reference.config, "")
 
 
-def test_what_is_left_out_is_said():
-    conversion = convert(source(PRENET_2))
+def test_what_is_left_out_is_said(conversion):
     left_out = {name.removeprefix(IMAGE).split(".")[0] for name in conversion.report.ignored}
     assert left_out == {"_ema", "decoder", "recon_proj", "fixed_positional_encoder"}
     assert conversion.report.mapped["blocks.2.norm1.weight"] == ("block_2/norm1/scale",)  # its first shared block
@@ -167,15 +172,14 @@ def test_a_student_takes_the_first_blocks(reference):
     np.testing.assert_allclose(out, reference.compute()[1], atol=2e-5)
 
 
-def test_the_command_reads_a_file_of_fairseq(tmp_path):
+def test_the_command_reads_a_file_of_fairseq(conversion, tmp_path):
     tensors = {name: torch.tensor(x) for name, x in PRENET_2.state.items() if not name.startswith("_ema")}
     nested = tensors | {"_ema": {"blocks.0.norm1.weight": torch.ones(32)}}
     torch.save({"cfg": PRENET_2.config["cfg"], "model": nested, "args": None}, tmp_path / "base_imagenet.pt")
     out = tmp_path / "out"
     assert main(["convert", f"--checkpoint={tmp_path}/base_imagenet.pt", f"--out={out}"]) == 0
-    expected = convert(source(PRENET_2))
-    assert read_description(out)["model"] == json.loads(json.dumps(expected.description))
-    assert jax.tree.all(jax.tree.map(np.array_equal, load_params(out), expected.params))
+    assert read_description(out)["model"] == json.loads(json.dumps(conversion.description))
+    assert jax.tree.all(jax.tree.map(np.array_equal, load_params(out), conversion.params))
 
 
 def test_images_of_another_size_are_refused(tmp_path, capsys):

@@ -61,6 +61,14 @@ def network(trained):
 
 
 @pytest.fixture(scope="module")
+def embedded(run):
+    """What the run itself makes of the gallery: its captions and its images, embedded."""
+    images, captions, _ = gallery()
+    model = smke_jax.load(run)
+    return model.encode_texts(captions), model.encode_images(list(images))
+
+
+@pytest.fixture(scope="module")
 def samples(trained, network):
     return check.draw_samples(trained.experiment.task, ("dev",), network.description)
 
@@ -158,11 +166,11 @@ def test_pytorch_alone_opens_it(exported, monkeypatch):
 
 
 @pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"onnx"}))
-def test_three_lines_open_it(run, exported, format):
+def test_three_lines_open_it(embedded, exported, format):
     images, captions, _ = gallery()
-    ours, theirs = smke_jax.load(run), smke_jax.load(exported(format))
-    np.testing.assert_allclose(theirs.encode_texts(captions), ours.encode_texts(captions), atol=1e-6)
-    np.testing.assert_allclose(theirs.encode_images(list(images)), ours.encode_images(list(images)), atol=1e-6)
+    model, (text, image) = smke_jax.load(exported(format)), embedded
+    np.testing.assert_allclose(model.encode_texts(captions), text, atol=1e-6)
+    np.testing.assert_allclose(model.encode_images(list(images)), image, atol=1e-6)
 
 
 def test_what_converts_back(exported, network, tmp_path):

@@ -1,4 +1,4 @@
-"""Every file in configs/: it says what it is and how to run it, trains two steps, and refuses what it does not know."""
+"""Every file in configs/: it says what it is and how to run it, is whole in all forms, and refuses what is unknown."""
 
 import importlib.util
 import json
@@ -9,33 +9,39 @@ from pathlib import Path
 import jax
 import pytest
 from ml_collections import ConfigDict
-from smke_jax.training.experiment import batch_shapes, resolve, training_views
 
-from smke_jax.config import FORMS, base
+from smke_jax import evaluators, networks, objectives, parts, selections, tasks
+from smke_jax.config_files import load_config, load_rungs, load_stages, override
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
 from smke_jax.errors import UserError
-from smke_jax.programs.ladder import find_recipes
-from smke_jax.programs.train import load_config
+from smke_jax.forms import FORMS
+from smke_jax.parts import part
+from smke_jax.training import build, optimizer
+from smke_jax.training.build import build_experiment, resolve
 from smke_jax.training.loop import train_and_evaluate
-from smke_jax.training.recipe import build_recipe, init_params
+from smke_jax.training.recipe import in_order, shapes_of
 from smke_jax.training.record import flatten
+from smke_jax.training.stages import MARK, with_stages
+from smke_jax.training.step import needed
 
-FILES = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.py"))
+FOLDER = Path(__file__).resolve().parents[2] / "configs"
+FILES = sorted(FOLDER.glob("*.py"))
 SCENES = make_scenes(96, 16)
+FACTS = {"num_images": 1000, "vocab_size": 30_522}
 
 
-def load(path: Path):
+def module_of(path: Path):
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def keys(config, prefix="") -> set[str]:
-    nested = {k: v for k, v in config.items() if isinstance(v, ConfigDict)}
-    inner = set().union(*(keys(v, f"{prefix}{k}.") for k, v in nested.items()))
-    return {prefix + k for k in config} | inner
+def variants(path: Path) -> list[str]:
+    """All that stands behind the colon: a form, a variant of the file, both, and nothing."""
+    kinds = ["", *getattr(module_of(path), "VARIANTS", ())]
+    return [",".join(filter(None, (kind, form))) for kind in kinds for form in FORMS]
 
 
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -45,106 +51,221 @@ def test_there_are_configs():
     assert {"flickr8k", "s_smke"} <= {path.stem for path in FILES}
 
 
+# ---- what they say
+
+
 @each
 def test_it_begins_with_what_it_is_and_its_exact_command(path):
-    lines = load(path).__doc__.splitlines()
+    lines = module_of(path).__doc__.splitlines()
     assert len(lines[0]) > 20 and lines[0].endswith((".", ":")) and lines[1] == "", "a one-line summary comes first"
     commands = [line.strip() for line in lines if line.strip().startswith("smke ")]
     assert all(line.startswith("    smke ") for line in lines if line.strip().startswith("smke "))
-    assert [c for c in commands if c.startswith((f"smke train --config=configs/{path.name} --workdir=", "smke demo"))]
+    own = (f"smke train --config=configs/{path.name} --workdir=", f"smke sweep --config=configs/{path.name} --out=")
+    assert [c for c in commands if c.startswith((*own, "smke demo"))]
 
 
 @each
 def test_the_flags_that_it_names_exist(path):
-    module = load(path)
-    named = set(re.findall(r"--(config\.[\w.]+)=", module.__doc__))
-    assert named <= set(flatten(module.get_config()))
+    """Each can be set on the command line, to the value that the text gives it."""
+    doc, config = module_of(path).__doc__, load_config(str(path))
+    known = set(flatten(config.copy_and_resolve_references()))
+    for key in re.findall(r"--?-?(config\.[\w.]+)=", doc):
+        assert key in known, key
+    for flag in re.findall(r"`(--config\.[\w.]+=[^\s`]+)", doc):
+        assert override(load_config(str(path)), [flag]) is not None
 
 
 @each
-def test_it_has_the_fields_of_base_and_no_others(path):
-    config = load(path).get_config()
-    own = {key for key in keys(config) if not key.startswith("terms.")}
-    assert own == {key for key in keys(base()) if not key.startswith("terms.")}
-    assert config.terms and config.batch_size % 8 == 0
-    assert bool(config.total_steps) != bool(config.epochs)
+def test_the_files_and_variants_that_it_names_exist(path):
+    doc = module_of(path).__doc__
+    for name, kind in re.findall(r"\b((?:configs|smke_jax)/[\w/]+\.(?:py|md))(?::([\w,]+))?", doc):
+        assert (FOLDER.parent / name).is_file(), name
+        if kind:
+            load_config(f"{FOLDER.parent / name}:{kind}")
 
 
-@each
-def test_unknown_keys_are_rejected(path):
-    config = load(path).get_config()
-    for part, key in ((config, "bach_size"), (config.student.image, "patchsize"), (config.optimizer, "lr")):
-        with pytest.raises((AttributeError, KeyError), match=key):
-            setattr(part, key, 1)
-        with pytest.raises((AttributeError, KeyError), match=key):
-            part.update({key: 1})
+# ---- what they are made of
 
 
-@pytest.mark.slow
-@each
-def test_its_smoke_variant_takes_two_steps(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
-    config = load(path).get_config("smoke")
-    assert config.total_steps == 2
-    config.num_devices = 2
-    outcome = train_and_evaluate(config, tmp_path)
-    assert outcome.step == 2
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
-    assert list(losses) == [1, 2] and all(map(math.isfinite, losses.values()))
-    assert (tmp_path / "checkpoints" / "2").is_dir()
-    if "student" in config.passes:
-        assert outcome.metrics["n_images"] == 16
-        assert (tmp_path / "evals" / "2" / "retrieval.json").is_file()
+class Shapes:
+    """`shapes_of` for all passes there are, computed once for equal networks on equal data."""
+
+    def __init__(self):
+        self.known, self.key = {}, ""
+
+    def __call__(self, recipe, batch, forward=None):
+        if self.key not in self.known:
+            made = {*batch}
+            for _ in recipe.passes:  # not those of evaluation, which read what a batch does not have
+                made |= {name for p in recipe.passes if made >= set(p.needs) for name in p.provides}
+            self.known[self.key] = shapes_of(recipe, batch, in_order(recipe.passes, batch, {"the test": made}))
+        return self.known[self.key]
 
 
-VARIANTS = [(path, kind) for path in FILES for kind in getattr(load(path), "VARIANTS", ())]
+SHAPES = Shapes()
 
 
-@pytest.mark.parametrize(("path", "kind"), VARIANTS, ids=lambda x: x if isinstance(x, str) else x.stem)
-@pytest.mark.parametrize("form", FORMS)
-def test_its_other_variants_can_be_built(path, kind, form):
-    config = load(path).get_config(f"{kind},{form}")
-    config.teacher.checkpoint = "random" if "teacher" in config.passes else ""
-    config.teacher.update(width=192, num_heads=3)  # what the file that it stands for would say
-    config.student.init = config.student.image.init = "random"
+def without_files(config: ConfigDict) -> ConfigDict:
+    """With random weights in place of files, and one layer in place of many: widths are what has to fit."""
     config = resolve(config)
-    recipe, shapes = build_recipe(config, vocab_size=300), batch_shapes(config, training_views(config))
-    params, _ = jax.eval_shape(lambda key: init_params(recipe, key, shapes), jax.random.key(0))
-    assert params["student"]
+    config.num_devices = 1
+    for network in config.networks.values():
+        for key in network:
+            if key.endswith("start") and not Path(network[key]).is_file():  # drawn scenes have a shipped teacher
+                network[key] = "random"
+        if network.type == "frozen" and network.start == "random" and network.model is None:  # photos have one teacher
+            network.model = load_config(str(FOLDER / "teacher_flickr8k.py")).networks.views.model
+        for model in (x for x in network.values() if isinstance(x, ConfigDict)):
+            model.update({key: 1 for key in model if key == "depth"})
+            model.update({key: (1, 1) for key in model if key == "depths"})
+    return config
+
+
+@pytest.mark.parametrize("location", [f"{path.stem}.py:{x}" for path in FILES for x in variants(path)])
+def test_it_is_whole_in_every_variant_and_form(location, monkeypatch):
+    """Parts have all fields of their builders, needs are met, and the terms begin with what the networks make."""
+    monkeypatch.setattr(build, "shapes_of", SHAPES)
+    for stage, config in load_stages(f"{FOLDER / location.removesuffix(':')}").items():
+        assert config.terms and config.batch_size % 8 == 0 and bool(config.total_steps) != bool(config.epochs)
+        for section in ("networks", "selections", "terms", "assets", "evaluators"):
+            for own in config[section].values():
+                complete(own)
+        complete(config.task)
+        config = without_files(config)
+        SHAPES.key = json.dumps([flatten(config[x]) for x in ("networks", "task")]) + str(config.batch_size)
+        experiment = build_experiment(config, None, FACTS)
+        for term in experiment.recipe.terms.values():
+            read = needed(term, experiment.shapes.arrays)
+            params, slots = jax.eval_shape(lambda t=term, r=read: t.init(jax.random.key(0), r))
+            jax.eval_shape(term.update, slots, read)
+        assert stage == "" or re.fullmatch(r"\w+|[\w/]+", stage)
+
+
+def complete(own: ConfigDict) -> None:
+    """A part has the fields of its builder, no others, and cannot get others."""
+    room, builder = parts.find(own.type)
+    assert set(own) == {"type", *parts.defaults(room, builder)}
+    with pytest.raises((AttributeError, KeyError), match="patchsize"):
+        own.patchsize = 1
+    for inner in own.values():
+        if isinstance(inner, ConfigDict):
+            complete(inner)
+
+
+@each
+def test_fields_that_do_not_exist_are_rejected(path):
+    config = load_config(str(path))
+    for where, key in ((config, "bach_size"), (config.optimizer, "lr"), (config.task, "tokeniser")):
+        with pytest.raises((AttributeError, KeyError), match=key):
+            setattr(where, key, 1)
+        with pytest.raises((AttributeError, KeyError), match=key):
+            where.update({key: 1})
+    with pytest.raises(UserError, match="unknown config key config.task.tokeniser"):
+        override(config, ["--config.task.tokeniser=x"])
+
+
+@pytest.mark.parametrize("location", [f"{path.stem}.py:{x}" for path in FILES for x in variants(path)
+                                      if hasattr(module_of(path), "get_stages")])  # fmt: skip
+def test_stages_follow_one_another(location, tmp_path):
+    """What a stage starts from is a stage before it; the last one is what the file is called for."""
+    stages = load_stages(f"{FOLDER / location.removesuffix(':')}")
+    names = list(stages)
+    for i, (name, config) in enumerate(stages.items()):
+        used = {x.removeprefix(MARK) for x in flatten(config).values() if isinstance(x, str) and x.startswith(MARK)}
+        assert used <= set(names[:i]), f"{name} starts from {used}"
+        placed = with_stages(config, {n: None for n in names[:i]}, tmp_path)
+        assert not [x for x in flatten(placed).values() if isinstance(x, str) and x.startswith(MARK)]
+    last = load_config(f"{FOLDER / location.removesuffix(':')}")
+    assert flatten(stages[names[-1]]) == flatten(last)
 
 
 def test_variants_are_refused_by_name():
-    get_config = load(FILES[0].parent / "token_types.py").get_config
+    get_config = module_of(FOLDER / "token_types.py").get_config
     for wrong in ("beside", "before,flickr30k", "smoke,before", "none,before"):
         with pytest.raises(UserError, match="unknown variant .* none, before, after, after_scaled"):
             get_config(wrong)
-    assert get_config("before,smoke").student.token_types_at == get_config("before").student.token_types_at == "before"
-    assert get_config("smoke").total_steps == 2
+    before = [get_config(x).networks.student.token_types_at for x in ("before,smoke", "before")]
+    assert before == ["before", "before"] and get_config("smoke").total_steps == 2
 
 
-def test_rungs_make_one_ladder_and_build_in_every_form():
-    recipes = find_recipes(FILES[0].parent)
-    assert "s_smke" in [recipe.name for recipe in recipes]
-    assert len({recipe.rung.order for recipe in recipes}) == len(recipes)
-    for recipe in recipes:
-        for form in ("", *FORMS):
-            assert load_config(recipe.location(form)).terms
+def test_rungs_make_one_ladder():
+    rungs = [rung for path in FILES for rung in load_rungs(str(path))]
+    assert len({rung.order for rung in rungs}) == len(rungs) > 15
 
 
 def test_s_smke_without_its_weights_names_the_file_it_lacks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    config = load(FILES[0].parent / "s_smke.py").get_config()
-    with pytest.raises(UserError, match="no weights at weights/beitv2-base-pt1k: give what `smke convert`"):
+    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
+    config = load_config(str(FOLDER / "s_smke.py"))
+    config.task = load_config(f"{FOLDER / 's_smke.py'}:smoke").task
+    with pytest.raises(UserError, match="config.networks.teacher: no weights at weights/beitv2-base-pt1k: give what"):
         train_and_evaluate(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run" / "run.json").exists()
 
 
 def test_s_smke_describes_the_thesis():
-    c = load(FILES[0].parent / "s_smke.py").get_config()
+    c = load_config(str(FOLDER / "s_smke.py"))
     assert (c.batch_size, c.total_steps, c.terms.target_itc.bank_size) == (512, 44_636, 65_536)
     assert (c.optimizer.name, c.optimizer.betas, c.optimizer.eps, c.optimizer.weight_decay, c.optimizer.clip_norm) == (
         "adamw", (0.9, 0.98), 1e-6, 0.01, 0.0,
     )  # fmt: skip
-    assert not c.teacher.final_norm and c.data.crop_scale == (0.9, 1.0) and c.data.max_length == 64
-    assert c.data.unit == "pairs"
+    assert not c.networks.teacher.final_norm and c.task.crop_scale == (0.9, 1.0) and c.task.max_length == 64
+    assert c.task.unit == "pairs" and c.task.data == ("data/coco", "data/cc3m", "data/cc12m")
+
+
+# ---- a few are really trained
+
+
+# {config: terms that are added to it}.  All others are these with other terms, fields and sizes, which are tested where
+# they are defined.
+COVERING = {
+    "momentum": ("proximal_itc", "siglip"),  # an average; banks of three kinds beside one another
+    "itm": ("target_itc", "cosine"),  # a selection, and passes on what it chose
+    "s_smke_vq": ("cmli",),  # a quantiser: a second frozen network that reads of the first
+    "target_cmli:cosine": ("target_cmli",),  # tokens of the towers and of the teacher
+    "shre_ranking": (),  # a teacher of classes, and an MLP as the shared layers
+    "image_vq": (),  # images alone, an autoencoder, and slots that a pass reads
+    "teacher_scenes": (),  # two views of an image, an encoder, Muon, and a probe as the evaluator
+}
+
+
+def covering(name):
+    stem, _, kind = name.partition(":")
+    config = load_config(f"{FOLDER / stem}.py:{','.join(filter(None, (kind, 'smoke')))}")
+    for term in COVERING[name]:
+        config.terms[term] = part(term)
+    config.num_devices = 2 if "student" not in config.networks else 1
+    if "retrieval" in config.evaluators and name != "shre_ranking":  # once is enough
+        del config.evaluators.retrieval
+    return config
+
+
+def test_the_covering_set_covers():
+    """Every kind of part occurs in it but assets, of which tests/training/test_assets.py trains runs."""
+    configs = [covering(name) for name in COVERING]
+    for section, table in (
+        ("networks", networks.NETWORKS), ("selections", selections.SELECTIONS), ("terms", objectives.TERMS),
+        ("evaluators", evaluators.EVALUATORS),
+    ):  # fmt: skip
+        assert {own.type for c in configs for own in c[section].values()} == set(table), section
+    assert {c.task.type for c in configs} == set(tasks.TASKS)
+    assert {c.optimizer.name for c in configs} == set(optimizer.OPTIMIZERS)
+    assert {c.networks.student.shared.type for c in configs if "student" in c.networks} == {"mlp", "transformer"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", COVERING)
+def test_it_takes_two_steps(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
+    config = covering(name)
+    assert config.total_steps == 2
+    outcome = train_and_evaluate(config, tmp_path)
+    assert outcome.step == 2 and set(outcome.figures) == set(config.evaluators)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = {line["step"]: line for line in lines if "loss" in line}
+    assert list(losses) == [1, 2]
+    for term in config.terms:
+        assert all(math.isfinite(line[f"{term}/loss"]) for line in losses.values()), term
+    assert (tmp_path / "checkpoints" / "2").is_dir()
+    for evaluator in config.evaluators:
+        assert json.loads((tmp_path / "evals" / "2" / f"{evaluator}.json").read_text())

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from smke_jax.errors import UserError
+from smke_jax.networks.base import Network
 from smke_jax.objectives.base import Scope
 from smke_jax.objectives.memory_bank import RANDOM, UNFILLED, empty_bank, negatives, push, random_bank
 from smke_jax.objectives.target_itc import target_itc
 from smke_jax.parallel.mesh import make_mesh, put_batch
-from smke_jax.networks.base import Network
 from smke_jax.passes.base import Pass
 from smke_jax.training.recipe import Recipe, make_recipe
 from smke_jax.training.step import init_state, make_train_step, run_terms

@@ -44,7 +44,7 @@ def run(student_run, tmp_path) -> Path:
     """A copy of the student's run, whose files of weights are gone."""
     copy = Path(shutil.copytree(student_run, tmp_path / "run"))
     config = json.loads((copy / "config.json").read_text())
-    config["networks"]["student"]["image_start"] = "/gone"
+    config["networks"]["student"]["image_start"] = config["networks"]["teacher"]["start"] = "/gone"
     (copy / "config.json").write_text(json.dumps(config))
     return copy
 

@@ -35,7 +35,8 @@ def with_bias() -> Network:
 
     def init(key, specs):
         keys = jax.random.split(key)
-        return {s: {"kernel": 0.2 * jax.random.normal(k, (SIZES[s], 4)), "bias": jnp.ones(4)} for s, k in zip(SIZES, keys)}
+        kernels = {side: 0.2 * jax.random.normal(k, (SIZES[side], 4)) for side, k in zip(SIZES, keys)}
+        return {side: {"kernel": kernel, "bias": jnp.ones(4)} for side, kernel in kernels.items()}
 
     def encode(name, side):
         def run(params, arrays, key, train):

@@ -45,10 +45,10 @@ def contrast(decay=DECAY):
         return {f"{side}/out": arrays[side] @ params["net"][side] for side in SIDES}
 
     encode = Pass("encode", ("net",), SIDES, ("image/out", "text/out"), run)
-    networks = {"net": Network(init, None), "momentum": Network(None, None, trained=False, average=Average("net", decay))}
+    follower = Network(None, None, trained=False, average=Average("net", decay))
     return make_recipe(
-        networks, (encode, averaged(encode, "net", "momentum")), {"t": bank_itc(("out",), "momentum/", BANK)},
-        {"t": lambda progress: 1.0}, batch=(*SIDES, "id"),
+        {"net": Network(init, None), "momentum": follower}, (encode, averaged(encode, "net", "momentum")),
+        {"t": bank_itc(("out",), "momentum/", BANK)}, {"t": lambda progress: 1.0}, batch=(*SIDES, "id"),
     )  # fmt: skip
 
 

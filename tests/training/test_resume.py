@@ -109,7 +109,8 @@ def assert_ended_alike(a: Path, b: Path) -> None:
     one, other = last_record(a), last_record(b)
     assert one == other
     kept = " ".join(one[0]["train"])
-    for what in ("target_itc/features", "bank_itc/text/out/ids", "proximal_itc/ids", "toggles/odd", "averages/momentum"):
+    banks = ("target_itc/features", "bank_itc/text/out/ids", "proximal_itc/ids")
+    for what in (*banks, "toggles/odd", "averages/momentum"):
         assert what in kept
     assert {"net/image/kernel", "terms/toggles/w"} <= set(one[0]["params"])
 

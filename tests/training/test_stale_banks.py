@@ -1,4 +1,4 @@
-"""What the thesis saw of banks, on a small network (spec 11, 12): its own past ruins it, that of its average does not."""
+"""What the thesis saw of banks, on a small network (spec 11, 12): its own past ruins it, its average does not."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,8 @@ def trained(keys):
     """Of ITC against a bank: the least spread of the embeddings, and R@10 among 1000 pairs in percent."""
     names = ("image/out", "text/out")
     own = Pass("encode", ("net",), SIDES, names, encode, watched=names)
-    networks = {"net": Network(init, None), "momentum": Network(None, None, trained=False, average=Average("net", 0.99))}
+    follower = Network(None, None, trained=False, average=Average("net", 0.99))
+    networks = {"net": Network(init, None), "momentum": follower}
     passes = (own, averaged(own, "net", "momentum"))
     terms, weights = {"t": bank_itc(("out",), keys, BANK)}, {"t": lambda progress: 1.0}
     recipe = make_recipe(networks, passes, terms, weights, batch=(*SIDES, "id"))

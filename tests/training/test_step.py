@@ -1,4 +1,4 @@
-"""The whole train step on two matrices: devices, donation, what is frozen, weights, order, and the tensor that went bad."""
+"""The whole train step on two matrices: devices, donation, what is frozen, weights, order, and what went bad."""
 
 import functools
 import json
@@ -16,7 +16,7 @@ from smke_jax.networks.base import Network
 from smke_jax.objectives.base import Term, no_state
 from smke_jax.parallel.mesh import make_mesh, put_batch, replicated
 from smke_jax.parts import part
-from smke_jax.passes.base import Pass, only
+from smke_jax.passes.base import Pass
 from smke_jax.selections.base import Selection
 from smke_jax.tasks.base import BatchPlan
 from smke_jax.training.build import build_experiment, build_step, resolve
@@ -412,13 +412,6 @@ def test_a_network_that_no_loss_depends_on_is_refused():
     with pytest.raises(UserError, match="no loss depends on the network 'idle': leave it out, or add a term"):
         idle(True)
     assert [p.name for p in idle(False).forward] == ["p"]  # frozen: there is nothing to be trained in vain
-
-
-def test_only_makes_what_is_asked_for():
-    made = {"a": 1, "b": 2, "c": 3}
-    p = Pass("p", (), (), ("a", "b", "c"), lambda params, batch, key, train: made)
-    narrowed = only(p, ("c", "a", "of another pass"))
-    assert narrowed.provides == ("a", "c") and narrowed.run(None, None, None, False) == {"a": 1, "c": 3}
 
 
 def test_the_step_reads_what_its_terms_need_and_no_more():

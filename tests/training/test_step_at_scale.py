@@ -1,4 +1,4 @@
-"""Micro-batches, fsdp, bfloat16 and the ring in the real train step: the same numbers, less memory, no stray transfers."""
+"""Micro-batches, fsdp, bfloat16 and the ring in the train step: the same numbers, less memory, no stray transfers."""
 
 import functools
 
