@@ -1,6 +1,7 @@
 """S-SMKE that names the image's code in a codebook of the teacher's features, as SHRe names its class.
 
     smke train --config=configs/image_vq.py --workdir=runs/image_vq --config.task.data=IMAGES
+    smke export --workdir=runs/image_vq --out=runs/image_vq/export
     smke train --config=configs/s_smke_vq.py --workdir=runs/s_smke_vq --config.task.data=DATA
 
 The paper's setting: S-SMKE with token types, whose head has a logit for each of the 1024 codes; cross entropy for image

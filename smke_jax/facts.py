@@ -8,4 +8,4 @@ from typing import Annotated, Any
 FromTask = Annotated[int, "a number among the facts"]
 
 # The type of the keyword `described`: what a network's file said of it when the run began; empty when it begins.
-Described = Annotated[Mapping[str, Any], "what a file said"]
+Described = Annotated[Mapping[str, Any] | None, "what a file said"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from smke_jax.evaluators.ranks import Ranks, write_ranks
+from smke_jax.evaluators.ranks import Ranks
 from smke_jax.forms import form_of
 from smke_jax.parts import itc
 from smke_jax.training.record import flatten
@@ -77,5 +77,5 @@ def make_run(
         folder.mkdir(parents=True)
         (folder / "retrieval.json").write_text(json.dumps(figures_of(ranks) if ranks else retrieval(r1)))
         if ranks:
-            write_ranks(folder / "retrieval.npz", ranks)
+            np.savez(folder / "retrieval.npz", **ranks._asdict())
     return path

@@ -1,4 +1,4 @@
-"""Every command of the README in small form, in its order, in an empty folder; its flags and paths as they stand there."""
+"""Every command of the README in small form, in its order, in an empty folder."""
 
 import re
 import shlex
@@ -62,7 +62,8 @@ def flickr8k(folder: Path) -> None:
     names = {split: [f"{split}{i}.jpg" for i in range(n)] for split, n in (("train", 16), ("dev", 6), ("test", 2))}
     words = ("a red dog runs", "two people sit", "the blue car", "children in the snow", "a bird over water")
     files = {f"Flicker8k_Dataset/{name}": jpeg(i) for i, name in enumerate(sum(names.values(), []))}
-    tokens = [f"{name}#{k}\t{word} {i} ." for i, name in enumerate(sum(names.values(), [])) for k, word in enumerate(words)]
+    photos = enumerate(sum(names.values(), []))
+    tokens = [f"{name}#{k}\t{word} {i} ." for i, name in photos for k, word in enumerate(words)]
     lists = {f"Flickr8k_text/Flickr_8k.{split}Images.txt": "\n".join(known) for split, known in names.items()}
     write(folder, files | lists | {"Flickr8k_text/Flickr8k.token.txt": "\n".join(tokens)})
 

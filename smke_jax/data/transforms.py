@@ -181,30 +181,3 @@ class TwoViews:
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> dict[str, np.ndarray]:
         return {"view1": self.view(image, rng), "view2": self.view(image, rng)}
-
-
-def _student_teacher(data, image_size: int, teacher_size: int) -> StudentTeacherViews:
-    common = {
-        "crop_scale": tuple(data.crop_scale),
-        "crop_ratio": tuple(data.crop_ratio),
-        "flip": data.flip,
-    }
-    return StudentTeacherViews(
-        View(image_size, jitter=data.jitter, grayscale=data.grayscale, **common),
-        View(teacher_size, jitter=0.4, **common),
-        data.teacher_view,
-    )
-
-
-def _two_views(data, image_size: int, teacher_size: int) -> TwoViews:
-    return TwoViews(
-        View(teacher_size, tuple(data.crop_scale), tuple(data.crop_ratio), data.flip, data.jitter, data.grayscale)
-    )
-
-
-VIEWS = {"student_teacher": _student_teacher, "two_views": _two_views}
-
-
-def build_views(data, *, image_size: int, teacher_size: int):
-    """The function (RGB image, rng) -> {name: uint8 view} that `data` (config.data) describes."""
-    return VIEWS[data.views](data, image_size, teacher_size)

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.evaluators.top_k import match_ranks
 
@@ -36,16 +35,8 @@ def retrieval_ranks(images, texts, caption_image, *, chunk_size: int = 1024) -> 
     )
 
 
-def write_ranks(path: str | Path, ranks: Ranks) -> Path:
-    """Writes `ranks` as a .npz file, whole or not at all."""
-    path = Path(path)
-    with atomic.replacing(path) as neighbour:
-        np.savez_compressed(neighbour, **{name: x.astype(np.int32) for name, x in ranks._asdict().items()})
-    return path
-
-
 def read_ranks(path: str | Path) -> Ranks:
-    """What `write_ranks` wrote; raises UserError where there is none, or a damaged one."""
+    """What an evaluation of retrieval wrote as .npz; raises UserError where there is none, or a damaged one."""
     try:
         with np.load(path) as arrays:
             ranks = Ranks(*(arrays[name].astype(np.int64) for name in Ranks._fields))

@@ -1,5 +1,6 @@
 """Image-text retrieval on one split: every image against all captions, every caption against all images (spec 23)."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ class Retrieval(NamedTuple):
     images: np.ndarray  # (N, D), L2-normalised
     texts: np.ndarray  # (M, D), L2-normalised
     caption_image: np.ndarray  # (M,) row of each caption's image
-    captions: list[str]  # M
+    captions: Sequence[str]  # M
 
 
 def retrieve(encode: Encode, split: Split, level: str) -> Retrieval:

@@ -27,6 +27,7 @@ class Start(NamedTuple):
     digests:  {what: digest of the file}; a run records them
     terms:    {term: parameters} that come along, such as temperatures
     expects:  {what: digest} that the identity of the run has to hold: what the file was made with
+    expects_of: {array: {what: digest}}, the same of the network of the run that makes the array, whatever its name
     """
 
     params: Params
@@ -34,13 +35,13 @@ class Start(NamedTuple):
     digests: Mapping[str, str]
     terms: Mapping[str, Params] = {}
     expects: Mapping[str, str] = {}
+    expects_of: Mapping[str, Mapping[str, str]] = {}
 
 
 class Network(NamedTuple):
     """A network owns parameters; passes borrow them by the network's name.
 
-    init:        (key, specs) -> parameters, where `specs` are those of the arrays that its first pass reads; None for an
-                 average
+    init:        (key, specs) -> parameters; `specs` of the arrays that its first pass reads.  None for an average
     forward:     (name, specs) -> the passes that run it where the config names none; `specs` of a training batch.
                  None for an average, which runs the passes of the network that it follows
     start:       (parameters as shapes) -> what it begins with, or None where it begins at random

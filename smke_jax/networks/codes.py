@@ -10,6 +10,8 @@ from smke_jax.networks.base import Network, Start
 from smke_jax.networks.start import RANDOM
 from smke_jax.passes.codes import TERM, autoencode, quantize
 
+TEACHER = "frozen"  # the type of the network whose features become codes
+
 
 def autoencoder(
     *,
@@ -69,9 +71,8 @@ def quantizer(*, start: str, num_codes: int = 1024, code_dim: int = 16) -> Netwo
         for field, value in (("num_codes", num_codes), ("code_dim", code_dim)):
             if found[field] != value:
                 raise UserError(f"{field} is {value} and was {found[field]} in {start}: set it so")
-        identity = read_description(start)["source"]["identity"]
-        expects = {what: identity[what] for what in ("teacher weights", "teacher form") if what in identity}
-        return Start(fit(shapes, load_params(start), source=start), {"": start}, digests(start), expects=expects)
+        params = fit(shapes, load_params(start), source=start)
+        return Start(params, {"": start}, digests(start), expects_of={"target/cls": _teacher(start)})
 
     return Network(
         lambda key, specs: model.init(key, jnp.zeros(specs["target/cls"].shape))["params"],
@@ -80,3 +81,15 @@ def quantizer(*, start: str, num_codes: int = 1024, code_dim: int = 16) -> Netwo
         trained=False,
         facts={"num_codes": num_codes},
     )
+
+
+def _teacher(path: str) -> dict[str, str]:
+    """{what: digest} of the teacher in the run that learned the codes in `path`, whatever it was called there."""
+    source = read_description(path)["source"]
+    config, identity = source["config"], source["identity"]
+    for key in identity:
+        name, _, what = key.partition(" ")
+        if what == "weights" and config.get(f"config.networks.{name}.type", name) == TEACHER:
+            known = {what: identity.get(f"{name} {what}") for what in ("weights", "form")}
+            return {what: digest for what, digest in known.items() if digest is not None}
+    raise UserError(f"{path} does not say of which teacher its codes are: export its run again")

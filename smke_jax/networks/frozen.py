@@ -29,7 +29,7 @@ def frozen(
     dtype: str = "float32",
     stand_in_classes: int = 0,
     stand_in_temperature: float = 0.1,
-    described: Described = {},
+    described: Described = None,
 ) -> Network:
     """The image encoder in the file `start`, which says what model it is.
 
@@ -45,7 +45,7 @@ def frozen(
     description = dict(said)
     if final_norm is not None:
         if "final_norm" not in TEACHERS[description["type"]].__dataclass_fields__:
-            raise UserError(f"final_norm: the teacher is a {description['type']}, which has no such field; leave it out")
+            raise UserError(f"final_norm: a {description['type']} has no such field; leave it out")
         description["final_norm"] = final_norm
     elif description.get("final_norm") is False and start != RANDOM:
         raise UserError(f"{start} has no norm after its last layer: set final_norm=False")
@@ -106,7 +106,8 @@ def _check_agrees(start: str, model: Mapping[str, Any], found: Mapping[str, Any]
         if key in UNSEEN or _plain(value) == _plain(usual.get(key)):
             continue
         if model["type"] != found["type"]:
-            raise UserError(f"model.{key} is set for a {model['type']}, and {start} holds a {found['type']}: leave it out")
+            kinds = f"is set for a {model['type']}, and {start} holds a {found['type']}"
+            raise UserError(f"model.{key} {kinds}: leave it out")
         if _plain(value) != _plain(theirs.get(key)):
             raise UserError(f"model.{key} is {value!r}, and {start} says {theirs.get(key)!r}: leave it out")
 

@@ -23,7 +23,7 @@ RANDOM = "random"  # what a config says where nothing is read from a file
 # The encoders that each tower can be made of, by the type in their descriptions.
 FITTING = {"image": {"data2vec2": Data2Vec2}, "text": {"bert": Bert}}
 # What may differ from the network that is read: how it was and is trained, and the size of the images.
-FREE = {
+MAY_DIFFER = {
     "head", "start", "image_start", "text_start", "trained", "target_dim", "vocab_size", "level", "max_length",
     "logit_scales", "image_size", "pooler", "dropout", "token_drop", "init_std", "dtype", "residual_dtype", "remat",
     "parent", "name", "init",
@@ -104,7 +104,7 @@ def _source(path) -> dict[str, str]:
 
 def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
     """'field is 1 there and 2 here' of the fields that both have and that have to agree."""
-    both = [key for key in theirs if key in ours and key not in FREE and not isinstance(ours[key], Mapping)]
+    both = [key for key in theirs if key in ours and key not in MAY_DIFFER and not isinstance(ours[key], Mapping)]
     return [f"{prefix}{k} is {theirs[k]!r} there and {ours[k]!r} here" for k in both if theirs[k] != ours[k]]
 
 
@@ -123,5 +123,7 @@ def describe_origins(name: str, params: Any, start: Start | None) -> list[str]:
     """One line for each part of the parameters of the network `name`: the file it starts from, or that it is random."""
     origins = start.origins if start else {}
     return [
-        f"{name}/{part}: {origins.get(part, origins.get('', RANDOM))}" for part in params if jax.tree.leaves(params[part])
+        f"{name}/{part}: {origins.get(part, origins.get('', RANDOM))}"
+        for part in params
+        if jax.tree.leaves(params[part])
     ]

@@ -38,7 +38,7 @@ class Pass(NamedTuple):
     reads: Mapping[str, Any] = {}
 
 
-def only(p: Pass, names: Iterable[str]) -> Pass:
+def narrowed(p: Pass, names: Iterable[str]) -> Pass:
     """`p` without the representations that are not among `names`, so that XLA removes their computation."""
     names = frozenset(names)
 

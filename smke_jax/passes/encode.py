@@ -7,23 +7,23 @@ LEVELS = ("fc1", "out", "head")
 TOKENS = ("tokens", "head_tokens")
 
 
-def encode_image(model: Student, network: str, prefix: str = "") -> Pass:
+def encode_image(model: Student, network: str) -> Pass:
     """'image/{fc1,out,head}' (B, D) of 'image', and 'image/{tokens,head_tokens}' (B, N, D) of every patch.
 
-    `network` is the name of the network that `model` runs with; `prefix` stands before the name of what it makes.
+    `network` is the name of the network that `model` runs with.
     """
 
     def run(params, arrays, key, train):
         image, sown = apply_with_tokens(
             model, params[network], to_network(arrays["image"]), method="encode_image", **_options(key, train)
         )
-        return {f"{prefix}image/{name}": x for name, x in {**image, **sown}.items()}
+        return {f"image/{name}": x for name, x in {**image, **sown}.items()}
 
-    provides = tuple(f"{prefix}image/{name}" for name in (*LEVELS, *TOKENS))
-    return Pass(f"{prefix}{network}/image", (network,), ("image",), provides, run, watched=(f"{prefix}image/out",))
+    provides = tuple(f"image/{name}" for name in (*LEVELS, *TOKENS))
+    return Pass(f"{network}/image", (network,), ("image",), provides, run, watched=("image/out",))
 
 
-def encode_text(model: Student, network: str, prefix: str = "") -> Pass:
+def encode_text(model: Student, network: str) -> Pass:
     """'text/{fc1,out,head}' (B, D) of 'text' and 'text_mask', and of every token of the caption but [CLS]:
 
     'text/{tokens,head_tokens}' (B, L - 2, D), and 'text/mask' (B, L - 2), which is 1 at its words: at neither [SEP] nor
@@ -35,11 +35,10 @@ def encode_text(model: Student, network: str, prefix: str = "") -> Pass:
         text, sown = apply_with_tokens(model, params[network], ids, mask, method="encode_text", **_options(key, train))
         # The last position is no word, and any other is one if a token follows it: [SEP] ends every caption.
         sown = {name: x[:, :-1] for name, x in sown.items()} | {"mask": mask[:, 2:]}
-        return {f"{prefix}text/{name}": x for name, x in {**text, **sown}.items()}
+        return {f"text/{name}": x for name, x in {**text, **sown}.items()}
 
-    provides = tuple(f"{prefix}text/{name}" for name in (*LEVELS, *TOKENS, "mask"))
-    watched = (f"{prefix}text/out",)
-    return Pass(f"{prefix}{network}/text", (network,), ("text", "text_mask"), provides, run, watched=watched)
+    provides = tuple(f"text/{name}" for name in (*LEVELS, *TOKENS, "mask"))
+    return Pass(f"{network}/text", (network,), ("text", "text_mask"), provides, run, watched=("text/out",))
 
 
 def _options(key, train):

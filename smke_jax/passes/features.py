@@ -16,7 +16,6 @@ def features(
     mean=MEAN,
     std=STD,
     head: Callable[[jax.Array], jax.Array] | None = None,
-    prefix: str = "target/",
 ) -> Pass:
     """'target/cls' (B, D) of the array `image`.
 
@@ -29,7 +28,7 @@ def features(
     def run(params, arrays, key, train):
         cls, sown = apply_with_tokens(model, params[network], to_network(arrays[image], mean, std))
         found = {"cls": cls, **sown} | ({} if head is None else {"logits": head(cls)})
-        return {f"{prefix}{name}": x for name, x in found.items()}
+        return {f"target/{name}": x for name, x in found.items()}
 
     in_patches = hasattr(model, "patch_size")
     made = {
@@ -38,4 +37,4 @@ def features(
         "tokens": in_patches,
         "patches": in_patches,
     }
-    return Pass(network, (network,), (image,), tuple(f"{prefix}{name}" for name, there in made.items() if there), run)
+    return Pass(network, (network,), (image,), tuple(f"target/{name}" for name, there in made.items() if there), run)

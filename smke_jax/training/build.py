@@ -163,7 +163,7 @@ def _check_fixed(assets: Mapping[str, Asset], passes: Iterable[Pass], whole: Spe
         changing = sorted(made_of & set(whole) - task.fixed)
         if asset.by_id and changing:
             raise UserError(
-                f"config.assets.{name}: {asset.provides[0]} is made of {changing[0]}, which changes from epoch to epoch, "
+                f"config.assets.{name}: {asset.provides[0]} is made of {changing[0]}, which changes with the epoch, "
                 "so that it cannot be stored: leave the asset out, or let the task show it unchanged (pairs: "
                 "teacher_view='fixed')"
             )
@@ -233,7 +233,8 @@ def _passes(name: str, networks: Mapping[str, Network], batch: Specs) -> tuple[P
     if network.average is None:
         return network.forward(name, batch)
     of = network.average.of
-    return tuple(averaged(p, of, name) for p in networks[of].forward(of, batch))
+    passes = networks[of].forward(of, batch)
+    return tuple(averaged(p, of, name, passes) for p in passes)
 
 
 def read_starts(experiment: Experiment, names: Iterable[str] | None = None) -> dict[str, Start]:
@@ -251,7 +252,9 @@ def read_starts(experiment: Experiment, names: Iterable[str] | None = None) -> d
     return starts
 
 
-def build_step(config: ConfigDict, experiment: Experiment) -> tuple[optax.GradientTransformation, Callable, Any, Callable]:
+def build_step(
+    config: ConfigDict, experiment: Experiment
+) -> tuple[optax.GradientTransformation, Callable, Any, Callable]:
     """(optimiser, schedule of the learning rate, abstract state, jitted train step) of `config` (resolved)."""
     tx, schedule = build_optimizer(
         batch_size=config.batch_size, total_steps=config.total_steps, **config.optimizer.to_dict()
@@ -336,7 +339,11 @@ def _identity(experiment: Experiment, starts: Mapping[str, Start]) -> dict[str, 
         elif network.trained is False and network.average is None:
             identity[f"{name} weights"] = "random"
     for name, start in starts.items():
-        for what, digest in start.expects.items():
+        expects = dict(start.expects)
+        for array, digests in start.expects_of.items():
+            maker = next(p for p in experiment.recipe.passes if array in p.provides).networks[0]
+            expects |= {f"{maker} {what}": digest for what, digest in digests.items()}
+        for what, digest in expects.items():
             if identity.get(what) != digest:
                 there, here = (str(x)[:20] for x in (digest, identity.get(what)))
                 field = "config.task.tokenizer" if what == "tokenizer" else "config"

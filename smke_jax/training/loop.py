@@ -129,7 +129,7 @@ class _Loop:
                             for name in due:
                                 found[name] = self._evaluate(name, state, step, writer)
                         except BaseException:  # save first: what cannot be read now must not cost the training
-                            if jax.process_count() == 1:  # other processes are not at this line, so that a joint save would hang
+                            if jax.process_count() == 1:  # others are not at this line: a joint save would hang
                                 self._save(state, step, {})
                             raise
                         figures = found or figures

@@ -17,7 +17,9 @@ MAX_LOG_SCALE = math.log(100.0)
 NO_DECAY = re.compile(r"(^|/)(bias|cls_token|(\w+_)?embedding)$")
 
 
-def learning_rate_schedule(*, peak: float, total_steps: int, warmup_fraction: float) -> Callable[[jax.Array], jax.Array]:
+def learning_rate_schedule(
+    *, peak: float, total_steps: int, warmup_fraction: float
+) -> Callable[[jax.Array], jax.Array]:
     """Linear warm-up from 0 over int(warmup_fraction · total_steps), then half a cosine to 0 (spec 0.3).
 
     A pure function of the step and the stored total, so that a resumed run continues the same curve.
@@ -50,7 +52,10 @@ def is_muon_matrix(path: str, leaf: jax.Array) -> bool:
 
 
 def clamp_log_scales() -> optax.GradientTransformation:
-    """Keeps every parameter called 'logit_scale', or below that name, in [0, ln 100] *after* the update; must come last (spec 0.2)."""
+    """Keeps every parameter called 'logit_scale', or below that name, in [0, ln 100] *after* the update (spec 0.2).
+
+    It has to be the last part of a chain.
+    """
 
     def clamp(path, update, param):
         if not re.search(r"(^|/)logit_scale(/|$)", path):

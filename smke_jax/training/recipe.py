@@ -13,7 +13,7 @@ from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Asset, Evaluator
 from smke_jax.networks.base import Network, Specs
 from smke_jax.objectives.base import Term
-from smke_jax.passes.base import Pass, only
+from smke_jax.passes.base import Pass, narrowed
 from smke_jax.selections.base import Selection
 
 INIT_ROWS = 2  # examples that a network is initialised with: enough for every shape, and free at a batch of thousands
@@ -99,7 +99,7 @@ def in_order(
         item = maker[name]
         stack += [(f"the {_kind(item)} {item.name!r}", x) for need in item.needs for x in sources(need)]
     waiting = [
-        only(item, needed) if isinstance(item, Pass) else item for item in items if needed & set(item.provides)
+        narrowed(item, needed) if isinstance(item, Pass) else item for item in items if needed & set(item.provides)
     ]
     ordered = []
     while waiting:

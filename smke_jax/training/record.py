@@ -21,7 +21,7 @@ from smke_jax.tasks.vocabulary import is_left_over
 
 # What may change when a run is continued: where and how it is computed, what is logged, saved and evaluated, and where
 # the files lie whose digests the record holds.
-FREE = re.compile(
+MAY_CHANGE = re.compile(
     r"config\.(num_devices|sharding|fsdp_size|loss_impl|micro_batch|profile_steps|eval_batch_size"
     r"|log\..*|checkpoint\..*|evaluators\..*"
     r"|task\.(threads|prefetch_mib|in_memory|data|tokenizer)"
@@ -58,7 +58,7 @@ def check_or_write(
 ) -> None:
     """Writes run.json and config.json into a new run; refuses to continue a run that was started otherwise.
 
-    flat, text: the config, flattened and as JSON.  What FREE names may change.
+    flat, text: the config, flattened and as JSON.  What MAY_CHANGE names may change.
     found:      {'identity': digests of what a config only names: data, tokenizer, weights; 'facts': of the task;
                 'networks': what files said of networks}
     recorded:   the flattened config that the run began with; empty where it begins
@@ -93,8 +93,8 @@ def _check_or_write(workdir, flat, text, found, recorded):
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """'config.a: 1 there, 2 now; …' of flattened configs, empty where they are equal but for what FREE names."""
-    keys = [key for key in sorted({*old, *new}) if not FREE.fullmatch(key) and old.get(key) != new.get(key)]
+    """'config.a: 1 there, 2 now; …' of flattened configs, empty where they are equal but for what MAY_CHANGE names."""
+    keys = [key for key in sorted({*old, *new}) if not MAY_CHANGE.fullmatch(key) and old.get(key) != new.get(key)]
     return "; ".join(f"{key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in keys)
 
 

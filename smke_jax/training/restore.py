@@ -122,7 +122,6 @@ def _train_state(run: TrainedRun) -> dict[str, Any]:
         found = checkpoints.restore_latest(abstract.params, abstract.without_params())
     if found is None or found.step != run.step:
         raise UserError(
-            f"moving averages, banks and codes of {run.workdir} are read from its newest checkpoint alone: leave --step "
-            "out"
+            f"averages, banks and codes of {run.workdir} are read from its newest checkpoint alone: leave --step out"
         )
     return dict(found.train)

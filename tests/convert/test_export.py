@@ -337,7 +337,7 @@ def test_a_quantizer_goes_out_for_jax_and_comes_back(network, tmp_path):
     borrowed = quantizer(start=str(tmp_path / "again"), num_codes=12, code_dim=4)
     start = borrowed.start(param_shapes(description))
     jax.tree.map(np.testing.assert_array_equal, start.params, params)
-    assert dict(start.expects) == identity
+    assert start.expects_of == {"target/cls": {"weights": "a", "form": "final_norm=True"}}
     with pytest.raises(UserError, match="code_dim is 5 and was 4"):
         quantizer(start=str(tmp_path / "again"), num_codes=12, code_dim=5).start(param_shapes(description))
 

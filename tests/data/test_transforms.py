@@ -1,22 +1,26 @@
 """Views: crops in range, one crop shared with the teacher, jitter, the squashed evaluation view, determinism."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from PIL import Image
 
-from smke_jax.config import base
+from smke_jax.data.datasets import SOURCES
+from smke_jax.data.sources import ArraySource
 from smke_jax.data.transforms import (
     TEACHER_VIEWS,
     Crop,
     StudentTeacherViews,
     TwoViews,
     View,
-    build_views,
     needed_side,
     random_crop,
     render,
     squash,
 )
+from smke_jax.tasks import images, pairs
+from smke_jax.tasks.base import BatchPlan
 
 THESIS = {"scale": (0.9, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5}
 
@@ -98,40 +102,44 @@ def test_a_crop_shows_its_box_and_its_mirror_image():
     np.testing.assert_array_equal(mirrored, plain[:, ::-1])
 
 
-def data(**changes):
-    config = base().data
-    config.update(crop_scale=(0.3, 0.6), **changes)
-    return config
+def shown(image, student=32, teacher=0, seed=0, task=pairs, **fields) -> dict[str, np.ndarray]:
+    """What the task shows of `image` in training, to networks that take images of so many pixels per side."""
+    sizes = {"image": student} | ({"teacher_image": teacher} if teacher else {})
+    fields |= {"keep": None} if task is pairs else {}
+    with mock.patch.dict(SOURCES, one=lambda *_: ArraySource(np.asarray(image)[None], [["a caption"]])):
+        made = task(source="one", threads=0, crop_scale=(0.3, 0.6), **fields).finish(sizes)
+        arrays = frozenset(made.example()) - {"text", "text_mask", "id"}
+        batch = next(made.batches(BatchPlan(1, seed, arrays=arrays)))
+    assert set(batch) == {*arrays, "id"}
+    return {name: batch[name][0] for name in arrays}
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_student_and_teacher_share_crop_and_flip_at_two_resolutions(seed):
-    views = build_views(data(), image_size=32, teacher_size=64)(smooth(), rng(seed))
+    views = shown(smooth(), 32, 64, seed)
     assert views["image"].shape == (32, 32, 3) and views["teacher_image"].shape == (64, 64, 3)
     halved = np.asarray(Image.fromarray(views["teacher_image"]).resize((32, 32), Image.Resampling.BOX))
     assert np.abs(halved.astype(int) - views["image"]).max() <= 3
-    other = build_views(data(), image_size=32, teacher_size=64)(smooth(), rng(seed + 100))
+    other = shown(smooth(), 32, 64, seed + 100)
     assert np.abs(other["image"].astype(int) - views["image"]).max() > 10  # the comparison above can tell crops apart
 
 
 def test_one_array_serves_both_at_one_resolution():
-    assert set(build_views(data(), image_size=32, teacher_size=32)(smooth(), rng())) == {"image"}
+    assert set(shown(smooth(), 32, 32)) == {"image"}
 
 
 def test_the_shared_teacher_view_is_not_jittered_when_the_students_is():
     blue = (40, 120, 200)
-    views = build_views(data(jitter=0.4), image_size=16, teacher_size=32)(flat(50, blue), rng())
+    views = shown(flat(50, blue), 16, 32, jitter=0.4)
     assert np.all(views["teacher_image"] == blue)
     assert np.any(views["image"] != blue)
 
 
 def test_an_independent_teacher_view_has_its_own_crop_and_jitter():
-    views = build_views(data(teacher_view="independent"), image_size=32, teacher_size=32)
-    crops = [Image.fromarray(views(smooth(), rng(seed))["teacher_image"]) for seed in range(8)]
-    plain = [Image.fromarray(views(smooth(), rng(seed))["image"]) for seed in range(8)]
-    assert all(np.any(np.asarray(a) != np.asarray(b)) for a, b in zip(crops, plain))
+    seen = [shown(smooth(), 32, 32, seed, teacher_view="independent") for seed in range(8)]
+    assert all(np.any(views["image"] != views["teacher_image"]) for views in seen)
     blue = (40, 120, 200)
-    out = views(flat(50, blue), rng())
+    out = shown(flat(50, blue), 32, 32, teacher_view="independent")
     assert np.all(out["image"] == blue)  # the student's is not jittered
     assert np.any(out["teacher_image"] != blue)
     # Without jitter the crop alone still differs.
@@ -141,15 +149,14 @@ def test_an_independent_teacher_view_has_its_own_crop_and_jitter():
 
 
 def test_a_fixed_teacher_view_is_the_evaluation_view():
-    views = build_views(data(teacher_view="fixed", jitter=0.3), image_size=32, teacher_size=24)
-    seen = [views(smooth(), rng(seed)) for seed in (0, 1)]
+    seen = [shown(smooth(), 32, 24, seed, teacher_view="fixed", jitter=0.3) for seed in (0, 1)]
     np.testing.assert_array_equal(seen[0]["teacher_image"], squash(np.asarray(smooth()), 24))
     np.testing.assert_array_equal(seen[0]["teacher_image"], seen[1]["teacher_image"])
     assert np.any(seen[0]["image"] != seen[1]["image"])
 
 
-def test_two_views_differ_and_have_the_teachers_size():
-    views = build_views(data(views="two_views"), image_size=16, teacher_size=24)(smooth(), rng())
+def test_two_views_differ_and_have_the_encoders_size():
+    views = shown(smooth(), 24, task=images, views=2)
     assert set(views) == {"view1", "view2"}
     assert views["view1"].shape == views["view2"].shape == (24, 24, 3)
     assert np.any(views["view1"] != views["view2"])
@@ -184,12 +191,13 @@ def test_squash_leaves_an_image_of_the_right_size_alone():
     np.testing.assert_array_equal(squash(image, 32), image)
 
 
-@pytest.mark.parametrize("kind", ["student_teacher", "two_views"])
-def test_views_depend_on_the_generator_only(kind):
-    views = build_views(
-        data(views=kind, jitter=0.3, grayscale=0.3, teacher_view="independent"), image_size=16, teacher_size=24
-    )
-    first, again, other = views(smooth(), rng(3)), views(smooth(), rng(3)), views(smooth(), rng(4))
+@pytest.mark.parametrize(
+    "fields",
+    [{"task": pairs, "teacher": 24, "teacher_view": "independent"}, {"task": images}, {"task": images, "views": 2}],
+    ids=["pairs", "one view", "two views"],
+)
+def test_views_depend_on_the_seed_only(fields):
+    first, again, other = (shown(smooth(), 16, seed=i, jitter=0.3, grayscale=0.3, **fields) for i in (3, 3, 4))
     for name in first:
         np.testing.assert_array_equal(first[name], again[name])
         assert np.any(first[name] != other[name])

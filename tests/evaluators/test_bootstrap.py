@@ -1,11 +1,15 @@
 """Ranks on disk, and paired intervals against plain loops, theory, and what chance alone would mark."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from smke_jax.errors import UserError
+from smke_jax.evaluators.base import Figures
 from smke_jax.evaluators.bootstrap import interval95, mean_recalls, paired_difference, resampled_recalls
-from smke_jax.evaluators.ranks import RECALL_AT, Ranks, read_ranks, retrieval_ranks, write_ranks
+from smke_jax.evaluators.ranks import RECALL_AT, Ranks, read_ranks, retrieval_ranks
+from smke_jax.training.evaluation import write_figures
 
 
 def random_ranks(images=60, seed=0, scale=12.0) -> Ranks:
@@ -16,6 +20,11 @@ def random_ranks(images=60, seed=0, scale=12.0) -> Ranks:
     return Ranks(*(1 + rng.poisson(mean) for mean in (hard, hard[caption_image])), caption_image)
 
 
+def written(path, ranks) -> Path:
+    """The .npz file of an evaluation that found these ranks."""
+    return write_figures(path, Figures({}, {}, ranks._asdict()))[0]
+
+
 def test_recalls_by_hand():
     ranks = Ranks(np.array([1, 6, 2, 11]), np.array([1, 5, 5, 10, 99]), np.array([0, 0, 1, 2, 3]))
     assert ranks.recalls().tolist() == [25, 50, 75, 20, 60, 80]
@@ -23,16 +32,16 @@ def test_recalls_by_hand():
 
 def test_ranks_come_back_from_disk(tmp_path):
     ranks = random_ranks()
-    path = write_ranks(tmp_path / "new" / "retrieval.npz", ranks)
+    path = written(tmp_path / "new" / "retrieval", ranks)
     for before, after in zip(ranks, read_ranks(path), strict=True):
         assert np.array_equal(before, after)
-    assert [file.name for file in path.parent.iterdir()] == ["retrieval.npz"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["retrieval.json", "retrieval.npz"]
 
 
 def test_ranks_that_cannot_be_read(tmp_path):
     with pytest.raises(UserError, match="none.npz is missing: `smke evaluate`"):
         read_ranks(tmp_path / "none.npz")
-    path = write_ranks(tmp_path / "retrieval.npz", random_ranks())
+    path = written(tmp_path / "retrieval", random_ranks())
     whole = path.read_bytes()
     np.savez(tmp_path / "other.npz", image_to_text=np.ones(3))
     for content in (b"", b"hello", whole[: len(whole) // 2], (tmp_path / "other.npz").read_bytes()):

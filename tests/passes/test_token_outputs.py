@@ -13,7 +13,7 @@ from smke_jax.networks.base import Network
 from smke_jax.objectives.base import Term, no_state
 from smke_jax.parallel.mesh import make_mesh
 from smke_jax.parts import itc, part
-from smke_jax.passes.base import Pass, only
+from smke_jax.passes.base import Pass, narrowed
 from smke_jax.training.build import build_experiment, resolve
 from smke_jax.training.recipe import make_recipe, shapes_of
 from smke_jax.training.step import abstract_state, make_train_step
@@ -73,8 +73,8 @@ def test_a_teacher_provides_what_it_says(type):
 def test_only_makes_what_is_asked_for():
     made = {"a": 1, "b": 2, "c": 3}
     p = Pass("p", (), (), ("a", "b", "c"), lambda params, arrays, key, train: made)
-    narrowed = only(p, ("c", "a", "of another pass"))
-    assert narrowed.provides == ("a", "c") and narrowed.run(None, None, None, False) == {"a": 1, "c": 3}
+    narrow = narrowed(p, ("c", "a", "of another pass"))
+    assert narrow.provides == ("a", "c") and narrow.run(None, None, None, False) == {"a": 1, "c": 3}
 
 
 def test_a_step_asks_for_what_its_terms_read():
@@ -106,5 +106,5 @@ def test_sequences_nobody_reads_cost_nothing():
         return step.lower(abstract_state(recipe, tx, mesh, shapes), {}, shapes).compile().cost_analysis()["flops"]
 
     plain = flops(encode, "out")
-    assert plain == flops(only(encode, ("out",)), "out")
+    assert plain == flops(narrowed(encode, ("out",)), "out")
     assert flops(encode, "out", "tokens") > 2 * plain

@@ -14,8 +14,8 @@ def test_patches_are_left_out_in_training_only():
     batch = {name: jnp.asarray(rng.integers(0, 256, (2, 32, 32, 3)), jnp.uint8) for name in ("view1", "view2")}
     outputs = {}
     for type_, drop in (("data2vec2", 0.0), ("data2vec2", 0.5), ("beit", 0.0)):
-        own = {"token_drop": drop} if type_ == "data2vec2" else {}
-        network = NETWORKS["encoder"](model={"type": type_, **SIZES, **own}, projector=(8,))
+        model = {"type": type_, **SIZES} | ({"token_drop": drop} if drop else {})
+        network = NETWORKS["encoder"](model=model, projector=(8,))
         views, one = network.forward("net", batch)
         params = jax.jit(lambda init=network.init: {"net": init(jax.random.key(0), batch)})()
         run = lambda key, train, p=views: p.run(params, batch, jax.random.key(key), train)["view1/cls"]  # noqa: B023, E731

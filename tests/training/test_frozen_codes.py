@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 
-from smke_jax.convert.params_file import load_params, save_params
+from smke_jax.convert.params_file import load_params, read_description, save_params
 from smke_jax.errors import UserError
 from smke_jax.forms import form_of
 from smke_jax.models.quantizer import Quantizer
@@ -98,6 +98,25 @@ def refused(config, workdir) -> str:
         open_run(config, workdir)
     assert "\n" not in str(error.value) and not (workdir / "run.json").exists()
     return str(error.value)
+
+
+def test_codes_belong_to_their_teacher_whatever_it_is_called(teacher, codes_run, tmp_path):
+    """The name is another one in the run that learned the codes, in the one that uses them, or in both."""
+    description = read_description(codes_run / "export")
+    text = json.dumps(description["source"])
+    source = json.loads(text.replace('"teacher ', '"oracle ').replace(".teacher.", ".oracle."))
+    renamed = tmp_path / "renamed.safetensors"
+    save_params(renamed, load_params(codes_run / "export"), description | {"source": source})
+    for i, codes in enumerate((codes_run / "export", renamed)):
+        for name in ("teacher", "wise"):
+            own = using(teacher, codes)
+            del own.networks.teacher
+            other = own.copy_and_resolve_references()
+            own.networks[name] = part("frozen", start=teacher)
+            open_run(own, tmp_path / f"{i} {name}")
+            other.networks[name] = part("frozen", start="random", model=part("beit", **SIZES))
+            message = refused(other, tmp_path / f"{i} {name} of another")
+            assert f"made with another {name} weights" in message
 
 
 def test_what_does_not_go_together_is_refused(teacher, codes_run, tmp_path):

@@ -13,7 +13,7 @@ from smke_jax.data.transforms import squash
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model
 from smke_jax.models.quantizer import Down
-from smke_jax.passes.base import MEAN, STD, Pass, only
+from smke_jax.passes.base import MEAN, STD, Pass, narrowed
 from smke_jax.passes.encode import LEVELS, encode_image, encode_text
 from smke_jax.passes.features import features
 from smke_jax.tasks.base import Split, Task
@@ -99,7 +99,7 @@ def embed(description: dict, params: Any, batch: Batch) -> dict[str, np.ndarray]
     else:
         pixels = {"mean": description.get("mean", MEAN), "std": description.get("std", STD)}
         passes, names = (features(model, NETWORK, **pixels),), ["target/cls"]
-    reps = _run([only(p, names) for p in passes], params, batch)
+    reps = _run([narrowed(p, names) for p in passes], params, batch)
     if is_student:
         reps |= {f"{modality}_embeds": reps[f"{modality}/{description['level']}"] for modality in ("image", "text")}
     return reps

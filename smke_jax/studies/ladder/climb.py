@@ -14,7 +14,7 @@ from smke_jax.studies.calibration import Calibrations
 from smke_jax.studies.job import Job, check_config, make_job, start_files
 from smke_jax.studies.jobs import FAILED, FINISHED, Ledger, run_jobs
 from smke_jax.studies.ladder.recipes import Recipe
-from smke_jax.training.record import FREE, flatten
+from smke_jax.training.record import MAY_CHANGE, flatten
 
 # {export that recipes start from: the config file that makes it}: trained first where it is missing, once for all.
 SHARED = {FLICKR8K_TEACHER: "teacher_flickr8k.py"}
@@ -163,7 +163,7 @@ def folder_of(file: str) -> Path:
 
 def is_free(flag: str) -> bool:
     """Whether it says where or how a run is computed, not what is trained."""
-    return bool(FREE.fullmatch(override_key(flag)))
+    return bool(MAY_CHANGE.fullmatch(override_key(flag)))
 
 
 def known(flags: Sequence[str], config: ConfigDict) -> list[str]:
