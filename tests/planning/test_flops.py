@@ -25,6 +25,12 @@ def config(**fields):
     return resolve(c)
 
 
+@pytest.fixture(scope="module")
+def parts():
+    """What is counted of `config()`."""
+    return flops_per_example(config())
+
+
 def blocks(tokens, width, mlp_dim, depth):
     """2 FLOPs per parameter and token, and attention's two products over all pairs of tokens."""
     return depth * (2 * (4 * width**2 + 2 * width * mlp_dim) * tokens + 2 * 2 * tokens**2 * width)
@@ -34,9 +40,7 @@ def patches(size, patch, width):
     return 2 * (size // patch) ** 2 * (3 * patch**2) * width
 
 
-def test_forward_passes_cost_what_the_textbook_says():
-    c = config()
-    parts = flops_per_example(c)
+def test_forward_passes_cost_what_the_textbook_says(parts):
     assert parts["teacher forward"] == {"float32": patches(32, 16, 48) + blocks(5, 48, 48, 3)}
     image = patches(32, 16, 32) + blocks(5, 32, 48, 2 + 1)  # two layers of the tower and the shared block
     text = blocks(12, 32, 48, 1 + 1)
@@ -44,42 +48,39 @@ def test_forward_passes_cost_what_the_textbook_says():
     assert parts["student forward"] == {"float32": image + text + heads}
 
 
-def test_the_backward_pass_costs_twice_the_forward_but_for_the_first_layer():
-    parts = flops_per_example(config())
+def test_the_backward_pass_costs_twice_the_forward_but_for_the_first_layer(parts):
     forward, backward = (parts[f"student {way}"].total() for way in ("forward", "backward"))
     assert backward == 2 * forward - patches(32, 16, 32)
 
 
-def test_losses_grow_with_the_global_batch():
-    def losses(batch_size):
-        parts = flops_per_example(config(batch_size=batch_size))
+def test_losses_grow_with_the_global_batch(parts):
+    def losses(parts):
         return {way: parts[f"losses {way}"] for way in ("forward", "backward")}
 
-    small, large = losses(16), losses(32)
+    assert config().batch_size == 16
+    small, large = losses(parts), losses(flops_per_example(config(batch_size=32)))
     per_key = 2 * (48 + 32) + 2 * 2 * 48  # one product for both directions at two levels; image and text to targets
     assert large["forward"] - small["forward"] == {HIGHEST: 16 * per_key}
     assert small["forward"] == {HIGHEST: 16 * per_key + 2 * 2 * 40 * 48}, "and the bank's 40 entries"
     assert large["backward"].total() > small["backward"].total()
 
 
-def test_what_is_computed_twice_counts_once():
-    plain, again = config(), config()
+def test_what_is_computed_twice_counts_once(parts):
+    again = config()
     again.student.remat = "blocks"
     again.update(micro_batch=4, loss_impl="ring")
-    assert flops_per_example(again) == flops_per_example(plain)
+    assert flops_per_example(again) == parts
 
 
-def test_what_no_term_reads_costs_nothing():
-    c = config()
-    plain = flops_per_example(c)["student forward"]
+def test_what_no_term_reads_costs_nothing(parts):
+    c, plain = config(), parts["student forward"]
     c.terms.target_cmli = {}
     tokens = 4 + 11  # all positions but [CLS]
     assert flops_per_example(c)["student forward"] == {"float32": plain.total() + 2 * tokens * 32 * 48}
 
 
-def test_terms_that_draw_random_numbers_are_counted():
-    c = config()
-    plain = flops_per_example(c)["losses forward"].total()
+def test_terms_that_draw_random_numbers_are_counted(parts):
+    c, plain = config(), parts["losses forward"].total()
     c.terms.itm = {"levels": ("out",), "width": 8}
     drawing, projecting, head = 2 * 2 * 16 * 32, 2 * 2 * 32 * 8, 3 * 2 * 8 * 2
     assert flops_per_example(c)["losses forward"].total() == plain + drawing + projecting + head
