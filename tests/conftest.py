@@ -1,5 +1,6 @@
 """Set before JAX is first imported: eight CPU devices, no network, a compile cache.  Long files begin first."""
 
+import gc
 import os
 import signal
 from collections import Counter
@@ -22,6 +23,8 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # jax writes entries in pla
     os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{worker}"
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("MPLBACKEND", "agg")
+
+gc.set_threshold(50_000, 20, 20)  # tracing makes very many objects that stay: looking through them takes a sixth
 
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402

@@ -181,10 +181,10 @@ def alone(tmp_path_factory) -> tuple[Path, dict[int, list[int]]]:
 
 @pytest.fixture(scope="module")
 def four(tmp_path_factory, config_file) -> tuple[Path, list[workers.Ended]]:
-    """(folder, how they ended) of four processes with two devices each that train, are stopped and fail."""
+    """(folder, how they ended) of four processes with a device each that train, are stopped and fail."""
     folder = tmp_path_factory.mktemp("four")
     acts = ["fail-together", "be-stopped", "fail-alone"]
-    return folder, workers.finish(folder, start_training(folder, config_file, 4, 2, acts=acts))
+    return folder, workers.finish(folder, start_training(folder, config_file, 4, 1, acts=acts))
 
 
 def test_a_run_of_several_processes_is_the_run_of_one(alone, four):

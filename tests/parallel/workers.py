@@ -7,6 +7,7 @@ Then each does what the variable ACTS names, one after the other: starting costs
 """
 
 import functools
+import gc
 import json
 import os
 import re
@@ -326,6 +327,7 @@ def _act(names: list[str]) -> int:
 
 
 def _main(arguments: list[str]) -> int:
+    gc.set_threshold(50_000, 20, 20)  # as in conftest.py
     sys.path.insert(0, str(TESTS))
     status, acts = _train(arguments[1:]) if arguments else 0, os.environ["ACTS"].split()
     if status or not acts:
