@@ -3,6 +3,7 @@
 import gc
 import os
 import signal
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def pytest_collection_modifyitems(items):
     """Files with the most slow tests first, so that none of them is the last of one process while another idles."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_programs():
+    """What a file has compiled is of no use to the next one, and takes gigabytes by the end."""
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")

@@ -203,7 +203,7 @@ def test_what_follows_the_end_of_text_changes_nothing(conversion):
     np.testing.assert_allclose(encode(np.where(after, 7, ids)), encode(ids), atol=1e-5)
     before = np.where(np.arange(ids.shape[1]) == 1, 7, ids)
     assert np.abs(np.asarray(encode(before)) - np.asarray(encode(ids))).max() > 0.1
-    with pytest.raises(ValueError, match="10 tokens long, this encoder has 9"):
+    with pytest.raises(UserError, match="10 tokens long, this encoder has 9"):
         encode(np.ones((1, 10), np.int32))
 
 

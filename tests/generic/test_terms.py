@@ -202,7 +202,8 @@ def results(devices, impl):
 
 
 def test_every_term_is_covered():
-    missing = set(TERMS) - {name for name, _ in CASES.values()}
+    ours = {name for name, builder in TERMS.items() if builder.__module__.startswith("smke_jax.")}
+    missing = ours - {name for name, _ in CASES.values()}
     assert not missing, f"add {missing} to CASES"
 
 

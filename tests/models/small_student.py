@@ -1,4 +1,8 @@
-"""A student of a few channels, its inputs, and the same student written in PyTorch."""
+"""A student of a few channels, its inputs, the same student written in PyTorch, and the sizes of the thesis'."""
+
+import functools
+import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -6,8 +10,10 @@ import torch
 from ml_collections import ConfigDict
 from torch_parts import block, layer_norm, linear, randomised
 
+from smke_jax.config_files import load_config
 from smke_jax.models.student import build_student
 from smke_jax.models.vision import sincos_positions
+from smke_jax.training.build import build_part
 
 WIDTH, HEADS, MLP, TARGET, VOCAB = 8, 2, 12, 6, 9
 SIZE, PATCH, BATCH, LENGTH = 8, 4, 8, 5
@@ -78,3 +84,23 @@ def reference(p, modality: str, variant: ConfigDict):
         for one in [shared] if "norm1" in shared else [shared["block_0"], shared["block_1"]]:
             x, u, _ = block(one, x, heads=HEADS, order="pre", eps=1e-6, mask=mask)
     return {"fc1": u, "out": x, "head": linear(p["head"], layer_norm(p["head_norm"], x, 1e-6))}
+
+
+def of_thesis(name: str):
+    """(shapes of the student's parameters, {term: of its parameters}, {term: of its slots}) of a config."""
+    file, _, kind = name.partition(":")
+    c = load_config(f"{Path(__file__).resolve().parents[2] / 'configs' / file}.py:{kind}".removesuffix(":"))
+    student = c.networks.student
+    # What a term keeps depends on the levels it reads, not on the widths of other networks than the student.
+    feature, found = jax.ShapeDtypeStruct((2, 768), np.float32), {}
+    for term, own in c.terms.items():
+        built = build_part("terms", term, own)
+        found[term] = jax.eval_shape(lambda t=built: t.init(jax.random.key(0), dict.fromkeys(t.needs, feature)))
+    params = {term: x[0] for term, x in found.items()}
+    return _student(student.to_json()), params, {term: x[1] for term, x in found.items()}
+
+
+@functools.cache  # many recipes train the same student
+def _student(fields: str):
+    network = build_part("networks", "student", ConfigDict(json.loads(fields)), vocab_size=30522)
+    return jax.eval_shape(lambda: network.init(jax.random.key(0), {}))

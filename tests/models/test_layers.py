@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch_parts import assert_near, block, gradients, quick_jit, randomised, to_torch
 
+from smke_jax.errors import UserError
 from smke_jax.models.layers import ACTIVATIONS, Attention, Block, LayerNorm, LayerScale
 
 BATCH, LENGTH, WIDTH, HEADS, MLP = 3, 5, 8, 2, 12
@@ -141,7 +142,7 @@ def test_dropout_only_in_training():
 
 def test_refusals():
     x = jnp.zeros((1, LENGTH, WIDTH))
-    with pytest.raises(ValueError, match="width 8 does not divide into 3 heads"):
+    with pytest.raises(UserError, match="width 8 does not divide into 3 heads"):
         jax.eval_shape(Attention(3).init, jax.random.key(0), x)
-    with pytest.raises(ValueError, match="norm_order 'middle'"):
+    with pytest.raises(UserError, match="norm_order 'middle'"):
         jax.eval_shape(Block(HEADS, MLP, norm_order="middle").init, jax.random.key(0), x)

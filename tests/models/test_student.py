@@ -1,45 +1,28 @@
 """The student: its size, its token types, its independence of padding, and how it is built."""
 
 import functools
-import runpy
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_student import HEADS, IDS, IMAGES, LENGTH, MASK, MLP, VOCAB, WIDTH, config, shapes_of, start
+from small_student import HEADS, IDS, IMAGES, LENGTH, MASK, MLP, VOCAB, WIDTH, config, of_thesis, shapes_of, start
 from torch_parts import quick_jit
 
+from smke_jax.config_files import load_config
+from smke_jax.errors import UserError
 from smke_jax.models.student import build_student
 from smke_jax.models.text import TextEncoder
-from smke_jax.training.recipe import build_recipe, init_params
 from smke_jax.training.state import count_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def full_size():
-    config = runpy.run_path(str(ROOT / "configs/s_smke.py"))["get_config"]()
-    config.teacher.depth = 1  # of no effect on what is trained
-    recipe = build_recipe(config, vocab_size=30522)
-    size = config.student.image.image_size
-    rows, length = config.batch_size, config.data.max_length
-    batch = {
-        "image": jax.ShapeDtypeStruct((rows, size, size, 3), jnp.uint8),
-        "text": jax.ShapeDtypeStruct((rows, length), jnp.int32),
-        "text_mask": jax.ShapeDtypeStruct((rows, length), jnp.int32),
-        "id": jax.ShapeDtypeStruct((rows,), jnp.int32),
-    }
-    return jax.eval_shape(lambda: init_params(recipe, jax.random.key(0), batch))
-
-
-def test_parameter_counts_of_the_thesis(full_size):
+def test_parameter_counts_of_the_thesis():
     """Spec 25, to the last parameter."""
-    params, _ = full_size
-    assert count_parameters(params) == 117_167_618
-    parts = params["student"]
+    parts, of_terms, _ = of_thesis("s_smke")
+    assert count_parameters((parts, of_terms)) == 117_167_618
     assert count_parameters(parts["image_encoder"]) == 43_120_128
     assert count_parameters(parts["text_encoder"]) == 66_364_416
     assert count_parameters(parts["shared"]) == 7_088_640
@@ -49,15 +32,15 @@ def test_parameter_counts_of_the_thesis(full_size):
     assert set(parts) == {
         "image_encoder", "text_encoder", "shared", "head_norm", "head", "type_embedding", "type_scale"
     }  # fmt: skip
-    assert jax.tree.map(lambda x: x.shape, params["terms"]) == {"itc": {"logit_scale": (2,)}, "target_itc": {}}
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params)), "parameters stay fp32"
+    shapes = jax.tree.map(lambda x: x.shape, of_terms)
+    assert shapes == {"itc": {"logit_scale": {"fc1": (), "out": ()}}, "target_itc": {}}
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves((parts, of_terms))), "parameters stay fp32"
 
 
-def test_memory_bank_of_the_thesis(full_size):
-    _, slots = full_size
-    assert slots["itc"] == ()
-    assert slots["target_itc"].features.shape == (65_536, 768)
-    assert slots["target_itc"].ids.shape == (65_536,)
+def test_memory_bank_of_the_thesis():
+    _, _, slots = of_thesis("s_smke")
+    assert not jax.tree.leaves(slots["itc"])
+    assert [x.shape for x in jax.tree.leaves(slots["target_itc"])] == [(65_536, 768), (65_536,), ()]
 
 
 @functools.cache
@@ -116,15 +99,15 @@ def test_text_does_not_depend_on_padding():
 def test_different_widths_are_refused():
     model, _ = start(config())
     wide = TextEncoder(vocab_size=VOCAB, max_positions=LENGTH, width=16, depth=1, num_heads=HEADS, mlp_dim=MLP)
-    with pytest.raises(ValueError, match="equal widths: image 8, text 16"):
+    with pytest.raises(UserError, match="equal widths: image 8, text 16"):
         shapes_of(model.clone(text_encoder=wide))
 
 
 def test_build_student_reads_the_config():
-    config = runpy.run_path(str(ROOT / "configs/s_smke.py"))["get_config"]()
-    config.student.text.dropout, config.student.image.token_drop = 0.1, 0.5
-    config.student.shared.layer_scale = 0.3
-    model = build_student(config.student, vocab_size=123, target_dim=7)
+    c = load_config(str(ROOT / "configs/s_smke.py")).networks.student
+    c.text.dropout, c.image.token_drop = 0.1, 0.5
+    c.shared.layer_scale = 0.3
+    model = build_student(c, vocab_size=123, target_dim=7)
     parts = model.image_encoder, model.text_encoder, model.shared
     assert (model.text_encoder.vocab_size, model.target_dim) == (123, 7)
     assert [part.norm_eps for part in parts] == [1e-6, 1e-12, 1e-6]

@@ -1,23 +1,18 @@
 """Students of the thesis' recipes: their parameter counts, and what they compute against PyTorch."""
 
 import functools
-import runpy
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from small_student import IDS, IMAGES, MASK, config, reference, start
+from small_student import IDS, IMAGES, MASK, config, of_thesis, reference, start
 from torch_parts import assert_near, gradients, quick_jit, to_torch
 
 from smke_jax.models.layers import REMAT
 from smke_jax.parallel.mesh import make_mesh, put_batch, replicated
-from smke_jax.training.recipe import build_recipe
 from smke_jax.training.state import count_parameters
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # ---- sizes
 
@@ -40,28 +35,12 @@ COUNTS = {
     "finetune_retrieval": 117_167_617,
     "s_smke_12": 209_310_721,
 }
-STUDENTS = {}  # what was counted already: many recipes train the same student
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts_of_the_thesis(name):
-    file, _, kind = name.partition(":")
-    config = runpy.run_path(str(ROOT / "configs" / f"{file}.py"))["get_config"](kind)
-    recipe = build_recipe(config, vocab_size=30522)
-    student = next(p for p in recipe.passes if p.name == "student")
-    of_this = (config.student.to_json(), config.teacher.width, "teacher" in config.passes)
-    if of_this not in STUDENTS:
-        size, length = config.student.image.image_size, config.data.max_length
-        text = jax.ShapeDtypeStruct((2, length), jnp.int32)
-        batch = {"image": jax.ShapeDtypeStruct((2, size, size, 3), jnp.uint8), "text": text, "text_mask": text}
-        STUDENTS[of_this] = count_parameters(jax.eval_shape(student.init, jax.random.key(0), batch))
-    # The scales of a term depend on its levels, not on the widths of what it reads.
-    feature = jax.ShapeDtypeStruct((2, 768), jnp.float32)
-    of_terms = [
-        jax.eval_shape(lambda term=term: term.init(jax.random.key(0), dict.fromkeys(term.needs, feature))[0])
-        for term in recipe.terms.values()
-    ]
-    assert STUDENTS[of_this] + count_parameters(of_terms) == COUNTS[name]
+    student, of_terms, _ = of_thesis(name)
+    assert count_parameters((student, of_terms)) == COUNTS[name]
 
 
 # ---- what they compute

@@ -10,6 +10,7 @@ import torch
 from torch_parts import assert_near, block, gradients, layer_norm, quick_jit, randomised, to_torch
 from transformers import BeitConfig, BeitModel, BertConfig, BertModel
 
+from smke_jax.errors import UserError
 from smke_jax.models.teachers import Beit, Data2Vec2, relative_position_index
 from smke_jax.models.text import TextEncoder
 from smke_jax.models.vision import ImageEncoder, PatchEmbed, patchify, sincos_positions
@@ -168,7 +169,7 @@ def test_text_encoder_does_not_depend_on_padding():
 
 def test_text_encoder_refuses_captions_beyond_its_positions():
     ids = jnp.zeros((1, 11), jnp.int32)
-    with pytest.raises(ValueError, match="11 tokens long, this encoder has 10"):
+    with pytest.raises(UserError, match="11 tokens long, this encoder has 10"):
         jax.eval_shape(TextEncoder(**TEXT).init, jax.random.key(0), ids, ids)
 
 
@@ -282,7 +283,7 @@ def independent_positions(grid: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize("grid,width", [(3, 8), (14, 64)])
 def test_sincos_positions(grid, width):
     np.testing.assert_allclose(sincos_positions(grid, width), independent_positions(grid, width), atol=1e-6)
-    with pytest.raises(ValueError, match="divisible by 4, not 6"):
+    with pytest.raises(UserError, match="divisible by 4, not 6"):
         sincos_positions(2, 6)
 
 
@@ -339,7 +340,7 @@ def test_patch_embed_is_the_convolution():
 def test_wrong_image_sizes_are_refused():
     with pytest.raises(ValueError, match=r"takes \(12, 12, 3\)"):
         jax.eval_shape(ImageEncoder(**ONE_BLOCK).init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
-    with pytest.raises(ValueError, match="12 is no multiple of the patch size 5"):
+    with pytest.raises(UserError, match="12 is no multiple of the patch size 5"):
         jax.eval_shape(ImageEncoder(**ONE_BLOCK | {"patch_size": 5}).init, jax.random.key(0), IMAGES)
 
 

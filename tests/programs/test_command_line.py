@@ -248,7 +248,7 @@ def test_teachers_that_cannot_be_used(train_fails, teacher, tmp_path):
     assert f"no weights at {path}" in train_fails(flag)
     write_teacher(path, teacher, width=64)
     message = train_fails(flag)
-    assert "config.networks.teacher: model.width is 32, and" in message and "says 64: leave the model out" in message
+    assert "config.networks.teacher: model.width is 32, and" in message and "says 64: leave it out" in message
     write_teacher(path, (teacher[0], jax.tree.map(lambda x: x[..., :1], teacher[1])))
     message = train_fails(flag)
     assert f"{path} does not fit the model" in message and "is (1,) in the file and (32,) in the model" in message
