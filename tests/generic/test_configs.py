@@ -240,6 +240,11 @@ def covering(name):
     return config
 
 
+def of_package(table: dict) -> set[str]:
+    """The names in a table of builders, less those that other tests have put there."""
+    return {name for name, builder in table.items() if builder.__module__.startswith("smke_jax.")}
+
+
 def test_the_covering_set_covers():
     """Every kind of part occurs in it but assets, of which tests/training/test_assets.py trains runs."""
     configs = [covering(name) for name in COVERING]
@@ -247,9 +252,8 @@ def test_the_covering_set_covers():
         ("networks", networks.NETWORKS), ("selections", selections.SELECTIONS), ("terms", objectives.TERMS),
         ("evaluators", evaluators.EVALUATORS),
     ):  # fmt: skip
-        ours = {name for name, builder in table.items() if builder.__module__.startswith("smke_jax.")}
-        assert {own.type for c in configs for own in c[section].values()} == ours, section
-    assert {c.task.type for c in configs} == set(tasks.TASKS)
+        assert {own.type for c in configs for own in c[section].values()} == of_package(table), section
+    assert {c.task.type for c in configs} == of_package(tasks.TASKS)
     assert {c.optimizer.name for c in configs} == set(optimizer.OPTIMIZERS)
     assert {c.networks.student.shared.type for c in configs if "student" in c.networks} == {"mlp", "transformer"}
 
