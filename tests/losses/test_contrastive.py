@@ -14,7 +14,7 @@ import torch
 from over_devices import DEVICES, assert_near, run_together, spread, tensors, unit_rows
 
 from smke_jax.losses import ring, totals
-from smke_jax.losses.collective import ALONE, Scope, global_rows
+from smke_jax.losses.collective import ALONE, Scope
 from smke_jax.losses.contrastive import (
     info_nce,
     multi_positive_info_nce,
@@ -95,11 +95,6 @@ def multi_positive(x, scope):
     return multi_positive_info_nce(x.a, x.b, x.scale, scope=scope, ids=x.ids)
 
 
-def multi_positive_of_one_each(x, scope):
-    """Every row is of another image."""
-    return multi_positive_info_nce(x.a, x.b, x.scale, scope=scope, ids=100 - 7 * global_rows(len(x.ids), scope))
-
-
 def multi_positive_sigmoid(x, scope):
     return multi_positive_sigmoid_loss(x.a, x.b, x.scale, x.bias, scope=scope, ids=x.ids)
 
@@ -107,7 +102,7 @@ def multi_positive_sigmoid(x, scope):
 CASES = (
     plain, with_ids, with_fixed_keys, with_spread_bank, with_ids_and_whole_bank, without_negatives,
     symmetric, symmetric_with_ids, sigmoid, sigmoid_with_ids,
-    multi_positive, multi_positive_of_one_each, multi_positive_sigmoid,
+    multi_positive, multi_positive_sigmoid,
 )  # fmt: skip
 WHOLE = {"with_ids_and_whole_bank": (2, 3, 5, 6)}  # scale and bias are whole everywhere
 
@@ -190,9 +185,7 @@ def accuracy_of(logits: torch.Tensor) -> float:
     return (logits.diagonal() > negatives.amax(dim=1)).double().mean().item()
 
 
-@pytest.mark.parametrize("case,with_ids", [
-    ("symmetric", False), ("symmetric_with_ids", True), ("multi_positive_of_one_each", False),
-])  # fmt: skip
+@pytest.mark.parametrize("case,with_ids", [("symmetric", False), ("symmetric_with_ids", True)])
 def test_symmetric_info_nce_is_open_clips_loss(outcomes, case, with_ids):
     """open_clip's ClipLoss: (cross_entropy(logits_per_image, arange) + cross_entropy(logits_per_text, arange)) / 2."""
     a, b, scale = tensors(A, B, SCALE)
