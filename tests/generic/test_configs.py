@@ -216,24 +216,27 @@ def test_s_smke_describes_the_thesis():
 # ---- a few are really trained
 
 
-# {config: terms that are added to it}.  All others are these with other terms, fields and sizes, which are tested where
-# they are defined.
+# {config: terms and selections that are added to it}.  All others are these with other terms, fields and sizes, which
+# are tested where they are defined.
 COVERING = {
-    "momentum": ("proximal_itc", "siglip"),  # an average; banks of three kinds beside one another
-    "itm": ("target_itc", "cosine"),  # a selection, and passes on what it chose
+    "momentum": ("proximal_itc", "siglip", "relational_kl"),  # an average; banks of three kinds beside one another
+    "itm": ("target_itc", "cosine", "mixup", "structure"),  # selections, and passes and a term on what they chose
     "s_smke_vq": ("cmli",),  # a quantiser: a second frozen network that reads of the first
     "target_cmli:cosine": ("target_cmli",),  # tokens of the towers and of the teacher
     "shre_ranking": (),  # a teacher of classes, and an MLP as the shared layers
     "image_vq": (),  # images alone, an autoencoder, and slots that a pass reads
     "teacher_scenes": (),  # two views of an image, an encoder, Muon, and a probe as the evaluator
 }
+# Of what is added.  The order of rows does not matter to `structure`, so that it can read the rows that `mixup` names.
+FIELDS = {"structure": {"before": ("image/fc1@mixup",), "after": ("image/out@mixup",)}}
 
 
 def covering(name):
     stem, _, kind = name.partition(":")
     config = load_config(f"{FOLDER / stem}.py:{','.join(filter(None, (kind, 'smoke')))}")
-    for term in COVERING[name]:
-        config.terms[term] = part(term)
+    for added in COVERING[name]:
+        section = config.selections if added in selections.SELECTIONS else config.terms
+        section[added] = part(added, **FIELDS.get(added, {}))
     config.num_devices = 2 if "student" not in config.networks else 1
     if "retrieval" in config.evaluators and name != "shre_ranking":  # once is enough
         del config.evaluators.retrieval
