@@ -1,30 +1,38 @@
-"""LiT on stored features: frozen image towers, a text tower tuned or frozen, and a projection of each.
+"""Locked-image tuning: frozen image towers whose features are stored, a text tower that is tuned, two projections.
 
-    smke prepare flickr8k --source=FLICKR8K --out=data/flickr8k --max_side=144
     smke train --config=configs/lit.py:flickr8k --workdir=runs/lit --config.task.data=data/flickr8k
 
-The frozen towers embed random views of every photo once.  Training then reads these features alone, thousands of
-photos a second.  Locked-image tuning: Zhai et al. 2022.  The weights are those of `smke_jax/convert/README.md`.
+The towers embed some random views of every photo once, and the photos of the dev split.  Training reads these features
+and runs the text tower alone.  `smke_jax/convert/README.md` says how to get the weights.  Source: Zhai et al. 2022, on
+features as in FuseMix (Vouitsis et al. 2024).
+
+`configs/lit.py:frozen_text` keeps the text tower frozen too, `:mixup` also contrasts mixed features, `:shared` puts
+S-SMKE's shared block after the projections, and `:one_tower` leaves out the second image tower.
 """
 
-from smke_jax.parts import base, frozen, itc, pairs, projections, retrieval, stored_features, text_tower
+from smke_jax.forms import FORMS, split_variant
+from smke_jax.parts import itc, mixup, projections, stored_features
 
-VARIANTS = ("one_tower", "frozen_text")
+VARIANTS = ("frozen_text", "mixup", "shared", "one_tower")
 
 
 def get_config(variant: str = ""):
-    c = base()
-    c.batch_size, c.total_steps, c.log.every = 500, 600, 25
-    c.task = pairs(data=("data/flickr8k",), unit="images", max_length=32, crop_scale=(0.5, 1.0),
-                   tokenizer="weights/minilm/tokenizer")
-    c.networks.scenes = frozen(start="weights/efficientnet-lite0", makes="scenes", image="scenes_image")
-    c.networks.objects = frozen(start="weights/dinov2-focus", makes="objects", image="objects_image",
-                                pools=("cls", "mean"), layers=(7, 9, 11, 12))
-    c.networks.words = text_tower(start="weights/minilm", dropout=0.1)
-    c.networks.student = projections(image=("scenes/feature", "objects/feature"), dropout=0.3)
+    kind, form = split_variant(variant, VARIANTS)
+    form = FORMS[form.name or "flickr8k"]
+    c = form.run()
+    towers = form.image_towers()
+    if kind == "one_tower":
+        towers = {"photo": towers["photo"]}
+    features = tuple(f"{tower.makes}/feature" for tower in towers.values())
+    c.networks.update(towers)
+    c.networks.words = form.text_tower(trained=kind != "frozen_text")
+    shared = form.transformer() if kind == "shared" else None
+    c.networks.student = projections(image=features, width=form.width, dropout=0.3, shared=shared)
+    c.task = form.pairs()
+    c.assets.photos = stored_features(of=features, augmentations=form.augmentations, evaluated=form.evaluated)
     c.terms.itc = itc(levels=("out",))
-    c.assets.photos = stored_features(
-        of=("scenes/feature", "objects/feature"), augmentations=4, evaluated=("dev",), folder="features/flickr8k")
-    c.optimizer.update(learning_rate=1e-3, weight_decay=0.01, lr_rules=(("^words/", 0.1),))
-    c.evaluators.retrieval = retrieval()
+    if kind == "mixup":
+        c.selections.mixup = mixup()
+        c.terms.mixed = itc(levels=("out",), pair=("mixed_image", "mixed_text"))
+    c.evaluators.retrieval = form.retrieval()
     return c
