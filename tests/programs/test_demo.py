@@ -1,5 +1,6 @@
 """`smke demo` from end to end, in few steps."""
 
+import importlib
 import json
 import re
 
@@ -7,11 +8,32 @@ import pytest
 
 from smke_jax.__main__ import main
 from smke_jax.convert.params_file import load_params, read_description
+from smke_jax.data import datasets
+from smke_jax.data.scenes import make_scenes
 from smke_jax.programs import demo
 
 
+@pytest.fixture
+def in_small(monkeypatch):
+    """Encoders of one layer and few scenes."""
+    small, whole = make_scenes(512, 40), demo._config
+
+    def config(*arguments, **options):
+        c = whole(*arguments, **options)
+        for network in c.networks.values():
+            for part in (network.get(name) for name in ("model", "image", "text")):
+                if part is not None:
+                    part.depth = 1
+        return c
+
+    monkeypatch.setattr(demo, "_config", config)
+    probe = importlib.import_module("smke_jax.evaluators.scene_probe")  # its room has a function of that name
+    for module in (datasets, demo, probe):
+        monkeypatch.setattr(module, "scenes", lambda: small)
+
+
 @pytest.mark.slow
-def test_demo_remakes_a_teacher_trains_and_reports(tmp_path, capsys):
+def test_demo_remakes_a_teacher_trains_and_reports(tmp_path, capsys, in_small):
     arguments = ["demo", f"--workdir={tmp_path}", "--steps=4", "--train_teacher", "--teacher_steps=2", "--compare"]
     assert main(arguments) == 0
     output = capsys.readouterr().out
@@ -25,7 +47,7 @@ def test_demo_remakes_a_teacher_trains_and_reports(tmp_path, capsys):
     assert "http://" not in report and "https://" not in report
     assert (tmp_path / "retrieval.png").stat().st_size > 10_000
     metrics = json.loads((tmp_path / "s_smke" / "evals" / "4" / "retrieval.json").read_text())
-    assert (metrics["n_images"], metrics["n_captions"]) == (500, 2500)
+    assert (metrics["n_images"], metrics["n_captions"]) == (40, 200)
 
     # The same command again finds the finished run and only writes the report anew.
     assert main(arguments[:-1]) == 0  # without --compare

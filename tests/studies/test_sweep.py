@@ -169,8 +169,11 @@ def test_the_scaling_study_sees_equal_examples_in_every_run(variant, runs, examp
     assert job.fields["config.total_steps"] == 7
 
 
-SLOW = """
-import time
+# Two matrices in place of a student: the sweep runs them as it runs any network.
+TWO_MATRICES = f"""
+import sys, time
+sys.path.insert(0, {str(Path(tiny.__file__).parent)!r})
+from two_matrices import two_matrices_config as get_config
 from smke_jax.training import loop
 put_batch = loop.put_batch
 
@@ -184,7 +187,7 @@ loop.put_batch = slow_put
 
 @pytest.mark.slow
 def test_a_sweep_survives_an_interruption_and_a_run_that_fails(config_file, tmp_path, interruptible):
-    config_file.write_text(tiny.CONFIG_FILE + SLOW)
+    config_file.write_text(TWO_MATRICES)
     out, axis = tmp_path / "out", "config.num_devices=1,2,3"  # a batch of 8 does not divide over three
     command = [sys.executable, "-m", "smke_jax", "sweep", f"--config={config_file}", f"--out={out}", "--axis", axis,
                "--config.log.every=1", "--config.total_steps=12", "--config.checkpoint.every=0",

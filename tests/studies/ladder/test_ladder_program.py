@@ -258,9 +258,23 @@ def logged_steps(run: Path) -> list[int]:
     return [row["step"] for row in rows if "loss" in row]
 
 
-SLOW = """
-import time
+# Two matrices in place of a student: the ladder runs them as it runs any network.
+TWO_MATRICES = f"""
+import sys, time
+sys.path.insert(0, {str(TESTS)!r})
+from two_matrices import two_matrices_config
+from smke_jax.rungs import Rung
 from smke_jax.training import loop
+
+RUNGS = (Rung(ORDER, "8", "CHANGED", "VARIANT"),)
+VARIANTS = ("VARIANT",)
+
+def get_config(variant=""):
+    c = two_matrices_config()
+    c.total_steps, c.checkpoint.every, c.evaluators.retrieval.every = 12, 0, 0
+    c.optimizer.learning_rate = RATE
+    return c
+
 put_batch = loop.put_batch
 
 def slow_put(batch, mesh):
@@ -273,8 +287,9 @@ loop.put_batch = slow_put
 
 @pytest.mark.slow
 def test_two_rungs_are_timed_trained_interrupted_continued_and_compared(configs, tmp_path):
-    for path in (configs / "plain.py", configs / "hue.py"):
-        path.write_text(path.read_text() + SLOW)
+    for order, (name, variant, rate) in enumerate((("plain", "", 0.01), ("hue", "dark", 0.02))):
+        text = TWO_MATRICES.replace("ORDER", str(order)).replace("CHANGED", name).replace("RATE", str(rate))
+        (configs / f"{name}.py").write_text(text.replace("VARIANT", variant))
     out, minutes = tmp_path / "out", "--minutes=0.05"
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
     command = [sys.executable, "-m", "smke_jax", "ladder", f"--configs={configs}", f"--out={out}", "--form=smoke",
