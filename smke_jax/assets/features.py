@@ -4,7 +4,6 @@ from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Asset
 
 WHOLE = ("tokens", "patches")  # one vector of every patch: too much to keep of every image
-DTYPES = ("float32", "float16")
 
 
 def stored_features(
@@ -13,7 +12,7 @@ def stored_features(
     augmentations: int = 0,
     evaluated: tuple[str, ...] = (),
     folder: str = "",
-    dtype: str = "float32",
+    half: bool = False,
 ) -> Asset:
     """The representations `of` every image that is trained on, such as the teacher's [CLS].
 
@@ -24,12 +23,11 @@ def stored_features(
     evaluated:  further splits whose images are kept as they are evaluated, such as ('dev',): evaluations then need no
                 forward of the network either
     folder:     where to keep it, so that other runs find it; '' keeps it in the run's own folder
-    dtype:      in which it is kept, float32 or float16
+    half:       keep it in float16, in half the room
     """
     if large := [name for name in of if name.rpartition("/")[2] in WHOLE]:
         raise UserError(f"stored features keep one vector of every image, and {large[0]} is one of every patch")
     if augmentations < 0:
         raise UserError(f"augmentations is {augmentations}: give 0 or more")
-    if dtype not in DTYPES:
-        raise UserError(f"dtype {dtype!r} is neither {' nor '.join(DTYPES)}")
+    dtype = "float16" if half else "float32"
     return Asset(tuple(of), views=augmentations, evaluated=tuple(evaluated), folder=folder, dtype=dtype)

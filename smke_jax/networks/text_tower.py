@@ -44,10 +44,8 @@ def text_tower(
     said = dict(described or _described(start, model))
     if depth is not None and depth > said["depth"]:
         raise UserError(f"{start} has {said['depth']} layers: set depth to {said['depth']} or less")
-    fields = {**said, "depth": depth or said["depth"], "dropout": dropout, "remat": remat, "dtype": dtype}
-    if start == RANDOM:
-        fields["vocab_size"] = vocab_size
-    encoder = build_from(fields, TextEncoder)
+    fields = {**said, "vocab_size": vocab_size, "depth": depth or said["depth"], "dropout": dropout, "remat": remat}
+    encoder = build_from({**fields, "dtype": dtype}, TextEncoder)
 
     def init(key, specs):
         tokens = jnp.zeros((2, 3), jnp.int32)

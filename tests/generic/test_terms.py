@@ -19,7 +19,7 @@ from smke_jax.training.step import run_terms
 
 # {case: (key of TERMS, options)}
 CASES = {
-    "bank_itc": ("bank_itc", {"levels": ("fc1", "out"), "bank_size": 40}),
+    "bank_itc": ("bank_itc", {"levels": ("out",), "bank_size": 40}),
     "bank_itc, momentum, random bank": (
         "bank_itc",
         {"keys": "momentum/", "bank_size": 21, "random_bank": True, "same_image": "masked"},
