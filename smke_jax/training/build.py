@@ -167,8 +167,8 @@ def _check_fixed(
         learned = [n for p in making for n in p.networks if networks[n].trained]
         if learned:
             raise UserError(
-                f"config.assets.{name}: {asset.provides[0]} is made by {learned[0]!r}, which is trained: it changes with "
-                "every step and cannot be stored"
+                f"config.assets.{name}: {asset.provides[0]} is made by {learned[0]!r}, which is trained: it changes "
+                "with every step and cannot be stored"
             )
         if asset.views and task.augmented is None:
             raise UserError(f"config.assets.{name}: this task has no random views of its images: set augmentations=0")
