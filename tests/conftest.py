@@ -1,5 +1,6 @@
 """Set before JAX is first imported: eight CPU devices, no network, a compile cache.  Long files begin first."""
 
+import fcntl
 import gc
 import os
 import signal
@@ -58,14 +59,23 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def staged(tmp_path_factory) -> Path:
-    """The folder in which `smke train` trained the stages of `tiny.tiny_stages`: not to be changed."""
+    """The folder in which `smke train` trained the stages of `tiny.tiny_stages`: not to be changed.
+
+    The first of the pytest-xdist workers that asks for the folder trains, and the others wait.
+    """
     import tiny
 
     from smke_jax.__main__ import main
 
-    folder = tmp_path_factory.mktemp("staged")
-    (folder / "stages.py").write_text(tiny.STAGES_FILE)
-    assert main(["train", f"--config={folder / 'stages.py'}", f"--workdir={folder / 'runs'}"]) == 0
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "staged"
+    folder.mkdir(exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "trained").exists():
+            (folder / "stages.py").write_text(tiny.STAGES_FILE)
+            assert main(["train", f"--config={folder / 'stages.py'}", f"--workdir={folder / 'runs'}"]) == 0
+            (folder / "trained").touch()
     return folder / "runs"
 
 

@@ -5,6 +5,7 @@ It has all that a run can have: two views of every row, a frozen network, a movi
 python tests/two_matrices.py WORKDIR [STEPS]     trains it; STEP_SLEEP is how many seconds every step waits
 """
 
+import math
 import os
 import sys
 import time
@@ -132,16 +133,21 @@ def two_matrices(*, width: int = WIDTH, dtype: str = "float32", trained: tuple[s
 
 
 def one_matrix(*, start: str = RANDOM, width: int = WIDTH) -> Network:
-    """A frozen matrix: 'target/cls' (B, width) of 'image'."""
+    """A frozen matrix: 'target/cls' (B, width) of all numbers of an 'image', a vector or pixels."""
 
     def begin(shapes):
         return None if start == RANDOM else Start(fit(shapes, load_params(start), source=start), {}, digests(start))
 
     def forward(name, specs):
-        run = lambda params, arrays, key, train: {"target/cls": arrays["image"] @ params[name]["kernel"]}  # noqa: E731
+        def run(params, arrays, key, train):
+            image = arrays["image"]
+            return {"target/cls": image.reshape(len(image), -1) @ params[name]["kernel"]}
+
         return (Pass(name, (name,), ("image",), ("target/cls",), run),)
 
-    init = lambda key, specs: {"kernel": jax.random.normal(key, (SIZES["image"], width))}  # noqa: E731
+    def init(key, specs):
+        return {"kernel": jax.random.normal(key, (math.prod(specs["image"].shape[1:]), width))}
+
     return Network(init, forward, begin, trained=False)
 
 

@@ -2,7 +2,6 @@
 
 import importlib.util
 import json
-import math
 import re
 from pathlib import Path
 
@@ -10,14 +9,13 @@ import jax
 import pytest
 from ml_collections import ConfigDict
 
-from smke_jax import evaluators, networks, objectives, parts, selections, tasks
+from smke_jax import parts
 from smke_jax.config_files import load_config, load_rungs, load_stages, override
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
 from smke_jax.errors import UserError
 from smke_jax.forms import FORMS
-from smke_jax.parts import part
-from smke_jax.training import build, optimizer
+from smke_jax.training import build
 from smke_jax.training.build import build_experiment, resolve
 from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.recipe import in_order, shapes_of
@@ -211,69 +209,3 @@ def test_s_smke_describes_the_thesis():
     )  # fmt: skip
     assert not c.networks.teacher.final_norm and c.task.crop_scale == (0.9, 1.0) and c.task.max_length == 64
     assert c.task.unit == "pairs" and c.task.data == ("data/coco", "data/cc3m", "data/cc12m")
-
-
-# ---- a few are really trained
-
-
-# {config: terms and selections that are added to it}.  All others are these with other terms, fields and sizes, which
-# are tested where they are defined.
-COVERING = {
-    "momentum": ("proximal_itc", "siglip", "relational_kl"),  # an average; banks of three kinds beside one another
-    "itm": ("target_itc", "cosine", "mixup", "structure"),  # selections, and passes and a term on what they chose
-    "s_smke_vq": ("cmli",),  # a quantiser: a second frozen network that reads of the first
-    "target_cmli:cosine": ("target_cmli",),  # tokens of the towers and of the teacher
-    "shre_ranking": (),  # a teacher of classes, and an MLP as the shared layers
-    "image_vq": (),  # images alone, an autoencoder, and slots that a pass reads
-    "teacher_scenes": (),  # two views of an image, an encoder, Muon, and a probe as the evaluator
-}
-# Of what is added.  The order of rows does not matter to `structure`, so that it can read the rows that `mixup` names.
-FIELDS = {"structure": {"before": ("image/fc1@mixup",), "after": ("image/out@mixup",)}}
-
-
-def covering(name):
-    stem, _, kind = name.partition(":")
-    config = load_config(f"{FOLDER / stem}.py:{','.join(filter(None, (kind, 'smoke')))}")
-    for added in COVERING[name]:
-        section = config.selections if added in selections.SELECTIONS else config.terms
-        section[added] = part(added, **FIELDS.get(added, {}))
-    config.num_devices = 2 if "student" not in config.networks else 1
-    if "retrieval" in config.evaluators and name != "shre_ranking":  # once is enough
-        del config.evaluators.retrieval
-    return config
-
-
-def of_package(table: dict) -> set[str]:
-    """The names in a table of builders, less those that other tests have put there."""
-    return {name for name, builder in table.items() if builder.__module__.startswith("smke_jax.")}
-
-
-def test_the_covering_set_covers():
-    """Every kind of part occurs in it but assets, of which tests/training/test_assets.py trains runs."""
-    configs = [covering(name) for name in COVERING]
-    for section, table in (
-        ("networks", networks.NETWORKS), ("selections", selections.SELECTIONS), ("terms", objectives.TERMS),
-        ("evaluators", evaluators.EVALUATORS),
-    ):  # fmt: skip
-        assert {own.type for c in configs for own in c[section].values()} == of_package(table), section
-    assert {c.task.type for c in configs} == of_package(tasks.TASKS)
-    assert {c.optimizer.name for c in configs} == set(optimizer.OPTIMIZERS)
-    assert {c.networks.student.shared.type for c in configs if "student" in c.networks} == {"mlp", "transformer"}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", COVERING)
-def test_it_takes_two_steps(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
-    config = covering(name)
-    assert config.total_steps == 2
-    outcome = train_and_evaluate(config, tmp_path)
-    assert outcome.step == 2 and set(outcome.figures) == set(config.evaluators)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    losses = {line["step"]: line for line in lines if "loss" in line}
-    assert list(losses) == [1, 2]
-    for term in config.terms:
-        assert all(math.isfinite(line[f"{term}/loss"]) for line in losses.values()), term
-    assert (tmp_path / "checkpoints" / "2").is_dir()
-    for evaluator in config.evaluators:
-        assert json.loads((tmp_path / "evals" / "2" / f"{evaluator}.json").read_text())

@@ -14,7 +14,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-import tiny
+import tiny_pairs
 import workers
 
 from smke_jax.training import loop
@@ -30,8 +30,8 @@ FAIL_LIMIT = 200.0  # seconds, for busy machines; jax's own waiting for others t
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory) -> Path:
-    path = tmp_path_factory.mktemp("config") / "tiny_config.py"
-    path.write_text(tiny.CONFIG_FILE)
+    path = tmp_path_factory.mktemp("config") / "tiny_pairs_config.py"
+    path.write_text(tiny_pairs.CONFIG_FILE)
     return path
 
 
@@ -131,8 +131,8 @@ KEEP = "--config.checkpoint.keep=5"
 
 
 def train_here(workdir: Path) -> dict[int, list[int]]:
-    """Trains the tiny recipe in this process on one device, from what is in `workdir`; {step: ids of its batch}."""
-    config = tiny.tiny_config()
+    """Trains the tiny pairs in this process on one device, from what is in `workdir`; {step: ids of its batch}."""
+    config = tiny_pairs.tiny_pairs()
     config.update(num_devices=1)
     config.log.every, config.checkpoint.keep = 1, 5
     ids, put = [], loop.put_batch

@@ -171,12 +171,12 @@ def _fail_together(process: int, folder: Path) -> None:
 
 
 def _own_disk(process: int, folder: Path) -> None:
-    import tiny
+    import tiny_pairs
 
     from smke_jax.errors import UserError
     from smke_jax.training.loop import train_and_evaluate
 
-    config = tiny.tiny_config()
+    config = tiny_pairs.tiny_pairs()
     config.num_devices = 0
     try:
         train_and_evaluate(config, folder / f"disk-{process}")
