@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import jpeg, write
 
 from smke_jax.__main__ import main
-from made_up import jpeg, write
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
