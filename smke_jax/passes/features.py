@@ -20,7 +20,8 @@ def features(
     """'target/cls' (B, D) of the array `image`.
 
     A teacher that cuts the image in patches also makes 'target/tokens' (B, N, D), one of every patch, and
-    'target/patches' (B, N, D), what it begins with: the embedded patches, without positions.
+    'target/patches' (B, N, D), what it begins with: the embedded patches, without positions.  One that ends in a grid
+    of cells also makes 'target/tokens', one of every cell.
     Of a model that classifies also 'target/logits' (B, classes); `head` makes them of [CLS] for one that does not.
     `mean` and `std` (3,) are those of the pixels in [0, 1] that the teacher was trained with.
     """
@@ -34,7 +35,7 @@ def features(
     made = {
         "cls": True,
         "logits": head is not None or getattr(model, "num_classes", 0),
-        "tokens": in_patches,
+        "tokens": in_patches or hasattr(model, "grid"),
         "patches": in_patches,
     }
     return Pass(network, (network,), (image,), tuple(f"target/{name}" for name, there in made.items() if there), run)
