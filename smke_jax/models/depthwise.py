@@ -3,16 +3,16 @@
 XLA's grouped convolutions are slow on CPUs, and so is what it makes of the gradient of such sums.  Hence the forward
 and both gradients are written out here, from elementwise operations that XLA fuses and vectorises over the channels.
 
-CPU seconds of EfficientNet-Lite0 for a batch of 32, forward, then forward and backward; least of five runs:
+CPU seconds of EfficientNet-Lite0 for a batch of 32, forward / forward and backward, the least of five to fifteen runs:
 
 | | 224 px | 128 px |
 |---|---|---|
-| as here | 0.82, 4.1 | 0.28, 1.5 |
-| `conv_general_dilated` with C groups | 4.6, not done after 400 | 2.1, – |
-| PyTorch eager, NCHW | 3.6, 11.3 | 1.4, 4.0 |
-| PyTorch eager, channels last | 2.5, 6.4 | 0.95, 1.5 |
+| as here | 0.81 / 4.1 | 0.27 / 1.3 |
+| `conv_general_dilated` with C groups | 3.9 / not done after 400 | 1.9 / not measured |
+| PyTorch eager, NCHW | 2.9 / 7.2 | 1.4 / 4.0 |
+| PyTorch eager, channels last | 2.0 / 3.6 | 0.49 / 1.3 |
 
-The gradients that JAX derives from the sums took 1.9 times as long as those written out here.  2026-11-27, two shared
+The backward pass that JAX derives from the sums took 1.9 times as long as the one written out here.  2026-11-27, two
 cores of an Intel Xeon with AVX-512, jax 0.10.2, torch 2.13.0, float32.  CPU time, because other programs ran beside
 it; PyTorch's contains what its threads spend waiting for each other.
 """
