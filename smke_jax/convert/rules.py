@@ -63,14 +63,19 @@ class Rule(NamedTuple):
         return (self.flax,) if isinstance(self.flax, str) else self.flax
 
 
+def layer(rules: Iterable[Rule], i: int) -> list[Rule]:
+    """The rules of layer `i`, from rules with '{i}'."""
+    number = str(i)
+    return [
+        Rule(rule.torch.replace("{i}", number), tuple(path.replace("{i}", number) for path in rule.paths), rule.kind)
+        for rule in rules
+    ]
+
+
 def per_layer(rules: Iterable[Rule], depth: int) -> list[Rule]:
     """The rules of layers 0 … depth-1, from rules with '{i}'."""
     rules = list(rules)
-    return [
-        Rule(rule.torch.replace("{i}", str(i)), tuple(path.replace("{i}", str(i)) for path in rule.paths), rule.kind)
-        for i in range(depth)
-        for rule in rules
-    ]
+    return [rule for i in range(depth) for rule in layer(rules, i)]
 
 
 def linear(torch: str, flax: str, bias: bool = True) -> list[Rule]:
@@ -82,6 +87,12 @@ def linear(torch: str, flax: str, bias: bool = True) -> list[Rule]:
 def layer_norm(torch: str, flax: str) -> list[Rule]:
     """nn.LayerNorm <-> LayerNorm."""
     return [Rule(f"{torch}.weight", f"{flax}/scale"), Rule(f"{torch}.bias", f"{flax}/bias")]
+
+
+def batch_norm(torch: str, flax: str) -> list[Rule]:
+    """nn.BatchNorm2d with its running statistics <-> BatchNorm."""
+    names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    return [Rule(f"{torch}.{theirs}", f"{flax}/{ours}") for theirs, ours in names.items()]
 
 
 def _query_key_value(flax: str, name: str) -> tuple[str, ...]:
