@@ -96,6 +96,26 @@ class Thesis:
         """Entries of a memory bank."""
         return size
 
+    def tuning(self) -> ConfigDict:
+        """A config without parts for pretrained towers of which little or nothing is trained."""
+        c = self.run(total_steps=2 * 6_376)
+        c.optimizer.update(learning_rate=1e-3, weight_decay=1e-4, reference_batch=0)
+        return c
+
+    def captioned(self) -> ConfigDict:
+        """The task of these towers: the same pairs, with the tokenizer of the text tower."""
+        return self.pairs()
+
+    def image_towers(self) -> dict[str, ConfigDict]:
+        """{name: frozen image tower}, the best one first; each makes '<name>/feature'."""
+        given = {"start": "weights/dinov2-base", "makes": "dinov2", "pools": ("cls", "mean"), "dtype": "bfloat16"}
+        return {"dinov2": part("frozen", **given)}
+
+    def text_tower(self, **fields: Any) -> ConfigDict:
+        """A pretrained text tower, which makes 'words/feature'."""
+        given = {"start": "weights/bert-base-uncased", "dropout": 0.1, "dtype": "bfloat16"}
+        return part("text_tower", **given | fields)
+
     def retrieval(self, **fields: Any) -> ConfigDict:
         """Retrieval on the dev split after every epoch."""
         return part("retrieval", **{"every": 6_376} | fields)
@@ -169,6 +189,26 @@ class Flickr8k(Thesis):
 
     def bank(self, size: int) -> int:
         return min(size, 4096)
+
+    def tuning(self) -> ConfigDict:
+        c = base()
+        c.batch_size, c.total_steps, c.checkpoint.every, c.log.every = 500, 300, 100, 20
+        c.optimizer.update(learning_rate=1e-3, weight_decay=1e-2, warmup_fraction=0.1, clip_norm=1.0)
+        return c
+
+    def captioned(self) -> ConfigDict:
+        whole = {"max_length": 24, "tokenizer": "weights/minilm/tokenizer", "crop_scale": (0.6, 1.0)}
+        return part("pairs", **self._photos() | {"unit": "images"} | whole)
+
+    def image_towers(self) -> dict[str, ConfigDict]:
+        deep = {"pools": ("cls", "mean"), "layers": (7, 9, 11, 12)}
+        return {
+            "lite0": part("frozen", start="weights/lite0", makes="lite0", image="lite0"),
+            "dinov2": part("frozen", start="weights/dinov2", makes="dinov2", image="dinov2", **deep),
+        }
+
+    def text_tower(self, **fields: Any) -> ConfigDict:
+        return part("text_tower", **{"start": "weights/minilm", "dropout": 0.1} | fields)
 
     def retrieval(self, **fields: Any) -> ConfigDict:
         return part("retrieval", **fields | {"every": 0})

@@ -1,9 +1,14 @@
 """Projections of features into a space that images and captions share."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
+from smke_jax.models.fields import build_from
 from smke_jax.models.layers import ACTIVATIONS, LayerNorm, kernel_init
+from smke_jax.models.shared import SHARED
 
 NORM_EPS = 1e-6
 
@@ -71,3 +76,15 @@ class Projections(nn.Module):
         if self.head:
             made["head"] = self.head_linear(self.head_norm(made["out"]))
         return made
+
+
+def build_projections(description: Mapping[str, Any]) -> Projections:
+    """The projections of `description`: 'width', 'hidden', 'dropout', 'head' and the fields of 'shared', or None."""
+    projection = Projection(*(description[name] for name in ("width", "hidden", "dropout")))
+    shared = description["shared"]
+    return Projections(
+        image=projection.copy(name=None),
+        text=projection.copy(name=None),
+        shared=None if shared is None else build_from(shared, SHARED[shared["type"]]),
+        head=description["head"] or 0,
+    )

@@ -85,7 +85,11 @@ def frozen(
         chosen = {"pools": tuple(pools), "layers": tuple(layers)}
         return (features(module, name, makes=makes, image=read, head=head, **chosen, **pixels),)
 
-    return Network(init, forward, begin, trained=False, sizes={image: size}, described=said if start != RANDOM else {})
+    use = {"makes": makes, "image": image, "pools": tuple(pools), "layers": tuple(layers)}
+    return Network(
+        init, forward, begin, trained=False, sizes={image: size}, described=said if start != RANDOM else {},
+        export=lambda params, slots: (params, {**description, **use}),
+    )  # fmt: skip
 
 
 def in_dtype(params: Any, dtype: str) -> Any:

@@ -63,4 +63,5 @@ def text_tower(
         begin,
         trained=trained,
         described=said if start != RANDOM else {},
+        export=lambda params, slots: (params, {**fields, "pooler": False, "makes": makes, "pool": pool}),
     )

@@ -328,7 +328,7 @@ def test_a_quantizer_goes_out_for_jax_and_comes_back(network, tmp_path):
     card = (tmp_path / "float32/README.md").read_text(encoding="utf-8")
     assert "# Codebook of images" in card and "12 codes of 4 channels" in card and "64 random vectors" in card
     assert "`scene_probe`: ridge probe" in card and "| `auc/shape` | 0.625 |" in card
-    with pytest.raises(UserError, match="trained a quantizer alone, --format=hf is for image-text models: use flax"):
+    with pytest.raises(UserError, match="of type quantizer, and --format=hf is for models of type student"):
         write(tmp_path / "x", codes, samples, format="hf")
 
     identity = {"teacher weights": "a", "teacher form": "final_norm=True"}
