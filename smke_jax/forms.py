@@ -193,7 +193,7 @@ class Flickr8k(Thesis):
     def tuning(self) -> ConfigDict:
         c = base()
         c.batch_size, c.total_steps, c.checkpoint.every, c.log.every = 500, 300, 100, 20
-        c.optimizer.update(learning_rate=1e-3, weight_decay=1e-2, warmup_fraction=0.1, clip_norm=1.0)
+        c.optimizer.update(learning_rate=1e-3, weight_decay=1e-2, clip_norm=1.0, reference_batch=0)
         return c
 
     def captioned(self) -> ConfigDict:

@@ -78,6 +78,11 @@ def per_layer(rules: Iterable[Rule], depth: int) -> list[Rule]:
     return [rule for i in range(depth) for rule in layer(rules, i)]
 
 
+def inside(torch: str, flax: str, rules: Iterable[Rule]) -> list[Rule]:
+    """`rules` of a part, for the whole in which its names begin with `torch` and its paths with `flax`."""
+    return [Rule(torch + rule.torch, tuple(flax + path for path in rule.paths), rule.kind) for rule in rules]
+
+
 def linear(torch: str, flax: str, bias: bool = True) -> list[Rule]:
     """nn.Linear <-> Dense."""
     rules = [Rule(f"{torch}.weight", f"{flax}/kernel", LINEAR)]
@@ -258,10 +263,15 @@ def to_torch(layout: Layout, params: Any, description: dict, *, dtype: Any = np.
 
     Raises UserError where the parameters are not those of the description.
     """
+    return state_of(layout.rules(description), params, layout.name, dtype=dtype)
+
+
+def state_of(rules: Iterable[Rule], params: Any, name: str, *, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    """The same by a table of its own; `name` is what messages call it."""
     flat = flatten_dict(params, sep="/")
-    rules = layout.rules(description)
+    rules = list(rules)
     differing = {path for rule in rules for path in rule.paths} ^ set(flat)
     if differing:
-        raise UserError(f"these parameters do not fit the layout {layout.name}: {', '.join(sorted(differing)[:8])}")
+        raise UserError(f"these parameters do not fit the layout {name}: {', '.join(sorted(differing)[:8])}")
     state = {rule.torch: rule.kind.to_torch(*(np.asarray(flat[path]) for path in rule.paths)) for rule in rules}
     return {name: np.array(x, dtype, order="C") for name, x in state.items()}

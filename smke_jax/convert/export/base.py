@@ -54,14 +54,14 @@ class Format(NamedTuple):
     summary:  what it is, in a few words
     write:    (directory, network, dtype of DTYPES) -> None; raises UserError for a network that does not fit
     embed:    (directory, batch) -> representations (N, D) by name: what `write` left there, read back and run
-    usage:    for the model card: how it is used, in Markdown
-    metadata: for the model card: lines of YAML
+    usage:    for the model card, {type of the model, or '' for any other: how it is used, in Markdown}
+    metadata: for the model card, the same of lines of YAML
     types:    of the models that it can hold; () is any
     """
 
     summary: str
     write: Callable[[Path, Network, str], None]
     embed: Callable[[Path, Batch], dict[str, np.ndarray]]
-    usage: str
-    metadata: tuple[str, ...] = ()
+    usage: Mapping[str, str]
+    metadata: Mapping[str, tuple[str, ...]] = {}
     types: tuple[str, ...] = ("student",)

@@ -8,6 +8,8 @@ import safetensors.numpy
 from smke_jax import atomic
 from smke_jax.convert.export import pytorch
 from smke_jax.convert.export.base import DTYPES, Batch, Format, Network
+from smke_jax.convert.export.hf_aligned import MODELING, embed_aligned, write_aligned
+from smke_jax.convert.export.hf_aligned import USAGE as ALIGNED_USAGE
 from smke_jax.convert.layouts.student import SMKE_HF
 from smke_jax.convert.rules import to_torch
 
@@ -46,6 +48,10 @@ outputs = model(**pixels, **tokens)  # image_embeds and text_embeds, L2-normalis
 
 
 def _write(directory: Path, network: Network, dtype: str) -> None:
+    {"student": _write_student, "aligned": write_aligned}[network.description["type"]](directory, network, dtype)
+
+
+def _write_student(directory: Path, network: Network, dtype: str) -> None:
     config = {
         "model_type": "smke",
         "architectures": ["SmkeModel"],
@@ -62,8 +68,14 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
 
 
 def _embed(directory: Path, batch: Batch):
+    if (directory / MODELING).is_file():
+        return embed_aligned(directory, batch)
     modeling = pytorch.import_modeling(directory / pytorch.MODELING)
     return pytorch.embed(modeling.SmkeModel.from_directory(directory), batch)
 
 
-HF = Format("directory for PyTorch and transformers", _write, _embed, USAGE, metadata=("library_name: transformers",))
+HF = Format(
+    "directory for PyTorch, of a student also for transformers", _write, _embed,
+    {"student": USAGE, "aligned": ALIGNED_USAGE}, metadata={"student": ("library_name: transformers",)},
+    types=("student", "aligned"),
+)  # fmt: skip

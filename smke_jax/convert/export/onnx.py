@@ -93,4 +93,4 @@ def _embed(directory: Path, batch: Batch) -> dict[str, np.ndarray]:
     }
 
 
-ONNX = Format("two graphs for onnxruntime", _write, _embed, USAGE)
+ONNX = Format("two graphs for onnxruntime", _write, _embed, {"": USAGE})

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -59,12 +60,19 @@ def require(package: str, extra: str) -> ModuleType:
         raise UserError(f"this format needs {package}: pip install 'smke_jax[{extra}]'") from None
 
 
-def import_modeling(path: Path = SOURCE) -> ModuleType:
-    """The module in that file."""
+def import_modeling(path: Path = SOURCE, *, beside: tuple[str, ...] = ()) -> ModuleType:
+    """The module in that file.  `beside`: files in its folder that it imports."""
     require("torch", "torch")
-    spec = importlib.util.spec_from_file_location("modeling_smke", path)
+    others = {Path(name).stem: import_modeling(path.parent / name) for name in beside}
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    before = {name: sys.modules.get(name) for name in others}
+    sys.modules.update(others)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        for name, other in before.items():
+            sys.modules.pop(name) if other is None else sys.modules.update({name: other})
     return module
 
 
@@ -102,13 +110,7 @@ def embed(model, batch: Batch) -> dict[str, np.ndarray]:
 
 def write_preprocessing(directory: Path, network: Network) -> None:
     """The tokenizer's files and preprocessor_config.json, as transformers reads them."""
-    network.tokenizer.save(directory)
-    path = directory / "tokenizer_config.json"
-    limits = {
-        "model_max_length": network.description["max_length"],
-        "model_input_names": ["input_ids", "attention_mask"],
-    }
-    write_json(path, json.loads(path.read_text(encoding="utf-8")) | limits)
+    write_tokenizer(directory, network)
     size = network.description["image"]["image_size"]
     # The whole picture squashed to a square, bicubic: what the student is evaluated with.
     preprocessor = {
@@ -124,6 +126,17 @@ def write_preprocessing(directory: Path, network: Network) -> None:
         "image_std": STD,
     }
     write_json(directory / "preprocessor_config.json", preprocessor)
+
+
+def write_tokenizer(directory: Path, network: Network) -> None:
+    """The tokenizer's files, as transformers reads them."""
+    network.tokenizer.save(directory)
+    path = directory / "tokenizer_config.json"
+    limits = {
+        "model_max_length": network.description["max_length"],
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | limits)
 
 
 def write_json(path: Path, content: dict) -> None:

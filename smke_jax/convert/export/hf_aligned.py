@@ -1,0 +1,90 @@
+"""A model of type 'aligned' as a directory for PyTorch: frozen towers, a text tower and projections."""
+
+import shutil
+from pathlib import Path
+
+import safetensors.numpy
+
+from smke_jax import atomic
+from smke_jax.convert.export import pytorch
+from smke_jax.convert.export.base import DTYPES, Batch, Network
+from smke_jax.convert.layouts.aligned import RULES, aligned_rules
+from smke_jax.convert.rules import state_of
+from smke_jax.convert.temperatures import as_lists
+from smke_jax.errors import UserError
+from smke_jax.passes.base import MEAN, STD
+
+MODELING = "modeling_aligned.py"
+SOURCE = pytorch.SOURCE.parent / MODELING
+USAGE = """
+With PyTorch, safetensors, Pillow and tokenizers, in this directory; the two Python files are its own and short:
+
+```python
+import PIL.Image
+import tokenizers
+import torch
+
+from modeling_aligned import AlignedModel
+
+model = AlignedModel.from_directory(".")
+tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
+encoding = tokenizer.encode("a dog runs across the grass")
+with torch.inference_mode():
+    image = model(model.preprocess([PIL.Image.open("photo.jpg")]))["image_embeds"]
+    text = model(input_ids=torch.tensor([encoding.ids]))["text_embeds"]
+print(image @ text.T)
+```
+"""
+# Forms of a network that the PyTorch file always has: {type: {field: value}}.
+ALWAYS = {"vit": {"patch_bias": True, "norm_embeddings": False}, "bert": {"norm_order": "post"}}
+
+
+def write_aligned(directory: Path, network: Network, dtype: str) -> None:
+    """Weights, config.json, the tokenizer and the two PyTorch files."""
+    description = network.description
+    _refuse_other_forms(description)
+    config = {
+        "model_type": "smke_aligned",
+        "dtype": dtype,
+        "networks": {name: _complete(own) for name, own in description["networks"].items()},
+        **{key: description[key] for key in ("level", "max_length", "vocab_size")},
+        "logit_scales": as_lists(description["logit_scales"]),
+    }
+    pytorch.write_json(directory / "config.json", config)
+    state = state_of(aligned_rules(description), network.params, "aligned", dtype=DTYPES[dtype])
+    atomic.write_bytes(directory / "model.safetensors", safetensors.numpy.save(state, metadata={"format": "pt"}))
+    for source in (SOURCE, pytorch.SOURCE):
+        shutil.copyfile(source, directory / source.name)
+    pytorch.write_tokenizer(directory, network)
+
+
+def embed_aligned(directory: Path, batch: Batch):
+    """What the files in `directory` make of `batch`."""
+    modeling = pytorch.import_modeling(directory / MODELING, beside=(pytorch.MODELING,))
+    return pytorch.embed(modeling.AlignedModel.from_directory(directory), batch)
+
+
+def _complete(own: dict) -> dict:
+    """The fields of a network, with those that its module has by default and the PyTorch file reads."""
+    usual = {
+        "efficientnet_lite": {"width_multiplier": 1.0, "depth_multiplier": 1.0, "norm_eps": 1e-3},
+        "vit": {"norm_eps": 1e-6, "activation": "gelu", "layer_scale": None},
+        "bert": {"type_vocab_size": 2, "norm_order": "post", "norm_eps": 1e-12, "activation": "gelu"},
+    }
+    pixels = {"mean": MEAN, "std": STD} if "image_size" in own else {}
+    return {**usual.get(own["type"], {}), **pixels, **own}
+
+
+def _refuse_other_forms(description: dict) -> None:
+    for name, own in description["networks"].items():
+        kind = own["type"]
+        if kind not in RULES:
+            raise UserError(f"the network {name!r} is a {kind}, and in PyTorch there are {', '.join(RULES)}: use "
+                            "--format=flax")  # fmt: skip
+        shared = own.get("shared") or {}
+        known = {**ALWAYS.get(kind, {}), "shared.type": "transformer", "shared.depth": 1}
+        for field, value in known.items():
+            part = shared if field.startswith("shared.") else own
+            found = part.get(field.removeprefix("shared."), value)
+            if found != value:
+                raise UserError(f"{field} of {name!r} is {found!r}, and in PyTorch always {value!r}: use --format=flax")
