@@ -11,7 +11,7 @@ S-SMKE's shared block after the projections, and `:one_tower` leaves out all ima
 """
 
 from smke_jax.forms import split_variant
-from smke_jax.parts import itc, mixup, projections, stored_features
+from smke_jax.parts import itc, mixup, projections, stored_features, transformer
 
 VARIANTS = ("frozen_text", "mixup", "shared", "one_tower")
 
@@ -26,9 +26,11 @@ def get_config(variant: str = ""):
     c.networks.update(towers)
     c.networks.words = form.text_tower(trained=kind != "frozen_text")
     features = tuple(f"{name}/feature" for name in towers)
-    shared = form.transformer() if kind == "shared" else None
+    shared = transformer(num_heads=8, mlp_dim=1024) if kind == "shared" else None
     c.networks.student = projections(image=features, hidden=1024, dropout=0.3, shared=shared)
-    c.assets.photos = stored_features(of=features, augmentations=4, evaluated=("dev",), half=True)
+    c.assets.photos = stored_features(
+        of=features, augmentations=form.augmentations, evaluated=(form.held_out,), half=True
+    )
     c.terms.itc = itc(levels=("out",), same_image="positive")
     if kind == "mixup":
         c.selections.mixup = mixup()

@@ -33,6 +33,8 @@ class Thesis:
     width = 768  # of the towers and of the teacher's feature
     classes = 1000  # of the teacher that classifies
     patches = {}  # fields of the image tower whose patches are compared with the teacher's, one by one
+    held_out = "dev"  # the split that runs are evaluated on
+    augmentations = 8  # random views of every image whose features are stored
 
     def run(self, *, batch_size: int = 512, total_steps: int = 44_636, epoch: int = 6_376) -> ConfigDict:
         """A config without parts; an epoch has so many steps."""
@@ -133,6 +135,7 @@ class Flickr8k(Thesis):
     classes = 256
     # The teacher's size, and nothing dropped: every patch needs its counterpart there.
     patches = {"image_size": 128, "token_drop": 0.0}
+    augmentations = 2
 
     def run(self, **_: Any) -> ConfigDict:
         c = base()
@@ -192,7 +195,7 @@ class Flickr8k(Thesis):
 
     def tuning(self) -> ConfigDict:
         c = base()
-        c.batch_size, c.total_steps, c.checkpoint.every, c.log.every = 500, 300, 100, 20
+        c.batch_size, c.total_steps, c.checkpoint.every, c.log.every = 480, 300, 100, 20
         c.optimizer.update(learning_rate=1e-3, weight_decay=1e-2, clip_norm=1.0, reference_batch=0)
         return c
 
@@ -220,6 +223,8 @@ class Smoke(Thesis):
     name = "smoke"
     width = 32
     classes = 256
+    held_out = "gallery"
+    augmentations = 2
     sizes = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
     images_of = {"image_size": 32, "patch_size": 16}
 
@@ -270,6 +275,18 @@ class Smoke(Thesis):
     def bank(self, size: int) -> int:
         return min(size, 40)
 
+    def tuning(self) -> ConfigDict:
+        return self.run()
+
+    def captioned(self) -> ConfigDict:
+        return self.pairs(unit="images")
+
+    def image_towers(self) -> dict[str, ConfigDict]:
+        return {"scenes": self.teacher(makes="scenes", pools=("cls", "mean"))}
+
+    def text_tower(self, **fields: Any) -> ConfigDict:
+        return part("text_tower", start="random", model=part("bert", **self.sizes), **fields)
+
     def retrieval(self, **fields: Any) -> ConfigDict:
         return part("retrieval", **fields | {"split": "gallery", "every": 0})
 
@@ -280,6 +297,8 @@ class Scenes(Thesis):
     name = "scenes"
     width = 64
     classes = 256
+    held_out = "gallery"
+    augmentations = 2
     start = str(Path(smke_jax.__file__).parent / "shipped" / "teacher_scenes.safetensors")
     tower = {"width": 64, "norm_order": "pre"}
     layers = {"num_heads": 2, "mlp_dim": 128, "activation": "relu", "init_std": 0.0}
@@ -320,7 +339,7 @@ class Scenes(Thesis):
         return part("mlp", **{key: value for key, value in self.layers.items() if key != "num_heads"} | fields)
 
     def teacher(self, **fields: Any) -> ConfigDict:
-        kept = {key: value for key, value in fields.items() if key.startswith("stand_in")}
+        kept = {key: fields[key] for key in fields if key.startswith("stand_in") or key in ("makes", "pools")}
         return part("frozen", **{"start": self.start} | kept)
 
     def classifier(self, **fields: Any) -> ConfigDict:
@@ -334,6 +353,19 @@ class Scenes(Thesis):
 
     def bank(self, size: int) -> int:
         return min(size, 2048)
+
+    def tuning(self) -> ConfigDict:
+        return self.run()
+
+    def captioned(self) -> ConfigDict:
+        return self.pairs(unit="images")
+
+    def image_towers(self) -> dict[str, ConfigDict]:
+        return {"scenes": self.teacher(makes="scenes", pools=("cls", "mean"))}
+
+    def text_tower(self, **fields: Any) -> ConfigDict:
+        sizes = {**self.tower, **self.layers, "depth": 2, "max_positions": 32}
+        return part("text_tower", start="random", model=part("bert", **sizes), **fields)
 
     def retrieval(self, **fields: Any) -> ConfigDict:
         return part("retrieval", **fields | {"split": "gallery", "every": 0})

@@ -196,7 +196,9 @@ def test_the_thesis_modules_take_the_checkpoint(exported, network, samples):
     assert module.model.logit_scales.tolist() == [d["logit_scales"]["itc"][level] for level in ("fc1", "out")]
     assert module.logit_scale_target.item() == d["logit_scales"]["target_itc"]["head"]
     batch = check.make_batch(samples, network.tokenizer, 8)
-    pixels = torch.tensor(np.asarray(to_network(np.stack([squash(x, 32) for x in batch["image"]]))).transpose(0, 3, 1, 2))
+    pixels = torch.tensor(
+        np.asarray(to_network(np.stack([squash(x, 32) for x in batch["image"]]))).transpose(0, 3, 1, 2)
+    )
     *_, image_out, _, _, text_out, _ = module.model(
         pixels, torch.tensor(batch["text"], dtype=torch.int64), torch.tensor(batch["text_mask"])
     )
