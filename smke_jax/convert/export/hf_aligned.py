@@ -12,6 +12,10 @@ from smke_jax.convert.layouts.aligned import RULES, aligned_rules
 from smke_jax.convert.rules import state_of
 from smke_jax.convert.temperatures import as_lists
 from smke_jax.errors import UserError
+from smke_jax.models.efficientnet import EfficientNetLite
+from smke_jax.models.fields import defaults_of
+from smke_jax.models.text import TextEncoder
+from smke_jax.models.vit import Vit
 from smke_jax.passes.base import MEAN, STD
 
 MODELING = "modeling_aligned.py"
@@ -35,18 +39,19 @@ with torch.inference_mode():
 print(image @ text.T)
 ```
 """
+MODULES = {"efficientnet_lite": EfficientNetLite, "vit": Vit, "bert": TextEncoder}
 # Forms of a network that the PyTorch file always has: {type: {field: value}}.
 ALWAYS = {"vit": {"patch_bias": True, "norm_embeddings": False}, "bert": {"norm_order": "post"}}
 
 
 def write_aligned(directory: Path, network: Network, dtype: str) -> None:
     """Weights, config.json, the tokenizer and the two PyTorch files."""
-    description = network.description
+    description = _complete(network.description)
     _refuse_other_forms(description)
     config = {
         "model_type": "smke_aligned",
         "dtype": dtype,
-        "networks": {name: _complete(own) for name, own in description["networks"].items()},
+        "networks": description["networks"],
         **{key: description[key] for key in ("level", "max_length", "vocab_size")},
         "logit_scales": as_lists(description["logit_scales"]),
     }
@@ -64,15 +69,18 @@ def embed_aligned(directory: Path, batch: Batch):
     return pytorch.embed(modeling.AlignedModel.from_directory(directory), batch)
 
 
-def _complete(own: dict) -> dict:
-    """The fields of a network, with those that its module has by default and the PyTorch file reads."""
-    usual = {
-        "efficientnet_lite": {"width_multiplier": 1.0, "depth_multiplier": 1.0, "norm_eps": 1e-3},
-        "vit": {"norm_eps": 1e-6, "activation": "gelu", "layer_scale": None},
-        "bert": {"type_vocab_size": 2, "norm_order": "post", "norm_eps": 1e-12, "activation": "gelu"},
-    }
+def _complete(description: dict) -> dict:
+    """`description` with the fields that its networks have by default."""
+    networks = {name: _with_defaults(own) for name, own in description["networks"].items()}
+    return {**description, "networks": networks}
+
+
+def _with_defaults(own: dict) -> dict:
+    module = MODULES.get(own["type"])
+    usual = {} if module is None else defaults_of(module)
+    plain = {key: x for key, x in usual.items() if x is None or isinstance(x, bool | int | float | str)}
     pixels = {"mean": MEAN, "std": STD} if "image_size" in own else {}
-    return {**usual.get(own["type"], {}), **pixels, **own}
+    return {**plain, **pixels, **own}
 
 
 def _refuse_other_forms(description: dict) -> None:
