@@ -110,6 +110,8 @@ def exported(run: TrainedRun) -> tuple[Any, dict]:
 def _parts(run: TrainedRun, network: Network) -> tuple[str, ...]:
     """The networks that make what `network` is of no use without."""
     makers = {array: p.networks for p in run.experiment.recipe.passes for array in p.provides}
+    if unmade := [array for array in network.export_with if array not in makers]:
+        raise UserError(f"{unmade[0]} is made by no network of this run: what reads it cannot be exported")
     return tuple(dict.fromkeys(name for array in network.export_with for name in makers[array]))
 
 
