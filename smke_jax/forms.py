@@ -217,14 +217,31 @@ class Flickr8k(Thesis):
         return part("retrieval", **fields | {"every": 0})
 
 
-class Smoke(Thesis):
+class Drawn(Thesis):
+    """What the two sizes for drawn scenes share."""
+
+    held_out = "gallery"
+    augmentations = 2
+
+    def tuning(self) -> ConfigDict:
+        return self.run()
+
+    def captioned(self) -> ConfigDict:
+        return self.pairs(unit="images")
+
+    def image_towers(self) -> dict[str, ConfigDict]:
+        return {"scenes": self.teacher(makes="scenes", pools=("cls", "mean"))}
+
+    def retrieval(self, **fields: Any) -> ConfigDict:
+        return part("retrieval", **fields | {"split": "gallery", "every": 0})
+
+
+class Smoke(Drawn):
     """The same recipe on the built-in scenes, small enough for two steps in a test."""
 
     name = "smoke"
     width = 32
     classes = 256
-    held_out = "gallery"
-    augmentations = 2
     sizes = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
     images_of = {"image_size": 32, "patch_size": 16}
 
@@ -275,30 +292,16 @@ class Smoke(Thesis):
     def bank(self, size: int) -> int:
         return min(size, 40)
 
-    def tuning(self) -> ConfigDict:
-        return self.run()
-
-    def captioned(self) -> ConfigDict:
-        return self.pairs(unit="images")
-
-    def image_towers(self) -> dict[str, ConfigDict]:
-        return {"scenes": self.teacher(makes="scenes", pools=("cls", "mean"))}
-
     def text_tower(self, **fields: Any) -> ConfigDict:
         return part("text_tower", start="random", model=part("bert", **self.sizes), **fields)
 
-    def retrieval(self, **fields: Any) -> ConfigDict:
-        return part("retrieval", **fields | {"split": "gallery", "every": 0})
 
-
-class Scenes(Thesis):
+class Scenes(Drawn):
     """The same recipe on drawn scenes, small enough for two CPU cores; its teacher comes with the package."""
 
     name = "scenes"
     width = 64
     classes = 256
-    held_out = "gallery"
-    augmentations = 2
     start = str(Path(smke_jax.__file__).parent / "shipped" / "teacher_scenes.safetensors")
     tower = {"width": 64, "norm_order": "pre"}
     layers = {"num_heads": 2, "mlp_dim": 128, "activation": "relu", "init_std": 0.0}
@@ -354,21 +357,9 @@ class Scenes(Thesis):
     def bank(self, size: int) -> int:
         return min(size, 2048)
 
-    def tuning(self) -> ConfigDict:
-        return self.run()
-
-    def captioned(self) -> ConfigDict:
-        return self.pairs(unit="images")
-
-    def image_towers(self) -> dict[str, ConfigDict]:
-        return {"scenes": self.teacher(makes="scenes", pools=("cls", "mean"))}
-
     def text_tower(self, **fields: Any) -> ConfigDict:
         sizes = {**self.tower, **self.layers, "depth": 2, "max_positions": 32}
         return part("text_tower", start="random", model=part("bert", **sizes), **fields)
-
-    def retrieval(self, **fields: Any) -> ConfigDict:
-        return part("retrieval", **fields | {"split": "gallery", "every": 0})
 
 
 FORMS = {form.name: form() for form in (Thesis, Flickr8k, Scenes, Smoke)}

@@ -3,9 +3,6 @@
 import shutil
 from pathlib import Path
 
-import safetensors.numpy
-
-from smke_jax import atomic
 from smke_jax.convert.export import pytorch
 from smke_jax.convert.export.base import DTYPES, Batch, Network
 from smke_jax.convert.layouts.aligned import RULES, aligned_rules
@@ -23,22 +20,7 @@ SOURCE = pytorch.SOURCE.parent / MODELING
 USAGE = """
 With PyTorch, safetensors, Pillow and tokenizers, in this directory; the two Python files are its own and short:
 
-```python
-import PIL.Image
-import tokenizers
-import torch
-
-from modeling_aligned import AlignedModel
-
-model = AlignedModel.from_directory(".")
-tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
-encoding = tokenizer.encode("a dog runs across the grass")
-with torch.inference_mode():
-    image = model(model.preprocess([PIL.Image.open("photo.jpg")]))["image_embeds"]
-    text = model(input_ids=torch.tensor([encoding.ids]))["text_embeds"]
-print(image @ text.T)
-```
-"""
+""" + pytorch.example("modeling_aligned", "AlignedModel")
 MODULES = {"efficientnet_lite": EfficientNetLite, "vit": Vit, "bert": TextEncoder}
 # Forms of a network that the PyTorch file always has: {type: {field: value}}.
 ALWAYS = {"vit": {"patch_bias": True, "norm_embeddings": False}, "bert": {"norm_order": "post"}}
@@ -57,7 +39,7 @@ def write_aligned(directory: Path, network: Network, dtype: str) -> None:
     }
     pytorch.write_json(directory / "config.json", config)
     state = state_of(aligned_rules(description), network.params, "aligned", dtype=DTYPES[dtype])
-    atomic.write_bytes(directory / "model.safetensors", safetensors.numpy.save(state, metadata={"format": "pt"}))
+    pytorch.write_weights(directory, state)
     for source in (SOURCE, pytorch.SOURCE):
         shutil.copyfile(source, directory / source.name)
     pytorch.write_tokenizer(directory, network)

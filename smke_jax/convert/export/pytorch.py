@@ -8,8 +8,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from PIL import Image
 
+from smke_jax import atomic
 from smke_jax.convert.export.base import Batch, Network
 from smke_jax.convert.layouts.student import SMKE_HF
 from smke_jax.convert.rules import to_torch
@@ -26,6 +28,29 @@ FIELDS = {
     "text": ("max_positions", *TOWER),
     "shared": ("num_heads", "mlp_dim", "norm_eps", "activation", "layer_scale"),
 }
+
+
+EXAMPLE = """```python
+import PIL.Image
+import tokenizers
+import torch
+
+from MODULE import MODEL
+
+model = MODEL.from_directory(".")
+tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
+encoding = tokenizer.encode("a dog runs across the grass")
+with torch.inference_mode():
+    image = model(model.preprocess([PIL.Image.open("photo.jpg")]))["image_embeds"]
+    text = model(input_ids=torch.tensor([encoding.ids]))["text_embeds"]
+print(image @ text.T)
+```
+"""
+
+
+def example(module: str, model: str) -> str:
+    """Markdown of how the class `model` in an export's file `module` embeds a photo and a sentence."""
+    return EXAMPLE.replace("MODULE", module).replace("MODEL", model)
 
 
 def smke_config(description: dict) -> dict:
@@ -137,6 +162,12 @@ def write_tokenizer(directory: Path, network: Network) -> None:
         "model_input_names": ["input_ids", "attention_mask"],
     }
     write_json(path, json.loads(path.read_text(encoding="utf-8")) | limits)
+
+
+def write_weights(directory: Path, state: dict[str, np.ndarray]) -> None:
+    """model.safetensors."""
+    # Not save_file: it hides the system's reason for a failure and makes the file unreadable for others.
+    atomic.write_bytes(directory / "model.safetensors", safetensors.numpy.save(state, metadata={"format": "pt"}))
 
 
 def write_json(path: Path, content: dict) -> None:
