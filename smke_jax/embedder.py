@@ -23,7 +23,7 @@ from smke_jax.models.build import build_model, image_sizes
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
 from smke_jax.passes.aligned import aligned
-from smke_jax.passes.base import MEAN, STD, Pass, to_network
+from smke_jax.passes.base import Pass, pixels_of, to_network
 from smke_jax.passes.encode import encode_image, encode_text
 from smke_jax.passes.features import features
 from smke_jax.tasks.base import Column, Split
@@ -118,7 +118,7 @@ def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:
 def _student(description):
     model, level = build_model(description), description.get("level", "out")
     return {
-        "image": ((encode_image(model, NETWORK),), f"image/{level}"),
+        "image": ((encode_image(model, NETWORK, **pixels_of(description)),), f"image/{level}"),
         "text": ((encode_text(model, NETWORK),), f"text/{level}"),
     }
 
@@ -129,8 +129,7 @@ def _aligned(description):
 
 
 def _teacher(description):
-    pixels = {"mean": description.get("mean", MEAN), "std": description.get("std", STD)}
-    return {"image": ((features(build_model(description), NETWORK, **pixels),), "target/cls")}
+    return {"image": ((features(build_model(description), NETWORK, **pixels_of(description)),), "target/cls")}
 
 
 def _bert(description):
@@ -146,10 +145,10 @@ def _bert(description):
 
 def _clip(description):
     model = build_model(description)
-    mean, std = description["mean"], description["std"]
+    statistics = pixels_of(description)
 
     def image(params, arrays, key, train):
-        pixels = to_network(arrays["image"], mean, std)
+        pixels = to_network(arrays["image"], **statistics)
         return {"image": model.apply({"params": params[NETWORK]}, pixels, method="encode_image")}
 
     def text(params, arrays, key, train):

@@ -33,6 +33,14 @@ def for_image_size(params: Any, description: dict, image_size: int) -> tuple[Any
     return unflatten_dict(flat | resized, sep="/"), description | {"image_size": image_size}
 
 
+def fitted(params: Any, description: dict, image_size: int) -> Any:
+    """`params` for images of `image_size`, interpolated where the network learned something for each place."""
+    learned = any(re.fullmatch(kind, path) for path in flatten_dict(params, sep="/") for kind in RESIZED)
+    if not learned or image_size == description["image_size"]:
+        return params
+    return for_image_size(params, description, image_size)[0]
+
+
 def resize_table(table: np.ndarray, old: int, new: int) -> np.ndarray:
     """BEiT's bias table for a grid of new² patches, ((2·old-1)² + 3, H) -> ((2·new-1)² + 3, H).
 
@@ -71,6 +79,6 @@ def _cubic_weights(old: int, new: int) -> np.ndarray:
 
 # Paths -> how what lies there is made to fit another grid.
 RESIZED = {
-    r"relative_bias(_\d+)?/table": resize_table,  # of smke_jax.models.teachers.RelativePositionBias
+    r"relative_bias(_\d+)?/table": resize_table,  # of smke_jax.models.beit.RelativePositionBias
     "position_embedding": resize_positions,  # of smke_jax.models.vit.Vit
 }

@@ -1,19 +1,12 @@
 """Linen modules.  Those below are parts that a config can name."""
 
-from smke_jax.models.efficientnet import EfficientNetLite
 from smke_jax.models.resnet import ResNet
 from smke_jax.models.shared import SHARED
-from smke_jax.models.teachers import Beit
-from smke_jax.models.text import TextEncoder
-from smke_jax.models.vision import ImageEncoder
-from smke_jax.models.vit import Vit
+from smke_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS
 
 MODELS = {
-    "beit": Beit,
-    "bert": TextEncoder,
-    "data2vec2": ImageEncoder,
-    "efficientnet_lite": EfficientNetLite,
+    **IMAGE_TOWERS,
+    **TEXT_TOWERS,
     "resnet": ResNet,
-    "vit": Vit,
     **SHARED,
 }

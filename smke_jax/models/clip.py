@@ -1,6 +1,8 @@
 """CLIP (Radford et al. 2021) with a Vision Transformer: two towers and projections into one space (spec A.1)."""
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -8,15 +10,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from smke_jax.errors import UserError
+from smke_jax.models.fields import build_from
 from smke_jax.models.layers import kernel_init, run_blocks
 from smke_jax.models.vit import Vit
 
 
-class ClipTextEncoder(nn.Module):
-    """CLIP's text tower.  ids (B, L) int -> feature of the end-of-text token (B, D), float32.
+class ClipTextTower(nn.Module):
+    """CLIP's text tower.  ids (B, L) int -> (B, L, D), the output at the end-of-text token first.
 
-    The end-of-text token is the one with the largest id.  Attention is causal, so tokens after it change nothing.
-    It equals transformers' CLIPTextModel.  ValueError for captions longer than `max_positions`.
+    Attention is causal.  So the start of text, which stands first, sees nothing of the caption, and its output is left
+    out: the end of text, which has seen all, takes its place, and stands at its own place too.  Tokens after it change
+    nothing.  The end of text is the last token in `mask` (B, L), 1 = token; without a mask, the one with the largest
+    id.
+    `added` (D,) is added to every token before the first block.
+    It equals transformers' CLIPTextModel.  UserError for captions longer than `max_positions`.
     """
 
     vocab_size: int
@@ -27,26 +34,37 @@ class ClipTextEncoder(nn.Module):
     max_positions: int = 77
     norm_eps: float = 1e-5
     activation: str = "quick_gelu"
+    dropout: float = 0.0
     init_std: float = 0.02
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
     residual_dtype: jnp.dtype = jnp.float32
 
-    # `run_blocks` reads these too.  They are the same for the whole family, so they are no fields.
-    norm_order = "pre"
-    dropout = 0.0
-    remat = "none"
+    norm_order = "pre"  # `run_blocks` reads it too.  It is the same for the whole family, so it is no field.
 
     @nn.compact
-    def __call__(self, ids):
+    def __call__(self, ids, mask=None, *, added=None, deterministic: bool = True):
         length = ids.shape[1]
         if length > self.max_positions:
             raise UserError(f"captions are {length} tokens long, this encoder has {self.max_positions} positions")
         words = self.param("word_embedding", kernel_init(0.02), (self.vocab_size, self.width))
         positions = self.param("position_embedding", kernel_init(0.01), (self.max_positions, self.width))
         x = words[ids].astype(self.residual_dtype) + positions[:length].astype(self.residual_dtype)
+        if added is not None:
+            x += added.astype(self.residual_dtype)
         later = np.triu(np.ones((length, length), bool), k=1)
-        x = run_blocks(self, x, bias=jnp.where(later, -jnp.inf, 0.0)[None, None])
-        return x[jnp.arange(len(ids)), jnp.argmax(ids, axis=1)].astype(jnp.float32)
+        bias = jnp.where(later, -jnp.inf, 0.0)[None, None]
+        x = run_blocks(self, x, bias=bias, deterministic=deterministic)
+        end = jnp.argmax(ids, axis=1) if mask is None else mask.sum(axis=1) - 1
+        return jnp.concatenate([x[jnp.arange(len(ids)), end][:, None], x[:, 1:]], axis=1)
+
+
+class ClipTextEncoder(ClipTextTower):
+    """The same for the feature of the end-of-text token alone.  ids (B, L) int -> (B, D), float32."""
+
+    @nn.compact
+    def __call__(self, ids):
+        return super().__call__(ids)[:, 0].astype(jnp.float32)
 
 
 class Clip(nn.Module):
@@ -82,7 +100,18 @@ class Clip(nn.Module):
 
 def build_clip(config) -> Clip:
     """The model of `config`: its entries `image` and `text` hold the fields of the towers."""
-    dtypes = {name: jnp.dtype(config.get(name, "float32")) for name in ("dtype", "residual_dtype")}
-    image = Vit(**config["image"], patch_bias=False, norm_embeddings=True, **dtypes)
-    text = ClipTextEncoder(**config["text"], **dtypes)
+    dtypes = {name: config.get(name, "float32") for name in ("dtype", "residual_dtype")}
+    image = build_from(tower_of(config, "image") | dtypes, Vit)
+    text = build_from(tower_of(config, "text") | dtypes, ClipTextEncoder)
     return Clip(image_encoder=image, text_encoder=text, embed_dim=config["embed_dim"])
+
+
+def tower_of(config: Mapping[str, Any], tower: str) -> dict[str, Any]:
+    """The description {'type': …, fields} of the 'image' or 'text' tower of a CLIP, as a model by itself.
+
+    That of the image tower has the statistics of pixels, where `config` has them.
+    """
+    if tower == "text":
+        return {"type": "clip_text", **config["text"]}
+    pixels = {name: config[name] for name in ("mean", "std") if name in config}
+    return {"type": "vit", **config["image"], "patch_bias": False, "norm_embeddings": True, **pixels}

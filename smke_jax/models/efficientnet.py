@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from smke_jax.errors import UserError
 from smke_jax.models.batch_norm import FixedNorm
 from smke_jax.models.depthwise import depthwise
 
@@ -158,6 +159,15 @@ class EfficientNetLite(nn.Module):
     @nn.compact
     def __call__(self, images, *, deterministic: bool = True):
         """Normalised images (B, S, S, 3) -> feature (B, width), float32."""
+        tokens = self.cells(images, deterministic=deterministic)
+        self.sow("intermediates", "tokens", tokens)
+        feature = tokens.mean(axis=1)
+        if self.num_classes:
+            self.sow("intermediates", "logits", nn.Dense(self.num_classes, name="fc")(feature))
+        return feature
+
+    def cells(self, images, *, deterministic: bool = True):
+        """The cells of the last feature map, (B, N, width), float32.  It is called once, inside the compact method."""
         size = self.image_size
         if images.shape[1:] != (size, size, 3):
             raise ValueError(f"images are {images.shape[1:]}, this network takes ({size}, {size}, 3)")
@@ -169,9 +179,16 @@ class EfficientNetLite(nn.Module):
             run = InvertedResidual(*sizes, self.drop_path * i / len(blocks), **settings, name=f"block_{i}")
             x = run(x, deterministic=deterministic)
         x = nn.relu6(ConvNorm(self.width, **settings, name="last")(x)).astype(jnp.float32)
-        tokens = x.reshape(len(x), -1, self.width)
-        self.sow("intermediates", "tokens", tokens)
-        feature = tokens.mean(axis=1)
-        if self.num_classes:
-            self.sow("intermediates", "logits", nn.Dense(self.num_classes, name="fc")(feature))
-        return feature
+        return x.reshape(len(x), -1, self.width)
+
+
+class EfficientNetLiteTower(EfficientNetLite):
+    """The same as a student's image tower, without classifier: its tokens are the cells, and [CLS] is their mean."""
+
+    @nn.compact
+    def __call__(self, images, *, added=None, deterministic: bool = True):
+        """Normalised images (B, S, S, 3) -> (B, 1 + N, width), float32.  UserError where `added` is given."""
+        if added is not None:
+            raise UserError("a convolutional tower has no tokens before its first block: set token_types_at='after'")
+        tokens = self.cells(images, deterministic=deterministic)
+        return jnp.concatenate([tokens.mean(axis=1, keepdims=True), tokens], axis=1)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from smke_jax.losses.codebook import nearest_code
 from smke_jax.losses.contrastive import normalise
 from smke_jax.losses.pairs import dot_products
+from smke_jax.models.beit import RelativePositionBias
 from smke_jax.models.layers import Block
-from smke_jax.models.teachers import RelativePositionBias
 
 
 def _random_codes(key, shape):

@@ -96,8 +96,7 @@ class ImageEncoder(nn.Module):
         x = patchify(images, self.patch_size)
         positions = jnp.asarray(sincos_positions(size // self.patch_size, self.width))
         if self.token_drop and not deterministic:
-            kept = _random_subset(self.make_rng("dropout"), *x.shape[:2], round(x.shape[1] * (1 - self.token_drop)))
-            x, positions = jnp.take_along_axis(x, kept[:, :, None], axis=1), positions[kept]
+            x, positions = some_patches(self.make_rng("dropout"), x, positions, self.token_drop)
         x = PatchEmbed(self.patch_size, self.width, self.init_std, self.dtype, name="patch_embed")(x)
         self.sow("intermediates", "patches", x)
         x = x.astype(self.residual_dtype) + positions.astype(self.residual_dtype)
@@ -110,6 +109,9 @@ class ImageEncoder(nn.Module):
         return run_blocks(self, x, deterministic=deterministic)
 
 
-def _random_subset(key: jax.Array, rows: int, total: int, count: int) -> jax.Array:
-    """`count` of `total` positions for each row, drawn without replacement -> (rows, count) int."""
-    return jnp.argsort(jax.random.uniform(key, (rows, total)), axis=1)[:, :count]
+def some_patches(key: jax.Array, patches: jax.Array, positions: jax.Array, drop: float) -> tuple[jax.Array, jax.Array]:
+    """Patches (B, N, ·) and their positions (N, D) without a random share `drop` of them -> (B, n, ·), (B, n, D)."""
+    rows, total, _ = patches.shape
+    count = round(total * (1 - drop))
+    kept = jnp.argsort(jax.random.uniform(key, (rows, total)), axis=1)[:, :count]  # drawn without replacement
+    return jnp.take_along_axis(patches, kept[:, :, None], axis=1), positions[kept]

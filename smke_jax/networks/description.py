@@ -5,9 +5,9 @@ from typing import Any
 
 import flax.linen as nn
 
-from smke_jax.convert.params_file import read_description
 from smke_jax.errors import UserError
 from smke_jax.models.fields import check_fields, defaults_of
+from smke_jax.networks.encoders import describe_encoder
 from smke_jax.networks.start import RANDOM
 
 UNSEEN = {"type", "init_std"}  # fields of a model that its file does not settle
@@ -18,6 +18,7 @@ def described_by(
     model: Mapping[str, Any] | None,
     kinds: Mapping[str, type[nn.Module]],
     *,
+    tower: str,
     what: str,
     example: str,
     remark: str = "",
@@ -26,6 +27,7 @@ def described_by(
     """The description {'type': …, fields} of the model in the file `start`; that of `model` where it is 'random'.
 
     kinds:   {type: module} of the models that the network can be of
+    tower:   'image' or 'text': which one of a CLIP's
     what:    the network in messages; example: a part in messages; remark: which other files would do, in messages
     besides: names that a description may hold besides the fields of its module
     Raises UserError for a file of another kind, and for fields of `model` that someone has set and that are not those
@@ -38,7 +40,7 @@ def described_by(
         return dict(model)
     if not start:
         raise UserError(f"the {what}'s start is empty: give what `smke convert` wrote, or 'random' to try without")
-    found = read_description(start).get("model", {})
+    found = describe_encoder(start, tower)
     if found.get("type") not in kinds:
         raise UserError(
             f"{start} holds a model of type {found.get('type')!r}, which is no {what}: give a file of one of "

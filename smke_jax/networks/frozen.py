@@ -6,14 +6,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from smke_jax.convert.params_file import digests, fit, load_params
+from smke_jax.convert.params_file import digests, fit
 from smke_jax.errors import UserError
 from smke_jax.facts import Described
 from smke_jax.models.teachers import TEACHERS, build_teacher, stand_in_head
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.description import described_by
+from smke_jax.networks.encoders import check_pixels, load_encoder
 from smke_jax.networks.start import RANDOM
-from smke_jax.passes.base import MEAN, STD
+from smke_jax.passes.base import pixels_of
 from smke_jax.passes.features import check_pools, features
 
 CLASSIFIERS = ("fc/kernel", "head/kernel")  # matrices of a teacher's classifier, which computes in fp32
@@ -34,7 +35,7 @@ def frozen(
     stand_in_temperature: float = 0.1,
     described: Described = None,
 ) -> Network:
-    """The image encoder in the file `start`, which says what model it is.
+    """The image encoder in the file `start`, which says what model it is; of a CLIP its image tower.
 
     model:       what it is where `start` is 'random', a part such as 'beit'.  Otherwise the file says it, and fields
                  that differ from the part's defaults have to agree with the file
@@ -51,10 +52,12 @@ def frozen(
     said = dict(
         described
         or described_by(
-            start, model, TEACHERS, what="teacher", example="beit", besides=("mean", "std", "image_size"),
-            remark=", such as `smke export` writes of a self-supervised run",
+            start, model, TEACHERS, tower="image", what="teacher", example="beit",
+            besides=("mean", "std", "image_size"), remark=", such as `smke export` writes of a self-supervised run",
         )
     )  # fmt: skip
+    if start != RANDOM and not described:
+        check_pixels(start, said)
     description = dict(said)
     if final_norm is not None:
         if "final_norm" not in TEACHERS[description["type"]].__dataclass_fields__:
@@ -68,7 +71,6 @@ def frozen(
     check_pools(module, tuple(pools), tuple(layers))
     head = stand_in_head(stand_in_classes, stand_in_temperature) if stand_in_classes else None
     size = description.get("image_size", 224)
-    pixels = {"mean": tuple(description.get("mean", MEAN)), "std": tuple(description.get("std", STD))}
 
     def init(key, specs):
         return in_dtype(module.init(key, jnp.zeros((2, size, size, 3)))["params"], dtype)
@@ -76,14 +78,14 @@ def frozen(
     def begin(shapes) -> Start | None:
         if start == RANDOM:
             return None
-        params = in_dtype(fit(shapes, load_params(start), source=start), dtype)
+        params = in_dtype(fit(shapes, load_encoder(start, "image"), source=start), dtype)
         form = {"form": f"final_norm={module.final_norm}"} if hasattr(module, "final_norm") else {}
         return Start(params, {"": start}, digests(start) | form)
 
     def forward(name, specs):
         read = image if image in specs else "image"
         chosen = {"pools": tuple(pools), "layers": tuple(layers)}
-        return (features(module, name, makes=makes, image=read, head=head, **chosen, **pixels),)
+        return (features(module, name, makes=makes, image=read, head=head, **chosen, **pixels_of(description)),)
 
     use = {"makes": makes, "image": image, "pools": tuple(pools), "layers": tuple(layers)}
     return Network(

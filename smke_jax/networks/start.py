@@ -1,6 +1,5 @@
 """What a network begins with, read from files that `smke convert` or `smke export` wrote."""
 
-import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,24 +8,26 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smke_jax.convert.interpolate import fitted
 from smke_jax.convert.params_file import TOKENIZER, digests, fit, load_params, read_description
 from smke_jax.convert.temperatures import by_level
 from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.errors import UserError
-from smke_jax.models.teachers import Data2Vec2
-from smke_jax.models.text import Bert
+from smke_jax.models.fields import defaults_of
+from smke_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS
 from smke_jax.networks.base import Start
-from smke_jax.passes.base import MEAN, STD
+from smke_jax.networks.encoders import describe_encoder, load_encoder
 
 RANDOM = "random"  # what a config says where nothing is read from a file
 
 # The encoders that each tower can be made of, by the type in their descriptions.
-FITTING = {"image": {"data2vec2": Data2Vec2}, "text": {"bert": Bert}}
+FITTING = {"image": IMAGE_TOWERS, "text": TEXT_TOWERS}
+CLASSIFIER = ("fc", "fc_norm", "head")  # parameters of an encoder that a tower does without
 # What may differ from the network that is read: how it was and is trained, and the size of the images.
 MAY_DIFFER = {
     "head", "start", "image_start", "text_start", "trained", "target_dim", "vocab_size", "level", "max_length",
-    "logit_scales", "image_size", "pooler", "dropout", "token_drop", "init_std", "dtype", "residual_dtype", "remat",
-    "parent", "name", "init",
+    "logit_scales", "image_size", "pooler", "dropout", "token_drop", "drop_path", "init_std", "dtype", "residual_dtype",
+    "remat", "num_classes", "mean", "std", "parent", "name", "init",
 }  # fmt: skip
 
 
@@ -50,44 +51,49 @@ def student_start(path: str, shapes: Any, description: Mapping[str, Any]) -> Sta
     ours, theirs = shapes["head"]["kernel"].shape[-1], model["target_dim"]
     if ours != theirs:
         raise UserError(f"the head of {path} has {theirs} channels, not {ours}: set head={theirs}")
-    loaded = fit(shapes, load_params(path), source=path)
+    params, size = load_params(path), description["image"]["image_size"]
+    params["image_encoder"] = fitted(params["image_encoder"], model["image"], size)
+    loaded = fit(shapes, params, source=path)
     scales = {name: {"logit_scale": values} for name, values in by_level(model.get("logit_scales", {})).items()}
     origins = {"": f"{len(jax.tree.leaves(loaded))} tensors from {path}"}
     return Start(loaded, origins, {"weights": digests(path)["weights"], **_source(path)}, scales, _vocabulary(path))
 
 
 def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any]) -> Start:
-    """The first layers of an encoder for the 'image' or 'text' tower of a student.
+    """The first layers of an encoder for the 'image' or 'text' tower of a student; of a CLIP, of that tower of it.
 
-    shapes: of the tower's parameters; fields: of the tower.
+    shapes: of the tower's parameters; fields: of the tower.  What an encoder learned for each place in the image is
+    interpolated where the tower's image_size is another.
     Raises UserError where the file is of another architecture, or has fewer layers than the tower.
     """
-    model = read_description(path).get("model", {})
-    module = FITTING[tower].get(model.get("type"))
-    if module is None:
+    model = describe_encoder(path, tower)
+    if model.get("type") not in FITTING[tower]:
         raise UserError(
             f"{tower}_start: {path} holds a model of type {model.get('type')!r}; this tower starts from "
             f"{' or '.join(FITTING[tower])}"
         )
-    defaults = {f.name: f.default for f in dataclasses.fields(module) if f.default is not dataclasses.MISSING}
-    theirs = {k: v for k, v in {**defaults, **model}.items() if k != "depth"}
+    if model["type"] != fields["type"]:
+        raise UserError(
+            f"{tower}_start: {path} holds a {model['type']}, and the {tower} tower is a {fields['type']}: make it a "
+            f"part {model['type']!r}"
+        )
+    theirs = {k: v for k, v in {**defaults_of(FITTING[tower][model["type"]]), **model}.items() if k != "depth"}
     wrong = _differences(theirs, fields)
     if wrong:
         raise UserError(f"the {tower} tower cannot start from {path}: {'; '.join(wrong)}; set them alike")
-    if (tuple(model.get("mean", MEAN)), tuple(model.get("std", STD))) != (MEAN, STD):
-        raise UserError(
-            f"{path} was trained on pixels normalised otherwise than the student's: it cannot start from it"
-        )
-    if model["depth"] < fields["depth"]:
+    if "depth" in fields and model["depth"] < fields["depth"]:
         raise UserError(f"{path} has {model['depth']} layers: the depth of the {tower} tower is {fields['depth']}")
     if tower == "text" and (words := model["vocab_size"]) != (ours := shapes["word_embedding"].shape[0]):
         raise UserError(
             f"{path} has {words} words and the tokenizer {ours}: set config.task.tokenizer to the folder of the "
             f"vocabulary that it was trained with, such as {path}/tokenizer"
         )
-    params = fit(shapes, load_params(path), source=path)
-    layers = f"layers 0-{fields['depth'] - 1} of {model['depth']}"
-    origin = f"{len(jax.tree.leaves(params))} tensors from {path} ({model['type']}, {layers})"
+    params = {name: x for name, x in load_encoder(path, tower).items() if name not in CLASSIFIER}
+    if tower == "image":
+        params = fitted(params, model, fields["image_size"])
+    params = fit(shapes, params, source=path)
+    layers = f", layers 0-{fields['depth'] - 1} of {model['depth']}" if "depth" in fields else ""
+    origin = f"{len(jax.tree.leaves(params))} tensors from {path} ({model['type']}{layers})"
     expects = _vocabulary(path) if tower == "text" else {}
     return Start(params, {"": origin}, {"weights": digests(path)["weights"], **_source(path)}, expects=expects)
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from smke_jax.errors import UserError
 from smke_jax.facts import Described, FromTask
 from smke_jax.models.fields import build_from
-from smke_jax.models.text import TextEncoder
+from smke_jax.models.towers import TEXT_TOWERS
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.description import described_by
-from smke_jax.networks.start import FITTING, RANDOM, tower_start
+from smke_jax.networks.start import RANDOM, tower_start
 from smke_jax.passes.words import POOLS, words
 
 
@@ -29,12 +29,13 @@ def text_tower(
     dtype: str = "float32",
     described: Described = None,
 ) -> Network:
-    """A BERT that makes '<makes>/feature' (B, D) of captions, from what `smke convert` wrote.
+    """A BERT, or a CLIP's text tower, that makes '<makes>/feature' (B, D) of captions, from what `smke convert` wrote.
 
     vocab_size: of the task's tokenizer
     start:   the file says what model it is; 'random' needs `model`, a part such as 'bert'
     model:   fields that differ from the part's defaults have to agree with the file
-    pool:    of the last layer's outputs: 'mean' over the tokens, or 'cls'
+    pool:    of the last layer's outputs: 'mean' over the tokens, or 'cls', which in a CLIP is the end of text; its
+             'mean' leaves out the start of text, which has seen nothing, and takes the end of text twice
     depth:   how many of the first layers are kept; None is all of them
     dropout: in every layer, while it is trained
     remat:   of smke_jax.models.layers.REMAT
@@ -42,13 +43,16 @@ def text_tower(
     """
     if pool not in POOLS:
         raise UserError(f"pool {pool!r} is neither {' nor '.join(POOLS)}")
-    said = dict(described or described_by(start, model, FITTING["text"], what="text tower", example="bert"))
+    said = dict(
+        described
+        or described_by(start, model, TEXT_TOWERS, tower="text", what="text tower", example="bert", besides=("pooler",))
+    )
     if model is not None and model.get("dropout"):
         raise UserError("model.dropout: set the dropout of the text tower itself")
     if depth is not None and depth > said["depth"]:
         raise UserError(f"{start} has {said['depth']} layers: set depth to {said['depth']} or less")
     fields = {**said, "vocab_size": vocab_size, "depth": depth or said["depth"], "dropout": dropout, "remat": remat}
-    encoder = build_from({**fields, "dtype": dtype}, TextEncoder)
+    encoder = build_from({**fields, "dtype": dtype}, TEXT_TOWERS[said["type"]])
 
     def init(key, specs):
         tokens = jnp.zeros((2, 3), jnp.int32)

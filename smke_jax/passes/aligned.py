@@ -6,8 +6,8 @@ from typing import Any
 from smke_jax.models.fields import build_from
 from smke_jax.models.projections import build_projections
 from smke_jax.models.teachers import TEACHERS, build_teacher
-from smke_jax.models.text import TextEncoder
-from smke_jax.passes.base import MEAN, STD, Pass, narrowed
+from smke_jax.models.towers import TEXT_TOWERS
+from smke_jax.passes.base import Pass, narrowed, pixels_of
 from smke_jax.passes.features import features
 from smke_jax.passes.project import project
 from smke_jax.passes.words import words
@@ -32,11 +32,11 @@ def aligned(description: Description, *wanted: str) -> tuple[Pass, ...]:
 
 def _image_tower(name: str, own: Description) -> tuple[Pass, ...]:
     chosen = {key: own[key] for key in ("makes", "image")} | {key: tuple(own[key]) for key in ("pools", "layers")}
-    return (features(build_teacher(own), name, mean=own.get("mean", MEAN), std=own.get("std", STD), **chosen),)
+    return (features(build_teacher(own), name, **pixels_of(own), **chosen),)
 
 
 def _text_tower(name: str, own: Description) -> tuple[Pass, ...]:
-    return (words(build_from(own, TextEncoder), name, makes=own["makes"], pool=own["pool"]),)
+    return (words(build_from(own, TEXT_TOWERS[own["type"]]), name, makes=own["makes"], pool=own["pool"]),)
 
 
 def _projections(name: str, own: Description) -> tuple[Pass, ...]:
@@ -46,6 +46,6 @@ def _projections(name: str, own: Description) -> tuple[Pass, ...]:
 
 PASSES: dict[str, Callable[[str, Description], tuple[Pass, ...]]] = {
     **dict.fromkeys(TEACHERS, _image_tower),
-    "bert": _text_tower,
+    **dict.fromkeys(TEXT_TOWERS, _text_tower),
     "projections": _projections,
 }

@@ -1,22 +1,22 @@
 """Image and text through a student's towers and what they share."""
 
 from smke_jax.models.student import Student
-from smke_jax.passes.base import Pass, apply_with_tokens, to_network
+from smke_jax.passes.base import MEAN, STD, Pass, apply_with_tokens, to_network
 
 LEVELS = ("fc1", "out", "head")
 TOKENS = ("tokens", "head_tokens")
 
 
-def encode_image(model: Student, network: str) -> Pass:
+def encode_image(model: Student, network: str, *, mean=MEAN, std=STD) -> Pass:
     """'image/{fc1,out,head}' (B, D) of 'image', and 'image/{tokens,head_tokens}' (B, N, D) of every patch.
 
-    `network` is the name of the network that `model` runs with.
+    `network` is the name of the network that `model` runs with.  `mean` and `std` (3,) are those of the pixels in
+    [0, 1] that the image tower was trained with.
     """
 
     def run(params, arrays, key, train):
-        image, sown = apply_with_tokens(
-            model, params[network], to_network(arrays["image"]), method="encode_image", **_options(key, train)
-        )
+        pixels = to_network(arrays["image"], mean, std)
+        image, sown = apply_with_tokens(model, params[network], pixels, method="encode_image", **_options(key, train))
         return {f"image/{name}": x for name, x in {**image, **sown}.items()}
 
     provides = tuple(f"image/{name}" for name in (*LEVELS, *TOKENS))

@@ -115,12 +115,14 @@ def build_experiment(
 
     keep:      folder of the run, where a vocabulary lies from its first use on; None opens nothing
     known:     the facts that a run recorded; None where it is about to begin
-    described: {network: what its file said of it}, as a run recorded it
+    described: {network: what its file said of it}, as a run recorded it; None where it is about to begin
     """
     draft: Draft = build_part("task", "", config.task, keep=keep, known=known)
+    # Empty is what a run recorded of files that said nothing, None is of no run: then the files are read.
+    recorded = lambda name: None if described is None else described.get(name, {})  # noqa: E731
     with failing_together():
         networks = {
-            name: build_part("networks", name, part, **draft.facts, described=(described or {}).get(name, {}))
+            name: build_part("networks", name, part, **draft.facts, described=recorded(name))
             for name, part in config.networks.items()
         }
         _check_averages(networks)

@@ -23,7 +23,8 @@ SIZES = {"width": 16, "num_heads": 2, "mlp_dim": 8}
 TOWERS = {
     "cells": {"type": "efficientnet_lite", "image_size": 32, "width": 24, "width_multiplier": 0.25,
               "depth_multiplier": 1.0, "num_classes": 3, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]},
-    "patches": {"type": "vit", "image_size": 28, "patch_size": 14, "depth": 3, "layer_scale": 0.5, **SIZES},
+    "patches": {"type": "vit", "image_size": 28, "patch_size": 14, "depth": 3, "layer_scale": 0.5,
+                "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], **SIZES},
 }  # fmt: skip
 
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch_parts import assert_near, block, gradients, linear, quick_jit, randomised, to_torch
 
+from smke_jax.models.beit import relative_position_index
 from smke_jax.models.quantizer import Autoencoder, Quantizer
-from smke_jax.models.teachers import relative_position_index
 from smke_jax.objectives.base import Scope
 from smke_jax.objectives.image_vq import image_vq
 

@@ -11,7 +11,8 @@ from torch_parts import assert_near, block, gradients, layer_norm, quick_jit, ra
 from transformers import BeitConfig, BeitModel, BertConfig, BertModel
 
 from smke_jax.errors import UserError
-from smke_jax.models.teachers import Beit, Data2Vec2, relative_position_index
+from smke_jax.models.beit import Beit, relative_position_index
+from smke_jax.models.teachers import Data2Vec2
 from smke_jax.models.text import TextEncoder
 from smke_jax.models.vision import ImageEncoder, PatchEmbed, patchify, sincos_positions
 

@@ -8,8 +8,9 @@ import pytest
 
 from smke_jax.errors import UserError
 from smke_jax.forms import form_of
+from smke_jax.models.beit import Beit
 from smke_jax.models.resnet import ResNet
-from smke_jax.models.teachers import Beit, stand_in_head
+from smke_jax.models.teachers import stand_in_head
 from smke_jax.parts import part
 from smke_jax.passes.features import features
 from smke_jax.training.build import build_experiment, resolve

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smke_jax.models.teachers import Beit
+from smke_jax.models.beit import Beit
 from smke_jax.networks.frozen import in_dtype
 
 

@@ -16,6 +16,7 @@ from smke_jax.parts import part
 from smke_jax.training.build import build_experiment, read_starts, resolve
 from smke_jax.training.frozen import load_frozen
 
+PIXELS = {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
 SIZES = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16, "image_size": 32, "patch_size": 16}
 
 
@@ -28,12 +29,21 @@ def written(path, model) -> str:
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory) -> str:
-    return written(tmp_path_factory.mktemp("vit") / "vit.safetensors", {"type": "vit", **SIZES, "norm_eps": 1e-12})
+    return written(
+        tmp_path_factory.mktemp("vit") / "vit.safetensors", {"type": "vit", **SIZES, **PIXELS, "norm_eps": 1e-12}
+    )
 
 
 def test_the_file_goes_before_the_part_that_stands_in_the_config(vit):
     for model in (None, part("vit"), part("beit")):
-        assert dict(frozen(start=vit, model=model).described) == {"type": "vit", **SIZES, "norm_eps": 1e-12}
+        said = {"type": "vit", **SIZES, **PIXELS, "norm_eps": 1e-12}
+        assert dict(frozen(start=vit, model=model).described) == said
+
+
+def test_a_file_without_the_statistics_of_its_pixels_is_refused(tmp_path):
+    path = written(tmp_path / "vit.safetensors", {"type": "vit", **SIZES, "mean": [0.5, 0.5, 0.5]})
+    with pytest.raises(UserError, match="does not say the std of its pixels: convert it again, with --mean and --std"):
+        frozen(start=path)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +60,7 @@ def test_a_field_that_someone_has_set_has_to_agree_with_the_file(vit, kind, fiel
 
 
 def test_the_description_of_a_converted_resnet_is_known(tmp_path):
-    model = {"type": "resnet", "image_size": 32, "width": 7, "stem_width": 8, "depths": [1, 1, 1, 1]}
+    model = {"type": "resnet", "image_size": 32, "width": 7, "stem_width": 8, "depths": [1, 1, 1, 1], **PIXELS}
     path = written(tmp_path / "resnet.safetensors", model)
     assert dict(frozen(start=path, model=part("resnet")).described) == model
 

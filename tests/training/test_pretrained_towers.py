@@ -21,9 +21,10 @@ from smke_jax.training.build import build_part
 from smke_jax.training.loop import train_and_evaluate
 
 SIZES = {"width": 32, "num_heads": 2, "mlp_dim": 48}
-IMAGE = {"type": "data2vec2", "image_size": 64, "patch_size": 16, "depth": 3, **SIZES}
+PIXELS = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+IMAGE = {"type": "data2vec2", "image_size": 64, "patch_size": 16, "depth": 3, **SIZES, **PIXELS}
 TEXT = {"type": "bert", "vocab_size": 60, "depth": 2, "max_positions": 12, "pooler": True, **SIZES}
-TEACHER = {"type": "beit", "image_size": 32, "patch_size": 16, "depth": 1, **SIZES}
+TEACHER = {"type": "beit", "image_size": 32, "patch_size": 16, "depth": 1, **SIZES, **PIXELS}
 
 
 def write(directory, model, seed):
@@ -86,10 +87,10 @@ def test_the_first_layers_are_taken_and_the_run_says_where_they_came_from(config
 
 
 @pytest.mark.parametrize(("tower", "changes", "message"), [
-    ("image", {"type": "beit"}, "holds a model of type 'beit'; this tower starts from data2vec2"),
+    ("image", {"type": "beit"}, "holds a beit, and the image tower is a data2vec2: make it a part 'beit'"),
+    ("image", {"type": "resnet"}, "holds a model of type 'resnet'; this tower starts from beit or data2vec2 or"),
     ("image", {"num_heads": 4}, "num_heads is 4 there and 2 here"),
     ("image", {"norm_order": "pre"}, "norm_order is 'pre' there and 'post' here"),
-    ("image", {"mean": (0.5, 0.5, 0.5)}, "normalised otherwise"),
     ("text", {"norm_eps": 1e-6}, "norm_eps is 1e-06 there and 1e-12 here"),
     ("text", {"activation": "relu"}, "activation is 'relu' there and 'gelu' here"),
     ("text", {"depth": 0}, "has 0 layers: the depth of the text tower is 1"),
@@ -97,7 +98,8 @@ def test_the_first_layers_are_taken_and_the_run_says_where_they_came_from(config
 ])  # fmt: skip
 def test_another_architecture_is_refused(tmp_path, tower, changes, message):
     own = {"image": IMAGE, "text": TEXT}[tower]
-    path = write(tmp_path / "other", {**own, **changes}, 3)
+    path = write(tmp_path / "other", own, 3)
+    save_params(tmp_path / "other" / PARAMS, load_params(path), {"model": {**own, **changes}})
     student = tiny.tiny_config().networks.student
     student.text.max_positions = 12
     description = build_part("networks", "student", student, vocab_size=60).export({}, {})[1]
@@ -132,9 +134,11 @@ def test_a_teacher_without_a_last_norm_says_what_to_set(tmp_path):
 def test_what_the_file_says_is_not_overridden_silently(tmp_path):
     """Asked for 64 px of a teacher of 32: refused by name, not trained at 32."""
     start = write(tmp_path / "teacher", TEACHER, 3)
-    same = part("beit", **{k: v for k, v in TEACHER.items() if k != "type"})
+    same = part("beit", **{k: v for k, v in TEACHER.items() if k != "type" and k not in PIXELS})
     assert build_part("networks", "teacher", part("frozen", start=start, model=same)).sizes == {"teacher_image": 32}
-    other = part("beit", **{k: v for k, v in TEACHER.items() if k not in ("type", "image_size")}, image_size=64)
+    other = part(
+        "beit", **{k: v for k, v in TEACHER.items() if k not in ("type", "image_size", *PIXELS)}, image_size=64
+    )
     with pytest.raises(UserError, match=r"config.networks.teacher: model.image_size is 64, and .* says 32"):
         build_part("networks", "teacher", part("frozen", start=start, model=other))
     # A part at its defaults says nothing of its own, so that another start can be given by a flag alone.

@@ -16,7 +16,7 @@ from smke_jax.convert.rules import (
     without_prefix,
 )
 from smke_jax.convert.shapes import depth_of
-from smke_jax.models.teachers import relative_position_index
+from smke_jax.models.beit import relative_position_index
 
 SHARED, OWN = "rel_pos_bias.", "blocks.{i}.attn."  # where the table lies: one for all blocks, or one in each
 TABLE, INDEX = "relative_position_bias_table", "relative_position_index"

@@ -17,7 +17,7 @@ from smke_jax.convert.export.pytorch import import_modeling, smke_config, tensor
 from smke_jax.convert.layouts.beit import UNILM
 from smke_jax.convert.layouts.student import SMKE_HF
 from smke_jax.convert.rules import to_torch
-from smke_jax.models.teachers import relative_position_index
+from smke_jax.models.beit import relative_position_index
 from smke_jax.objectives.base import INITIAL_LOG_SCALE
 from smke_jax.objectives.memory_bank import RANDOM, UNFILLED
 from smke_jax.passes.base import MEAN, STD
