@@ -94,12 +94,14 @@ def _open(path):
 def fit(target: Any, loaded: Any, *, source: str) -> Any:
     """`loaded` cut to the parameters of `target` (arrays or shapes), strict but for what may be left out at the end.
 
-    A file may hold more `block_<i>` than the target: the first ones are kept (the thesis' truncated towers).  It may
-    also hold a pooler or a last norm (a teacher's, with final_norm False) that the target does without.
+    A file may hold more `block_<i>`, and what belongs to each of them, than the target: the first ones are kept (the
+    thesis' truncated towers).  It may also hold a pooler or a last norm (a teacher's, with final_norm False) that the
+    target does without.
     Raises UserError listing every missing, unexpected and mis-shaped key.
     """
     want, have = flatten_dict(target, sep="/"), flatten_dict(loaded, sep="/")
-    surplus = {key for key in have if key not in want and key.split("/")[0].startswith(("block_", "pooler", "norm"))}
+    left = ("block_", "relative_bias_", "pooler", "norm")
+    surplus = {key for key in have if key not in want and key.split("/")[0].startswith(left)}
     problems = [f"missing {key}" for key in sorted(set(want) - set(have))]
     problems += [f"unexpected {key}" for key in sorted(set(have) - set(want) - surplus)]
     problems += [

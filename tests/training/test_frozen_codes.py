@@ -27,7 +27,7 @@ CODES, DIM = 12, 3
 def teacher(tmp_path_factory):
     """A file of random weights."""
     path = tmp_path_factory.mktemp("teacher") / "teacher.safetensors"
-    model = {"type": "beit", **SIZES}
+    model = {"type": "beit", **SIZES, "mean": [0.5] * 3, "std": [0.5] * 3}
     params = jax.jit(build_teacher(model).init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     save_params(path, params, {"model": model})
     return str(path)
