@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from smke_jax.convert.convert import VOCABULARIES, convert
 from smke_jax.convert.packaged import opened
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, params_path, read_description
-from smke_jax.data.clip_tokenizer import load_clip_tokenizer
+from smke_jax.data.clip_tokenizer import load_clip_tokenizer, load_vocabulary
 from smke_jax.data.decode import BadImage, decode_image, to_rgb
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer
 from smke_jax.data.transforms import BICUBIC, squash
@@ -106,7 +106,7 @@ class _Kind:
     passes: Callable[[dict], Mapping[str, tuple[tuple[Pass, ...], str]]]
     view: Callable[[np.ndarray, int], np.ndarray] = squash
     normalise: bool = False
-    load_tokenizer: Callable[[Path], Tokenizer] = load_tokenizer
+    load_tokenizer: Callable[[Path], Tokenizer] = load_vocabulary
     vocabulary: str = "vocab.txt or tokenizer.json"
 
 
@@ -171,7 +171,7 @@ KINDS = {
         vocabulary="tokenizer.json, or vocab.json and merges.txt",
     ),
     **dict.fromkeys(TEACHERS, _Kind(_teacher, _centre_crop)),
-    "bert": _Kind(_bert),
+    "bert": _Kind(_bert, load_tokenizer=load_tokenizer),
 }
 
 

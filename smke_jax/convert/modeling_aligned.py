@@ -13,6 +13,7 @@ import json
 import math
 from pathlib import Path
 
+import modeling_smke
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -90,29 +91,16 @@ class EfficientNetLite(nn.Module):
         return unit(F.relu6(self._bn1(self._conv_head(x))).mean((2, 3)))
 
 
-class Vit(nn.Module):
+class Vit(modeling_smke.Vit):
     """Normalised pixels (B, 3, S, S) -> [CLS] and the mean over patches of the chosen layers, side by side."""
 
     def __init__(self, fields):
-        super().__init__()
-        width, patch_size, eps = fields["width"], fields["patch_size"], fields["norm_eps"]
+        super().__init__(fields)
         self.pools, self.layers = fields["pools"], fields["layers"]
-        self.patch_embed = nn.Conv2d(3, width, patch_size, patch_size)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
-        tokens = 1 + (fields["image_size"] // patch_size) ** 2
-        self.position_embedding = nn.Parameter(torch.zeros(tokens, width))
-        sizes = width, fields["num_heads"], fields["mlp_dim"], "pre", eps, fields["activation"], fields["layer_scale"]
-        self.blocks = nn.ModuleList(Block(*sizes) for _ in range(fields["depth"]))
-        self.norm = nn.LayerNorm(width, eps)
 
     def forward(self, pixels):
-        x = self.patch_embed(pixels).flatten(2).transpose(1, 2)
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.position_embedding
-        streams = []
-        for block in self.blocks:
-            x, _ = block(x)
-            streams.append(x)
-        chosen = [streams[i - 1] for i in self.layers] or [self.norm(x)]
+        streams = self.streams(pixels)
+        chosen = [streams[i - 1] for i in self.layers] or [self.norm(streams[-1])]
         pools = {"cls": lambda x: x[:, 0], "mean": lambda x: x[:, 1:].mean(1)}
         return torch.cat([unit(pools[pool](x.float())) for x in chosen for pool in self.pools], dim=1)
 

@@ -38,7 +38,7 @@ except ImportError:  # the two things that are used of them
 
 
 TEXT, IMAGE = 0, 1  # rows of the token-type table
-# Of the pixels in [0, 1]: ImageNet's.
+# Of the pixels in [0, 1]: ImageNet's, where config.json does not say others.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ACTIVATIONS = {
     "gelu": F.gelu,
@@ -51,7 +51,9 @@ ACTIVATIONS = {
 class SmkeConfig(PretrainedConfig):
     """What config.json says.
 
-    image, text, shared: sizes of the two towers and of the block they share
+    image, text, shared: sizes of the two towers and of the block they share; image["type"] is data2vec2 | vit
+    width: of the shared block; a tower of another width has a linear layer after it
+    mean, std: of the pixels in [0, 1]
     vocab_size, target_dim: rows of the word table; width of the teacher's feature that the head predicts
     token_types: whether tokens are told their modality before the shared block
     level: what retrieval compares: fc1 | out | head
@@ -59,10 +61,11 @@ class SmkeConfig(PretrainedConfig):
 
     model_type = "smke"
 
-    def __init__(self, image=None, text=None, shared=None, vocab_size=0, target_dim=0, token_types=True,
-                 norm_eps=1e-6, level="out", **others):  # fmt: skip
+    def __init__(self, image=None, text=None, shared=None, width=None, mean=MEAN, std=STD, vocab_size=0, target_dim=0,
+                 token_types=True, norm_eps=1e-6, level="out", **others):  # fmt: skip
         self.image, self.text, self.shared = image or {}, text or {}, shared or {}
         self.vocab_size, self.target_dim, self.token_types = vocab_size, target_dim, token_types
+        self.width, self.mean, self.std = width or self.image.get("width"), tuple(mean), tuple(std)
         self.norm_eps, self.level = norm_eps, level
         super().__init__(**others)
 
@@ -130,7 +133,8 @@ class Block(nn.Module):
 def blocks(fields):
     """The layers of a tower."""
     names = ("width", "num_heads", "mlp_dim", "norm_order", "norm_eps", "activation")
-    return nn.ModuleList(Block(*(fields[name] for name in names)) for _ in range(fields["depth"]))
+    sizes, layer_scale = [fields[name] for name in names], fields.get("layer_scale")
+    return nn.ModuleList(Block(*sizes, layer_scale) for _ in range(fields["depth"]))
 
 
 def sincos_positions(grid, width):
@@ -142,7 +146,7 @@ def sincos_positions(grid, width):
     return torch.from_numpy(table.astype(np.float32))
 
 
-class ImageTower(nn.Module):
+class Data2Vec2(nn.Module):
     """Normalised pixels (B, 3, S, S) -> (B, 1 + N, D), [CLS] first."""
 
     def __init__(self, fields):
@@ -164,6 +168,37 @@ class ImageTower(nn.Module):
         for block in self.blocks:
             x, _ = block(x)
         return self.norm(x) if self.pre else x
+
+
+class Vit(nn.Module):
+    """The same, with learned positions: DINO, DINOv2 and AugReg, and CLIP's image tower."""
+
+    def __init__(self, fields):
+        super().__init__()
+        width, patch_size, eps = fields["width"], fields["patch_size"], fields["norm_eps"]
+        self.patch_embed = nn.Conv2d(3, width, patch_size, patch_size, bias=fields["patch_bias"])
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.position_embedding = nn.Parameter(torch.zeros(1 + (fields["image_size"] // patch_size) ** 2, width))
+        self.embedding_norm = nn.LayerNorm(width, eps) if fields["norm_embeddings"] else None
+        self.blocks = blocks({**fields, "norm_order": "pre"})
+        self.norm = nn.LayerNorm(width, eps)
+
+    def streams(self, pixels):
+        """The output of every block."""
+        x = self.patch_embed(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), x], dim=1) + self.position_embedding
+        x = x if self.embedding_norm is None else self.embedding_norm(x)
+        outputs = []
+        for block in self.blocks:
+            x, _ = block(x)
+            outputs.append(x)
+        return outputs
+
+    def forward(self, pixels):
+        return self.norm(self.streams(pixels)[-1])
+
+
+IMAGE_TOWERS = {"data2vec2": Data2Vec2, "vit": Vit}
 
 
 class TextTower(nn.Module):
@@ -203,9 +238,11 @@ class SmkeModel(PreTrainedModel):
 
     def __init__(self, config):
         super().__init__(config)
-        width = config.image["width"]
-        self.image = ImageTower(config.image)
+        width = config.width
+        self.image = IMAGE_TOWERS[config.image.get("type", "data2vec2")](config.image)
         self.text = TextTower(config.text, config.vocab_size)
+        wide = {tower: fields["width"] for tower, fields in (("image", config.image), ("text", config.text))}
+        self.projections = nn.ModuleDict({k: nn.Linear(x, width) for k, x in wide.items() if x != width})
         self.shared = Block(width=width, norm_order="pre", key_bias=False, **config.shared)
         if config.token_types:
             self.type_embedding = nn.Embedding(2, width)
@@ -229,7 +266,7 @@ class SmkeModel(PreTrainedModel):
         """PIL images -> (B, 3, S, S): each squashed to a square as a whole, bicubic, and normalised."""
         size = (self.config.image["image_size"],) * 2
         pixels = np.stack([np.asarray(image.convert("RGB").resize(size, resample=3)) for image in images])
-        pixels = (pixels.astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
+        pixels = (pixels.astype(np.float32) / 255 - np.float32(self.config.mean)) / np.float32(self.config.std)
         return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
     def encode_image(self, pixel_values):
@@ -251,6 +288,8 @@ class SmkeModel(PreTrainedModel):
         return outputs
 
     def _align(self, tokens, mask, modality):
+        tower = ("text", "image")[modality]
+        tokens = self.projections[tower](tokens) if tower in self.projections else tokens
         if self.config.token_types:
             tokens = tokens + self.type_scale * self.type_embedding.weight[modality]
         out, fc1 = (x[:, 0] for x in self.shared(tokens, mask))

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import tokenizers
 
-from smke_jax.data.tokenizer import Tokenizer, plain
+from smke_jax.data.tokenizer import Tokenizer, load_tokenizer, plain
 from smke_jax.errors import UserError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+SETTINGS = {
+    "tokenizer_class": "CLIPTokenizer", "bos_token": START, "eos_token": END, "pad_token": END, "unk_token": END,
+}  # fmt: skip
 
 
 def load_clip_tokenizer(directory: str | Path) -> Tokenizer:
@@ -32,4 +35,12 @@ def load_clip_tokenizer(directory: str | Path) -> Tokenizer:
     size = backend.get_vocab_size()
     if ids != [size - 2, size - 1] or size < 3:
         raise UserError(f"{directory} holds no CLIP vocabulary: {START} and {END} have to be its last two tokens")
-    return Tokenizer(plain(backend), lowercase=True, pad_id=0)
+    return Tokenizer(plain(backend), lowercase=True, pad_id=0, settings=SETTINGS)
+
+
+def load_vocabulary(directory: str | Path) -> Tokenizer:
+    """CLIP's tokenizer where one lies in that folder, else BERT's.  Raises UserError as their own functions do."""
+    directory = Path(directory)
+    file = next((directory / name for name in ("tokenizer.json", "vocab.json") if (directory / name).is_file()), None)
+    is_clip = file is not None and START in file.read_text(encoding="utf-8", errors="ignore")
+    return load_clip_tokenizer(directory) if is_clip else load_tokenizer(directory)

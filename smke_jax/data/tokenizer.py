@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +22,11 @@ class Tokenizer:
       digest: hex sha256 of the ordered vocabulary and of whether text is lower-cased.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, *, lowercase: bool, pad_id: int):
-        self._backend, self._lowercase = backend, lowercase
+    def __init__(
+        self, backend: tokenizers.Tokenizer, *, lowercase: bool, pad_id: int, settings: Mapping[str, str] | None = None
+    ):
+        """`settings`: of transformers' tokenizer_config.json; None are those of BERT."""
+        self._backend, self._lowercase, self._settings = backend, lowercase, settings
         vocab = backend.get_vocab()
         ordered = sorted(vocab, key=vocab.get)
         self.vocab_size = len(ordered)
@@ -59,19 +62,21 @@ class Tokenizer:
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
     def save(self, directory: str | Path) -> None:
-        """Writes the folder that `load_tokenizer`, transformers and tokenizers read."""
+        """Writes the folder that `load_vocabulary`, transformers and tokenizers read."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         # Not `save`, which does not raise an OSError where the disk is full.
         (directory / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-        vocab = self._backend.get_vocab()
-        lines = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
-        (directory / "vocab.txt").write_text(lines, encoding="utf-8")
-        config = {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": self._lowercase,
-            **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
-        }
+        config = self._settings
+        if config is None:
+            vocab = self._backend.get_vocab()
+            lines = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
+            (directory / "vocab.txt").write_text(lines, encoding="utf-8")
+            config = {
+                "tokenizer_class": "BertTokenizer",
+                "do_lower_case": self._lowercase,
+                **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
+            }
         (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 

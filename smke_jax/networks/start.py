@@ -11,7 +11,7 @@ import numpy as np
 from smke_jax.convert.interpolate import fitted
 from smke_jax.convert.params_file import TOKENIZER, digests, fit, load_params, read_description
 from smke_jax.convert.temperatures import by_level
-from smke_jax.data.tokenizer import load_tokenizer
+from smke_jax.data.clip_tokenizer import load_vocabulary
 from smke_jax.errors import UserError
 from smke_jax.models.fields import defaults_of
 from smke_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS
@@ -101,7 +101,7 @@ def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any]) -
 def _vocabulary(path) -> dict[str, str]:
     """What a run has to read text with that begins from `path`, where a vocabulary lies beside its weights."""
     folder = Path(path) / TOKENIZER
-    return {"tokenizer": load_tokenizer(folder).digest} if folder.is_dir() else {}
+    return {"tokenizer": load_vocabulary(folder).digest} if folder.is_dir() else {}
 
 
 def _source(path) -> dict[str, str]:

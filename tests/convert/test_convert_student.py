@@ -189,6 +189,11 @@ def hf_case(size: str, sizes: dict, against: str, **changes) -> Case:
 
 PRE = {part: config_of(TINY, norm_order="pre")[part] for part in ("image", "text")}
 BARE = {"token_types": False, "shared": config_of(TINY)["shared"] | {"layer_scale": None}}
+# An image tower of another family and width, and pixels of other statistics.
+VIT = {key: x for key, x in config_of(TINY)["image"].items() if key != "norm_order"} | {"type": "vit", "width": 24}
+OTHER = {"width": 32, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
+DINOV2 = OTHER | {"image": VIT | {"layer_scale": 0.5, "patch_bias": True, "norm_embeddings": False}}
+CLIP = OTHER | {"width": 40, "image": VIT | {"layer_scale": None, "patch_bias": False, "norm_embeddings": True}}
 WITH_PRENET = {"target": 24, "types": True, "prenet": 1}
 CASES = [
     *thesis_cases("tiny", TINY),
@@ -198,6 +203,8 @@ CASES = [
     hf_case("tiny", TINY, "modeling_smke.py"),
     hf_case("tiny", TINY, "modeling_smke.py, pre-norm", **PRE),
     hf_case("tiny", TINY, "modeling_smke.py, no token types or LayerScale", **BARE),
+    hf_case("tiny", TINY, "modeling_smke.py, ViT of another width", **DINOV2),
+    hf_case("tiny", TINY, "modeling_smke.py, CLIP's ViT, two projections", **CLIP),
     hf_case("wide", WIDE, "modeling_smke.py"),
     hf_case("full", BASE, "modeling_smke.py"),
 ]  # fmt: skip
@@ -283,6 +290,20 @@ def test_what_the_thesis_modules_cannot_be_is_refused_by_its_field(s_smke, part,
         state_dict(conversion.params, description)
 
 
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"image": {"type": "vit"}}, "the student's image tower is a 'vit'; the thesis' modules have a data2vec2"),
+    ({"text": {"type": "clip_text"}}, "the student's text tower is a 'clip_text'; the thesis' modules have a bert"),
+    ({"width": 5}, "the student's towers differ in width; the thesis' modules have one"),
+    ({"mean": (0.5, 0.5, 0.5)}, "the student's pixels have other statistics than ImageNet's"),
+])  # fmt: skip
+def test_other_towers_are_refused_in_one_line(s_smke, changes, message):
+    own = s_smke[1].description
+    changed = {key: {**own[key], **x} if isinstance(x, dict) else x for key, x in changes.items()}
+    with pytest.raises(UserError, match=message) as refused:
+        state_dict(s_smke[1].params, {**own, **changed})
+    assert "\n" not in str(refused.value)
+
+
 @pytest.mark.parametrize("scales", [{}, {"itc": {"out": 1.0}}, {"itc": {"out": 1.0, "head": 1.0}}])
 def test_runs_without_two_logit_scales_are_refused(s_smke, scales):
     _, conversion = s_smke
@@ -291,7 +312,12 @@ def test_runs_without_two_logit_scales_are_refused(s_smke, scales):
 
 
 OTHER_FORMS = [
-    ({"shared": {"type": "mlp"}}, "shared.type is 'mlp', and in PyTorch always transformer"),
+    ({"shared": {"type": "mlp"}}, "the student's shared is a 'mlp', and in PyTorch there are transformer: use"),
+    ({"image": {"type": "beit"}}, "the student's image is a 'beit', and in PyTorch there are data2vec2, vit: use"),
+    (
+        {"text": {"type": "clip_text"}},
+        "the student's text is a 'clip_text', and in PyTorch there are bert: use --format",
+    ),
     ({"shared": {"depth": 2}}, "shared.depth is 2"),
     ({"token_types_at": "before"}, "token_types_at is 'before'"),
     ({"token_type_scale": None}, "token_type_scale is None"),

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from tokenizers.pre_tokenizers import ByteLevel
 
-from smke_jax.data.clip_tokenizer import END, START, load_clip_tokenizer
+from smke_jax.data.clip_tokenizer import END, START, load_clip_tokenizer, load_vocabulary
+from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.errors import UserError
 
 MERGES = ["c a", "ca t</w>", "d o", "do g</w>", "' s</w>"]
@@ -43,3 +44,17 @@ def test_what_is_no_clip_vocabulary_is_refused(folder, tmp_path):
     (directory / "vocab.json").write_text(json.dumps(vocabulary))
     with pytest.raises(UserError, match="have to be its last two tokens"):
         load_clip_tokenizer(directory)
+
+
+def test_it_is_known_by_its_start_of_text_and_keeps_its_kind_when_saved(folder, tmp_path):
+    directory, _ = folder
+    tokenizer = load_vocabulary(directory)
+    tokenizer.save(tmp_path / "saved")
+    assert not (tmp_path / "saved/vocab.txt").exists()
+    again = load_vocabulary(tmp_path / "saved")
+    assert again.digest == tokenizer.digest
+    for ours, theirs in zip(again.encode(["A cat's dog"], 9), tokenizer.encode(["A cat's dog"], 9), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    words = train_wordpiece(["a cat", "a dog"], 40)
+    words.save(tmp_path / "words")
+    assert load_vocabulary(tmp_path / "words").digest == words.digest

@@ -7,6 +7,7 @@ import pytest
 from smke_jax.convert.params_file import PARAMS, save_params
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model
+from smke_jax.networks.frozen import frozen
 from smke_jax.networks.text_tower import text_tower
 from smke_jax.parts import part
 
@@ -45,6 +46,36 @@ def test_it_is_the_encoder_of_its_file(weights, pool):
     dropped = [feature(network, start.params, True, jax.random.key(i)) for i in (0, 1)]
     assert np.abs(dropped[0] - dropped[1]).max() > 1e-3
     assert network.described["width"] == 16 and network.trained is True
+
+
+CLIP = {
+    "type": "clip", "embed_dim": 5, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4],
+    "image": {"image_size": 8, "patch_size": 4, "width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 6},
+    "text": {"vocab_size": 20, "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 6, "max_positions": 9},
+}  # fmt: skip
+
+
+def test_both_towers_of_a_clip_are_those_of_its_file(tmp_path):
+    """Before their projections: the end of text, which is the last token of the mask, and [CLS] of the image."""
+    clip, ids = build_model(CLIP), IDS.copy()
+    ids[np.arange(3), MASK.sum(1) - 1] = 19
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    params = clip.init(jax.random.key(2), pixels.astype(np.float32), ids)["params"]
+    save_params(tmp_path / PARAMS, params, {"model": CLIP})
+    normalised = (pixels / 255 - np.array(CLIP["mean"])) / np.array(CLIP["std"])
+    image, text = clip.apply({"params": params}, normalised.astype(np.float32), ids)
+
+    network = text_tower(vocab_size=20, start=str(tmp_path), pool="cls")
+    start = network.start(jax.eval_shape(lambda: network.init(jax.random.key(0), {})))
+    (p,) = network.forward("words", {})
+    found = p.run({"words": start.params}, {"text": ids, "text_mask": MASK}, None, False)["words/feature"]
+    np.testing.assert_allclose(found @ params["text_projection"]["kernel"], text, atol=1e-5)
+
+    network = frozen(start=str(tmp_path))
+    start = network.start(jax.eval_shape(lambda: network.init(jax.random.key(0), {})))
+    (p,) = network.forward("teacher", {"image": None})
+    found = p.run({"teacher": start.params}, {"image": pixels}, None, False)["target/cls"]
+    np.testing.assert_allclose(found @ params["image_projection"]["kernel"], image, atol=1e-5)
 
 
 def test_its_first_layers_are_enough(weights):

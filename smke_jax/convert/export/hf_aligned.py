@@ -23,7 +23,7 @@ With PyTorch, safetensors, Pillow and tokenizers, in this directory; the two Pyt
 """ + pytorch.example("modeling_aligned", "AlignedModel")
 MODULES = {"efficientnet_lite": EfficientNetLite, "vit": Vit, "bert": TextEncoder}
 # Forms of a network that the PyTorch file always has: {type: {field: value}}.
-ALWAYS = {"vit": {"patch_bias": True, "norm_embeddings": False}, "bert": {"norm_order": "post"}}
+ALWAYS = {"bert": {"norm_order": "post"}}
 
 
 def write_aligned(directory: Path, network: Network, dtype: str) -> None:

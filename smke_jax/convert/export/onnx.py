@@ -1,5 +1,6 @@
 """Two ONNX graphs, one for each modality, for onnxruntime and what builds on it."""
 
+import json
 import logging
 import warnings
 from pathlib import Path
@@ -10,7 +11,6 @@ from smke_jax.convert.export import pytorch
 from smke_jax.convert.export.base import Batch, Format, Network
 from smke_jax.data.transforms import squash
 from smke_jax.errors import UserError
-from smke_jax.passes.base import MEAN, STD
 
 IMAGE, TEXT = "image.onnx", "text.onnx"
 OPSET = 20
@@ -85,7 +85,9 @@ def _embed(directory: Path, batch: Batch) -> dict[str, np.ndarray]:
     )
     size = image.get_inputs()[0].shape[-1]
     pixels = np.stack([squash(x, size) for x in batch["image"]]).astype(np.float32) / 255
-    pixels = ((pixels - np.float32(MEAN)) / np.float32(STD)).transpose(0, 3, 1, 2)
+    said = json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
+    mean, std = (np.float32(said[f"image_{name}"]) for name in ("mean", "std"))
+    pixels = ((pixels - mean) / std).transpose(0, 3, 1, 2)
     ids, mask = (batch[name].astype(np.int64) for name in ("text", "text_mask"))
     return {
         "image_embeds": image.run(None, {"pixel_values": pixels})[0],

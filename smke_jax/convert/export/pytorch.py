@@ -17,17 +17,20 @@ from smke_jax.convert.layouts.student import SMKE_HF
 from smke_jax.convert.rules import to_torch
 from smke_jax.convert.temperatures import as_lists
 from smke_jax.errors import UserError
-from smke_jax.passes.base import MEAN, STD
+from smke_jax.passes.base import pixels_of
 
 MODELING = "modeling_smke.py"
 SOURCE = Path(__file__).parents[1] / MODELING
-# What the PyTorch file wants to know of each part.
-TOWER = ("width", "depth", "num_heads", "mlp_dim", "norm_order", "norm_eps", "activation")
+# What the PyTorch file wants to know of each part, by its type.
+TOWER = ("width", "depth", "num_heads", "mlp_dim", "norm_eps", "activation")
+PATCHES = ("type", "image_size", "patch_size", *TOWER)
 FIELDS = {
-    "image": ("image_size", "patch_size", *TOWER),
-    "text": ("max_positions", *TOWER),
-    "shared": ("num_heads", "mlp_dim", "norm_eps", "activation", "layer_scale"),
-}
+    "image": {
+        "data2vec2": (*PATCHES, "norm_order"), "vit": (*PATCHES, "layer_scale", "patch_bias", "norm_embeddings"),
+    },
+    "text": {"bert": ("max_positions", *TOWER, "norm_order")},
+    "shared": {"transformer": ("num_heads", "mlp_dim", "norm_eps", "activation", "layer_scale")},
+}  # fmt: skip
 
 
 EXAMPLE = """```python
@@ -56,17 +59,24 @@ def example(module: str, model: str) -> str:
 def smke_config(description: dict) -> dict:
     """The fields of SmkeConfig for a student's description; UserError for one that the PyTorch file cannot build."""
     _refuse_other_forms(description)
-    parts = {part: {key: description[part][key] for key in keys} for part, keys in FIELDS.items()}
+    parts = {part: {key: description[part][key] for key in kinds[_type(description, part)]}
+             for part, kinds in FIELDS.items()}  # fmt: skip
     parts["text"]["type_vocab_size"] = description["text"].get("type_vocab_size", 2)
     parts["text"]["max_length"] = description["max_length"]  # transformers has another meaning for it at the top
     whole = {key: description[key] for key in ("vocab_size", "target_dim", "token_types", "level")}
+    whole |= {name: list(x) for name, x in pixels_of(description).items()}
+    whole["width"] = description.get("width") or description["image"]["width"]
     return {**whole, "logit_scales": as_lists(description["logit_scales"]), "norm_eps": 1e-6, **parts}
 
 
 def _refuse_other_forms(description: dict) -> None:
     shared, types = description["shared"], description["token_types"]
+    for part, kinds in FIELDS.items():
+        if (kind := _type(description, part)) not in kinds:
+            raise UserError(
+                f"the student's {part} is a {kind!r}, and in PyTorch there are {', '.join(kinds)}: use --format=flax"
+            )
     forms = {
-        "shared.type": (shared.get("type", "transformer"), "transformer"),
         "shared.depth": (shared.get("depth", 1), 1),
         "token_types_at": (description.get("token_types_at", "after") if types else "after", "after"),
     }
@@ -75,6 +85,11 @@ def _refuse_other_forms(description: dict) -> None:
     for key, (value, known) in forms.items():
         if value != known:
             raise UserError(f"the student's {key} is {value!r}, and in PyTorch always {known}: use --format=flax")
+
+
+def _type(description: dict, part: str) -> str:
+    usual = {"image": "data2vec2", "text": "bert", "shared": "transformer"}
+    return description[part].get("type", usual[part])
 
 
 def require(package: str, extra: str) -> ModuleType:
@@ -147,8 +162,7 @@ def write_preprocessing(directory: Path, network: Network) -> None:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        "image_mean": MEAN,
-        "image_std": STD,
+        **{f"image_{name}": x for name, x in pixels_of(network.description).items()},
     }
     write_json(directory / "preprocessor_config.json", preprocessor)
 

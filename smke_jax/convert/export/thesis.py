@@ -15,6 +15,7 @@ from smke_jax.convert.rules import to_torch
 from smke_jax.convert.source import EXPORTED, read_source
 from smke_jax.convert.temperatures import LEVELS, as_lists
 from smke_jax.errors import UserError
+from smke_jax.passes.base import MEAN, STD, pixels_of
 
 # What those modules are, with no say of the file.
 FIXED = {
@@ -46,6 +47,18 @@ def state_dict(params: Any, description: dict, dtype: Any = np.float32) -> dict[
 
     Raises UserError naming the field that those modules have no place for.
     """
+    for part, kind in (("image", "data2vec2"), ("text", "bert")):
+        found = description[part].get("type", kind)
+        if found != kind:
+            raise UserError(
+                f"the student's {part} tower is a {found!r}; the thesis' modules have a {kind}: use another --format"
+            )
+    if len({description.get("width") or description["image"]["width"],
+            *(description[part]["width"] for part in ("image", "text"))}) > 1:  # fmt: skip
+        raise UserError("the student's towers differ in width; the thesis' modules have one: use another --format")
+    if pixels_of(description) != {"mean": MEAN, "std": STD}:
+        raise UserError("the student's pixels have other statistics than ImageNet's, which the thesis' modules expect: "
+                        "use another --format")  # fmt: skip
     for (part, field), value in FIXED.items():
         if description[part][field] != value:
             raise UserError(

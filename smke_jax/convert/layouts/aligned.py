@@ -3,8 +3,8 @@
 from collections.abc import Callable
 
 from smke_jax.convert.layouts.efficientnet_lite import EFFICIENTNET_LITE
-from smke_jax.convert.layouts.student import own_block, own_text_tower
-from smke_jax.convert.rules import Rule, inside, layer_norm, linear, patch_embed, per_layer
+from smke_jax.convert.layouts.student import own_block, own_text_tower, own_vit
+from smke_jax.convert.rules import Rule, inside, layer_norm, linear
 
 
 def aligned_rules(description: dict) -> list[Rule]:
@@ -13,17 +13,6 @@ def aligned_rules(description: dict) -> list[Rule]:
         rule
         for name, own in description["networks"].items()
         for rule in inside(f"networks.{name}.", f"{name}/", RULES[own["type"]](own))
-    ]
-
-
-def _vit(own: dict) -> list[Rule]:
-    block = own_block("blocks.{i}", "block_{i}", layer_scale=own["layer_scale"] is not None)
-    return [
-        *patch_embed("patch_embed"),
-        Rule("cls_token", "cls_token"),
-        Rule("position_embedding", "position_embedding"),
-        *per_layer(block, own["depth"]),
-        *layer_norm("norm", "norm"),
     ]
 
 
@@ -42,7 +31,7 @@ def _projections(own: dict) -> list[Rule]:
 
 RULES: dict[str, Callable[[dict], list[Rule]]] = {
     "efficientnet_lite": EFFICIENTNET_LITE.rules,
-    "vit": _vit,
+    "vit": own_vit,
     "bert": own_text_tower,
     "projections": _projections,
 }

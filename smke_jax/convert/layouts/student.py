@@ -45,18 +45,40 @@ def own_text_tower(text: dict) -> list[Rule]:
     ]
 
 
-def _hf_rules(description: dict) -> list[Rule]:
-    image, text, shared = description["image"], description["text"], description["shared"]
-    image_tower = [
+def own_vit(image: dict) -> list[Rule]:
+    """Vit of modeling_smke.py and of modeling_aligned.py."""
+    block = own_block("blocks.{i}", "block_{i}", layer_scale=image.get("layer_scale") is not None)
+    return [
+        *patch_embed("patch_embed", bias=image.get("patch_bias", True)),
+        Rule("cls_token", "cls_token"),
+        Rule("position_embedding", "position_embedding"),
+        *(layer_norm("embedding_norm", "embedding_norm") if image.get("norm_embeddings") else ()),
+        *per_layer(block, image["depth"]),
+        *layer_norm("norm", "norm"),
+    ]
+
+
+def _own_data2vec2(image: dict) -> list[Rule]:
+    return [
         *patch_embed("patch_embed"),
         Rule("cls_token", "cls_token"),
         *layer_norm("norm", "norm"),
         *per_layer(own_block("blocks.{i}", "block_{i}"), image["depth"]),
     ]
+
+
+OWN_IMAGE_TOWERS = {"data2vec2": _own_data2vec2, "vit": own_vit}
+
+
+def _hf_rules(description: dict) -> list[Rule]:
+    image, text, shared = description["image"], description["text"], description["shared"]
+    width = description.get("width") or image["width"]
+    projected = [side for side, own in (("image", image), ("text", text)) if own["width"] != width]
     types = [Rule("type_embedding.weight", "type_embedding"), Rule("type_scale", "type_scale/gamma")]
     return [
-        *inside("image.", "image_encoder/", image_tower),
+        *inside("image.", "image_encoder/", OWN_IMAGE_TOWERS[image["type"]](image)),
         *inside("text.", "text_encoder/", own_text_tower(text)),
+        *(rule for side in projected for rule in linear(f"projections.{side}", f"{side}_projection")),
         *own_block("shared", "shared", key_bias=False, layer_scale=shared["layer_scale"] is not None),
         *(types if description["token_types"] else ()),
         *layer_norm("head_norm", "head_norm"),
@@ -66,12 +88,14 @@ def _hf_rules(description: dict) -> list[Rule]:
 
 def _hf_describe(state, config) -> dict:
     fields = ("vocab_size", "target_dim", "token_types", "level")
+    pixels = {name: config[name] for name in ("mean", "std", "width") if name in config}
     text = dict(config["text"])
     return {
         "type": "student",
         "dtype": "float32",
         "max_length": text.pop("max_length"),
         **{key: config[key] for key in fields},
+        **pixels,
         "logit_scales": by_level(config["logit_scales"]),
         "image": {"type": "data2vec2", **config["image"]},
         "text": {"type": "bert", **text},

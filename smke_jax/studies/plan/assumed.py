@@ -5,7 +5,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from smke_jax.convert.params_file import params_path
-from smke_jax.data.tokenizer import load_tokenizer
+from smke_jax.data.clip_tokenizer import load_vocabulary
 from smke_jax.errors import UserError
 from smke_jax.networks.start import RANDOM
 from smke_jax.training.build import Experiment, build_experiment, resolve
@@ -28,7 +28,7 @@ def planned(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     if "vocab_size" in config.task:
         given = config.task.tokenizer
         if given and Path(given).is_dir():
-            config.task.vocab_size = load_tokenizer(given).vocab_size
+            config.task.vocab_size = load_vocabulary(given).vocab_size
         else:
             assumed.append(f"no tokenizer: the vocabulary has config.task.vocab_size = {config.task.vocab_size} tokens")
     return config, assumed
