@@ -118,6 +118,29 @@ class Thesis:
         given = {"start": "weights/bert-base-uncased", "dropout": 0.1, "dtype": "bfloat16"}
         return part("text_tower", **given | fields)
 
+    def fine_tuning(self) -> ConfigDict:
+        """A config without parts for a student of pretrained towers of which all is trained."""
+        c = self.run()
+        c.optimizer.lr_rules = (("_encoder/", 0.1),)
+        return c
+
+    def pretrained(self, **fields: Any) -> ConfigDict:
+        """The first layers of DINOv2 and of BERT and what they share."""
+        given = {
+            "image": part("vit", depth=6, patch_size=14, layer_scale=1.0), "text": part("bert", depth=6),
+            "shared": self.transformer(), "dtype": "bfloat16", "image_start": "weights/dinov2-base",
+            "text_start": "weights/bert-base-uncased",
+        }  # fmt: skip
+        return part("two_towers", **given | fields)
+
+    def teachers(self) -> dict[str, tuple[ConfigDict, int]]:
+        """{name: (frozen teacher, channels of its [CLS])}: DINOv2, and an EfficientNet-Lite0 of ImageNet's classes."""
+        dinov2, lite0 = part("vit", patch_size=14, layer_scale=1.0), part("efficientnet_lite", num_classes=1000)
+        return {
+            "dinov2": (part("frozen", start="weights/dinov2-base", model=dinov2, dtype="bfloat16"), 768),
+            "lite0": (part("frozen", start="weights/lite0", model=lite0, dtype="bfloat16"), 1280),
+        }
+
     def retrieval(self, **fields: Any) -> ConfigDict:
         """Retrieval on the dev split after every epoch."""
         return part("retrieval", **{"every": 6_376} | fields)
@@ -135,6 +158,7 @@ class Flickr8k(Thesis):
     classes = 256
     # The teacher's size, and nothing dropped: every patch needs its counterpart there.
     patches = {"image_size": 128, "token_drop": 0.0}
+    dinov2 = {"width": 384, "num_heads": 6, "mlp_dim": 1536, "patch_size": 14, "layer_scale": 1.0}  # ViT-S/14
     augmentations = 2
 
     def run(self, **_: Any) -> ConfigDict:
@@ -213,6 +237,29 @@ class Flickr8k(Thesis):
     def text_tower(self, **fields: Any) -> ConfigDict:
         return part("text_tower", **{"start": "weights/minilm", "dropout": 0.1} | fields)
 
+    def fine_tuning(self) -> ConfigDict:
+        c = self.tuning()
+        c.batch_size, c.total_steps = 128, 420
+        c.optimizer.lr_rules = (("_encoder/", 0.1),)
+        return c
+
+    def pretrained(self, **fields: Any) -> ConfigDict:
+        # 49 patches, of which a step sees 37: on two cores the towers cost about as much as each other.
+        image = part("vit", **self.dinov2, image_size=98, depth=6, token_drop=0.25)
+        text = part("bert", width=384, depth=6, num_heads=12, mlp_dim=1536, dropout=0.1)
+        given = {
+            "image": image, "text": text, "image_start": "weights/dinov2", "text_start": "weights/minilm",
+            "shared": part("transformer", num_heads=6, mlp_dim=1536, init_std=0.0, dropout=0.1),
+        }  # fmt: skip
+        return part("two_towers", **given | fields)
+
+    def teachers(self) -> dict[str, tuple[ConfigDict, int]]:
+        dinov2, lite0 = part("vit", **self.dinov2, image_size=182), part("efficientnet_lite", num_classes=1000)
+        return {
+            "dinov2": (part("frozen", start="weights/dinov2", model=dinov2), 384),
+            "lite0": (part("frozen", start="weights/lite0", model=lite0), 1280),
+        }
+
     def retrieval(self, **fields: Any) -> ConfigDict:
         return part("retrieval", **fields | {"every": 0})
 
@@ -231,6 +278,16 @@ class Drawn(Thesis):
 
     def image_towers(self) -> dict[str, ConfigDict]:
         return {"scenes": self.teacher(makes="scenes", pools=("cls", "mean"))}
+
+    def fine_tuning(self) -> ConfigDict:
+        return self.run()
+
+    def pretrained(self, **fields: Any) -> ConfigDict:
+        return self.student(**fields)
+
+    def teachers(self) -> dict[str, tuple[ConfigDict, int]]:
+        # Drawn scenes have one teacher.
+        return dict.fromkeys(("dinov2", "lite0"), (self.teacher(), self.width))
 
     def retrieval(self, **fields: Any) -> ConfigDict:
         return part("retrieval", **fields | {"split": "gallery", "every": 0})
@@ -267,6 +324,11 @@ class Smoke(Drawn):
             shared=shared or self.transformer(),
             **given | fields,
         )
+
+    def pretrained(self, **fields: Any) -> ConfigDict:
+        image = {**self.sizes, **self.images_of, "width": 24, "layer_scale": 1.0}
+        given = {"width": self.width, "dtype": "bfloat16", "shared": self.transformer()}
+        return part("two_towers", image=part("vit", **image), text=part("bert", **self.sizes), **given | fields)
 
     def transformer(self, **fields: Any) -> ConfigDict:
         return part("transformer", num_heads=2, mlp_dim=48, **fields)

@@ -1,0 +1,38 @@
+"""S-SMKE on other pretrained parts: the first blocks of DINOv2, MiniLM or BERT, and a teacher with stored features.
+
+    smke train --config=configs/s_smke_pretrained.py --workdir=runs/s_smke_pretrained --config.task.data=DATA
+    smke train --config=configs/s_smke_pretrained.py:flickr8k --workdir=runs/s_smke_pretrained_flickr8k
+
+The recipe is the thesis': first blocks of pretrained towers, a shared block, contrast of both on two levels, and
+contrast with the teacher's [CLS].  The teacher embeds random views of every photo once, so that a step runs the student
+alone.  Other captions of the same photo are positives.  The README says how to get the weights of the Flickr8k form:
+`weights/dinov2` (ViT-S/14 at 182 pixels, of which the student takes six blocks at 98), `weights/minilm`, and for
+`:lite0` `weights/lite0`.
+
+`configs/s_smke_pretrained.py:lite0` has EfficientNet-Lite0 as the teacher, `:bank` adds the thesis' memory bank, and
+`:no_teacher` is the same student without a teacher, in the same number of steps.
+
+MiniLM's text training saw the captions of COCO and of Flickr30k, to which Flickr8k belongs.  With
+`--config.networks.student.text_start=random` the text tower has seen none.
+"""
+
+from smke_jax.forms import split_variant
+from smke_jax.parts import itc, stored_features, target_itc
+
+VARIANTS = ("lite0", "bank", "no_teacher")
+
+
+def get_config(variant: str = ""):
+    kind, form = split_variant(variant, VARIANTS)
+    c = form.fine_tuning()
+    c.task = form.captioned()
+    teacher, width = form.teachers()["lite0" if kind == "lite0" else "dinov2"]
+    c.networks.student = form.pretrained(head=width)
+    c.terms.itc = itc(levels=("fc1", "out"), same_image="positive")
+    if kind != "no_teacher":
+        c.networks.teacher = teacher
+        c.assets.photos = stored_features(of=("target/cls",), augmentations=form.augmentations, half=True)
+        bank = form.bank(65_536) if kind == "bank" else 0
+        c.terms.target_itc = target_itc(bank_size=bank, same_image="masked")
+    c.evaluators.retrieval = form.retrieval()
+    return c
