@@ -66,7 +66,7 @@ def towers(folder: Path) -> None:
     from smke_jax.models.build import param_shapes
 
     words = train_wordpiece(["a red dog runs over the blue snow"], 80)
-    vit = {"type": "vit", "image_size": 28, "patch_size": 14, **SIZES}
+    vit = {"type": "vit", "image_size": 28, "patch_size": 14, **SIZES, "mean": [0.5] * 3, "std": [0.5] * 3}
     bert = {"type": "bert", "vocab_size": words.vocab_size, "max_positions": 24, "pooler": False, **SIZES}
     for name, description in {"lite0": vit, "dinov2": vit, "minilm": bert}.items():
         rng = np.random.default_rng(0)

@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
+from smke_jax.convert.params_file import save_params
 from smke_jax.data import datasets, pipeline
 from smke_jax.data.scenes import make_scenes
 from smke_jax.errors import UserError
 from smke_jax.forms import form_of
+from smke_jax.models.build import param_shapes
 from smke_jax.parts import bert, itc, part, projections, stored_features, text_tower
 from smke_jax.training import loop
 from smke_jax.training.build import build_experiment, resolve
@@ -103,6 +105,28 @@ def test_a_row_gets_its_view_whatever_the_number_of_processes(tmp_path, monkeypa
     assert np.abs(asset.rows(ids[4:], 6)["photo/feature"] - whole[4:]).max() > 0
 
 
+def test_features_of_other_weights_are_refused(tmp_path):
+    """Such as those of another version of the package that they came from; and another size in the file."""
+    model = {"type": "vit", "image_size": 28, "patch_size": 14, "mean": [0.5] * 3, "std": [0.5] * 3, **SIZES}
+
+    def written(seed, **changes):
+        rng = np.random.default_rng(seed)
+        params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), param_shapes({**model, **changes}))
+        save_params(tmp_path / "tower.safetensors", params, {"model": {**model, **changes}})
+
+    c = config(tmp_path / "features", augmentations=1, evaluated=())
+    c.networks.tower = part("frozen", start=str(tmp_path / "tower.safetensors"), makes="photo", image="photo_image")
+    del c.evaluators.retrieval
+    written(0)
+    train_and_evaluate(c, tmp_path / "run")
+    for run, change in ((1, {}), (2, {"image_size": 14})):
+        written(run, **change)
+        with pytest.raises(
+            UserError, match=r"view0.npy was made with another tower weights \(\w+ there, \w+ here\): give"
+        ):
+            train_and_evaluate(c.copy_and_resolve_references(), tmp_path / f"run{run}")
+
+
 def test_half_precision_takes_half_the_room(tmp_path):
     train_and_evaluate(config(tmp_path / "half", half=True, augmentations=1), tmp_path / "run")
     array = np.load(tmp_path / "half" / "photos" / "photo-feature.view0.npy")
@@ -120,6 +144,10 @@ def test_features_of_something_else_are_refused(tmp_path):
     other.task.crop_scale = (0.9, 1.0)
     with pytest.raises(UserError, match="was made with another views .*: give another folder"):
         train_and_evaluate(other, tmp_path / "crop")
+    other = config(folder)  # at another size
+    other.networks.tower.model.image_size = 42
+    with pytest.raises(UserError, match="view0.npy was made with another config.networks.tower.model.image_size"):
+        train_and_evaluate(other, tmp_path / "size")
     record = folder / "photos" / "photo-feature.view0.json"
     record.write_text("{")
     with pytest.raises(UserError, match="view0.json is missing or damaged: delete photo-feature.view0.npy"):
