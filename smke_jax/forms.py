@@ -224,13 +224,13 @@ class Flickr8k(Thesis):
         return c
 
     def captioned(self) -> ConfigDict:
-        whole = {"max_length": 24, "tokenizer": "weights/minilm/tokenizer", "crop_scale": (0.6, 1.0)}
-        return part("pairs", **self._photos() | {"unit": "images"} | whole)
+        words = {"max_length": 24, "tokenizer": "weights/minilm/tokenizer"}
+        return part("pairs", **self._photos() | {"unit": "images"} | words)
 
     def image_towers(self) -> dict[str, ConfigDict]:
         deep = {"pools": ("cls", "mean"), "layers": (7, 9, 11, 12)}
         return {
-            "lite0": part("frozen", start="weights/lite0", makes="lite0", image="lite0"),
+            "lite0": part("frozen", start="weights/lite0", makes="lite0", image="lite0", layers=(11, 13, 15, 16, 17)),
             "dinov2": part("frozen", start="weights/dinov2", makes="dinov2", image="dinov2", **deep),
         }
 

@@ -45,7 +45,7 @@ class InvertedResidual(nn.Module):
     def __init__(self, kernel_size, stride, expansion, inputs, outputs, eps):
         super().__init__()
         hidden = expansion * inputs
-        self.expands = expansion > 1
+        self.expands, self.outputs = expansion > 1, outputs
         if self.expands:
             self._expand_conv, self._bn0 = Conv(inputs, hidden), nn.BatchNorm2d(hidden, eps)
         self._depthwise_conv, self._bn1 = Conv(hidden, hidden, kernel_size, stride, hidden), nn.BatchNorm2d(hidden, eps)
@@ -66,7 +66,7 @@ def rounded(channels):
 
 
 class EfficientNetLite(nn.Module):
-    """Normalised pixels (B, 3, S, S) -> the mean of the last feature map (B, D)."""
+    """Normalised pixels (B, 3, S, S) -> the means of the chosen layers' cells, side by side: of the last if none is."""
 
     def __init__(self, fields):
         super().__init__()
@@ -83,12 +83,18 @@ class EfficientNetLite(nn.Module):
         self._conv_head, self._bn1 = Conv(channels, fields["width"]), nn.BatchNorm2d(fields["width"], eps)
         if fields["num_classes"]:
             self._fc = nn.Linear(fields["width"], fields["num_classes"])
+        channels = [block.outputs for block in blocks] + [fields["width"]]  # of each layer
+        self.layers = fields["layers"] or [len(channels)]
+        self.channels = sum(channels[i - 1] for i in self.layers)
 
     def forward(self, pixels):
         x = F.relu6(self._bn0(self._conv_stem(pixels)))
+        found = []
         for block in self._blocks:
             x = block(x)
-        return unit(F.relu6(self._bn1(self._conv_head(x))).mean((2, 3)))
+            found.append(x)
+        found.append(F.relu6(self._bn1(self._conv_head(x))))
+        return torch.cat([unit(found[i - 1].mean((2, 3)).float()) for i in self.layers], dim=1)
 
 
 class Vit(modeling_smke.Vit):
@@ -97,6 +103,7 @@ class Vit(modeling_smke.Vit):
     def __init__(self, fields):
         super().__init__(fields)
         self.pools, self.layers = fields["pools"], fields["layers"]
+        self.channels = fields["width"] * len(self.pools) * max(len(self.layers), 1)
 
     def forward(self, pixels):
         streams = self.streams(pixels)
@@ -110,7 +117,7 @@ class Bert(TextTower):
 
     def __init__(self, fields):
         super().__init__(fields, fields["vocab_size"])
-        self.pool = fields["pool"]
+        self.pool, self.channels = fields["pool"], fields["width"]
 
     def forward(self, ids, mask):
         tokens = super().forward(ids, mask).float()
@@ -178,13 +185,8 @@ class AlignedModel(nn.Module):
         self.networks = nn.ModuleDict({name: TOWERS[x["type"]](x) for name, x in networks.items() if name != self.last})
         makers = {f"{own['makes']}/feature": name for name, own in networks.items() if name != self.last}
         self.readers = {side: [makers[feature] for feature in networks[self.last][side]] for side in ("image", "text")}
-        inputs = {side: sum(self._width(name) for name in names) for side, names in self.readers.items()}
+        inputs = {side: sum(self.networks[name].channels for name in names) for side, names in self.readers.items()}
         self.networks[self.last] = Projections(networks[self.last], inputs)
-
-    def _width(self, name):
-        own = self.fields[name]
-        outputs = max(len(own.get("layers", ())), 1) * len(own.get("pools", ("mean",)))
-        return own["width"] * outputs
 
     @classmethod
     def from_directory(cls, directory):

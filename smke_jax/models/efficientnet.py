@@ -149,6 +149,11 @@ class EfficientNetLite(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @property
+    def depth(self) -> int:
+        """Layers: the blocks, and the last convolution."""
+        return len(blocks_of(self.width_multiplier, self.depth_multiplier)) + 1
+
+    @property
     def grid(self) -> int:
         """Cells of the last feature map along a side of the image."""
         size = self.image_size
@@ -178,8 +183,15 @@ class EfficientNetLite(nn.Module):
             sizes = block.kernel_size, block.stride, block.expansion, block.channels
             run = InvertedResidual(*sizes, self.drop_path * i / len(blocks), **settings, name=f"block_{i}")
             x = run(x, deterministic=deterministic)
+            self.sow("intermediates", f"layer_{i + 1}", _cells(x))
         x = nn.relu6(ConvNorm(self.width, **settings, name="last")(x)).astype(jnp.float32)
-        return x.reshape(len(x), -1, self.width)
+        self.sow("intermediates", f"layer_{self.depth}", _cells(x))
+        return _cells(x)
+
+
+def _cells(x):
+    """(B, H, W, C) -> (B, H · W, C), row by row."""
+    return x.reshape(len(x), -1, x.shape[-1])
 
 
 class EfficientNetLiteTower(EfficientNetLite):

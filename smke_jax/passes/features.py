@@ -28,7 +28,7 @@ def features(
 
     A feature is made of `pools`: 'cls' and 'mean', which is the mean over patches, each divided by its root mean square
     and all of them side by side.  With `layers` they are those of the residual stream after these layers, counted from
-    1, in place of the encoder's output.
+    1, in place of the encoder's output.  The [CLS] of a convolutional layer is the mean of its cells.
     An encoder that cuts the image in patches also makes '<makes>/tokens' (B, N, D), one of every patch, and
     '<makes>/patches' (B, N, D), what it begins with: the embedded patches, without positions.  One that ends in a grid
     of cells also makes '<makes>/tokens', one of every cell.
@@ -40,7 +40,9 @@ def features(
     def feature(cls, sown):
         if layers:
             streams = [sown[f"layer_{i}"].astype(jnp.float32) for i in layers]
-            outputs = [{"cls": x[:, 0], "mean": x[:, 1:].mean(1)} for x in streams]
+            outputs = [
+                {"cls": x[:, 0], "mean": x[:, 1:].mean(1)} if in_patches else {"cls": x.mean(1)} for x in streams
+            ]
         else:
             outputs = [{"cls": cls, "mean": sown["tokens"].mean(1) if "mean" in pools else None}]
         return jnp.concatenate([_unit(own[pool]) for own in outputs for pool in pools], axis=1)
@@ -68,7 +70,7 @@ def check_pools(model: nn.Module, pools: tuple[str, ...], layers: tuple[int, ...
     if not pools or set(pools) - set(POOLS):
         raise UserError(f"pools is {pools}: give {' or '.join(POOLS)}, or both")
     in_layers = hasattr(model, "depth")
-    if "mean" in pools and not in_layers:
+    if "mean" in pools and not hasattr(model, "patch_size"):
         raise UserError(f"a {type(model).__name__} has no patches to take the mean of: set pools=('cls',)")
     if layers and not in_layers:
         raise UserError(f"a {type(model).__name__} has no layers to choose from: leave layers out")

@@ -43,7 +43,7 @@ def run(tmp_path_factory):
     c = form_of("smoke").run()
     c.batch_size, c.num_devices = 8, 1
     c.task = form_of("smoke").pairs(unit="images")
-    c.networks.cells = tower(folder, "cells")
+    c.networks.cells = tower(folder, "cells", layers=(3, 17))
     c.networks.patches = tower(folder, "patches", pools=("cls", "mean"), layers=(1, 3))
     c.networks.words = text_tower(start="random", model=bert(depth=1, max_positions=12, **SIZES))
     c.networks.student = projections(
