@@ -48,6 +48,8 @@ ROOMS: dict[str, Mapping[str, Callable]] = {
 # three for all of its modules.  Other builders mark such keywords by a type of smke_jax.facts.
 OF_TASKS = {"keep", "known"}
 OF_MODULES = {"parent", "name", "vocab_size", "dtype", "residual_dtype", "remat"}
+# Fields that had another name when runs were recorded: {that name: (the name now, {value then: value now})}.
+RENAMED = {"mask_same_image": ("same_image", {False: "negative", True: "masked"})}
 
 
 def part(type: str, /, **fields: Any) -> ConfigDict:
@@ -72,7 +74,8 @@ def part(type: str, /, **fields: Any) -> ConfigDict:
 def filled(config: ConfigDict) -> ConfigDict:
     """A copy of `config`, which an earlier version recorded, with the fields that have been added since.
 
-    They get their defaults, at which a run is what it was before there was such a field.
+    They get their defaults, at which a run is what it was before there was such a field.  A field whose name has
+    changed gets its name of today, and the value that means the same.
     """
     config, whole = ConfigDict(config.to_dict()), base()
     for key, value in whole.items():
@@ -93,7 +96,12 @@ def _fill(given: ConfigDict, name: str) -> None:
         room, builder = find(given.get("type", name))
     except UserError:  # the part is gone: what builds it says so, with its place in the config
         return
-    for field, default in defaults(room, builder).items():
+    fields = defaults(room, builder)
+    for then, (now, values) in RENAMED.items():
+        if then in given and now in fields:
+            given[now] = values[given[then]]
+            del given[then]
+    for field, default in fields.items():
         if field not in given and default is not inspect.Parameter.empty:
             given[field] = default
         elif isinstance(given.get(field), ConfigDict) and "type" in given[field]:

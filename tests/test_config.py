@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from smke_jax.config_files import load_config, load_stages, override, override_stages
 from smke_jax.errors import UserError
 from smke_jax.forms import FORMS, form_of, split_variant
-from smke_jax.parts import base, filled, itc
+from smke_jax.parts import base, cosine, filled, itc, part
 from smke_jax.training.stages import stage_folder, with_stages
 
 VARIANTS = ("before", "after")
@@ -64,7 +64,7 @@ def test_both_reach_a_config_file(tmp_path):
 def small():
     c = base()
     c.task = form_of("smoke").pairs()
-    c.terms.itc = itc()
+    c.terms.itc, c.terms.cosine = itc(), cosine()
     return c
 
 
@@ -72,12 +72,12 @@ def test_values_get_the_types_of_their_fields():
     flags = [
         "--config.batch_size=64", "--config.terms.itc.weight=2", "--config.terms.itc.final_weight=0.5",
         "--config.task.data=data/a,data/b", "--config.terms.itc.levels=out", "--config.task.caps=3,4",
-        "--config.task.in_memory", "--noconfig.terms.itc.mask_same_image",
+        "--config.task.in_memory", "--noconfig.terms.cosine.negatives",
     ]  # fmt: skip
     c = override(small(), flags)
     assert (c.batch_size, c.terms.itc.weight, c.terms.itc.final_weight) == (64, 2.0, 0.5)
     assert c.task.data == ("data/a", "data/b") and c.terms.itc.levels == ("out",) and c.task.caps == (3, 4)
-    assert c.task.in_memory is True and c.terms.itc.mask_same_image is False
+    assert c.task.in_memory is True and c.terms.cosine.negatives is False
 
 
 @pytest.mark.parametrize("flag,message", [
@@ -158,3 +158,15 @@ def test_a_recorded_config_gets_the_fields_that_have_been_added_since():
     ):  # fmt: skip
         del owner[field]
     assert filled(then).to_dict() == now.to_dict()
+
+
+@pytest.mark.parametrize("then,now", [(False, "negative"), (True, "masked")])
+def test_a_recorded_config_gets_the_names_that_fields_have_now(then, now):
+    recorded = ConfigDict(tiny.tiny_config().to_dict())
+    recorded.selections.hard_negatives = ConfigDict(part("hard_negatives").to_dict())
+    for own in (recorded.terms.itc, recorded.selections.hard_negatives):
+        del own["same_image"]
+        own.mask_same_image = then
+    changed = filled(recorded)
+    for own in (changed.terms.itc, changed.selections.hard_negatives):
+        assert own.same_image == now and "mask_same_image" not in own

@@ -1,4 +1,4 @@
-"""Representations of every image of a split, made once by frozen networks."""
+"""Representations of every image, made once by frozen networks."""
 
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Asset
@@ -6,13 +6,28 @@ from smke_jax.evaluators.base import Asset
 WHOLE = ("tokens", "patches")  # one vector of every patch: too much to keep of every image
 
 
-def stored_features(*, of: tuple[str, ...] = ("target/cls",), split: str = "") -> Asset:
-    """The representations `of` every image, such as the teacher's [CLS], as the image is evaluated.
+def stored_features(
+    *,
+    of: tuple[str, ...] = ("target/cls",),
+    augmentations: int = 0,
+    evaluated: tuple[str, ...] = (),
+    folder: str = "",
+    half: bool = False,
+) -> Asset:
+    """The representations `of` every image that is trained on, such as the teacher's [CLS].
 
-    Batches then hold the row of their image, and the network that made it has no part in the step.  The view that it
-    sees never changes: set teacher_view='fixed' in the task.
-    split: of the task; '' is the one that is trained on
+    Batches then hold the row of their image, and the network that made it has no part in the step.
+    augmentations: so many random views of every image are kept, as the task draws views, and a row of a batch gets one
+                of them at random.  0 keeps the image as it is evaluated; the task must then show it so in every epoch,
+                with teacher_view='fixed'
+    evaluated:  further splits whose images are kept as they are evaluated, such as ('dev',): evaluations then need no
+                forward of the network either
+    folder:     where to keep it, so that other runs find it; '' keeps it in the run's own folder
+    half:       keep it in float16, in half the room
     """
     if large := [name for name in of if name.rpartition("/")[2] in WHOLE]:
         raise UserError(f"stored features keep one vector of every image, and {large[0]} is one of every patch")
-    return Asset(tuple(of), split)
+    if augmentations < 0:
+        raise UserError(f"augmentations is {augmentations}: give 0 or more")
+    dtype = "float16" if half else "float32"
+    return Asset(tuple(of), views=augmentations, evaluated=tuple(evaluated), folder=folder, dtype=dtype)

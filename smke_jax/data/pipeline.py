@@ -91,7 +91,7 @@ def epoch_rows(source: Source, unit: str) -> Rows:
 
 def train_batches(
     source: Source,
-    views: Callable[[Image.Image, np.random.Generator], dict[str, np.ndarray]],
+    views: Callable[[Image.Image, np.random.Generator], dict[str, np.ndarray]] | None,
     *,
     batch_size: int,
     seed: int,
@@ -110,6 +110,7 @@ def train_batches(
     Args:
       source: the images; 'id' is their number in it.
       views: makes the arrays of one image. Where it has a `min_side`, JPEGs are decoded no larger than that asks for.
+        None makes none, and no image is opened.
       batch_size: B, rows of all processes together.
       seed: of the order, of the captions that are drawn, and of the views.
       unit: 'pairs' or 'images', see `make_rows`.
@@ -133,6 +134,10 @@ def train_batches(
     def load(row: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
         image, caption = row
         skipped = []
+        if views is None:
+            captions = source.captions(image)
+            number = int(rng.integers(len(captions))) if caption < 0 else caption
+            return {"id": np.int32(image), "caption": captions[number], "skipped": skipped}
         while True:
             try:
                 example = source[image]
@@ -156,7 +161,7 @@ def train_batches(
         return _Part(arrays, [damage for e in examples for damage in e["skipped"]])
 
     share = batch_size // process[1]
-    blank = views(Image.new("RGB", (64, 64)), np.random.default_rng(0))
+    blank = {} if views is None else views(Image.new("RGB", (64, 64)), np.random.default_rng(0))
     example_bytes = sum(x.nbytes for x in blank.values()) + (8 * max_length if tokenizer is not None else 0)
     part, waiting = divide(share, example_bytes, threads=threads, prefetch_mib=prefetch_mib)
     examples = (

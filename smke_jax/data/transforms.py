@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -114,49 +115,70 @@ class View:
 
 @dataclasses.dataclass(frozen=True)
 class StudentTeacherViews:
-    """Makes 'image', the student's view, and 'teacher_image' where the teacher's view is another.
+    """Makes 'image', the student's view, and under other names the teachers' views, each where it is another.
 
-    `teacher_view` is a key of TEACHER_VIEWS.
+    student:      the student's view; its crop is also that of teachers who share it
+    teachers:     {array: view}
+    teacher_view: of every teacher, a key of TEACHER_VIEWS
+    with_student: whether 'image' is made
     """
 
     student: View
-    teacher: View
+    teachers: Mapping[str, View] = dataclasses.field(default_factory=dict)
     teacher_view: str = "shared"
+    with_student: bool = True
+
+    def narrowed(self, arrays: Iterable[str]) -> "StudentTeacherViews | None":
+        """What makes these arrays and no others; None where it would make none."""
+        arrays = frozenset(arrays)
+        teachers = {name: view for name, view in self.teachers.items() if name in arrays}
+        with_student = self.with_student and "image" in arrays
+        if not teachers and not with_student:
+            return None
+        return dataclasses.replace(self, teachers=teachers, with_student=with_student)
 
     @property
     def min_side(self) -> int | None:
-        """`View.min_side` for both views; None where the full image is needed."""
-        if self.teacher_view == "fixed":
+        """`View.min_side` for all views; None where the full image is needed."""
+        if self.teachers and self.teacher_view == "fixed":
             return None  # the same pixels as in evaluation, which decodes at full size
-        seen_by_teacher = {
-            "same": self.student,
-            "shared": dataclasses.replace(self.student, size=self.teacher.size),
-            "independent": self.teacher,
-        }
-        return max(self.student.min_side, seen_by_teacher[self.teacher_view].min_side)
+        seen = [self.student]
+        if self.teacher_view == "shared":
+            seen += [dataclasses.replace(self.student, size=view.size) for view in self.teachers.values()]
+        if self.teacher_view == "independent":
+            seen += self.teachers.values()
+        return max(view.min_side for view in seen)
 
     def __call__(self, image: Image.Image, rng: np.random.Generator) -> dict[str, np.ndarray]:
         crop = self.student.crop(image, rng)
-        views = {"image": self.student(image, rng, crop)}
-        teacher_image = TEACHER_VIEWS[self.teacher_view](self, image, rng, crop)
-        return views if teacher_image is None else {**views, "teacher_image": teacher_image}
+        views = {"image": self.student(image, rng, crop)} if self.with_student else {}
+        for name, view in self.teachers.items():
+            seen = TEACHER_VIEWS[self.teacher_view](self, view, image, rng, crop)
+            if seen is not None:
+                views[name] = seen
+        return views
 
-    def _shared(self, image, rng, crop):
-        if self.teacher.size == self.student.size and not self.student.jitter and not self.student.grayscale:
+    def _shared(self, view, image, rng, crop):
+        if (
+            self.with_student
+            and view.size == self.student.size
+            and not self.student.jitter
+            and not self.student.grayscale
+        ):
             return None  # the student's view is the same
-        return np.asarray(render(image, crop, self.teacher.size))
+        return np.asarray(render(image, crop, view.size))
 
-    def _same(self, image, rng, crop):
-        return None
+    def _same(self, view, image, rng, crop):
+        return None if self.with_student else self._shared(view, image, rng, crop)
 
-    def _independent(self, image, rng, crop):
-        return self.teacher(image, rng)
+    def _independent(self, view, image, rng, crop):
+        return view(image, rng)
 
-    def _fixed(self, image, rng, crop):
-        return squash(np.asarray(image), self.teacher.size)
+    def _fixed(self, view, image, rng, crop):
+        return squash(np.asarray(image), view.size)
 
 
-# same: the student's view.
+# same: the student's view; where there is no student, as shared.
 # shared: the student's crop, without jitter and grayscale.
 # independent: a crop of its own with colour jitter, as in the thesis' code (register 6).
 # fixed: the whole image as in evaluation; it never changes, so the teacher's feature of it can be kept.

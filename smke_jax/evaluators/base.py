@@ -58,14 +58,21 @@ class Evaluator(NamedTuple):
 
 
 class Asset(NamedTuple):
-    """Arrays that frozen networks make once of a whole split; they are kept on disk.
+    """Arrays that frozen networks make once of whole splits; they are kept on disk.
 
     provides: the representations that it holds
-    split:    a split of the task; '' is the one that is trained on
     by_id:    batches get the row of their image under the same names, and no pass makes them.  Otherwise selections
               read the whole arrays
+    views:    how many random views of every image are kept, of which each row of a batch gets one; 0 keeps the image
+              as it is evaluated
+    evaluated: further splits, kept as they are evaluated: evaluators read them instead of running the networks
+    folder:   where it is kept, for other runs too; '' is a folder of the run
+    dtype:    in which it is kept
     """
 
     provides: tuple[str, ...]
-    split: str = ""
     by_id: bool = True
+    views: int = 0
+    evaluated: tuple[str, ...] = ()
+    folder: str = ""
+    dtype: str = "float32"

@@ -27,7 +27,7 @@ class Encoder:
     def __init__(self, chosen: Callable, borrow: Borrow, mesh, *, batch_size: int, threads: int = 2):
         self._chosen, self._borrow, self._mesh = chosen, borrow, mesh
         self._batch_size, self._threads = divisible(batch_size, mesh), threads
-        self._compiled: dict[tuple[str, ...], tuple] = {}
+        self._compiled: dict[tuple, tuple] = {}  # by names and columns
 
     def with_parameters(self, borrow: Borrow) -> "Encoder":
         """The same with other parameters; what was compiled is kept."""
@@ -55,7 +55,8 @@ class Encoder:
         return {name: np.concatenate(parts) for name, parts in found.items()}
 
     def _program(self, names, columns):
-        if names not in self._compiled:
+        key = names, columns
+        if key not in self._compiled:
             passes = self._chosen(names, columns)
 
             def run(params, arrays):
@@ -64,8 +65,8 @@ class Encoder:
                     arrays |= p.run(own, {need: arrays[need] for need in p.needs}, None, False)
                 return {name: arrays[name] for name in names}
 
-            self._compiled[names] = passes, jax.jit(run, out_shardings=replicated(self._mesh))
-        return self._compiled[names]
+            self._compiled[key] = passes, jax.jit(run, out_shardings=replicated(self._mesh))
+        return self._compiled[key]
 
     def _batches(self, columns, count: int):
         """(number of its first row, this process's rows) of every batch; the last is filled up with its last row."""

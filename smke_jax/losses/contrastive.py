@@ -1,9 +1,11 @@
 """Contrastive losses on embeddings.  Each takes the rows of this device and compares them with those of all devices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from smke_jax.losses.collective import ALONE, Scope, gather, global_rows
+from smke_jax.losses.collective import ALONE, Scope, gather, global_rows, own_rows
 from smke_jax.losses.pairs import EXCLUDED, LOG_SUM_EXP, SUM_SOFTPLUS, Affine, Rows
 from smke_jax.losses.totals import symmetric_totals, totals
 
@@ -76,6 +78,27 @@ def matrix_info_nce(
     return _cross_entropy(own, jax.nn.logsumexp(negatives, axis=1), hardest)
 
 
+def multi_positive_info_nce(
+    a: jax.Array, b: jax.Array, scale: jax.Array, *, ids: jax.Array, scope: Scope = ALONE
+) -> tuple[jax.Array, jax.Array]:
+    """`symmetric_info_nce` in which every row of the other side with the query's id is a right one.
+
+    The loss of a query is the mean over its right rows of -log softmax over all rows of the other side.
+    ids (b,): ids of the images.  The other arguments are those of `symmetric_info_nce`.
+    -> the mean (loss, accuracy) of both directions, over this device's rows, float32.  A query counts as right if the
+    key in its own row is nearer than every row of another image; a tie is wrong.
+    Source: Khosla et al. 2020, "Supervised Contrastive Learning", eq. 2, there among the views of one modality.
+    """
+    own, how = _own_logits(a, b, scale), {"affine": Affine(scale), "reduction": LOG_SUM_EXP, "scope": scope}
+    losses = []
+    for queries, keys, others in zip((a, b), (b, a), symmetric_totals(*_rows(a, b, None, scope), **how), strict=True):
+        # -log softmax of the own key, plus the own logit less the mean of the right ones, which is that of their mean.
+        right, _ = same_image_mean(keys, ids, scope)
+        losses.append(jnp.mean(jax.nn.softplus(others.total - own) + _own_logits(queries, keys - right, scale)))
+    wrong = symmetric_totals(*jax.lax.stop_gradient(_rows(a, b, ids, scope)), **how)
+    return sum(losses) / 2, sum(_accuracy(own, of_wrong.largest) for of_wrong in wrong) / 2
+
+
 def sigmoid_loss(
     a: jax.Array,
     b: jax.Array,
@@ -94,6 +117,36 @@ def sigmoid_loss(
     rows = _rows(a, b, ids, scope)
     negatives, hardest = totals(*rows, affine=Affine(scale, bias), reduction=SUM_SOFTPLUS, scope=scope)
     return jnp.mean(jax.nn.softplus(-own) + negatives), _accuracy(own, hardest)
+
+
+def multi_positive_sigmoid_loss(
+    a: jax.Array, b: jax.Array, scale: jax.Array, bias: jax.Array, *, ids: jax.Array, scope: Scope = ALONE
+) -> tuple[jax.Array, jax.Array]:
+    """`sigmoid_loss` in which all pairs of the same image match -> (loss, accuracy) as in `multi_positive_info_nce`.
+
+    ids (b,): ids of the images.  The other arguments are those of `sigmoid_loss`.
+    """
+    how = {"affine": Affine(scale, bias), "reduction": SUM_SOFTPLUS, "scope": scope}
+    own = _own_logits(a, b, scale) + bias
+    others = totals(*_rows(a, b, None, scope), **how).total
+    # `others` has softplus(logit) of every pair but the own; softplus(-logit) of one that matches is less by its logit.
+    right, count = same_image_mean(b, ids, scope)
+    matching = count * (_own_logits(a, right, scale) + bias) - own
+    wrong = totals(*jax.lax.stop_gradient(_rows(a, b, ids, scope)), **how)
+    return jnp.mean(jax.nn.softplus(-own) + others - matching), _accuracy(own, wrong.largest)
+
+
+def same_image_mean(x: jax.Array, ids: jax.Array, scope: Scope) -> tuple[jax.Array, jax.Array]:
+    """For every row here the mean of the rows of all devices with its id, and their number.
+
+    x (b, D), ids (b,): of this device -> ((b, D) float32, (b,) float32).  Every device holds the rows of all devices.
+    """
+    everywhere = gather(ids, scope)
+    _, image = jnp.unique(everywhere, size=len(everywhere), return_inverse=True)  # the same number for the same id
+    add = functools.partial(jax.ops.segment_sum, segment_ids=image, num_segments=len(everywhere))
+    sums, counts = add(gather(x.astype(jnp.float32), scope)), add(jnp.ones(len(everywhere)))
+    own = own_rows(image, scope)
+    return sums[own] / counts[own][:, None], counts[own]
 
 
 def _rows(a, b, ids, scope) -> tuple[Rows, Rows]:

@@ -183,7 +183,7 @@ def run_blocks(encoder: nn.Module, x, mask=None, bias=None, *, layer_scale=None,
 
     It is called inside the compact method of `encoder`.  It reads the fields of `encoder` that are named as those of
     Block, and `depth` and `remat`; its parameters belong to `encoder`.  `mask` and `bias` are those of Attention,
-    `layer_scale` that of Block.
+    `layer_scale` that of Block.  It sows 'layer_<i>' (B, L, D) of the layers i = 1 … depth, before the last LayerNorm.
     """
     x = nn.Dropout(encoder.dropout, deterministic=deterministic)(x)
     for i in range(encoder.depth):
@@ -201,6 +201,7 @@ def run_blocks(encoder: nn.Module, x, mask=None, bias=None, *, layer_scale=None,
             name=f"block_{i}",
         )
         x = run_block(block, encoder.remat, x, mask, bias, deterministic=deterministic).out
+        encoder.sow("intermediates", f"layer_{i + 1}", x)
     return LayerNorm(encoder.norm_eps, encoder.residual_dtype, name="norm")(x) if encoder.norm_order == "pre" else x
 
 

@@ -1,7 +1,8 @@
 """Image teachers.  Each maps normalised images (B, S, S, 3) to a feature (B, D), float32: [CLS], or class logits.
 
 A Vision Transformer also sows 'tokens' (B, N, D), the output at every patch, and 'patches' (B, N, D), the embedded
-patches without positions.  A classifier has `num_classes` and sows 'logits' (B, num_classes).
+patches without positions, and 'layer_<i>' (B, 1 + N, D), the residual stream after layer i.  A classifier has
+`num_classes` and sows 'logits' (B, num_classes).
 """
 
 import flax.linen as nn
@@ -97,6 +98,7 @@ class Beit(nn.Module):
                 residual_dtype=self.residual_dtype,
                 name=f"block_{i}",
             )(x, bias=shared if self.shared_bias else own).out
+            self.sow("intermediates", f"layer_{i + 1}", x)
         norm = LayerNorm(self.norm_eps, name="norm") if self.final_norm else lambda x: x
         x = x.astype(jnp.float32)
         self.sow("intermediates", "tokens", norm(x[:, 1:]))

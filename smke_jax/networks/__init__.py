@@ -4,6 +4,8 @@ from smke_jax.networks.average import average
 from smke_jax.networks.codes import autoencoder, quantizer
 from smke_jax.networks.encoder import encoder
 from smke_jax.networks.frozen import frozen
+from smke_jax.networks.projections import projections
+from smke_jax.networks.text_tower import text_tower
 from smke_jax.networks.two_towers import two_towers
 
 NETWORKS = {
@@ -11,6 +13,8 @@ NETWORKS = {
     "average": average,
     "encoder": encoder,
     "frozen": frozen,
+    "projections": projections,
     "quantizer": quantizer,
+    "text_tower": text_tower,
     "two_towers": two_towers,
 }

@@ -41,7 +41,8 @@ class Start(NamedTuple):
 class Network(NamedTuple):
     """A network owns parameters; passes borrow them by the network's name.
 
-    init:        (key, specs) -> parameters; `specs` of the arrays that its first pass reads.  None for an average
+    init:        (key, specs) -> parameters; `specs` of the arrays that its passes read, as far as passes before its
+                 first one make them.  None for an average
     forward:     (name, specs) -> the passes that run it where the config names none; `specs` of a training batch.
                  None for an average, which runs the passes of the network that it follows
     start:       (parameters as shapes) -> what it begins with, or None where it begins at random

@@ -14,7 +14,7 @@ from smke_jax.models.teachers import TEACHERS, build_teacher, stand_in_head
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.start import RANDOM
 from smke_jax.passes.base import MEAN, STD
-from smke_jax.passes.features import features
+from smke_jax.passes.features import check_pools, features
 
 CLASSIFIERS = ("fc/kernel", "head/kernel")  # matrices of a teacher's classifier, which computes in fp32
 UNSEEN = {"type", "init_std"}  # fields of a model that its file does not settle
@@ -26,6 +26,10 @@ def frozen(
     start: str,
     model: Mapping[str, Any] | None = None,
     final_norm: bool | None = None,
+    makes: str = "target",
+    image: str = ROLE,
+    pools: tuple[str, ...] = ("cls",),
+    layers: tuple[int, ...] = (),
     dtype: str = "float32",
     stand_in_classes: int = 0,
     stand_in_temperature: float = 0.1,
@@ -36,6 +40,10 @@ def frozen(
     model:       what it is where `start` is 'random', a part such as 'beit'.  Otherwise the file says it, and fields
                  that differ from the part's defaults have to agree with the file
     final_norm:  of a BEiT: False takes the last block's output without the last norm; None is as the file has it
+    makes:       what its representations are called: '<makes>/cls', '<makes>/feature', …
+    image:       the array of the task that it reads, a view of its own size; 'image' where the task makes no other view
+    pools:       what a feature is made of: 'cls', 'mean' or both
+    layers:      the layers, counted from 1, that a feature is made of; () is the encoder's output
     dtype:       of matrix products and of the stored matrices
     stand_in_classes: logits for a teacher without a classifier, to try recipes that learn a classifier's: the cosines
                  of its [CLS] with so many fixed random directions, over `stand_in_temperature`
@@ -52,6 +60,7 @@ def frozen(
     module = build_teacher({**description, "dtype": dtype})
     if stand_in_classes and getattr(module, "num_classes", 0):
         raise UserError(f"{start} has a classifier of its own: set stand_in_classes=0")
+    check_pools(module, tuple(pools), tuple(layers))
     head = stand_in_head(stand_in_classes, stand_in_temperature) if stand_in_classes else None
     size = description.get("image_size", 224)
     pixels = {"mean": tuple(description.get("mean", MEAN)), "std": tuple(description.get("std", STD))}
@@ -67,11 +76,11 @@ def frozen(
         return Start(params, {"": start}, digests(start) | form)
 
     def forward(name, specs):
-        return (features(module, name, image=ROLE if ROLE in specs else "image", head=head, **pixels),)
+        read = image if image in specs else "image"
+        chosen = {"pools": tuple(pools), "layers": tuple(layers)}
+        return (features(module, name, makes=makes, image=read, head=head, **chosen, **pixels),)
 
-    return Network(
-        init, forward, begin, trained=False, sizes={ROLE: size}, described=said if start != RANDOM else {}
-    )
+    return Network(init, forward, begin, trained=False, sizes={image: size}, described=said if start != RANDOM else {})
 
 
 def _described(start: str, model: Mapping[str, Any] | None) -> dict:

@@ -89,5 +89,3 @@ def two_towers(
         sizes={"image": image["image_size"]},
         export=lambda params, slots: (params, description),
     )
-
-

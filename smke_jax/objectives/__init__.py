@@ -11,7 +11,9 @@ from smke_jax.objectives.proximal_itc import proximal_itc
 from smke_jax.objectives.ranking import ranking
 from smke_jax.objectives.reconstruct import reconstruct
 from smke_jax.objectives.regress import regress
+from smke_jax.objectives.relational_kl import relational_kl
 from smke_jax.objectives.siglip import siglip
+from smke_jax.objectives.structure import structure
 from smke_jax.objectives.target_cmli import target_cmli
 from smke_jax.objectives.target_cmli_cosine import target_cmli_cosine
 from smke_jax.objectives.target_code import target_code
@@ -30,7 +32,9 @@ TERMS = {
     "ranking": ranking,
     "reconstruct": reconstruct,
     "regress": regress,
+    "relational_kl": relational_kl,
     "siglip": siglip,
+    "structure": structure,
     "target_cmli": target_cmli,
     "target_cmli_cosine": target_cmli_cosine,
     "target_code": target_code,

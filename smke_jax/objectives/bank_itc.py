@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.losses.contrastive import info_nce, normalise
+from smke_jax.losses.same_image import NEGATIVE, check_same_image, masked_ids
 from smke_jax.objectives import memory_bank
 from smke_jax.objectives.base import OTHER, Term, initial_scales
 
@@ -13,17 +14,18 @@ def bank_itc(
     keys: str = "",
     bank_size: int = 65_536,
     random_bank: bool = False,
-    mask_same_image: bool = False,
+    same_image: str = NEGATIVE,
 ) -> Term:
     """Mean over `levels` of ½ CE(image → texts) + ½ CE(text → images), candidates being the global batch and a bank.
 
     Queries are 'image/<level>' and 'text/<level>' (B, D), keys the same names after the prefix `keys`: '' is the
     student's own features, with gradient (spec 11), 'momentum/' those of its moving average, without (spec 12; MoCo, He
     et al. 2020).  Every level and modality has a bank of `bank_size` past keys, of which those count as negatives that
-    are there and not of the query's image; `random_bank` fills it with random ones at the start.  Needs 'id' (B,) too;
-    with `mask_same_image`, other captions of the same image in the batch are no negatives either.  A learned scale per
-    level.
+    are there and not of the query's image; `random_bank` fills it with random ones at the start.  Needs 'id' (B,) too.
+    same_image: what other captions of the same image in the batch are, 'negative' or 'masked', which is no negative.
+    A learned scale per level.
     """
+    check_same_image(same_image)
 
     def init(key, shapes):
         seeds = iter(jax.random.split(key, len(levels) * len(OTHER)))
@@ -49,7 +51,7 @@ def bank_itc(
                     normalise(reps[f"{keys}{other}/{level}"]),
                     scale,
                     scope=scope,
-                    ids=ids if mask_same_image else None,
+                    ids=masked_ids(ids, same_image),
                     fixed_keys=bool(keys),
                     bank=memory_bank.negatives(banks[other][level], ids, bank_size, scope),
                 )

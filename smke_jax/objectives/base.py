@@ -43,8 +43,7 @@ def equal_widths(term: str, shapes: Mapping[str, jax.ShapeDtypeStruct], predicti
     have, want = (shapes[name].shape[-1] for name in (prediction, target))
     if have != want:
         raise UserError(
-            f"config.terms.{term}: {prediction} has {have} channels and {target} {want}: "
-            f"set the student's head={want}"
+            f"config.terms.{term}: {prediction} has {have} channels and {target} {want}: set the student's head={want}"
         )
 
 

@@ -8,24 +8,24 @@ from smke_jax.facts import FromTask
 from smke_jax.losses.collective import gather, take_rows
 from smke_jax.losses.contrastive import info_nce, normalise
 from smke_jax.losses.pairs import NOBODY, Rows
+from smke_jax.losses.same_image import NEGATIVE, check_same_image, masked_ids
 from smke_jax.objectives.base import OTHER, Term, initial_scales
 
 UNSEEN = NOBODY
 ROWS = 1024  # banks have a multiple of so many rows, and so divide over any usual number of devices
 
 
-def proximal_itc(
-    num_images: FromTask, level: str = "out", proximal: float = 30.0, mask_same_image: bool = False
-) -> Term:
+def proximal_itc(num_images: FromTask, level: str = "out", proximal: float = 30.0, same_image: str = NEGATIVE) -> Term:
     """½ CE(image → texts) + ½ CE(text → images) + proximal · the squared distance that features moved since last seen.
 
     Candidates are the features of the global batch and, for all other images of the data set that were seen before,
     those in a bank with one row per image, where the text is the caption of it that was seen last.  The regularisation
     keeps what is in the bank comparable: -log h(i, v⁽ᵗ⁻¹⁾) + λ ‖v⁽ᵗ⁾ - v⁽ᵗ⁻¹⁾‖², averaged over both modalities.
-    Needs 'image/<level>' and 'text/<level>' (B, D) and 'id' (B,), the number of the image in the data set.  With
-    `mask_same_image`, other captions of the same image in the batch are no negatives.
+    Needs 'image/<level>' and 'text/<level>' (B, D) and 'id' (B,), the number of the image in the data set.
+    same_image: what other captions of the same image in the batch are, 'negative' or 'masked', which is no negative.
     Source: Wu et al. 2018, "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", eq. 10.
     """
+    check_same_image(same_image)
     if not num_images:
         raise UserError("its bank has a row for every image, and nobody says how many: give --images=N of `smke plan`")
     size = -(-num_images // ROWS) * ROWS
@@ -52,7 +52,7 @@ def proximal_itc(
                 features[other],
                 scale,
                 scope=scope,
-                ids=ids if mask_same_image else None,
+                ids=masked_ids(ids, same_image),
                 bank=(Rows(banks[other]["features"], others), ids, spread),
             )
             before = take_rows(banks[side]["features"], ids, spread)

@@ -2,6 +2,7 @@
 
 from smke_jax.losses.contrastive import normalise
 from smke_jax.losses.margin import ranking_loss
+from smke_jax.losses.same_image import NEGATIVE, check_same_image, masked_ids
 from smke_jax.objectives.base import Term, no_state
 
 
@@ -9,17 +10,18 @@ def ranking(
     levels: tuple[str, ...] = ("fc1", "out", "head"),
     margin: float = 0.2,
     symmetric: bool = False,
-    mask_same_image: bool = False,
+    same_image: str = NEGATIVE,
 ) -> Term:
     """Mean over `levels` of `ranking_loss` with images as anchors; `symmetric` averages it with texts as anchors.
 
-    Needs 'image/<level>' and 'text/<level>' (B, D) and 'id' (B,).  With `mask_same_image`, other captions of the
-    same image count for nothing.
+    Needs 'image/<level>' and 'text/<level>' (B, D) and 'id' (B,).
+    same_image: what other captions of the same image are, 'negative' or 'masked', which counts for nothing.
     """
+    check_same_image(same_image)
 
     def value(params, slots, reps, scope):
         ids = reps["id"]
-        options = {"margin": margin, "scope": scope, "ids": ids if mask_same_image else None}
+        options = {"margin": margin, "scope": scope, "ids": masked_ids(ids, same_image)}
         losses, metrics = [], {}
         for level in levels:
             image, text = normalise(reps[f"image/{level}"]), normalise(reps[f"text/{level}"])

@@ -4,16 +4,19 @@ import math
 
 import jax.numpy as jnp
 
-from smke_jax.losses.contrastive import normalise, sigmoid_loss
+from smke_jax.losses.contrastive import multi_positive_sigmoid_loss, normalise, sigmoid_loss
+from smke_jax.losses.same_image import NEGATIVE, POSITIVE, SAME_IMAGE, check_same_image, masked_ids
 from smke_jax.objectives.base import Term
 
 
-def siglip(levels: tuple[str, ...] = ("out",), mask_same_image: bool = False) -> Term:
+def siglip(levels: tuple[str, ...] = ("out",), same_image: str = NEGATIVE) -> Term:
     """Mean over `levels` of the sigmoid loss between image and text, a learned scale and bias per level.
 
-    Needs 'image/<level>' and 'text/<level>' (B, D) and 'id' (B,).  With `mask_same_image`, other captions of the
-    same image are no negatives.  Scale and bias start at 10 and -10 (section 3.2).
+    Needs 'image/<level>' and 'text/<level>' (B, D) and 'id' (B,).  Scale and bias start at 10 and -10 (section 3.2).
+    same_image: what other captions of the same image are.  'negative': they do not match.  'masked': they count for
+      nothing.  'positive': they match.
     """
+    check_same_image(same_image, SAME_IMAGE)
 
     def init(key, shapes):
         return {
@@ -25,14 +28,11 @@ def siglip(levels: tuple[str, ...] = ("out",), mask_same_image: bool = False) ->
         losses, metrics = [], {}
         for level in levels:
             scale, bias = jnp.exp(params["logit_scale"][level]), params["logit_bias"][level]
-            loss, accuracy = sigmoid_loss(
-                normalise(reps[f"image/{level}"]),
-                normalise(reps[f"text/{level}"]),
-                scale,
-                bias,
-                scope=scope,
-                ids=reps["id"] if mask_same_image else None,
-            )
+            pairs = normalise(reps[f"image/{level}"]), normalise(reps[f"text/{level}"]), scale, bias
+            if same_image == POSITIVE:
+                loss, accuracy = multi_positive_sigmoid_loss(*pairs, ids=reps["id"], scope=scope)
+            else:
+                loss, accuracy = sigmoid_loss(*pairs, ids=masked_ids(reps["id"], same_image), scope=scope)
             losses.append(loss)
             metrics |= {
                 f"loss_{level}": loss,

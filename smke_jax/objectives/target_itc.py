@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.losses.contrastive import info_nce, normalise
+from smke_jax.losses.same_image import NEGATIVE, check_same_image, masked_ids
 from smke_jax.objectives import memory_bank
 from smke_jax.objectives.base import INITIAL_LOG_SCALE, Term, equal_widths, initial_scales
 
@@ -12,13 +13,15 @@ def target_itc(
     bank_size: int = 0,
     random_bank: bool = False,
     learnable_scale: bool = False,
-    mask_same_image: bool = False,
+    same_image: str = NEGATIVE,
 ) -> Term:
     """½ CE(image head → targets) + ½ CE(text head → targets), candidates being the global batch and the bank.
 
     Needs 'image/head', 'text/head', 'target/cls' (B, D) and 'id' (B,).  The temperature is fixed at 0.07 unless
     `learnable_scale`.  `bank_size` 0 has no bank; slots that are unfilled or hold the same image are masked.
+    same_image: what other captions of the same image in the batch are, 'negative' or 'masked', which is no negative.
     """
+    check_same_image(same_image)
 
     def init(key, shapes):
         equal_widths("target_itc", shapes, "image/head", "target/cls")
@@ -33,7 +36,7 @@ def target_itc(
         targets, ids = normalise(reps["target/cls"]), reps["id"]
         candidates = dict(
             scope=scope,
-            ids=ids if mask_same_image else None,
+            ids=masked_ids(ids, same_image),
             fixed_keys=True,
             bank=memory_bank.negatives(bank, ids, bank_size, scope) if bank_size else None,
         )

@@ -1,40 +1,80 @@
-"""What a teacher says of an image."""
+"""What a frozen image encoder says of an image."""
 
 from collections.abc import Callable
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
+from smke_jax.errors import UserError
 from smke_jax.passes.base import MEAN, STD, Pass, apply_with_tokens, to_network
+
+POOLS = ("cls", "mean")  # parts of a feature: the encoder's own, and the mean over patches
 
 
 def features(
     model: nn.Module,
     network: str,
     *,
+    makes: str = "target",
     image: str = "image",
     mean=MEAN,
     std=STD,
     head: Callable[[jax.Array], jax.Array] | None = None,
+    pools: tuple[str, ...] = ("cls",),
+    layers: tuple[int, ...] = (),
 ) -> Pass:
-    """'target/cls' (B, D) of the array `image`.
+    """'<makes>/cls' (B, D) of the array `image`, and '<makes>/feature' (B, F).
 
-    A teacher that cuts the image in patches also makes 'target/tokens' (B, N, D), one of every patch, and
-    'target/patches' (B, N, D), what it begins with: the embedded patches, without positions.
-    Of a model that classifies also 'target/logits' (B, classes); `head` makes them of [CLS] for one that does not.
-    `mean` and `std` (3,) are those of the pixels in [0, 1] that the teacher was trained with.
+    A feature is made of `pools`: 'cls' and 'mean', which is the mean over patches, each divided by its root mean square
+    and all of them side by side.  With `layers` they are those of the residual stream after these layers, counted from
+    1, in place of the encoder's output.
+    An encoder that cuts the image in patches also makes '<makes>/tokens' (B, N, D), one of every patch, and
+    '<makes>/patches' (B, N, D), what it begins with: the embedded patches, without positions.
+    Of a model that classifies also '<makes>/logits' (B, classes); `head` makes them of [CLS] for one that does not.
+    `mean` and `std` (3,) are those of the pixels in [0, 1] that the encoder was trained with.
+    `pools` and `layers` are checked by `check_pools`.
     """
 
-    def run(params, arrays, key, train):
-        cls, sown = apply_with_tokens(model, params[network], to_network(arrays[image], mean, std))
-        found = {"cls": cls, **sown} | ({} if head is None else {"logits": head(cls)})
-        return {f"target/{name}": x for name, x in found.items()}
+    def feature(cls, sown):
+        if layers:
+            streams = [sown[f"layer_{i}"].astype(jnp.float32) for i in layers]
+            outputs = [{"cls": x[:, 0], "mean": x[:, 1:].mean(1)} for x in streams]
+        else:
+            outputs = [{"cls": cls, "mean": sown["tokens"].mean(1) if "mean" in pools else None}]
+        return jnp.concatenate([_unit(own[pool]) for own in outputs for pool in pools], axis=1)
 
     in_patches = hasattr(model, "patch_size")
     made = {
         "cls": True,
+        "feature": True,
         "logits": head is not None or getattr(model, "num_classes", 0),
         "tokens": in_patches,
         "patches": in_patches,
     }
-    return Pass(network, (network,), (image,), tuple(f"target/{name}" for name, there in made.items() if there), run)
+    provides = tuple(f"{makes}/{name}" for name, there in made.items() if there)
+
+    def run(params, arrays, key, train):
+        cls, sown = apply_with_tokens(model, params[network], to_network(arrays[image], mean, std))
+        found = {"cls": cls, "feature": feature(cls, sown), **sown} | ({} if head is None else {"logits": head(cls)})
+        return {name: found[name.rpartition("/")[2]] for name in provides}
+
+    return Pass(network, (network,), (image,), provides, run)
+
+
+def check_pools(model: nn.Module, pools: tuple[str, ...], layers: tuple[int, ...]) -> None:
+    """Raises UserError for pools and layers that the encoder `model` does not have."""
+    if not pools or set(pools) - set(POOLS):
+        raise UserError(f"pools is {pools}: give {' or '.join(POOLS)}, or both")
+    in_layers = hasattr(model, "depth")
+    if "mean" in pools and not in_layers:
+        raise UserError(f"a {type(model).__name__} has no patches to take the mean of: set pools=('cls',)")
+    if layers and not in_layers:
+        raise UserError(f"a {type(model).__name__} has no layers to choose from: leave layers out")
+    if wrong := [i for i in layers if not 1 <= i <= model.depth]:
+        raise UserError(f"there is no layer {wrong[0]}: the encoder has layers 1 to {model.depth}")
+
+
+def _unit(x: jax.Array) -> jax.Array:
+    """x (B, D) divided by the root mean square of each row."""
+    return x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=1, keepdims=True) + 1e-12)

@@ -6,27 +6,30 @@ import jax.numpy as jnp
 from smke_jax.errors import UserError
 from smke_jax.losses.contrastive import normalise
 from smke_jax.losses.matching import draw_negatives
+from smke_jax.losses.same_image import NEGATIVE, check_same_image, masked_ids
 from smke_jax.selections.base import Selection
 
 NAME = "hard_negatives"
 
 
 def hard_negatives(
-    *, level: str = "out", hardness: float | None = None, scale_of: str = "itc", mask_same_image: bool = False
+    *, level: str = "out", hardness: float | None = None, scale_of: str = "itc", same_image: str = NEGATIVE
 ) -> Selection:
     """'hard_text' (B,): for every image another one's caption; 'hard_image' (B,): for every caption another image.
 
     Drawn from the global batch in proportion to exp(hardness · cosine) of 'image/<level>' and 'text/<level>' (B, D).
-    hardness: None is the learned scale of the term `scale_of` at this level; 0 draws uniformly.  With
-    `mask_same_image`, another caption of the same image ('id') is never drawn.  Source: Li et al. 2021, section 3.2.
+    hardness: None is the learned scale of the term `scale_of` at this level; 0 draws uniformly.
+    same_image: 'negative' also draws other captions of the same image ('id'), 'masked' never draws them.
+    Source: Li et al. 2021, section 3.2.
     """
+    check_same_image(same_image)
 
     def run(state, arrays, scope):
         scale = hardness
         if hardness is None:
             scale = jnp.exp(_scale(state, scale_of, level))
         image, text = (normalise(arrays[f"{side}/{level}"]) for side in ("image", "text"))
-        options = {"scope": scope, "ids": arrays["id"] if mask_same_image else None}
+        options = {"scope": scope, "ids": masked_ids(arrays["id"], same_image)}
         key_text, key_image = jax.random.split(scope.key)
         return {
             "hard_text": draw_negatives(key_text, image, text, scale, **options),

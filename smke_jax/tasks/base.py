@@ -64,6 +64,8 @@ class Task(NamedTuple):
     split:     (name) -> Split
     train:     the name of the split that is trained on
     fixed:     arrays of training batches that are the same for a row in every epoch, and as they are evaluated
+    augmented: (number) -> the split that is trained on, with its images in the random view of that number, which is the
+               same in every run; None where the task has no such views
     tokenizer: of a task that reads text
     threads:   for reading the rows of a split; with 0 the caller reads them itself
     """
@@ -76,6 +78,7 @@ class Task(NamedTuple):
     split: Callable[[str], Split]
     train: str
     fixed: frozenset[str] = frozenset()
+    augmented: Callable[[int], Split] | None = None
     tokenizer: Tokenizer | None = None
     threads: int = 2
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from smke_jax.data.datasets import open_source
-from smke_jax.data.pipeline import epoch_rows, pixels, train_batches
+from smke_jax.data.pipeline import epoch_rows, picture, pixels, train_batches
 from smke_jax.data.sources import Source, has_split
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.data.transforms import StudentTeacherViews, TwoViews, View, squash
@@ -81,11 +81,13 @@ def pairs(
     crop = {"crop_scale": tuple(crop_scale), "crop_ratio": tuple(crop_ratio), "flip": flip}
 
     def finish(sizes: Mapping[str, int]) -> Task:
-        if "image" not in sizes:
+        if not sizes:
             raise UserError("no network takes the images of this task: name one in config.networks, such as two_towers")
-        student = View(sizes["image"], jitter=jitter, grayscale=grayscale, **crop)
-        teacher = View(sizes.get("teacher_image", sizes["image"]), jitter=TEACHER_JITTER, **crop)
-        views = StudentTeacherViews(student, teacher, teacher_view if "teacher_image" in sizes else "same")
+        student = View(sizes.get("image", max(sizes.values())), jitter=jitter, grayscale=grayscale, **crop)
+        teachers = {
+            array: View(size, jitter=TEACHER_JITTER, **crop) for array, size in sizes.items() if array != "image"
+        }
+        views = StudentTeacherViews(student, teachers, teacher_view, with_student="image" in sizes)
         return _task(opened, facts, views, sizes, split, unit, words, max_length)
 
     return Draft(facts, finish)
@@ -120,9 +122,9 @@ def images(
         facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
 
     def finish(sizes: Mapping[str, int]) -> Task:
-        size = sizes.get("image") or sizes["teacher_image"]
+        size = sizes.get("image") or max(sizes.values())
         view = View(size, tuple(crop_scale), tuple(crop_ratio), flip, jitter, grayscale)
-        made = TwoViews(view) if views == 2 else StudentTeacherViews(view, view, "same")
+        made = TwoViews(view) if views == 2 else StudentTeacherViews(view)
         return _task(opened, facts, made, {"image": size}, split, "images", None, 0)
 
     return Draft(facts, finish)
@@ -193,9 +195,7 @@ def _task(
 
     def batches(plan: BatchPlan):
         wanted = frozenset(example()) if plan.arrays is None else plan.arrays
-        made = views
-        if isinstance(views, StudentTeacherViews) and "teacher_image" not in wanted:
-            made = dataclasses.replace(views, teacher_view="same")
+        made = views.narrowed(wanted) if isinstance(views, StudentTeacherViews) else views
         return train_batches(
             opened.open(split), made, batch_size=plan.batch_size, seed=plan.seed, unit=unit,
             tokenizer=words if wanted & set(TEXT) else None, max_length=length, process=plan.process,
@@ -206,6 +206,15 @@ def _task(
         source = opened.open(name) if name == split else opened.evaluation(name)
         return evaluation_split(source, name, sizes, words, length)
 
+    def augmented(number: int) -> Split:
+        source = opened.open(split)
+        columns = {
+            array: Column(len(source), _random_views(source, views, array, number), f"{size} px, random view {number}")
+            for array, size in sizes.items()
+        }
+        about = {"views": repr(views), "number": number}
+        return Split(f"{source.dataset} {split}", source.digest, columns, about)
+
     return Task(
         facts=facts,
         example=example,
@@ -214,10 +223,21 @@ def _task(
         batches=batches,
         split=evaluated,
         train=split,
-        fixed=frozenset({"teacher_image"} if getattr(views, "teacher_view", "") == "fixed" else ()),
+        fixed=frozenset(views.teachers if getattr(views, "teacher_view", "") == "fixed" else ()),
+        augmented=augmented if isinstance(views, StudentTeacherViews) else None,
         tokenizer=words,
         threads=opened.threads,
     )
+
+
+def _random_views(source: Source, views: StudentTeacherViews, array: str, number: int):
+    """(rows) -> `array` of these rows in the random view `number`, which is the same in every run."""
+    alone = views.narrowed({array})
+
+    def view(row):
+        return alone(picture(source[row], min_side=alone.min_side), np.random.default_rng((number, row)))[array]
+
+    return lambda rows: np.stack([view(row) for row in rows])
 
 
 def evaluation_split(

@@ -142,7 +142,7 @@ def build_experiment(
         corpora = {name: asset for name, asset in assets.items() if not asset.by_id}
         without = make_recipe(networks, passes, terms, weights, batch=whole, assets=corpora, **parts)
         shapes = shapes_of(without, whole, (*without.forward, *_beside(without, whole)))
-        _check_fixed(assets, passes, whole, task)
+        _check_fixed(assets, networks, passes, whole, task)
         recipe = make_recipe(networks, passes, terms, weights, batch=whole, assets=assets, **parts)
         stored = {n: shapes.arrays[n] for asset in assets.values() if asset.by_id for n in asset.provides}
         read = {s for x in (*recipe.forward, *terms.values()) for need in x.needs for s in need.split("@")} | {"id"}
@@ -157,15 +157,27 @@ def _beside(recipe: Recipe, whole: Specs) -> list[Pass]:
     return [p for p in recipe.passes if idle & set(p.networks) and set(p.needs) <= set(whole)]
 
 
-def _check_fixed(assets: Mapping[str, Asset], passes: Iterable[Pass], whole: Specs, task: Task) -> None:
+def _check_fixed(
+    assets: Mapping[str, Asset], networks: Mapping[str, Network], passes: Iterable[Pass], whole: Specs, task: Task
+) -> None:
+    """Raises UserError for an asset of what changes while a run is trained."""
     for name, asset in assets.items():
-        made_of = {x for p in in_order(passes, whole, {f"config.assets.{name}": asset.provides}) for x in p.needs}
+        making = in_order(passes, whole, {f"config.assets.{name}": asset.provides})
+        made_of = {x for p in making for x in p.needs}
+        learned = [n for p in making for n in p.networks if networks[n].trained]
+        if learned:
+            raise UserError(
+                f"config.assets.{name}: {asset.provides[0]} is made by {learned[0]!r}, which is trained: it changes "
+                "with every step and cannot be stored"
+            )
+        if asset.views and task.augmented is None:
+            raise UserError(f"config.assets.{name}: this task has no random views of its images: set augmentations=0")
         changing = sorted(made_of & set(whole) - task.fixed)
-        if asset.by_id and changing:
+        if asset.by_id and changing and not asset.views:
             raise UserError(
                 f"config.assets.{name}: {asset.provides[0]} is made of {changing[0]}, which changes with the epoch, "
-                "so that it cannot be stored: leave the asset out, or let the task show it unchanged (pairs: "
-                "teacher_view='fixed')"
+                "so that it cannot be stored: set augmentations, leave the asset out, or let the task show it "
+                "unchanged (pairs: teacher_view='fixed')"
             )
 
 
@@ -371,5 +383,3 @@ def _warn_of_length(config: ConfigDict, task: Task) -> None:
         )  # fmt: skip
     if epochs > MANY_EPOCHS:
         log.warning("%.0f epochs: config.epochs or config.total_steps says how long a run is", epochs)
-
-

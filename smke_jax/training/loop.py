@@ -23,11 +23,12 @@ from smke_jax.tasks.base import BatchPlan
 from smke_jax.training.build import Plan, open_run
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.evaluation import write_figures
-from smke_jax.training.frozen import StoredAsset, load_frozen, networks_of
+from smke_jax.training.frozen import load_frozen, networks_of
 from smke_jax.training.memory import memory_advice
 from smke_jax.training.profiling import Profiler
 from smke_jax.training.state import TrainState, count_parameters
 from smke_jax.training.step import borrow, init_state, spread
+from smke_jax.training.stored import StoredAsset
 from smke_jax.training.writers import MetricWriter, Progress, peak_memory_gib
 
 log = logging.getLogger("smke_jax")
@@ -52,9 +53,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     plan = open_run(config, workdir)
     experiment = plan.experiment
     batches = experiment.task.batches(
-        BatchPlan(
-            plan.batch_size, plan.seed, (jax.process_index(), jax.process_count()), frozenset(experiment.batch)
-        )
+        BatchPlan(plan.batch_size, plan.seed, (jax.process_index(), jax.process_count()), frozenset(experiment.batch))
     )
     with (
         contextlib.closing(batches),
@@ -80,6 +79,9 @@ class _Loop:
             plan.experiment.chosen, lambda p: {}, self.mesh, batch_size=plan.eval_batch_size, threads=self.task.threads
         )
         self.assets = self._assets()
+        for name, evaluator in self.recipe.evaluators.items():
+            stored = {k: x for asset in self.assets.values() for k, x in asset.columns(evaluator.split).items()}
+            self.splits[name] = self.splits[name]._replace(columns={**self.splits[name].columns, **stored})
         needed = networks_of(self.recipe, self.recipe.forward)
         for name, evaluator in self.recipe.evaluators.items():
             needed |= networks_of(self.recipe, plan.experiment.chosen(evaluator.needs, self.splits[name].columns))
@@ -98,12 +100,19 @@ class _Loop:
         """What is stored of frozen networks, made where it is not there yet."""
         if not self.recipe.assets:
             return {}
-        made = [what for asset in self.recipe.assets.values() for what in asset.provides]
+        plan, made = self.plan, {}
         columns = self.task.split(self.task.train).columns
-        frozen = self._frozen(networks_of(self.recipe, self.plan.experiment.chosen(made, columns)))
-        encode = self.encoder.with_parameters(lambda p: borrow(self.recipe, p, {}, {}, frozen, {}))
-        folder = self.workdir / "assets"
-        return {name: StoredAsset(name, x, encode, self.task, folder) for name, x in self.recipe.assets.items()}
+        for name, asset in self.recipe.assets.items():
+            networks = networks_of(self.recipe, plan.experiment.chosen(asset.provides, columns))
+            frozen = self._frozen(networks)
+            encode = self.encoder.with_parameters(lambda p, f=frozen: borrow(self.recipe, p, {}, {}, f, {}))
+            folder = Path(asset.folder) if asset.folder else self.workdir / "assets"
+            made[name] = StoredAsset(
+                name, asset, encode, self.task, folder / name,
+                widths={what: plan.experiment.shapes.arrays[what].shape[-1] for what in asset.provides},
+                made_with=_made_with(plan, networks), seed=plan.seed, batch_size=plan.batch_size,
+            )  # fmt: skip
+        return made
 
     def run(self) -> Outcome:
         plan = self.plan
@@ -162,7 +171,7 @@ class _Loop:
                 batch = next(self.batches)
                 for asset in self.assets.values():
                     if asset.asset.by_id:
-                        batch = {**batch, **asset.rows(batch["id"])}
+                        batch = {**batch, **asset.rows(batch["id"], step)}
         except UserError:  # data that has been damaged must not cost the training
             if step and jax.process_count() == 1:
                 self._save(state, step, {})
@@ -239,6 +248,13 @@ class _Loop:
             step, state.params, state.without_params(), self.batches.get_state(), {"identity": self.plan.identity},
             metric=metric,
         )  # fmt: skip
+
+
+def _made_with(plan: Plan, networks) -> dict[str, str]:
+    """What representations depend on that these frozen networks make: the digests of their files, and their fields."""
+    digests = {k: x for k, x in plan.identity.items() if k.partition(" ")[0] in networks}
+    fields = {k: str(x) for k, x in plan.flat.items() for n in networks if k.startswith(f"config.networks.{n}.")}
+    return {**digests, **{k: x for k, x in fields.items() if not k.endswith("start")}}
 
 
 def with_starts(params: Any, starts) -> Any:

@@ -103,7 +103,10 @@ def in_order(
     ]
     ordered = []
     while waiting:
-        ready = next((x for x in waiting if all(s in available for need in x.needs for s in sources(need))), None)
+        able = [x for x in waiting if all(source in available for need in x.needs for source in sources(need))]
+        # A network whose passes can all run comes first: it is initialised with what any of them reads.
+        held = {name for x in waiting if x not in able and isinstance(x, Pass) for name in x.networks}
+        ready = next((x for x in able if isinstance(x, Selection) or not held & set(x.networks)), (*able, None)[0])
         if ready is None:
             names = " and ".join(repr(x.name) for x in waiting)
             raise UserError(f"{names} need each other's arrays: none of them can run first")
@@ -160,7 +163,8 @@ def shapes_of(recipe: Recipe, batch: Mapping[str, Any], forward: Iterable[Pass |
         for name in item.networks:
             if name not in networks:
                 source = recipe.networks[name].average.of if recipe.networks[name].average else name
-                networks[name] = jax.eval_shape(lambda n=source, x=own: recipe.networks[n].init(key, few(x)))
+                specs = _specs_of(recipe, source, arrays)
+                networks[name] = jax.eval_shape(lambda n=source, x=specs: recipe.networks[n].init(key, x))
         params = {name: networks[name] for name in item.networks} | dict(item.reads)
         arrays |= jax.eval_shape(lambda p, a, item=item: item.run(p, a, key, False), params, own)
     return Shapes(networks, arrays)
@@ -179,9 +183,14 @@ def few(specs: Specs) -> Specs:
 
 def init_network(recipe: Recipe, name: str, key: jax.Array, arrays: Specs) -> Any:
     """All parameters of the network `name` at random; call it under jit.  `arrays` as in Shapes."""
-    first = next(p for p in (*recipe.forward, *recipe.passes) if isinstance(p, Pass) and name in p.networks)
-    specs = few({need: _taken(arrays, need) for need in first.needs})
-    return recipe.networks[name].init(key_of(key, name), specs)
+    return recipe.networks[name].init(key_of(key, name), _specs_of(recipe, name, arrays))
+
+
+def _specs_of(recipe: Recipe, name: str, arrays: Specs) -> Specs:
+    """INIT_ROWS rows of each of `arrays` that a pass of the network `name` reads."""
+    passes = [p for p in (*recipe.forward, *recipe.passes) if isinstance(p, Pass) and name in p.networks]
+    needs = {need for p in passes for need in p.needs if all(source in arrays for source in sources(need))}
+    return few({need: _taken(arrays, need) for need in sorted(needs)})
 
 
 def is_trained(network: Network) -> bool:

@@ -12,6 +12,7 @@ from smke_jax.data.datasets import SOURCES
 from smke_jax.data.transforms import TEACHER_VIEWS
 from smke_jax.errors import UserError
 from smke_jax.losses.collective import IMPLEMENTATIONS
+from smke_jax.losses.same_image import SAME_IMAGE
 from smke_jax.models.layers import ACTIVATIONS, REMAT
 from smke_jax.models.student import TOKEN_TYPES_AT
 from smke_jax.parallel.rules import RULES
@@ -27,6 +28,7 @@ CHOICES = {
     "source": SOURCES,
     "teacher_view": TEACHER_VIEWS,
     "level": LEVELS,
+    "same_image": SAME_IMAGE,
     "activation": ACTIVATIONS,
     "norm_order": ("pre", "post"),
     "unit": ("pairs", "images"),
@@ -38,11 +40,11 @@ RANGES = {
     **dict.fromkeys(("total_steps", "epochs", "num_devices", "fsdp_size", "micro_batch", "threads"), AT_LEAST_0),
     **dict.fromkeys(("reference_batch", "sqrt_above", "clip_norm", "every", "stand_in_classes"), AT_LEAST_0),
     **dict.fromkeys(("batch_size", "eval_batch_size", "num_codes", "code_dim", "keep", "log.every"), AT_LEAST_1),
-    **dict.fromkeys(("depth", "num_heads", "mlp_dim", "head", "patch_size", "image_size"), AT_LEAST_1),
+    **dict.fromkeys(("depth", "num_heads", "mlp_dim", "head", "patch_size", "image_size", "levels"), AT_LEAST_1),
     **dict.fromkeys(("flip", "jitter", "grayscale", "masked"), SHARE),
     **dict.fromkeys(("decay", "token_drop", "dropout", "warmup_fraction"), BELOW_1),
     "max_length": (3, None, True),
-    "stand_in_temperature": (1e-3, None, True),
+    **dict.fromkeys(("stand_in_temperature", "temperature", "teacher_temperature"), (1e-3, None, True)),
 }
 TYPED = ("dtype", "residual_dtype", "mu_dtype")  # fields
 DTYPES = ("float32", "bfloat16")  # float16 would need a scaled loss

@@ -81,7 +81,7 @@ def test_no_crop_of_an_image_with_the_needed_side_has_to_be_enlarged(scale, rati
 
 def test_the_side_that_each_pair_of_views_needs():
     student, teacher = View(100, (1.0, 1.0), (1.0, 1.0)), View(150, (0.25, 1.0), (1.0, 1.0))
-    needed = {kind: StudentTeacherViews(student, teacher, kind).min_side for kind in TEACHER_VIEWS}
+    needed = {kind: StudentTeacherViews(student, {"teacher_image": teacher}, kind).min_side for kind in TEACHER_VIEWS}
     assert needed == {"same": 100, "shared": 150, "independent": 300, "fixed": None}
     assert TwoViews(teacher).min_side == 300 == teacher.min_side
     assert View(224).min_side == 273
@@ -143,7 +143,8 @@ def test_an_independent_teacher_view_has_its_own_crop_and_jitter():
     assert np.all(out["image"] == blue)  # the student's is not jittered
     assert np.any(out["teacher_image"] != blue)
     # Without jitter the crop alone still differs.
-    bare = StudentTeacherViews(View(32, crop_scale=(0.3, 0.6)), View(32, crop_scale=(0.3, 0.6)), "independent")
+    bare_view = View(32, crop_scale=(0.3, 0.6))
+    bare = StudentTeacherViews(bare_view, {"teacher_image": bare_view}, "independent")
     once = bare(smooth(), rng(1))
     assert np.any(once["image"] != once["teacher_image"])
 

@@ -73,17 +73,13 @@ def denoising():
 
     term = Term(("masked/z", "masked/kept", "teacher/clean/z", "clean/z", "x"), no_state, value)
     follower = Network(None, None, trained=False, average=Average("net", DECAY))
-    return make_recipe(
-        {"net": network, "teacher": follower}, passes, {"t": term}, {"t": always}, batch=("x", "id")
-    )
+    return make_recipe({"net": network, "teacher": follower}, passes, {"t": term}, {"t": always}, batch=("x", "id"))
 
 
 def test_two_passes_borrow_one_network_and_a_third_its_average():
     recipe, mesh, tx = denoising(), make_mesh(2), optax.sgd(RATE)
     rng = np.random.default_rng(0)
-    batches = [
-        {"x": rng.normal(size=(8, 6)).astype(np.float32), "id": np.arange(8, dtype=np.int32)} for _ in range(4)
-    ]
+    batches = [{"x": rng.normal(size=(8, 6)).astype(np.float32), "id": np.arange(8, dtype=np.int32)} for _ in range(4)]
     state = init_state(recipe, tx, mesh, batches[0], seed=0)
     assert set(state.params) == {"net", "terms"} and set(state.averages) == {"teacher"}
     step = make_train_step(recipe, tx, mesh, total_steps=4)

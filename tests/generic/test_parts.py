@@ -25,7 +25,7 @@ from smke_jax.training.build import build_experiment, build_step, open_run, reso
 def test_a_part_has_every_field_of_its_builder_at_its_default():
     itc = part("itc", levels=("out",))
     assert itc.to_dict() == {
-        "type": "itc", "levels": ("out",), "pair": ("image", "text"), "mask_same_image": False, "weight": 1.0,
+        "type": "itc", "levels": ("out",), "pair": ("image", "text"), "same_image": "negative", "weight": 1.0,
         "final_weight": None,
     }  # fmt: skip
     assert parts.itc(levels=("out",)).to_dict() == itc.to_dict()
@@ -57,7 +57,7 @@ def test_nor_set_later_by_attribute_flag_or_file():
     with pytest.raises(UserError, match="unknown config key config.terms.itc.levles: did you mean .*levels"):
         override(c, ["--config.terms.itc.levles=out"])
     with pytest.raises((TypeError, UserError)):
-        c.terms.itc.mask_same_image = "yes"
+        c.terms.itc.same_image = True
     # A ConfigDict that was made by hand is refused where it is read.
     c.terms.itc = {"type": "itc", "levles": ("out",)}
     with pytest.raises(UserError, match="config.terms.itc.levles: itc has no such field: did you mean levels"):

@@ -15,7 +15,14 @@ from over_devices import DEVICES, assert_near, run_together, spread, tensors, un
 
 from smke_jax.losses import ring, totals
 from smke_jax.losses.collective import ALONE, Scope
-from smke_jax.losses.contrastive import info_nce, normalise, sigmoid_loss, symmetric_info_nce
+from smke_jax.losses.contrastive import (
+    info_nce,
+    multi_positive_info_nce,
+    multi_positive_sigmoid_loss,
+    normalise,
+    sigmoid_loss,
+    symmetric_info_nce,
+)
 from smke_jax.losses.pairs import NOBODY, Rows
 
 BATCH, WIDTH, BANK = 16, 6, 24
@@ -84,9 +91,18 @@ def sigmoid_with_ids(x, scope):
     return sigmoid_loss(x.a, x.b, x.scale, x.bias, scope=scope, ids=x.ids)
 
 
+def multi_positive(x, scope):
+    return multi_positive_info_nce(x.a, x.b, x.scale, scope=scope, ids=x.ids)
+
+
+def multi_positive_sigmoid(x, scope):
+    return multi_positive_sigmoid_loss(x.a, x.b, x.scale, x.bias, scope=scope, ids=x.ids)
+
+
 CASES = (
     plain, with_ids, with_fixed_keys, with_spread_bank, with_ids_and_whole_bank, without_negatives,
     symmetric, symmetric_with_ids, sigmoid, sigmoid_with_ids,
+    multi_positive, multi_positive_sigmoid,
 )  # fmt: skip
 WHOLE = {"with_ids_and_whole_bank": (2, 3, 5, 6)}  # scale and bias are whole everywhere
 
@@ -193,6 +209,34 @@ def test_sigmoid_loss_is_siglips(outcomes, case, with_ids):
     loss.backward()
     accuracy = accuracy_of(logits.masked_fill(same_image(with_ids), -torch.inf))
     assert_outcome(outcomes[case], (loss.item(), accuracy, [x.grad.numpy() for x in (a, b, scale, bias)]))
+
+
+def test_multi_positive_info_nce_is_supcons(outcomes):
+    """Khosla et al., eq. 2: -1/|P(i)| Σ over p of P(i) of log softmax of p; both directions, one query at a time."""
+    a, b, scale = tensors(A, B, SCALE)
+    losses, right = [], []
+    for queries, keys in ((a, b), (b, a)):
+        for i in range(BATCH):
+            positives = np.flatnonzero(IDS == IDS[i])
+            logits = scale * keys @ queries[i]
+            losses.append(-sum(logits[p] - torch.logsumexp(logits, dim=0) for p in positives) / len(positives))
+            right.append(float(logits[i] > logits[IDS != IDS[i]].max()))
+    loss = torch.stack(losses).mean()
+    loss.backward()
+    gradients = [a.grad.numpy(), b.grad.numpy(), scale.grad.numpy(), np.zeros(())]
+    assert_outcome(outcomes["multi_positive"], (loss.item(), np.mean(right), gradients))
+    assert 0 < np.mean(right) < 1
+
+
+def test_multi_positive_sigmoid_loss_has_the_label_1_for_the_same_image(outcomes):
+    a, b, scale, bias = tensors(A, B, SCALE, BIAS)
+    logits = scale * a @ b.T + bias
+    labels = torch.tensor(np.where(IDS[:, None] == IDS, 1.0, -1.0))
+    loss = -torch.nn.functional.logsigmoid(labels * logits).sum() / BATCH
+    loss.backward()
+    accuracy = accuracy_of(logits.masked_fill(same_image(True), -torch.inf))
+    gradients = [x.grad.numpy() for x in (a, b, scale, bias)]
+    assert_outcome(outcomes["multi_positive_sigmoid"], (loss.item(), accuracy, gradients))
 
 
 def test_auto_takes_the_ring_from_a_size_on(monkeypatch):

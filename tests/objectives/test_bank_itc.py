@@ -32,7 +32,7 @@ def shapes(reps):
     return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in reps.items()}
 
 
-def reference(reps, past, keys, log_scales, mask_same_image):
+def reference(reps, past, keys, log_scales, masked):
     """-> (loss, tensors with gradients); `past`: what the banks hold, as pairs of one example's representations and id.
 
     Row by row: every query's logits with its own key, the others' and the bank's, and the class is the first.
@@ -46,7 +46,7 @@ def reference(reps, past, keys, log_scales, mask_same_image):
             name = f"{keys}{other}/{level}"
             key = t[name].detach() if keys else t[name]
             for i in range(BATCH):
-                rows = [i] + [j for j in range(BATCH) if j != i and not (mask_same_image and ids[j] == ids[i])]
+                rows = [i] + [j for j in range(BATCH) if j != i and not (masked and ids[j] == ids[i])]
                 stored = [torch.tensor(old[name].astype(np.float64)) for old, image in past if image != ids[i]]
                 candidates = unit(torch.stack([*key[rows], *stored]))
                 logits = scale.exp() * candidates @ unit(t[f"{side}/{level}"][i])
@@ -56,12 +56,12 @@ def reference(reps, past, keys, log_scales, mask_same_image):
     return loss.item(), t, scales
 
 
-@pytest.mark.parametrize("keys,mask_same_image,size,pushes,devices", [
+@pytest.mark.parametrize("keys,masked,size,pushes,devices", [
     ("", False, 24, 2, 8), ("", True, 21, 4, 1), ("momentum/", False, 24, 2, 1), ("momentum/", False, 21, 4, 8),
 ])  # fmt: skip
-def test_value_and_gradient(keys, mask_same_image, size, pushes, devices):
+def test_value_and_gradient(keys, masked, size, pushes, devices):
     """Of two levels, with a bank that is filled in part and spread over devices, and one that has wrapped around."""
-    term = bank_itc(LEVELS, keys, size, mask_same_image=mask_same_image)
+    term = bank_itc(LEVELS, keys, size, same_image="masked" if masked else "negative")
     reps = {name: x for name, x in made_up(9).items() if name in term.needs}
     params, banks = term.init(jax.random.key(0), shapes(reps))
     past = []
@@ -71,7 +71,7 @@ def test_value_and_gradient(keys, mask_same_image, size, pushes, devices):
         past += [({k: v[i] for k, v in old.items()}, old["id"][i]) for i in range(BATCH)]
     past = past[-size:]
     log_scales = {level: params["logit_scale"][level] - shift for level, shift in zip(LEVELS, (0.3, 0.8), strict=True)}
-    expected, tensors, d_scales = reference(reps, past, keys, log_scales, mask_same_image)
+    expected, tensors, d_scales = reference(reps, past, keys, log_scales, masked)
 
     mesh = make_mesh(devices)
     recipe = Recipe({}, (), {"t": term}, {})

@@ -90,7 +90,7 @@ def shapes(reps):
     return {k: jax.ShapeDtypeStruct(v.shape, v.dtype) for k, v in reps.items()}
 
 
-def reference(reps, stored, log_scale, mask_same_image):
+def reference(reps, stored, log_scale, masked):
     """-> (loss, tensors with gradients); `stored`: pairs (un-normalised target, id or None) that a bank should hold."""
     t = {k: torch.tensor(v.astype(np.float64), requires_grad=True) for k, v in reps.items() if k != "id"}
     log_scale = torch.tensor(log_scale, dtype=torch.float64, requires_grad=True)
@@ -98,7 +98,7 @@ def reference(reps, stored, log_scale, mask_same_image):
     ids, losses = reps["id"], []
     for side in ("image/head", "text/head"):
         for i in range(len(ids)):
-            rows = [i] + [j for j in range(len(ids)) if j != i and not (mask_same_image and ids[j] == ids[i])]
+            rows = [i] + [j for j in range(len(ids)) if j != i and not (masked and ids[j] == ids[i])]
             candidates = [unit["target/cls"][rows]]
             for feature, image in stored:
                 if image is None or image != ids[i]:
@@ -110,14 +110,15 @@ def reference(reps, stored, log_scale, mask_same_image):
     return loss.item(), t | {"scale": log_scale}
 
 
-@pytest.mark.parametrize("random,same_image,devices", [
+@pytest.mark.parametrize("random,masked,devices", [
     (False, False, 1), (False, False, 8), (False, True, 8), (True, True, 8),
 ])  # fmt: skip
-def test_target_itc_with_a_bank(random, same_image, devices):
+def test_target_itc_with_a_bank(random, masked, devices):
     """Ids repeat within the batch and between batch and bank; the bank of 21 has wrapped around once (3 · 8 > 21)."""
     rng = np.random.default_rng(0)
     size, pushes = (40, 3) if random else (21, 3)
-    term = target_itc(bank_size=size, random_bank=random, learnable_scale=True, mask_same_image=same_image)
+    same_image = "masked" if masked else "negative"
+    term = target_itc(bank_size=size, random_bank=random, learnable_scale=True, same_image=same_image)
     reps = made_up(9, rng.integers(0, 6, BATCH))
     params, bank = term.init(jax.random.key(0), shapes(reps))
     stored = [(np.asarray(f, np.float64), None) for f in bank.features] if random else []
@@ -147,7 +148,7 @@ def test_target_itc_with_a_bank(random, same_image, devices):
     with jax.default_matmul_precision("highest"):
         features = {k: v for k, v in batch.items() if k != "id"}
         (value, metrics), (d_scale, d_reps) = run(jnp.float32(log_scale), features, batch, bank)
-    expected, tensors = reference(reps, stored, log_scale, same_image)
+    expected, tensors = reference(reps, stored, log_scale, masked)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     np.testing.assert_allclose((metrics["t/loss_image"] + metrics["t/loss_text"]) / 2, expected, rtol=1e-5)
     assert metrics["t/bank_filled"] == 1

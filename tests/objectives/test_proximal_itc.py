@@ -42,7 +42,7 @@ def remembered(batches):
     return bank
 
 
-def reference(reps, bank, log_scale, mask_same_image):
+def reference(reps, bank, log_scale, masked):
     """-> (loss, tensors with gradients, scale)."""
     t = {s: torch.tensor(reps[f"{s}/out"].astype(np.float64), requires_grad=True) for s in OTHER}
     scale = torch.tensor(log_scale, dtype=torch.float64, requires_grad=True)
@@ -52,7 +52,7 @@ def reference(reps, bank, log_scale, mask_same_image):
     for side, other in OTHER.items():
         stored = [torch.tensor(bank[image][other].astype(np.float64)) for image in elsewhere]
         for i in range(BATCH):
-            rows = [i] + [j for j in range(BATCH) if j != i and not (mask_same_image and ids[j] == ids[i])]
+            rows = [i] + [j for j in range(BATCH) if j != i and not (masked and ids[j] == ids[i])]
             logits = scale.exp() * torch.stack([*unit[other][rows], *stored]) @ unit[side][i]
             loss = -torch.log_softmax(logits, 0)[0]
             if int(ids[i]) in bank:
@@ -63,10 +63,10 @@ def reference(reps, bank, log_scale, mask_same_image):
     return loss.item(), t, scale
 
 
-@pytest.mark.parametrize("mask_same_image,devices", [(False, 8), (True, 8), (False, 1)])
-def test_value_and_gradient(mask_same_image, devices):
+@pytest.mark.parametrize("masked,devices", [(False, 8), (True, 8), (False, 1)])
+def test_value_and_gradient(masked, devices):
     """Some images of the batch were seen before and some were not, some twice in it."""
-    term = proximal_itc(IMAGES, "out", PROXIMAL, mask_same_image)
+    term = proximal_itc(IMAGES, "out", PROXIMAL, "masked" if masked else "negative")
     reps, past = made_up(9), [made_up(seed) for seed in (0, 1)]
     reps["id"][:3] = [IMAGES - 1, 4, 4]
     params, banks = term.init(jax.random.key(0), shapes(reps))
@@ -76,7 +76,7 @@ def test_value_and_gradient(mask_same_image, devices):
     seen = [int(i) in bank for i in reps["id"]]
     assert any(seen) and not all(seen) and len(set(reps["id"])) < BATCH, "the test tests something"
     log_scale = float(params["logit_scale"]["out"]) - 0.5
-    expected, tensors, d_scale = reference(reps, bank, log_scale, mask_same_image)
+    expected, tensors, d_scale = reference(reps, bank, log_scale, masked)
 
     mesh = make_mesh(devices)
     recipe = Recipe({}, (), {"t": term}, {})

@@ -22,6 +22,13 @@ def kl(logits, x):
     return F.kl_div(logits.log_softmax(1), x["target/logits"].log_softmax(1), reduction="batchmean", log_target=True)
 
 
+def related(queries, keys, x):
+    """KL of the teacher's cosines over 0.2 and those of the student's queries with its keys over 0.4."""
+    queries, keys, taught = (F.normalize(a, dim=1) for a in (queries, keys, x["target/cls"]))
+    q, p = (queries @ keys.T / 0.4).log_softmax(1), (taught @ taught.T / 0.2).softmax(1)
+    return F.kl_div(q, p, reduction="batchmean")
+
+
 def ranked(x, level, symmetric):
     """Every image against its own text and each other text, and if `symmetric` the other way round."""
     image, text = (F.normalize(x[f"{side}/{level}"], dim=1) for side in ("image", "text"))
@@ -37,6 +44,14 @@ def ranked(x, level, symmetric):
 CASES = {
     "kl": ({}, both(kl)),
     "regress": ({}, both(lambda head, x: F.mse_loss(head, x["target/cls"]))),
+    "regress, normalised": (
+        {"normalise": True},
+        both(lambda head, x: F.mse_loss(F.normalize(head, dim=1), F.normalize(x["target/cls"], dim=1))),
+    ),
+    "relational_kl": (
+        {"teacher_temperature": 0.2, "temperature": 0.4},
+        lambda x: (related(x["image/out"], x["text/out"], x) + related(x["text/out"], x["image/out"], x)) / 2,
+    ),
     "target_code": ({"num_codes": WIDTH}, both(lambda head, x: F.cross_entropy(head, x["target/code"]))),
     "ranking": (
         {"levels": ("out", "head"), "margin": 0.3},

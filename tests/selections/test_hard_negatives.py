@@ -54,10 +54,10 @@ def chosen(selection, devices, scale=1.0, key=KEY):
 
 
 def test_they_are_the_draws_of_the_cosines_whatever_the_devices():
-    for options in ({"hardness": 2.5}, {"mask_same_image": True}):
+    for options in ({"hardness": 2.5}, {"same_image": "masked"}):
         one, eight = (chosen(hard_negatives(**options), devices, scale=2.5) for devices in (1, 8))
         first, second = jax.random.split(KEY)
-        ids = IDS if "mask_same_image" in options else None
+        ids = IDS if "same_image" in options else None
         np.testing.assert_array_equal(one["hard_text"], draw_negatives(first, QUERIES, CANDIDATES, 2.5, ids=ids))
         np.testing.assert_array_equal(one["hard_image"], draw_negatives(second, CANDIDATES, QUERIES, 2.5, ids=ids))
         jax.tree.map(np.testing.assert_array_equal, one, eight)

@@ -38,7 +38,7 @@ def init(found):
 def test_a_resnets_feature_is_its_logits():
     model = ResNet(width=7, stem_width=4, depths=(1, 1))
     run = features(model, "teacher")
-    assert set(run.provides) == {"target/cls", "target/logits"}
+    assert set(run.provides) == {"target/cls", "target/feature", "target/logits"}
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
     reps = jax.jit(lambda params: run.run({"teacher": params}, {"image": IMAGES}, None, False))(params)
     assert reps["target/logits"].shape == (3, 7) and reps["target/logits"].dtype == jnp.float32

@@ -30,7 +30,7 @@ BATCH, BANK, STEPS = 8, 11, 3
 
 def config(optimizer="adamw", devices=2):
     c = two_matrices_config()
-    c.terms.itc = part("itc", levels=("out",), mask_same_image=True)
+    c.terms.itc = part("itc", levels=("out",), same_image="masked")
     c.terms.target_itc.bank_size = BANK
     c.update(total_steps=10, num_devices=devices)
     c.optimizer.update(name=optimizer)

@@ -35,7 +35,7 @@ def config(**changes):
     """Two matrices of 8 columns, a bank and a contrast over the batch."""
     c = two_matrices_config()
     c.networks.net.width = c.networks.target.width = 8
-    c.terms.itc = part("itc", levels=("out",), mask_same_image=True)
+    c.terms.itc = part("itc", levels=("out",), same_image="masked")
     c.terms.target_itc.bank_size = BANK
     c.update(batch_size=BATCH, total_steps=10)
     c.update_from_flattened_dict(changes)
@@ -56,9 +56,7 @@ class Run:
         return self.step.lower(*shapes).compile()
 
     def start(self):
-        state = init_state(
-            self.recipe, self.tx, self.mesh, self.experiment.batch, seed=0, sharding=self.sharding
-        )
+        state = init_state(self.recipe, self.tx, self.mesh, self.experiment.batch, seed=0, sharding=self.sharding)
         names = networks_of(self.recipe, self.recipe.forward)
         return state, load_frozen(self.recipe, self.experiment.shapes, {}, self.mesh, seed=0, names=sorted(names))
 

@@ -60,7 +60,7 @@ def makers(source: PreparedSource, folder: Path, size: int) -> dict[tuple[str, i
         captions.append(example.captions)
     tokenizer = train_wordpiece((caption for texts in captions for caption in texts), VOCAB_SIZE)
     view = View(size, CROP_SCALE, CROP_RATIO)
-    views = StudentTeacherViews(view, view)
+    views = StudentTeacherViews(view)
     photos, collate = Photos(paths, captions, size, CROP_SCALE, CROP_RATIO), Collate(tokenizer, MAX_LENGTH)
 
     def ours(threads):

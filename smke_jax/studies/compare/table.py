@@ -223,4 +223,3 @@ def _run_as_json(run: Run) -> dict:
 def evaluations_as_json(run: Run) -> dict:
     """{evaluator: {'step', 'record'}}."""
     return {name: {"step": x.step, "record": x.record} for name, x in run.evaluations.items()}
-

@@ -88,9 +88,7 @@ def _without_seed(run: Run) -> dict:
     return {key: value for key, value in run.config.items() if key != SEED}
 
 
-def compared(
-    line: Line, recipes: Sequence[Recipe], lines: Sequence[Line], reference: str, problems: list[str]
-) -> Line:
+def compared(line: Line, recipes: Sequence[Recipe], lines: Sequence[Line], reference: str, problems: list[str]) -> Line:
     """`line` with its differences to `reference`, or to what its rung names, or to the rung before it.
 
     What keeps them from being compared is added to `problems`.

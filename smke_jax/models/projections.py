@@ -1,0 +1,68 @@
+"""Projections of features into a space that images and captions share."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from smke_jax.models.layers import LayerNorm, kernel_init
+
+
+class Projection(nn.Module):
+    """Features (B, F) -> embeddings (B, width), float32, not normalised.
+
+    A dropout of the features, then a linear layer; with `hidden` above 0, a residual MLP with so many hidden channels,
+    a dropout and a LayerNorm before it is added to the linear layer.
+    """
+
+    width: int
+    hidden: int = 0
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x, *, deterministic: bool = True):
+        x = nn.Dropout(self.dropout, deterministic=deterministic)(x.astype(jnp.float32))
+        out = nn.Dense(self.width, kernel_init=kernel_init(0.0), name="linear")(x)
+        if self.hidden:
+            y = nn.gelu(nn.Dense(self.hidden, kernel_init=kernel_init(0.0), name="fc1")(LayerNorm(name="norm")(out)))
+            y = nn.Dropout(self.dropout, deterministic=deterministic)(y)
+            out += nn.Dense(self.width, kernel_init=nn.initializers.zeros, name="fc2")(y)
+        return out
+
+
+class Projections(nn.Module):
+    """A projection of images and one of captions, a shared layer after both, and a head that predicts a teacher.
+
+    `shared` is one of models.shared.SHARED, or None.  A feature goes through it as a sequence of one token.
+    Each side returns 'out' (B, width), with `shared` 'fc1' (B, mlp_dim), and with `head` above 0 'head' (B, head): a
+    linear layer on LayerNorm(out).  All are float32, not normalised.
+    """
+
+    image: Projection
+    text: Projection
+    shared: nn.Module | None = None
+    head: int = 0
+
+    def setup(self):
+        if self.head:
+            self.head_norm = LayerNorm(1e-6)
+            self.head_linear = nn.Dense(self.head, kernel_init=kernel_init(0.02))
+
+    def project_image(self, features, *, deterministic: bool = True):
+        """Features (B, F) -> representations, see the class."""
+        return self._align(self.image(features, deterministic=deterministic), deterministic)
+
+    def project_text(self, features, *, deterministic: bool = True):
+        """Features (B, F') -> representations, see the class."""
+        return self._align(self.text(features, deterministic=deterministic), deterministic)
+
+    def __call__(self, image, text):
+        """Representations of both.  Initialisation calls this, because it needs every parameter once."""
+        return self.project_image(image), self.project_text(text)
+
+    def _align(self, x, deterministic):
+        made = {"out": x}
+        if self.shared is not None:
+            block = self.shared(x[:, None, :], None, deterministic=deterministic)
+            made = {"out": block.out[:, 0].astype(jnp.float32), "fc1": block.fc1[:, 0].astype(jnp.float32)}
+        if self.head:
+            made["head"] = self.head_linear(self.head_norm(made["out"]))
+        return made

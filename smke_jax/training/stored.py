@@ -1,0 +1,141 @@
+"""Assets on disk: representations of whole splits, made once and read row by row.
+
+Every array is a file `.npy` with a record beside it, a `.json` that says of what data, weights and pixels it was made.
+An array whose record is not that of the run is refused.  A file is there as a whole or not at all, so that what was
+made before an interruption is kept.
+"""
+
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from smke_jax import atomic
+from smke_jax.errors import UserError
+from smke_jax.evaluators.base import Asset, Encode
+from smke_jax.parallel.process import failing_together
+from smke_jax.tasks.base import Column, Split, Task
+
+log = logging.getLogger("smke_jax")
+
+
+class StoredAsset:
+    """An asset on disk, made where it is not there yet.
+
+    encode:    with the parameters of the frozen networks
+    directory: of the asset
+    widths:    {representation: its channels}
+    made_with: {what: digest or setting} of all that the arrays depend on besides the split
+    seed, batch_size: of the run; they decide which random view a row gets
+    Raises UserError for arrays that are damaged or made otherwise, and where there is no room.
+    """
+
+    def __init__(
+        self, name: str, asset: Asset, encode: Encode, task: Task, directory: Path, *, widths: Mapping[str, int],
+        made_with: Mapping[str, str], seed: int, batch_size: int,
+    ):  # fmt: skip
+        self.asset, self._seed, self._batch_size = asset, seed, batch_size
+        self._name, self._encode, self._directory, self._made_with = name, encode, directory, dict(made_with)
+        numbers = range(asset.views) if asset.views else (None,)
+        self._check_room(task, widths)
+        count = task.facts["num_images"] if asset.by_id else None
+        self._trained = {
+            what: [self._array(what, self._split(task, number), number, count) for number in numbers]
+            for what in asset.provides
+        }
+        self._evaluated = {
+            split: {what: self._array(what, task.split(split), split, None) for what in asset.provides}
+            for split in asset.evaluated
+        }
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The whole arrays of the split that is trained on, of an asset without random views."""
+        return {what: arrays[0] for what, arrays in self._trained.items()}
+
+    def rows(self, ids: np.ndarray, step: int) -> dict[str, np.ndarray]:
+        """The rows of the images `ids` (b,), this process's share of the batch of `step`, in fp32."""
+        views = np.zeros(len(ids), np.int64)
+        if self.asset.views:
+            drawn = np.random.default_rng((self._seed, step)).integers(self.asset.views, size=self._batch_size)
+            views = drawn[jax.process_index() * len(ids) :][: len(ids)]
+        found = {}
+        for what, arrays in self._trained.items():
+            found[what] = np.empty((len(ids), *arrays[0].shape[1:]), np.float32)
+            for view in np.unique(views):
+                chosen = views == view
+                found[what][chosen] = arrays[view][ids[chosen]]
+        return found
+
+    def columns(self, split: str) -> dict[str, Column]:
+        """What is kept of an evaluated split, as columns of it."""
+        return {
+            what: Column(len(array), lambda rows, array=array: np.asarray(array[rows], np.float32))
+            for what, array in self._evaluated.get(split, {}).items()
+        }
+
+    def _split(self, task: Task, number: int | None) -> Split:
+        return task.split(task.train) if number is None else task.augmented(number)
+
+    def _check_room(self, task: Task, widths: Mapping[str, int]) -> None:
+        """Says how much is kept, and refuses what does not fit on the disk."""
+        images, views = task.facts.get("num_images", 0), max(self.asset.views, 1)
+        size = sum(widths.values()) * images * views * np.dtype(self.asset.dtype).itemsize
+        folder = next(parent for parent in (self._directory, *self._directory.parents) if parent.exists())
+        there = sum(path.stat().st_size for path in self._directory.glob("*.npy"))
+        free = shutil.disk_usage(folder).free + there
+        log.info("the asset %s keeps %s images × %d views, %.1f MB in %s",
+                 self._name, f"{images:,}", views, size / 1e6, self._directory)  # fmt: skip
+        if size > free:
+            raise UserError(
+                f"the asset {self._name!r} takes {size / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free: give "
+                "another folder, or fewer augmentations"
+            )
+
+    def _array(self, what: str, split: Split, kind: int | str | None, count: int | None) -> np.ndarray:
+        """The array `what` of `split`, memory-mapped; made where it is not there."""
+        suffix = "" if kind is None else f".view{kind}" if isinstance(kind, int) else f".{kind}"
+        path = self._directory / f"{what.replace('/', '-')}{suffix}.npy"
+        views = str(split.facts.get("views", ""))
+        about = {**self._made_with, "data": split.digest, "dtype": self.asset.dtype, "views": views}
+        # Process 0 decides for all: elsewhere a shared folder may show an older state.
+        if not multihost_utils.broadcast_one_to_all(np.array(path.exists())):
+            log.info("the asset %s: %s of %s%s, once", self._name, what, split.name, suffix)
+            made = self._encode((what,), split)[what].astype(self.asset.dtype)
+            if jax.process_index() == 0:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                atomic.write_text(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+                with atomic.replacing(path) as partial, open(partial, "wb") as file:
+                    np.save(file, made)
+            if jax.process_count() > 1:
+                multihost_utils.sync_global_devices(f"asset {path.name}")
+        with failing_together():
+            _check_record(path, about)
+            return _open(path, count)
+
+
+def _check_record(path: Path, about: Mapping[str, str]) -> None:
+    record = path.with_suffix(".json")
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise UserError(f"{record} is missing or damaged: delete {path.name}, and it is computed again") from None
+    for what in sorted({*about, *found}):
+        if found.get(what) != about.get(what):
+            there, here = (str(x.get(what, "none"))[:60] for x in (found, about))
+            raise UserError(f"{path} was made with another {what} ({there} there, {here} here): give another folder")
+
+
+def _open(path: Path, count: int | None) -> np.ndarray:
+    try:
+        array = np.load(path, mmap_mode="r")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}): delete it, and it is computed again") from None
+    if count is not None and len(array) != count:
+        raise UserError(f"{path} has {len(array)} rows for {count} images: delete it, and it is computed again")
+    return array

@@ -1,0 +1,143 @@
+"""Random views of every image, embedded once: what is kept, which of them a row gets, and what is refused."""
+
+import json
+import logging
+
+import jax
+import numpy as np
+import pytest
+
+from smke_jax.data import datasets, pipeline
+from smke_jax.data.scenes import make_scenes
+from smke_jax.errors import UserError
+from smke_jax.forms import form_of
+from smke_jax.parts import bert, itc, part, projections, stored_features, text_tower
+from smke_jax.training import loop
+from smke_jax.training.build import build_experiment, resolve
+from smke_jax.training.frozen import load_frozen
+from smke_jax.training.loop import train_and_evaluate
+from smke_jax.training.restore import restore_run
+
+SCENES = make_scenes(24, 16)
+SIZES = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 8}
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch):
+    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
+
+
+def config(folder, **asset):
+    c = form_of("smoke").run()
+    c.batch_size, c.total_steps, c.num_devices = 8, 3, 1
+    c.task = form_of("smoke").pairs(unit="images", crop_scale=(0.3, 0.6))
+    vit = part("vit", image_size=28, patch_size=14, **SIZES)
+    c.networks.tower = part("frozen", start="random", model=vit, makes="photo", image="photo_image")
+    c.networks.words = text_tower(start="random", model=bert(max_positions=12, **SIZES), dropout=0.1)
+    c.networks.student = projections(image=("photo/feature",), width=8)
+    c.terms.itc = itc(levels=("out",))
+    given = {"of": ("photo/feature",), "augmentations": 3, "evaluated": ("gallery",), "folder": str(folder)}
+    c.assets.photos = stored_features(**given | asset)
+    c.evaluators.retrieval = form_of("smoke").retrieval()
+    return c
+
+
+def feature_of(experiment, seed, pixels):
+    frozen = load_frozen(experiment.recipe, experiment.shapes, {}, experiment.mesh, seed=seed, names=("tower",))
+    (p,) = experiment.chosen(("photo/feature",), ("photo_image",))
+    return np.asarray(jax.jit(lambda x: p.run(frozen, {"photo_image": x}, None, False))(pixels)["photo/feature"])
+
+
+def test_a_run_reads_one_of_the_views_of_each_row(tmp_path, monkeypatch):
+    c, seen = config(tmp_path / "features"), []
+    real = loop.put_batch
+    monkeypatch.setattr(loop, "put_batch", lambda batch, mesh: seen.append(dict(batch)) or real(batch, mesh))
+    opened, picture = [], pipeline.picture
+    monkeypatch.setattr(pipeline, "picture", lambda *a, **k: opened.append(1) or picture(*a, **k))
+    train_and_evaluate(c, tmp_path / "run")
+    seen = [batch for batch in seen if "id" in batch]
+    assert not opened, "the batches of the step opened images"
+    assert [set(batch) for batch in seen] == [{"id", "text", "text_mask", "photo/feature"}] * 3
+
+    experiment = build_experiment(resolve(c), None, {"num_images": 24, "vocab_size": 300})
+    views = [experiment.task.augmented(i).columns["photo_image"].read(range(24)) for i in range(3)]
+    assert views[0].shape == (24, 28, 28, 3) and len({x.tobytes() for x in views}) == 3
+    own = np.stack([feature_of(experiment, c.seed, x) for x in views])
+    drawn = []
+    for batch in seen:
+        distance = np.abs(own[:, batch["id"]] - batch["photo/feature"]).max(axis=2)  # (views, rows)
+        drawn.append(distance.argmin(axis=0))
+        assert distance.min(axis=0).max() < 1e-5
+    assert set(np.concatenate(drawn)) == {0, 1, 2} and len({x.tobytes() for x in drawn}) == 3
+
+
+def test_it_is_made_once_for_all_runs_and_continues_view_by_view(tmp_path, monkeypatch, caplog):
+    folder = tmp_path / "features"
+    train_and_evaluate(config(folder), tmp_path / "one")
+    kept = {path.name: path.stat().st_mtime_ns for path in (folder / "photos").glob("*.npy")}
+    assert set(kept) == {f"photo-feature.{x}.npy" for x in ("view0", "view1", "view2", "gallery")}
+    (folder / "photos" / "photo-feature.view1.npy").unlink()
+    with caplog.at_level(logging.INFO):
+        train_and_evaluate(config(folder), tmp_path / "two")
+    after = {path.name: path.stat().st_mtime_ns for path in (folder / "photos").glob("*.npy")}
+    assert {name for name in kept if after[name] != kept[name]} == {"photo-feature.view1.npy"}
+    assert "keeps 24 images × 3 views, 0.0 MB" in caplog.text
+    first, second = (json.loads((tmp_path / x / "evals/3/retrieval.json").read_text()) for x in ("one", "two"))
+    assert first["recall_sum"] == second["recall_sum"]
+
+    # Stored features of the evaluated split are those that the network makes of it.
+    run = restore_run(tmp_path / "one")
+    found = run.evaluate(run.experiment.recipe.evaluators["retrieval"])
+    assert found.record["recall_sum"] == pytest.approx(first["recall_sum"], abs=1e-6)
+
+
+def test_a_row_gets_its_view_whatever_the_number_of_processes(tmp_path, monkeypatch):
+    c = config(tmp_path / "features")
+    kept, made = [], loop.StoredAsset
+    monkeypatch.setattr(loop, "StoredAsset", lambda *a, **k: kept.append(made(*a, **k)) or kept[-1])
+    train_and_evaluate(c, tmp_path / "run")
+    ids, (asset,) = np.arange(8), kept
+    whole = asset.rows(ids, 5)["photo/feature"]
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    np.testing.assert_array_equal(asset.rows(ids[4:], 5)["photo/feature"], whole[4:])
+    assert np.abs(asset.rows(ids[4:], 6)["photo/feature"] - whole[4:]).max() > 0
+
+
+def test_half_precision_takes_half_the_room(tmp_path):
+    train_and_evaluate(config(tmp_path / "half", half=True, augmentations=1), tmp_path / "run")
+    array = np.load(tmp_path / "half" / "photos" / "photo-feature.view0.npy")
+    assert array.dtype == np.float16 and array.shape == (24, 16)
+
+
+def test_features_of_something_else_are_refused(tmp_path):
+    folder = tmp_path / "features"
+    train_and_evaluate(config(folder), tmp_path / "run")
+    other = config(folder)
+    other.networks.tower.pools = ("mean",)
+    with pytest.raises(UserError, match=r"view0.npy was made with another config.networks.tower.pools .*cls.*mean"):
+        train_and_evaluate(other, tmp_path / "pools")
+    other = config(folder)
+    other.task.crop_scale = (0.9, 1.0)
+    with pytest.raises(UserError, match="was made with another views .*: give another folder"):
+        train_and_evaluate(other, tmp_path / "crop")
+    record = folder / "photos" / "photo-feature.view0.json"
+    record.write_text("{")
+    with pytest.raises(UserError, match="view0.json is missing or damaged: delete photo-feature.view0.npy"):
+        train_and_evaluate(config(folder), tmp_path / "damaged")
+
+
+def test_what_cannot_be_stored_is_refused(tmp_path):
+    with pytest.raises(UserError, match="words/feature is made by 'words', which is trained"):
+        build_experiment(resolve(config(tmp_path, of=("words/feature",))), None)
+    with pytest.raises(UserError, match="augmentations is -1: give 0 or more"):
+        build_experiment(resolve(config(tmp_path, augmentations=-1)), None)
+    with pytest.raises(UserError, match="made of photo_image, which changes with the epoch"):
+        build_experiment(resolve(config(tmp_path, augmentations=0)), None)
+
+
+def test_too_little_room_is_said_before_anything_is_made(tmp_path, monkeypatch):
+    usage = type("Usage", (), {"free": 100})
+    monkeypatch.setattr("smke_jax.training.stored.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(UserError, match="takes 0.0 GB and .* has 0.0 GB free: give another folder, or fewer augment"):
+        train_and_evaluate(config(tmp_path / "features"), tmp_path / "run")
+    assert not (tmp_path / "features").exists()

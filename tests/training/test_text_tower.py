@@ -1,0 +1,79 @@
+"""A text encoder by itself: it begins with its file, pools tokens, is cut to its first layers, and is evaluated."""
+
+import jax
+import numpy as np
+import pytest
+
+from smke_jax.convert.params_file import PARAMS, save_params
+from smke_jax.errors import UserError
+from smke_jax.models.build import build_model
+from smke_jax.networks.text_tower import text_tower
+
+MODEL = {
+    "type": "bert", "vocab_size": 20, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 8, "max_positions": 9,
+    "type_vocab_size": 2, "pooler": False,
+}  # fmt: skip
+IDS = np.random.default_rng(0).integers(1, 20, (3, 6)).astype(np.int32)
+MASK = (np.arange(6) < np.array([6, 4, 2])[:, None]).astype(np.int32)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """(directory, parameters) of a converted BERT."""
+    folder = tmp_path_factory.mktemp("weights") / "bert"
+    folder.mkdir()
+    params = build_model(MODEL).init(jax.random.key(1), IDS, MASK)["params"]
+    save_params(folder / PARAMS, params, {"model": MODEL, "source": {"layout": "bert", "file": "x", "sha256": "1"}})
+    return folder, params
+
+
+def feature(network, params, train=False, key=None):
+    (p,) = network.forward("words", {})
+    return np.asarray(p.run({"words": params}, {"text": IDS, "text_mask": MASK}, key, train)["words/feature"])
+
+
+@pytest.mark.parametrize("pool", ["mean", "cls"])
+def test_it_is_the_encoder_of_its_file(weights, pool):
+    folder, params = weights
+    network = text_tower(vocab_size=20, start=str(folder), pool=pool, dropout=0.5)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), {}))
+    start = network.start(shapes)
+    tokens = np.asarray(build_model(MODEL).apply({"params": params}, IDS, MASK)[0])
+    expected = tokens[:, 0] if pool == "cls" else [row[: mask.sum()].mean(0) for row, mask in zip(tokens, MASK)]
+    np.testing.assert_allclose(feature(network, start.params), expected, atol=1e-5)
+    dropped = [feature(network, start.params, True, jax.random.key(i)) for i in (0, 1)]
+    assert np.abs(dropped[0] - dropped[1]).max() > 1e-3
+    assert network.described["width"] == 16 and network.trained is True
+
+
+def test_its_first_layers_are_enough(weights):
+    folder, _ = weights
+    network = text_tower(vocab_size=20, start=str(folder), depth=1, trained=False)
+    start = network.start(jax.eval_shape(lambda: network.init(jax.random.key(0), {})))
+    assert "block_0" in start.params and "block_1" not in start.params and network.trained is False
+
+
+def test_it_is_opened_where_its_file_is_gone(weights):
+    network = text_tower(vocab_size=20, start="gone", described=MODEL)
+    assert network.init(jax.random.key(0), {})["word_embedding"].shape == (20, 16)
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"pool": "max"}, "pool 'max' is neither mean nor cls"),
+        ({"depth": 3}, "has 2 layers: set depth to 2 or less"),
+        ({"start": ""}, "the text tower's start is empty"),
+        ({"start": "random"}, "a text tower of random weights needs a model"),
+    ],
+)
+def test_mistakes_are_named(weights, fields, said):
+    with pytest.raises(UserError, match=said):
+        text_tower(**{"vocab_size": 20, "start": str(weights[0]), **fields})
+
+
+def test_another_vocabulary_is_refused(weights):
+    network = text_tower(vocab_size=21, start=str(weights[0]))
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), {}))
+    with pytest.raises(UserError, match="20 words and the tokenizer 21: set config.task.tokenizer"):
+        network.start(shapes)
