@@ -175,7 +175,7 @@ PAIRS = {
 
 
 def test_hard_negatives_go_through_a_second_forward():
-    assert [item.name for item in matching().forward] == ["encode", "right", "nearest", "wrong"]
+    assert [item.name for item in matching().forward] == ["encode", "nearest", "wrong", "right"]
     start, params, metrics = matched(1, 0)
 
     def loss(params):

@@ -201,7 +201,7 @@ def variant(config_file: Path, lines: str) -> Path:
 @pytest.mark.parametrize("lines,parts", [
     ("del c.networks.teacher", ["'target_itc' needs target/cls, which nothing here makes", "image/head"]),
     ("c.networks.student.type = 'two_tower'", ["config.networks.student: there is no 'two_tower'", "two_towers"]),
-    ("del c.networks.student", ["no network takes the images of this task"]),
+    ("del c.networks.student", ["needs text/head, which nothing here makes"]),
     ("c.terms.itcc = {'weight': 1.0}", ["config.terms.itcc: there is no 'itcc'", "itc"]),
     ("c.terms.itc = {'masks': True}", ["config.terms.itc.masks: itc has no such field"]),
     ("c.terms.itc.weight = 0.0\nc.terms.target_itc.weight = 0.0", ["all its weights are 0"]),
