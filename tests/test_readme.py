@@ -4,6 +4,7 @@ import re
 import shlex
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from made_up import jpeg, write
@@ -22,22 +23,12 @@ def sizes_of(part: str, **more) -> list[str]:
     return [f"--config.networks.{part}.{key}={value}" for key, value in {**SIZES, **more}.items()]
 
 
-TEACHER = [*SHORT, *sizes_of("views.model", image_size=32), "--config.networks.views.projector=16,16"]
-STUDENT = [
-    *SHORT,
-    *sizes_of("student.image", image_size=32),
-    *sizes_of("student.text"),
-    "--config.networks.student.shared.num_heads=2",
-    "--config.networks.student.shared.mlp_dim=48",
-    "--config.networks.student.head=32",
-    "--config.terms.target_itc.bank_size=8",
-]
 # {how a command begins: what makes it small}; None: what test runs it instead.
 SMALL = {
     "smke demo": None,  # tests/programs/test_demo.py
     "smke prepare flickr8k": [],
-    "smke train --config=configs/teacher_flickr8k.py": TEACHER,
-    "smke train --config=configs/flickr8k.py": STUDENT,
+    "smke train --config=configs/lit.py:flickr8k": [*SHORT, "--config.networks.dinov2.layers=1"],
+    "smke convert --checkpoint=package": None,  # tests/programs/test_real_weights.py
     "smke evaluate": [],
     "smke export": [],
     "smke convert": [],
@@ -71,11 +62,26 @@ def flickr8k(folder: Path) -> None:
     write(folder, files | lists | {"Flickr8k_text/Flickr8k.token.txt": "\n".join(tokens)})
 
 
+def towers(folder: Path) -> None:
+    """Tiny networks of random weights in place of the trained ones."""
+    from smke_jax.convert.params_file import save_params
+    from smke_jax.data.tokenizer import train_wordpiece
+    from smke_jax.models.build import param_shapes
+
+    words = train_wordpiece(["a red dog runs over the blue snow"], 80)
+    vit = {"type": "vit", "image_size": 28, "patch_size": 14, **SIZES}
+    bert = {"type": "bert", "vocab_size": words.vocab_size, "max_positions": 24, "pooler": False, **SIZES}
+    for name, description in {"lite0": vit, "dinov2": vit, "minilm": bert}.items():
+        rng = np.random.default_rng(0)
+        params = jax.tree.map(lambda x, rng=rng: rng.normal(size=x.shape).astype(np.float32), param_shapes(description))
+        (folder / name).mkdir(parents=True)
+        save_params(folder / name / "params.safetensors", params, {"model": description})
+    words.save(folder / "minilm/tokenizer")
+
+
 def beit(path: Path) -> None:
     """A tiny BEiT v2 in its authors' file."""
     torch = pytest.importorskip("torch")
-    import jax
-
     from smke_jax.convert.layouts.beit import UNILM
     from smke_jax.convert.rules import to_torch
     from smke_jax.models.build import param_shapes
@@ -112,6 +118,7 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, ca
     monkeypatch.chdir(tmp_path)
     (tmp_path / "configs").symlink_to(ROOT / "configs")
     flickr8k(tmp_path / "photos")
+    towers(tmp_path / "weights")
     beit(tmp_path / "beitv2_base_patch16_224_pt1k.pth")
     for command in found:
         arguments = small(command)

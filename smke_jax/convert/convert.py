@@ -74,7 +74,7 @@ def tokenizer_files(source: Source, description: dict) -> list[Path]:
 def write(directory: Path, conversion: Conversion, source: Source) -> None:
     """Writes the parameters, their description and the tokenizer files beside the source, all or nothing."""
     tokenizer = tokenizer_files(source, conversion.description)
-    origin = {"layout": conversion.layout.name, "file": source.path.name, "sha256": source.digest}
+    origin = {"layout": conversion.layout.name, "file": source.name, "sha256": source.digest}
     with new_directory(directory) as partial:
         save_params(partial / PARAMS, conversion.params, {"model": conversion.description, "source": origin})
         for file in tokenizer:

@@ -6,6 +6,7 @@ from smke_jax.passes.base import MEAN, STD
 IMAGENET = (MEAN, STD)
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))  # spec A.1
+LITE = ((127 / 255,) * 3, (128 / 255,) * 3)  # EfficientNet-Lite takes (x - 127) / 128 of pixels x up to 255
 
 
 def pixel_statistics(config: dict, usual: tuple, *, certain: bool = False) -> dict:

@@ -63,14 +63,24 @@ class Rule(NamedTuple):
         return (self.flax,) if isinstance(self.flax, str) else self.flax
 
 
+def layer(rules: Iterable[Rule], i: int) -> list[Rule]:
+    """The rules of layer `i`, from rules with '{i}'."""
+    number = str(i)
+    return [
+        Rule(rule.torch.replace("{i}", number), tuple(path.replace("{i}", number) for path in rule.paths), rule.kind)
+        for rule in rules
+    ]
+
+
 def per_layer(rules: Iterable[Rule], depth: int) -> list[Rule]:
     """The rules of layers 0 … depth-1, from rules with '{i}'."""
     rules = list(rules)
-    return [
-        Rule(rule.torch.replace("{i}", str(i)), tuple(path.replace("{i}", str(i)) for path in rule.paths), rule.kind)
-        for i in range(depth)
-        for rule in rules
-    ]
+    return [rule for i in range(depth) for rule in layer(rules, i)]
+
+
+def inside(torch: str, flax: str, rules: Iterable[Rule]) -> list[Rule]:
+    """`rules` of a part, for the whole in which its names begin with `torch` and its paths with `flax`."""
+    return [Rule(torch + rule.torch, tuple(flax + path for path in rule.paths), rule.kind) for rule in rules]
 
 
 def linear(torch: str, flax: str, bias: bool = True) -> list[Rule]:
@@ -82,6 +92,12 @@ def linear(torch: str, flax: str, bias: bool = True) -> list[Rule]:
 def layer_norm(torch: str, flax: str) -> list[Rule]:
     """nn.LayerNorm <-> LayerNorm."""
     return [Rule(f"{torch}.weight", f"{flax}/scale"), Rule(f"{torch}.bias", f"{flax}/bias")]
+
+
+def batch_norm(torch: str, flax: str) -> list[Rule]:
+    """nn.BatchNorm2d with its running statistics <-> BatchNorm."""
+    names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
+    return [Rule(f"{torch}.{theirs}", f"{flax}/{ours}") for theirs, ours in names.items()]
 
 
 def _query_key_value(flax: str, name: str) -> tuple[str, ...]:
@@ -247,10 +263,15 @@ def to_torch(layout: Layout, params: Any, description: dict, *, dtype: Any = np.
 
     Raises UserError where the parameters are not those of the description.
     """
+    return state_of(layout.rules(description), params, layout.name, dtype=dtype)
+
+
+def state_of(rules: Iterable[Rule], params: Any, name: str, *, dtype: Any = np.float32) -> dict[str, np.ndarray]:
+    """The same by a table of its own; `name` is what messages call it."""
     flat = flatten_dict(params, sep="/")
-    rules = layout.rules(description)
+    rules = list(rules)
     differing = {path for rule in rules for path in rule.paths} ^ set(flat)
     if differing:
-        raise UserError(f"these parameters do not fit the layout {layout.name}: {', '.join(sorted(differing)[:8])}")
+        raise UserError(f"these parameters do not fit the layout {name}: {', '.join(sorted(differing)[:8])}")
     state = {rule.torch: rule.kind.to_torch(*(np.asarray(flat[path]) for path in rule.paths)) for rule in rules}
     return {name: np.array(x, dtype, order="C") for name, x in state.items()}

@@ -1,7 +1,6 @@
 """A file of weights from elsewhere, opened safely: names, arrays, and what the file says of its model."""
 
 import json
-import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -13,7 +12,9 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from smke_jax.convert.dinov2_onnx import read_dinov2_onnx
 from smke_jax.convert.params_file import file_digest
+from smke_jax.convert.unreadable import damaged, first_line
 from smke_jax.errors import UserError
 
 # Where training code keeps the weights inside what it saves, in the order in which they are looked for.
@@ -28,19 +29,29 @@ SETTINGS = ("preprocessor_config.json", "config.json")  # beside them; what the 
 
 
 class Source(NamedTuple):
-    """path: the file; state: {name: array}; config: what it or the SETTINGS beside it say; digest: hex sha256."""
+    """path: the file; state: {name: array}; config: what it or the SETTINGS beside it say; digest: hex sha256.
+
+    inside: the wheel or the package that holds the file, and the folder in it; '' for a file of its own
+    """
 
     path: Path
     state: dict[str, np.ndarray]
     config: dict
     digest: str
+    inside: str = ""
+
+    @property
+    def name(self) -> str:
+        """What records call the file."""
+        return f"{self.inside}/{self.path.name}" if self.inside else self.path.name
 
 
 def read_source(path: str | Path, *, trust_code: bool = False) -> Source:
-    """Opens .safetensors, .npz, .pt, .pth, .bin or .ckpt, or a directory of transformers with one of them.
+    """Opens .safetensors, .npz, .pt, .pth, .bin, .ckpt or .onnx, or a directory of transformers with one of them.
 
     PyTorch's own files need the extra [torch] and are read without running what they contain; archives that can only
-    be run (TorchScript, pickles of whole objects) need `trust_code`.
+    be run (TorchScript, pickles of whole objects) need `trust_code`.  Of graphs of ONNX, which need the extra [onnx],
+    only those with a DINOv2 backbone are read.
 
     Raises UserError for what is missing, truncated, not to be trusted, or of no known kind.
     """
@@ -77,9 +88,9 @@ def _read_safetensors(path: Path, trust_code: bool):
         with safetensors.safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, {}
     except (safetensors.SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     except AttributeError as error:  # a dtype that NumPy has no name for
-        raise UserError(f"{path} holds what NumPy cannot ({_first_line(error)}): save it in fp32") from None
+        raise UserError(f"{path} holds what NumPy cannot ({first_line(error)}): save it in fp32") from None
 
 
 def _read_npz(path: Path, trust_code: bool):
@@ -87,7 +98,7 @@ def _read_npz(path: Path, trust_code: bool):
         with np.load(path, allow_pickle=False) as file:
             return dict(file), {}
     except Exception as error:  # a damaged archive can raise anything
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
 
 
 def _read_torch(path: Path, trust_code: bool):
@@ -100,7 +111,7 @@ def _read_torch(path: Path, trust_code: bool):
     try:
         return _unwrap(torch, content)
     except (TypeError, RuntimeError) as error:
-        raise UserError(f"{path} holds what NumPy cannot ({_first_line(error)}): save it dense and in fp32") from None
+        raise UserError(f"{path} holds what NumPy cannot ({first_line(error)}): save it dense and in fp32") from None
 
 
 def _load_plain(torch, path: Path) -> Any:
@@ -113,7 +124,7 @@ def _load_plain(torch, path: Path) -> Any:
         message = str(error)
         code = re.search(r"GLOBAL (\w[\w.]*\w) (?:was|whose) ", message)
         if not code and "torchscript" not in message.lower():
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
         what = f"code ({code[1]})" if code else "a TorchScript program"
         raise UserError(
             f"{path} contains {what}, which was not run: if you trust where it comes from, add --trust_code; "
@@ -138,17 +149,7 @@ def _load_trusted(torch, path: Path) -> Any:
     except ImportError as error:
         raise UserError(f"{path} contains code that needs a package ({error}): install it") from None
     except Exception as error:  # whatever the code in it raises
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> UserError:
-    # PyTorch's own words on a pickle it refuses are an advice to run it.
-    why = "" if isinstance(error, pickle.UnpicklingError) else f" ({_first_line(error)})"
-    return UserError(f"{path} is damaged, or no {path.suffix} file{why}: fetch it again")
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
+        raise damaged(path, error) from error
 
 
 def _unwrap(torch, content: Any) -> tuple[dict[str, np.ndarray], dict]:
@@ -184,4 +185,5 @@ READERS = {
     ".safetensors": _read_safetensors,
     ".npz": _read_npz,
     **dict.fromkeys((".pt", ".pth", ".bin", ".ckpt"), _read_torch),
+    ".onnx": read_dinov2_onnx,
 }

@@ -131,13 +131,16 @@ def train_batches(
     min_side = getattr(views, "min_side", None)
     damages = Damages(repr(source), len(source))
 
+    def choose(captions: tuple[str, ...], number: int, rng: np.random.Generator) -> str:
+        if number < 0:
+            number = int(rng.integers(len(captions)))
+        return captions[number % len(captions)]  # another image may have fewer captions than the row's own
+
     def load(row: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
         image, caption = row
         skipped = []
         if views is None:
-            captions = source.captions(image)
-            number = int(rng.integers(len(captions))) if caption < 0 else caption
-            return {"id": np.int32(image), "caption": captions[number], "skipped": skipped}
+            return {"id": np.int32(image), "caption": choose(source.captions(image), caption, rng), "skipped": skipped}
         while True:
             try:
                 example = source[image]
@@ -147,10 +150,7 @@ def train_batches(
                 skipped.append(Damage(image, error.name, error.reason))
                 damages.check(skipped)
                 image = (image + 1) % len(source)
-        if caption < 0:
-            caption = int(rng.integers(len(example.captions)))
-        caption %= len(example.captions)  # another image may have fewer captions than the row's own
-        text = example.captions[caption]
+        text = choose(example.captions, caption, rng)
         return {"id": np.int32(image), "caption": text, "skipped": skipped, **views(photo, rng)}
 
     def collate(examples: list[dict[str, Any]]) -> _Part:

@@ -27,8 +27,9 @@ def retrieve(encode: Encode, split: Split, level: str) -> Retrieval:
     images, texts = (encode((name,), split)[name] for name in (f"image/{level}", f"text/{level}"))
     images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
     captions, caption_image = split.facts["captions"], split.facts["caption_image"]
-    read = ["image"] if "image" in split.columns else [name for name in split.columns if name.endswith("image")]
-    about = (split.columns[name].about for name in (*read, "text"))
+    said = {name: column.about for name, column in split.columns.items() if column.about}
+    read = ["image"] if "image" in said else [name for name in said if name != "text"]
+    about = (said[name] for name in (*read, "text"))
     protocol = ", ".join((split.name, "any-of-n", f"cosine of '{level}'", *about))
     ranks = retrieval_ranks(images, texts, caption_image)
     metrics = retrieval_metrics(images, texts, caption_image, protocol=protocol, ranks=ranks)

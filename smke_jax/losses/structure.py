@@ -7,7 +7,7 @@ from smke_jax.losses.collective import ALONE, Scope, gather, mean
 from smke_jax.losses.contrastive import normalise
 from smke_jax.losses.pairs import dot_products
 
-LEAST = 1e-30  # a probability below it counts as it in logarithms, so that their gradients stay finite
+LEAST = 1e-30  # smaller probabilities are raised to this one before a logarithm, so that gradients stay finite
 
 
 def structure_loss(

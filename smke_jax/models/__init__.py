@@ -1,5 +1,6 @@
 """Linen modules.  Those below are parts that a config can name."""
 
+from smke_jax.models.efficientnet import EfficientNetLite
 from smke_jax.models.resnet import ResNet
 from smke_jax.models.shared import SHARED
 from smke_jax.models.teachers import Beit
@@ -11,6 +12,7 @@ MODELS = {
     "beit": Beit,
     "bert": TextEncoder,
     "data2vec2": ImageEncoder,
+    "efficientnet_lite": EfficientNetLite,
     "resnet": ResNet,
     "vit": Vit,
     **SHARED,

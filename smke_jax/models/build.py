@@ -37,14 +37,22 @@ def build_model(description: dict) -> nn.Module:
     return BUILDERS[description["type"]](description)
 
 
+def image_sizes(description: dict) -> dict[str, int]:
+    """{array: pixels per side} of the images that the model takes; {} of one that takes none."""
+    if description["type"] == "aligned":
+        return {own["image"]: own["image_size"] for own in description["networks"].values() if "image_size" in own}
+    size = description.get("image", description).get("image_size")
+    return {} if size is None else {"image": size}
+
+
 def param_shapes(description: dict) -> Any:
     """The shapes of the parameters of the model of `description`, as a tree of ShapeDtypeStruct."""
     model = build_model(description)
     if description["type"] == "quantizer":
         vector = jax.ShapeDtypeStruct((1, description["width"]), jnp.float32)
         return jax.eval_shape(model.init, jax.random.key(0), vector)["params"]
-    size = description.get("image", description).get("image_size")
+    sizes = image_sizes(description).values()
     reads_text = "text" in description or description["type"] in TEXT_ENCODERS
-    images = (jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32),) if size is not None else ()
+    images = tuple(jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32) for size in sizes)
     tokens = (jax.ShapeDtypeStruct((1, 3), jnp.int32),) * 2 if reads_text else ()
     return jax.eval_shape(model.init, jax.random.key(0), *images, *tokens)["params"]

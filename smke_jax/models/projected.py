@@ -13,7 +13,7 @@ class ProjectedEncoder(nn.Module):
     @nn.compact
     def __call__(self, images, *, train: bool = False):
         # Other encoders do not tell the two apart, and some do not have the option.
-        random = getattr(self.encoder, "token_drop", 0) or getattr(self.encoder, "dropout", 0)
+        random = any(getattr(self.encoder, name, 0) for name in ("token_drop", "dropout", "drop_path"))
         options = {"deterministic": False} if train and random else {}
         cls = self.encoder(images, **options)
         x = nn.LayerNorm(name="projector_norm")(cls)

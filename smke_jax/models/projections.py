@@ -1,9 +1,16 @@
 """Projections of features into a space that images and captions share."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
-from smke_jax.models.layers import LayerNorm, kernel_init
+from smke_jax.models.fields import build_from
+from smke_jax.models.layers import ACTIVATIONS, LayerNorm, kernel_init
+from smke_jax.models.shared import SHARED
+
+NORM_EPS = 1e-6
 
 
 class Projection(nn.Module):
@@ -22,7 +29,10 @@ class Projection(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x.astype(jnp.float32))
         out = nn.Dense(self.width, kernel_init=kernel_init(0.0), name="linear")(x)
         if self.hidden:
-            y = nn.gelu(nn.Dense(self.hidden, kernel_init=kernel_init(0.0), name="fc1")(LayerNorm(name="norm")(out)))
+            gelu = ACTIVATIONS["gelu_tanh"]
+            y = gelu(
+                nn.Dense(self.hidden, kernel_init=kernel_init(0.0), name="fc1")(LayerNorm(NORM_EPS, name="norm")(out))
+            )
             y = nn.Dropout(self.dropout, deterministic=deterministic)(y)
             out += nn.Dense(self.width, kernel_init=nn.initializers.zeros, name="fc2")(y)
         return out
@@ -43,7 +53,7 @@ class Projections(nn.Module):
 
     def setup(self):
         if self.head:
-            self.head_norm = LayerNorm(1e-6)
+            self.head_norm = LayerNorm(NORM_EPS)
             self.head_linear = nn.Dense(self.head, kernel_init=kernel_init(0.02))
 
     def project_image(self, features, *, deterministic: bool = True):
@@ -66,3 +76,15 @@ class Projections(nn.Module):
         if self.head:
             made["head"] = self.head_linear(self.head_norm(made["out"]))
         return made
+
+
+def build_projections(description: Mapping[str, Any]) -> Projections:
+    """The projections of `description`: 'width', 'hidden', 'dropout', 'head' and the fields of 'shared', or None."""
+    projection = Projection(*(description[name] for name in ("width", "hidden", "dropout")))
+    shared = description["shared"]
+    return Projections(
+        image=projection.copy(name=None),
+        text=projection.copy(name=None),
+        shared=None if shared is None else build_from(shared, SHARED[shared["type"]]),
+        head=description["head"] or 0,
+    )

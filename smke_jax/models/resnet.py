@@ -1,26 +1,11 @@
 """ResNet with bottleneck blocks (He et al. 2016): the frozen, supervised teacher of Transformer SHRe (spec 5, 26.6)."""
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 
+from smke_jax.models.batch_norm import BatchNorm
+
 EXPANSION = 4  # a bottleneck's last convolution has so many times the channels of the others
-
-
-class BatchNorm(nn.Module):
-    """Batch normalisation at inference, with the running statistics as parameters.  (…, C) -> (…, C)."""
-
-    eps: float = 1e-5
-
-    @nn.compact
-    def __call__(self, x):
-        def vector(name, init):
-            return self.param(name, init, x.shape[-1:])
-
-        zeros, ones = nn.initializers.zeros, nn.initializers.ones
-        scale, bias = vector("scale", ones), vector("bias", zeros)
-        mean, var = vector("mean", zeros), vector("var", ones)
-        return ((x - mean) * (scale * jax.lax.rsqrt(var + self.eps)) + bias).astype(x.dtype)
 
 
 class Bottleneck(nn.Module):

@@ -1,8 +1,8 @@
-"""Image teachers.  Each maps normalised images (B, S, S, 3) to a feature (B, D), float32: [CLS], or class logits.
+"""Image teachers.  Each maps normalised images (B, S, S, 3) to a feature (B, D), float32: [CLS], a mean, or logits.
 
 A Vision Transformer also sows 'tokens' (B, N, D), the output at every patch, and 'patches' (B, N, D), the embedded
-patches without positions, and 'layer_<i>' (B, 1 + N, D), the residual stream after layer i.  A classifier has
-`num_classes` and sows 'logits' (B, num_classes).
+patches without positions, and 'layer_<i>' (B, 1 + N, D), the residual stream after layer i.  An EfficientNet sows
+'tokens', the cells of its last feature map.  A classifier has `num_classes` and sows 'logits' (B, num_classes).
 """
 
 import flax.linen as nn
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smke_jax.errors import UserError
+from smke_jax.models.efficientnet import EfficientNetLite
 from smke_jax.models.fields import build_from
 from smke_jax.models.layers import Block, LayerNorm, kernel_init, prepend
 from smke_jax.models.resnet import ResNet
@@ -136,7 +137,7 @@ def stand_in_head(num_classes: int, temperature: float):
     return logits
 
 
-TEACHERS = {"beit": Beit, "data2vec2": Data2Vec2, "vit": Vit, "resnet": ResNet}
+TEACHERS = {"beit": Beit, "data2vec2": Data2Vec2, "efficientnet_lite": EfficientNetLite, "resnet": ResNet, "vit": Vit}
 
 
 def build_teacher(config) -> nn.Module:

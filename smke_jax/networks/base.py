@@ -53,6 +53,7 @@ class Network(NamedTuple):
     export:      (parameters, {term: slots}) -> (parameters, description) of what `smke export` writes; None where the
                  network is of no use by itself
     export_reads: the terms whose slots `export` needs
+    export_with: arrays that other networks make, without which it is of no use: these networks come along in its export
     facts:       {name: number} that terms may ask for, such as 'num_codes'
     described:   what a file said of the network, as JSON; a run records it, and the builder gets it back when the run
                  is opened again
@@ -66,5 +67,6 @@ class Network(NamedTuple):
     sizes: Mapping[str, int] = {}
     export: Callable[[Params, Mapping[str, Any]], tuple[Params, dict]] | None = None
     export_reads: tuple[str, ...] = ()
+    export_with: tuple[str, ...] = ()
     facts: Mapping[str, int] = {}
     described: Mapping[str, Any] = {}

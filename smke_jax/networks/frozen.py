@@ -6,18 +6,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from smke_jax.convert.params_file import digests, fit, load_params, read_description
+from smke_jax.convert.params_file import digests, fit, load_params
 from smke_jax.errors import UserError
 from smke_jax.facts import Described
-from smke_jax.models.fields import check_fields, defaults_of
 from smke_jax.models.teachers import TEACHERS, build_teacher, stand_in_head
 from smke_jax.networks.base import Network, Start
+from smke_jax.networks.description import described_by
 from smke_jax.networks.start import RANDOM
 from smke_jax.passes.base import MEAN, STD
 from smke_jax.passes.features import check_pools, features
 
 CLASSIFIERS = ("fc/kernel", "head/kernel")  # matrices of a teacher's classifier, which computes in fp32
-UNSEEN = {"type", "init_std"}  # fields of a model that its file does not settle
 ROLE = "teacher_image"  # the array that it reads, where the student's view is another
 
 
@@ -49,7 +48,13 @@ def frozen(
                  of its [CLS] with so many fixed random directions, over `stand_in_temperature`
     described:   what the file said when the run began: a run is evaluated where the file is not
     """
-    said = dict(described or _described(start, model))
+    said = dict(
+        described
+        or described_by(
+            start, model, TEACHERS, what="teacher", example="beit", besides=("mean", "std", "image_size"),
+            remark=", such as `smke export` writes of a self-supervised run",
+        )
+    )  # fmt: skip
     description = dict(said)
     if final_norm is not None:
         if "final_norm" not in TEACHERS[description["type"]].__dataclass_fields__:
@@ -80,49 +85,11 @@ def frozen(
         chosen = {"pools": tuple(pools), "layers": tuple(layers)}
         return (features(module, name, makes=makes, image=read, head=head, **chosen, **pixels),)
 
-    return Network(init, forward, begin, trained=False, sizes={image: size}, described=said if start != RANDOM else {})
-
-
-def _described(start: str, model: Mapping[str, Any] | None) -> dict:
-    if start == RANDOM:
-        if model is None:
-            raise UserError("a teacher of random weights needs a model, such as model=part('beit')")
-        check_fields("model", model, TEACHERS, besides=("mean", "std"))
-        return dict(model)
-    if not start:
-        raise UserError("the teacher's start is empty: give what `smke convert` wrote, or 'random' to try without")
-    found = read_description(start).get("model", {})
-    if found.get("type") not in TEACHERS:
-        raise UserError(
-            f"{start} holds a model of type {found.get('type')!r}, which is no teacher: give a file of one of "
-            f"{', '.join(sorted(TEACHERS))}, such as `smke export` writes of a self-supervised run"
-        )
-    known = {"type", "mean", "std", "image_size", *TEACHERS[found["type"]].__dataclass_fields__}
-    for key in found:
-        if key not in known:
-            raise UserError(f"{start} describes its model by {key!r}, which no teacher here has: convert it again")
-    if model is not None:
-        _check_agrees(start, model, found)
-    return dict(found)
-
-
-def _check_agrees(start: str, model: Mapping[str, Any], found: Mapping[str, Any]) -> None:
-    """Refuses fields of `model` that someone has set and that are not those of the file."""
-    check_fields("model", model, TEACHERS, besides=("mean", "std"))
-    usual = defaults_of(TEACHERS[model["type"]])
-    theirs = defaults_of(TEACHERS[found["type"]]) | found
-    for key, value in model.items():
-        if key in UNSEEN or _plain(value) == _plain(usual.get(key)):
-            continue
-        if model["type"] != found["type"]:
-            kinds = f"is set for a {model['type']}, and {start} holds a {found['type']}"
-            raise UserError(f"model.{key} {kinds}: leave it out")
-        if _plain(value) != _plain(theirs.get(key)):
-            raise UserError(f"model.{key} is {value!r}, and {start} says {theirs.get(key)!r}: leave it out")
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    use = {"makes": makes, "image": image, "pools": tuple(pools), "layers": tuple(layers)}
+    return Network(
+        init, forward, begin, trained=False, sizes={image: size}, described=said if start != RANDOM else {},
+        export=lambda params, slots: (params, {**description, **use}),
+    )  # fmt: skip
 
 
 def in_dtype(params: Any, dtype: str) -> Any:

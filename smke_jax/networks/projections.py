@@ -6,8 +6,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from smke_jax.errors import UserError
-from smke_jax.models.fields import build_from, check_fields
-from smke_jax.models.projections import Projection, Projections
+from smke_jax.models.fields import check_fields
+from smke_jax.models.projections import build_projections
 from smke_jax.models.shared import SHARED
 from smke_jax.networks.base import Network
 from smke_jax.passes.project import project
@@ -35,12 +35,11 @@ def projections(
     """
     if shared is not None:
         check_fields("shared", shared, SHARED)
-    model = Projections(
-        image=Projection(width, hidden, dropout),
-        text=Projection(width, hidden, dropout),
-        shared=None if shared is None else build_from(shared, SHARED[shared["type"]]),
-        head=head or 0,
-    )
+    description = {
+        "type": "projections", "image": tuple(image), "text": tuple(text), "width": width, "hidden": hidden,
+        "dropout": dropout, "shared": None if shared is None else dict(shared), "head": head,
+    }  # fmt: skip
+    model = build_projections(description)
 
     def init(key, specs):
         for name in (*image, *text):
@@ -49,4 +48,9 @@ def projections(
         widths = (sum(specs[name].shape[-1] for name in names) for names in (image, text))
         return model.init(key, *(jnp.zeros((2, width)) for width in widths))["params"]
 
-    return Network(init, lambda name, specs: project(model, name, image=image, text=text, mixup_alpha=mixup_alpha))
+    return Network(
+        init,
+        lambda name, specs: project(model, name, image=tuple(image), text=tuple(text), mixup_alpha=mixup_alpha),
+        export=lambda params, slots: (params, description),
+        export_with=(*image, *text),
+    )

@@ -120,8 +120,13 @@ def _replaced(old, new):
 
 
 def describe_origins(name: str, params: Any, start: Start | None) -> list[str]:
-    """One line for each part of the parameters of the network `name`: the file it starts from, or that it is random."""
+    """One line for each part of the parameters of the network `name`: the file it starts from, or that it is random.
+
+    A network that starts from one file as a whole gets one line.
+    """
     origins = start.origins if start else {}
+    if set(origins) == {""}:
+        return [f"{name}: {origins['']}"]
     return [
         f"{name}/{part}: {origins.get(part, origins.get('', RANDOM))}"
         for part in params

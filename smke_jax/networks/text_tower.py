@@ -5,12 +5,12 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from smke_jax.convert.params_file import read_description
 from smke_jax.errors import UserError
 from smke_jax.facts import Described, FromTask
-from smke_jax.models.fields import build_from, check_fields
+from smke_jax.models.fields import build_from
 from smke_jax.models.text import TextEncoder
 from smke_jax.networks.base import Network, Start
+from smke_jax.networks.description import described_by
 from smke_jax.networks.start import FITTING, RANDOM, tower_start
 from smke_jax.passes.words import POOLS, words
 
@@ -33,6 +33,7 @@ def text_tower(
 
     vocab_size: of the task's tokenizer
     start:   the file says what model it is; 'random' needs `model`, a part such as 'bert'
+    model:   fields that differ from the part's defaults have to agree with the file
     pool:    of the last layer's outputs: 'mean' over the tokens, or 'cls'
     depth:   how many of the first layers are kept; None is all of them
     dropout: in every layer, while it is trained
@@ -41,7 +42,9 @@ def text_tower(
     """
     if pool not in POOLS:
         raise UserError(f"pool {pool!r} is neither {' nor '.join(POOLS)}")
-    said = dict(described or _described(start, model))
+    said = dict(described or described_by(start, model, FITTING["text"], what="text tower", example="bert"))
+    if model is not None and model.get("dropout"):
+        raise UserError("model.dropout: set the dropout of the text tower itself")
     if depth is not None and depth > said["depth"]:
         raise UserError(f"{start} has {said['depth']} layers: set depth to {said['depth']} or less")
     fields = {**said, "vocab_size": vocab_size, "depth": depth or said["depth"], "dropout": dropout, "remat": remat}
@@ -60,21 +63,5 @@ def text_tower(
         begin,
         trained=trained,
         described=said if start != RANDOM else {},
+        export=lambda params, slots: (params, {**fields, "pooler": False, "makes": makes, "pool": pool}),
     )
-
-
-def _described(start: str, model: Mapping[str, Any] | None) -> dict:
-    if start == RANDOM:
-        if model is None:
-            raise UserError("a text tower of random weights needs a model, such as model=part('bert')")
-        check_fields("model", model, FITTING["text"])
-        return dict(model)
-    if not start:
-        raise UserError("the text tower's start is empty: give what `smke convert` wrote, or 'random'")
-    found = read_description(start).get("model", {})
-    if found.get("type") not in FITTING["text"]:
-        raise UserError(
-            f"{start} holds a model of type {found.get('type')!r}, which is no text encoder: give a file of one of "
-            f"{', '.join(FITTING['text'])}"
-        )
-    return dict(found)

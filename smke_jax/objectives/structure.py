@@ -6,7 +6,7 @@ from smke_jax.objectives.base import Term, no_state
 
 
 def structure(
-    before: tuple[str, ...] = ("image/features", "text/features"),
+    before: tuple[str, ...] = ("target/feature", "words/feature"),
     after: tuple[str, ...] = ("image/out", "text/out"),
     levels: int = 1,
     temperature: float = 0.07,

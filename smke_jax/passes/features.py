@@ -30,7 +30,8 @@ def features(
     and all of them side by side.  With `layers` they are those of the residual stream after these layers, counted from
     1, in place of the encoder's output.
     An encoder that cuts the image in patches also makes '<makes>/tokens' (B, N, D), one of every patch, and
-    '<makes>/patches' (B, N, D), what it begins with: the embedded patches, without positions.
+    '<makes>/patches' (B, N, D), what it begins with: the embedded patches, without positions.  One that ends in a grid
+    of cells also makes '<makes>/tokens', one of every cell.
     Of a model that classifies also '<makes>/logits' (B, classes); `head` makes them of [CLS] for one that does not.
     `mean` and `std` (3,) are those of the pixels in [0, 1] that the encoder was trained with.
     `pools` and `layers` are checked by `check_pools`.
@@ -49,7 +50,7 @@ def features(
         "cls": True,
         "feature": True,
         "logits": head is not None or getattr(model, "num_classes", 0),
-        "tokens": in_patches,
+        "tokens": in_patches or hasattr(model, "grid"),
         "patches": in_patches,
     }
     provides = tuple(f"{makes}/{name}" for name, there in made.items() if there)

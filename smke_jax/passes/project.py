@@ -10,7 +10,7 @@ MIXUP = "mixup"  # the array of a selection: for every row, the row that it is m
 
 
 def project(
-    model: Projections, network: str, *, image: tuple[str, ...], text: tuple[str, ...], mixup_alpha: float
+    model: Projections, network: str, *, image: tuple[str, ...], text: tuple[str, ...], mixup_alpha: float = 1.0
 ) -> tuple[Pass, ...]:
     """Three passes.
 

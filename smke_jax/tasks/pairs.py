@@ -212,8 +212,7 @@ def _task(
             array: Column(len(source), _random_views(source, views, array, number), f"{size} px, random view {number}")
             for array, size in sizes.items()
         }
-        about = {"views": repr(views), "number": number}
-        return Split(f"{source.dataset} {split}", source.digest, columns, about)
+        return Split(f"{source.dataset} {split}", source.digest, columns, {"views": repr(views)})
 
     return Task(
         facts=facts,

@@ -142,7 +142,7 @@ def build_experiment(
         corpora = {name: asset for name, asset in assets.items() if not asset.by_id}
         without = make_recipe(networks, passes, terms, weights, batch=whole, assets=corpora, **parts)
         shapes = shapes_of(without, whole, (*without.forward, *_beside(without, whole)))
-        _check_fixed(assets, networks, passes, whole, task)
+        _check_fixed(assets, networks, passes, whole, shapes, task)
         recipe = make_recipe(networks, passes, terms, weights, batch=whole, assets=assets, **parts)
         stored = {n: shapes.arrays[n] for asset in assets.values() if asset.by_id for n in asset.provides}
         read = {s for x in (*recipe.forward, *terms.values()) for need in x.needs for s in need.split("@")} | {"id"}
@@ -158,13 +158,16 @@ def _beside(recipe: Recipe, whole: Specs) -> list[Pass]:
 
 
 def _check_fixed(
-    assets: Mapping[str, Asset], networks: Mapping[str, Network], passes: Iterable[Pass], whole: Specs, task: Task
-) -> None:
-    """Raises UserError for an asset of what changes while a run is trained."""
+    assets: Mapping[str, Asset], networks: Mapping[str, Network], passes: Iterable[Pass], whole: Specs, shapes: Shapes,
+    task: Task,
+) -> None:  # fmt: skip
+    """Raises UserError for an asset of what changes while a run is trained, and for one that is not read."""
     for name, asset in assets.items():
         making = in_order(passes, whole, {f"config.assets.{name}": asset.provides})
+        if unread := [what for what in asset.provides if asset.by_id and what not in shapes.arrays]:
+            raise UserError(f"config.assets.{name} keeps {unread[0]}, which nothing in the step reads: leave it out")
         made_of = {x for p in making for x in p.needs}
-        learned = [n for p in making for n in p.networks if networks[n].trained]
+        learned = [n for p in making for n in p.networks if networks[n].trained or networks[n].average]
         if learned:
             raise UserError(
                 f"config.assets.{name}: {asset.provides[0]} is made by {learned[0]!r}, which is trained: it changes "

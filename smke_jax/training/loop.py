@@ -100,19 +100,28 @@ class _Loop:
         """What is stored of frozen networks, made where it is not there yet."""
         if not self.recipe.assets:
             return {}
-        plan, made = self.plan, {}
+        plan, assets = self.plan, self.recipe.assets
         columns = self.task.split(self.task.train).columns
-        for name, asset in self.recipe.assets.items():
-            networks = networks_of(self.recipe, plan.experiment.chosen(asset.provides, columns))
-            frozen = self._frozen(networks)
-            encode = self.encoder.with_parameters(lambda p, f=frozen: borrow(self.recipe, p, {}, {}, f, {}))
-            folder = Path(asset.folder) if asset.folder else self.workdir / "assets"
-            made[name] = StoredAsset(
-                name, asset, encode, self.task, folder / name,
+        networks = {
+            name: networks_of(self.recipe, plan.experiment.chosen(asset.provides, columns))
+            for name, asset in assets.items()
+        }
+        frozen = self._frozen(set().union(*networks.values()))
+        encode = self.encoder.with_parameters(lambda p: borrow(self.recipe, p, {}, {}, frozen, {}))
+        return {
+            name: StoredAsset(
+                name,
+                asset,
+                encode,
+                self.task,
+                (Path(asset.folder) if asset.folder else self.workdir / "assets") / name,
                 widths={what: plan.experiment.shapes.arrays[what].shape[-1] for what in asset.provides},
-                made_with=_made_with(plan, networks), seed=plan.seed, batch_size=plan.batch_size,
+                made_with=_made_with(plan, networks[name]),
+                seed=plan.seed,
+                batch_size=plan.batch_size,
             )  # fmt: skip
-        return made
+            for name, asset in assets.items()
+        }
 
     def run(self) -> Outcome:
         plan = self.plan

@@ -104,12 +104,13 @@ def in_order(
     ordered = []
     while waiting:
         able = [x for x in waiting if all(source in available for need in x.needs for source in sources(need))]
-        # A network whose passes can all run comes first: it is initialised with what any of them reads.
-        held = {name for x in waiting if x not in able and isinstance(x, Pass) for name in x.networks}
-        ready = next((x for x in able if isinstance(x, Selection) or not held & set(x.networks)), (*able, None)[0])
-        if ready is None:
+        if not able:
             names = " and ".join(repr(x.name) for x in waiting)
             raise UserError(f"{names} need each other's arrays: none of them can run first")
+        # A pass comes later while another pass of its network lacks an array: the network is initialised with what any
+        # of its passes reads.
+        held = {name for x in waiting if x not in able and isinstance(x, Pass) for name in x.networks}
+        ready = min(able, key=lambda x: isinstance(x, Pass) and not held.isdisjoint(x.networks))
         waiting.remove(ready)
         ordered.append(ready)
         available |= set(ready.provides)

@@ -10,6 +10,7 @@ import optax
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Evaluator, Figures
 from smke_jax.evaluators.encode import Encoder
+from smke_jax.networks.base import Network
 from smke_jax.parts import filled
 from smke_jax.tasks.base import Split
 from smke_jax.training import record
@@ -85,19 +86,44 @@ def restore_run(workdir: str | Path, step: int | Literal["best"] | None = None) 
 
 
 def exported(run: TrainedRun) -> tuple[Any, dict]:
-    """(parameters, description) of what a run is kept for: the first of its networks that can be exported.
+    """(parameters, description) of what a run is kept for: the first of its trained networks that can be exported.
 
+    A network that is of no use without others comes with them, as a model of type 'aligned': the parameters are those
+    of all by the network's name, and so are the descriptions in 'networks', in the order in which they run.
     Raises UserError for a run without one.
     """
-    recipe = run.experiment.recipe
-    for name, network in recipe.networks.items():
-        if network.export is None or name not in run.params:
+    networks = run.experiment.recipe.networks
+    parts = {name: _parts(run, network) for name, network in networks.items()}
+    inside = {part for others in parts.values() for part in others}
+    for name, network in networks.items():
+        if network.export is None or name not in run.params or name in inside:
             continue
-        slots = jax.device_get(_train_state(run)["slots"]) if network.export_reads else {}
-        whole = merge(run.params[name], run.frozen((name,)).get(name, {}))
-        params, description = network.export(whole, slots)
-        return params, {**description, **_use(run)} if description["type"] == "student" else description
-    raise UserError(f"no network of this run can be exported (it has {', '.join(recipe.networks)})")
+        if not parts[name]:
+            params, description = _own(run, name)
+            return params, {**description, **_use(run)} if description["type"] == "student" else description
+        found = {part: _own(run, part) for part in (*parts[name], name)}
+        descriptions = {part: description for part, (_, description) in found.items()}
+        words = {key: own[key] for own in descriptions.values() for key in ("vocab_size",) if key in own}
+        whole = {"type": "aligned", "networks": descriptions, **words, **_use(run)}
+        return {part: params for part, (params, _) in found.items()}, whole
+    raise UserError(f"no network of this run can be exported (it has {', '.join(networks)})")
+
+
+def _parts(run: TrainedRun, network: Network) -> tuple[str, ...]:
+    """The networks that make what `network` is of no use without."""
+    makers = {array: p.networks for p in run.experiment.recipe.passes for array in p.provides}
+    if unmade := [array for array in network.export_with if array not in makers]:
+        raise UserError(f"{unmade[0]} is made by no network of this run: what reads it cannot be exported")
+    return tuple(dict.fromkeys(name for array in network.export_with for name in makers[array]))
+
+
+def _own(run: TrainedRun, name: str) -> tuple[Any, dict]:
+    """(parameters, description) of one network."""
+    network = run.experiment.recipe.networks[name]
+    if network.export is None:
+        raise UserError(f"the network {name!r} is needed for the export and cannot be exported itself")
+    slots = jax.device_get(_train_state(run)["slots"]) if network.export_reads else {}
+    return network.export(merge(run.params.get(name, {}), run.frozen((name,)).get(name, {})), slots)
 
 
 def _use(run: TrainedRun) -> dict:

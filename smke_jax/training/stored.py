@@ -44,19 +44,13 @@ class StoredAsset:
         numbers = range(asset.views) if asset.views else (None,)
         self._check_room(task, widths)
         count = task.facts["num_images"] if asset.by_id else None
-        self._trained = {
-            what: [self._array(what, self._split(task, number), number, count) for number in numbers]
-            for what in asset.provides
-        }
-        self._evaluated = {
-            split: {what: self._array(what, task.split(split), split, None) for what in asset.provides}
-            for split in asset.evaluated
-        }
+        self._trained = [self._arrays(self._split(task, number), number, count) for number in numbers]
+        self._evaluated = {split: self._arrays(task.split(split), split, None) for split in asset.evaluated}
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
-        """The whole arrays of the split that is trained on, of an asset without random views."""
-        return {what: arrays[0] for what, arrays in self._trained.items()}
+        """The whole arrays of the split that is trained on: of its first view where there are several."""
+        return self._trained[0]
 
     def rows(self, ids: np.ndarray, step: int) -> dict[str, np.ndarray]:
         """The rows of the images `ids` (b,), this process's share of the batch of `step`, in fp32."""
@@ -65,11 +59,11 @@ class StoredAsset:
             drawn = np.random.default_rng((self._seed, step)).integers(self.asset.views, size=self._batch_size)
             views = drawn[jax.process_index() * len(ids) :][: len(ids)]
         found = {}
-        for what, arrays in self._trained.items():
-            found[what] = np.empty((len(ids), *arrays[0].shape[1:]), np.float32)
+        for what, array in self.arrays.items():
+            found[what] = np.empty((len(ids), *array.shape[1:]), np.float32)
             for view in np.unique(views):
                 chosen = views == view
-                found[what][chosen] = arrays[view][ids[chosen]]
+                found[what][chosen] = self._trained[view][what][ids[chosen]]
         return found
 
     def columns(self, split: str) -> dict[str, Column]:
@@ -97,26 +91,37 @@ class StoredAsset:
                 "another folder, or fewer augmentations"
             )
 
-    def _array(self, what: str, split: Split, kind: int | str | None, count: int | None) -> np.ndarray:
-        """The array `what` of `split`, memory-mapped; made where it is not there."""
+    def _arrays(self, split: Split, kind: int | str | None, count: int | None) -> dict[str, np.ndarray]:
+        """What the asset provides of `split`, memory-mapped; made in one go where it is not there.
+
+        kind: in the names of the files: the number of a random view, the name of an evaluated split, or None
+        """
         suffix = "" if kind is None else f".view{kind}" if isinstance(kind, int) else f".{kind}"
-        path = self._directory / f"{what.replace('/', '-')}{suffix}.npy"
+        paths = {what: self._directory / f"{what.replace('/', '-')}{suffix}.npy" for what in self.asset.provides}
         views = str(split.facts.get("views", ""))
         about = {**self._made_with, "data": split.digest, "dtype": self.asset.dtype, "views": views}
         # Process 0 decides for all: elsewhere a shared folder may show an older state.
-        if not multihost_utils.broadcast_one_to_all(np.array(path.exists())):
-            log.info("the asset %s: %s of %s%s, once", self._name, what, split.name, suffix)
-            made = self._encode((what,), split)[what].astype(self.asset.dtype)
+        there = multihost_utils.broadcast_one_to_all(np.array([path.exists() for path in paths.values()]))
+        missing = tuple(what for what, found in zip(paths, there, strict=True) if not found)
+        if missing:
+            log.info("the asset %s: %s of %s%s, once", self._name, ", ".join(missing), split.name, suffix)
+            made = self._encode(missing, split)
             if jax.process_index() == 0:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                atomic.write_text(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
-                with atomic.replacing(path) as partial, open(partial, "wb") as file:
-                    np.save(file, made)
+                self._directory.mkdir(parents=True, exist_ok=True)
+                for what in missing:
+                    _write(paths[what], made[what].astype(self.asset.dtype), about)
             if jax.process_count() > 1:
-                multihost_utils.sync_global_devices(f"asset {path.name}")
+                multihost_utils.sync_global_devices(f"asset {self._name}{suffix}")
         with failing_together():
-            _check_record(path, about)
-            return _open(path, count)
+            for path in paths.values():
+                _check_record(path, about)
+            return {what: _open(path, count) for what, path in paths.items()}
+
+
+def _write(path: Path, array: np.ndarray, about: Mapping[str, str]) -> None:
+    atomic.write_text(path.with_suffix(".json"), json.dumps(about, indent=1) + "\n")
+    with atomic.replacing(path) as partial, open(partial, "wb") as file:
+        np.save(file, array)
 
 
 def _check_record(path: Path, about: Mapping[str, str]) -> None:

@@ -196,7 +196,9 @@ def test_the_thesis_modules_take_the_checkpoint(exported, network, samples):
     assert module.model.logit_scales.tolist() == [d["logit_scales"]["itc"][level] for level in ("fc1", "out")]
     assert module.logit_scale_target.item() == d["logit_scales"]["target_itc"]["head"]
     batch = check.make_batch(samples, network.tokenizer, 8)
-    pixels = torch.tensor(np.asarray(to_network(batch["image"])).transpose(0, 3, 1, 2))
+    pixels = torch.tensor(
+        np.asarray(to_network(np.stack([squash(x, 32) for x in batch["image"]]))).transpose(0, 3, 1, 2)
+    )
     *_, image_out, _, _, text_out, _ = module.model(
         pixels, torch.tensor(batch["text"], dtype=torch.int64), torch.tensor(batch["text_mask"])
     )
@@ -277,12 +279,12 @@ def test_what_embeds_otherwise_is_not_written(network, samples, tmp_path, monkey
 def test_a_run_whose_data_is_gone(trained):
     task, encoder = trained.experiment.task, {"type": "beit", "image_size": 24}
     gone = check.draw_samples(task, ("lost",), encoder)
-    assert gone.arrays["image"].shape == (8, 24, 24, 3) and "as the data is gone" in gone.origin
+    assert np.shape(gone.arrays["image"]) == (8, 24, 24, 3) and "as the data is gone" in gone.origin
     np.testing.assert_array_equal(gone.arrays["image"], check.draw_samples(task, (), encoder).arrays["image"])
     train = check.draw_samples(task, ("lost", "train"), encoder)
-    assert train.arrays["image"].shape == (8, 24, 24, 3) and train.origin.startswith("8 images of tiny train")
+    assert len(train.arrays["image"]) == 8 and train.origin.startswith("8 images of tiny train")
     source = tiny.TinySource("train")
-    np.testing.assert_array_equal(train.arrays["image"][7], squash(source[7].image, 24))
+    np.testing.assert_array_equal(train.arrays["image"][7], source[7].image)
     assert list(train.captions) == [source[i].captions[0] for i in range(8)]
 
 
@@ -328,7 +330,7 @@ def test_a_quantizer_goes_out_for_jax_and_comes_back(network, tmp_path):
     card = (tmp_path / "float32/README.md").read_text(encoding="utf-8")
     assert "# Codebook of images" in card and "12 codes of 4 channels" in card and "64 random vectors" in card
     assert "`scene_probe`: ridge probe" in card and "| `auc/shape` | 0.625 |" in card
-    with pytest.raises(UserError, match="trained a quantizer alone, --format=hf is for image-text models: use flax"):
+    with pytest.raises(UserError, match="of type quantizer, and --format=hf is for models of type student"):
         write(tmp_path / "x", codes, samples, format="hf")
 
     identity = {"teacher weights": "a", "teacher form": "final_norm=True"}

@@ -152,4 +152,6 @@ def test_the_report_is_for_people():
 
 @pytest.mark.parametrize("layout", sorted(LAYOUTS))
 def test_every_layout_is_measured_at_all_sizes(layout):
-    assert {case.size for case in all_cases() if case.layout == layout} == {"tiny", "wide", "full"}
+    # The networks of this family have their sizes: there is no tiny one.
+    expected = {"wide", "full"} if layout == "efficientnet-lite" else {"tiny", "wide", "full"}
+    assert {case.size for case in all_cases() if case.layout == layout} == expected

@@ -15,10 +15,11 @@ from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
 from smke_jax.errors import UserError
 from smke_jax.forms import FORMS
+from smke_jax.selections.base import Selection
 from smke_jax.training import build
 from smke_jax.training.build import build_experiment, resolve
 from smke_jax.training.loop import train_and_evaluate
-from smke_jax.training.recipe import in_order, shapes_of
+from smke_jax.training.recipe import in_order, shapes_of, sources
 from smke_jax.training.record import flatten
 from smke_jax.training.stages import MARK, with_stages
 from smke_jax.training.step import needed
@@ -93,10 +94,12 @@ class Shapes:
 
     def __call__(self, recipe, batch, forward=None):
         if self.key not in self.known:
+            items = [*recipe.passes, *(x for x in recipe.forward if isinstance(x, Selection))]
             made = {*batch}
-            for _ in recipe.passes:  # not those of evaluation, which read what a batch does not have
-                made |= {name for p in recipe.passes if made >= set(p.needs) for name in p.provides}
-            self.known[self.key] = shapes_of(recipe, batch, in_order(recipe.passes, batch, {"the test": made}))
+            for _ in items:  # not those of evaluation, which read what a batch does not have
+                able = [x for x in items if made >= {name for need in x.needs for name in sources(need)}]
+                made |= {name for x in able for name in x.provides}
+            self.known[self.key] = shapes_of(recipe, batch, in_order(items, batch, {"the test": made}))
         return self.known[self.key]
 
 
@@ -111,8 +114,11 @@ def without_files(config: ConfigDict) -> ConfigDict:
         for key in network:
             if key.endswith("start") and not Path(network[key]).is_file():  # drawn scenes have a shipped teacher
                 network[key] = "random"
-        if network.type == "frozen" and network.start == "random" and network.model is None:  # photos have one teacher
+        if network.type == "frozen" and network.start == "random" and network.model is None:
             network.model = load_config(str(FOLDER / "teacher_flickr8k.py")).networks.views.model
+            network.layers = network.layers[:1] and (1,)
+        if network.type == "text_tower" and network.start == "random" and network.model is None:
+            network.model = parts.part("bert", width=16, num_heads=2, mlp_dim=8)
         for model in (x for x in network.values() if isinstance(x, ConfigDict)):
             model.update({key: 1 for key in model if key == "depth"})
             model.update({key: (1, 1) for key in model if key == "depths"})
@@ -130,7 +136,9 @@ def test_it_is_whole_in_every_variant_and_form(location, monkeypatch):
                 complete(own)
         complete(config.task)
         config = without_files(config)
-        SHAPES.key = json.dumps([flatten(config[x]) for x in ("networks", "task")]) + str(config.batch_size)
+        SHAPES.key = json.dumps([flatten(config[x]) for x in ("networks", "task", "selections")]) + str(
+            config.batch_size
+        )
         experiment = build_experiment(config, None, FACTS)
         for term in experiment.recipe.terms.values():
             read = needed(term, experiment.shapes.arrays)

@@ -198,7 +198,8 @@ def test_pytorch_is_imported_only_where_it_is_used():
         }
 
     # What is copied into exports is PyTorch code, and no module of this package imports it.
-    pytorch_code = {"convert.modeling_smke", "studies.benchmarks.pytorch", "studies.benchmarks.pytorch_data"}
+    copied = {"convert.modeling_smke", "convert.modeling_aligned"}
+    pytorch_code = copied | {"studies.benchmarks.pytorch", "studies.benchmarks.pytorch_data"}
     assert not {m for m in MODULES if "torch" in imported_at_the_top(m)} - pytorch_code
     at_once = {m for m in MODULES for node in tree(m).body if isinstance(node, ast.ImportFrom)
                if node.module in {f"smke_jax.{name}" for name in pytorch_code}}  # fmt: skip

@@ -72,7 +72,7 @@ CASES = {
 BATCH = 16
 SHAPES = {  # of one example
     "id": (),
-    "image/features": (7,), "text/features": (5,),
+    "target/feature": (7,), "words/feature": (5,),
     "image/fc1": (9,), "text/fc1": (9,),
     "image/out": (8,), "text/out": (8,),
     "image/head": (6,), "text/head": (6,),
@@ -88,8 +88,8 @@ SHAPES = {  # of one example
 DATA = (
     "id",
     "text/mask",
-    "image/features",
-    "text/features",
+    "target/feature",
+    "words/feature",
     "view1/pixels",
     "view2/pixels",
     "target/cls",

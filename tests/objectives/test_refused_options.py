@@ -34,7 +34,7 @@ def test_same_image_is_one_of_what_the_part_knows(name):
 
 
 @pytest.mark.parametrize("options", [
-    {"before": ("image/features",)}, {"before": (), "after": ()}, {"after": ("image/out", "image/out")},
+    {"before": ("target/feature",)}, {"before": (), "after": ()}, {"after": ("image/out", "image/out")},
 ])  # fmt: skip
 def test_structure_names_pairs(options):
     with pytest.raises(UserError, match="^before is .* and after is .*: name as many representations in both"):

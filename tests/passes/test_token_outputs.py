@@ -57,7 +57,9 @@ def test_words_are_what_stands_between_cls_and_sep():
 
 @pytest.mark.parametrize("type", TEACHERS)
 def test_a_teacher_provides_what_it_says(type):
-    sizes = {"image_size": 32, "patch_size": 16, "width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
+    # Two by two patches of 16 pixels, or two by two cells of 32.
+    size = 64 if type == "efficientnet_lite" else 32
+    sizes = {"image_size": size, "patch_size": 16, "width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
     model = part(type, **{k: v for k, v in sizes.items() if k in part(type)}).to_dict()
     network = NETWORKS["frozen"](start="random", model=model)
     size = network.sizes["teacher_image"]

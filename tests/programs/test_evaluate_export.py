@@ -120,7 +120,7 @@ def test_an_earlier_step_is_another_file(teacher_run, tmp_path, capsys):
     message = error_of(capsys, "export", f"--workdir={teacher_run}", f"--out={tmp_path}/x", "--step=7")
     assert "no checkpoint of step 7" in message
     message = error_of(capsys, "export", f"--workdir={teacher_run}", f"--out={tmp_path}/x", "--format=hf")
-    assert "this run trained a data2vec2 alone, --format=hf" in message and message.endswith("use flax")
+    assert "this run trained a model of type data2vec2, and --format=hf" in message and message.endswith("use flax")
     assert [file.name for file in tmp_path.iterdir()] == ["first"]
 
 

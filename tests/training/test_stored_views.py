@@ -141,3 +141,22 @@ def test_too_little_room_is_said_before_anything_is_made(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="takes 0.0 GB and .* has 0.0 GB free: give another folder, or fewer augment"):
         train_and_evaluate(config(tmp_path / "features"), tmp_path / "run")
     assert not (tmp_path / "features").exists()
+
+
+def test_one_forward_makes_all_that_is_missing_of_a_view(tmp_path, monkeypatch):
+    calls, real = [], loop.Encoder.__call__
+
+    def noting(self, names, split):
+        calls.append(tuple(names))
+        return real(self, names, split)
+
+    monkeypatch.setattr(loop.Encoder, "__call__", noting)
+    both = ("photo/feature", "photo/cls")
+    c = config(tmp_path / "features", of=both, augmentations=1)
+    with pytest.raises(UserError, match="config.assets.photos keeps photo/cls, which nothing in the step reads"):
+        train_and_evaluate(c, tmp_path / "unread")
+    c.networks.student.image = both
+    train_and_evaluate(c, tmp_path / "run")
+    assert calls[:2] == [both] * 2  # of the random view, and of the gallery
+    kept = {path.name for path in (tmp_path / "features" / "photos").glob("*.npy")}
+    assert kept == {f"photo-{what}.{kind}.npy" for what in ("feature", "cls") for kind in ("view0", "gallery")}

@@ -93,8 +93,9 @@ def test_a_run_begins_there_and_says_so(export, tmp_path, caplog, monkeypatch):
         np.testing.assert_array_equal(value, flatten_dict(load_params(export))[key])
     assert {k: float(x) for k, x in outcome.params["terms"]["itc"]["logit_scale"].items()} == {"out": 3.5}
     lines = caplog.text.splitlines()
-    said = [line for line in lines if line.endswith(f"tensors from {export}")]
-    assert len(said) == len(outcome.params["student"]) and not [line for line in lines if "random" in line]
+    count = len(jax.tree.leaves(outcome.params["student"]))
+    assert [line for line in lines if line.endswith(f"student: {count} tensors from {export}")]
+    assert not [line for line in lines if "random" in line]
     identity = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]
     assert len(identity["student weights"]) == 64 and len(identity["tokenizer"]) == 64
 

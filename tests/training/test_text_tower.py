@@ -8,6 +8,7 @@ from smke_jax.convert.params_file import PARAMS, save_params
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model
 from smke_jax.networks.text_tower import text_tower
+from smke_jax.parts import part
 
 MODEL = {
     "type": "bert", "vocab_size": 20, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 8, "max_positions": 9,
@@ -77,3 +78,11 @@ def test_another_vocabulary_is_refused(weights):
     shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), {}))
     with pytest.raises(UserError, match="20 words and the tokenizer 21: set config.task.tokenizer"):
         network.start(shapes)
+
+
+def test_fields_that_the_file_contradicts_are_refused(weights):
+    start = str(weights[0])
+    with pytest.raises(UserError, match="model.num_heads is 4, and .* says 2: leave it out"):
+        text_tower(vocab_size=20, start=start, model=part("bert", num_heads=4))
+    with pytest.raises(UserError, match="model.dropout: set the dropout of the text tower itself"):
+        text_tower(vocab_size=20, start="random", model=part("bert", dropout=0.1))

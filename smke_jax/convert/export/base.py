@@ -10,8 +10,9 @@ import numpy as np
 from smke_jax.data.tokenizer import Tokenizer
 
 DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-# 'image' uint8 (N, S, S, 3), for a student also 'text' and 'text_mask' (M, L); for a quantizer 'cls' (N, D).
-Batch = Mapping[str, np.ndarray]
+# 'image', a list of uint8 (H, W, 3) of any size, for an image-text model also 'text' and 'text_mask' (M, L); for a
+# quantizer 'cls' (N, D).
+Batch = Mapping[str, Any]
 
 
 class Record(NamedTuple):
@@ -35,9 +36,9 @@ class Network(NamedTuple):
     """A trained network.
 
     params:      nested dict of fp32 arrays
-    description: {'type': …, fields} of its model; of a student with 'level', 'max_length' and 'logit_scales', which
-                 are {term: {level: log scale}}
-    tokenizer:   of a student
+    description: {'type': …, fields} of its model; of an image-text model with 'level', 'max_length' and 'logit_scales',
+                 which are {term: {level: log scale}}
+    tokenizer:   of an image-text model
     record:      of the run it comes from
     """
 
@@ -53,14 +54,14 @@ class Format(NamedTuple):
     summary:  what it is, in a few words
     write:    (directory, network, dtype of DTYPES) -> None; raises UserError for a network that does not fit
     embed:    (directory, batch) -> representations (N, D) by name: what `write` left there, read back and run
-    usage:    for the model card: how it is used, in Markdown
-    metadata: for the model card: lines of YAML
-    any_type: whether it can hold what is no student: an image encoder, or a quantizer
+    usage:    for the model card, {type of the model, or '' for any other: how it is used, in Markdown}
+    metadata: for the model card, the same of lines of YAML
+    types:    of the models that it can hold; () is any
     """
 
     summary: str
     write: Callable[[Path, Network, str], None]
     embed: Callable[[Path, Batch], dict[str, np.ndarray]]
-    usage: str
-    metadata: tuple[str, ...] = ()
-    any_type: bool = False
+    usage: Mapping[str, str]
+    metadata: Mapping[str, tuple[str, ...]] = {}
+    types: tuple[str, ...] = ("student",)

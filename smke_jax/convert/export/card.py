@@ -16,27 +16,29 @@ RECALLS = ("r1", "r5", "r10")
 def model_card(network: Network, form: Format, dtype: str, likeness: Mapping[str, Likeness], samples: Samples) -> str:
     """README.md of an export, in Markdown."""
     description, record = network.description, network.record
-    student = description["type"] == "student"
+    kind, pairs = description["type"], "level" in description
     count = sum(x.size for x in jax.tree.leaves(network.params))
-    header = ["---", *form.metadata, "tags:", *(f"- {tag}" for tag in _tags(student)), "---"]
+    header = ["---", *form.metadata.get(kind, ()), "tags:", *(f"- {tag}" for tag in _tags(pairs)), "---"]
     about = (
         f"{_network(description)} {count:,} parameters, stored in {dtype}; step {record.step} of "
         f"{record.config['total_steps']}. Written by smke_jax {smke_jax.__version__}: {form.summary}."
     )
     sections = {
-        "Use": form.usage.strip(),
+        "Use": form.usage.get(kind, form.usage.get("", "")).strip(),
         "Figures": _figures(record.figures),
         "Parity": "\n".join(likeness_lines(likeness, samples, dtype)),
         "Training": _training(record),
         "Data": _data(record),
-        "Limits": _limits(student),
+        "Limits": _limits(pairs),
     }
     body = "\n\n".join(f"## {name}\n\n{text}" for name, text in sections.items())
     return "\n".join(header) + f"\n\n# {_title(description)}\n\n{about}\n\n{body}\n"
 
 
 def _title(description: dict) -> str:
-    titles = {"student": "Image-text retrieval model", "quantizer": "Codebook of images"}
+    if "level" in description:
+        return "Image-text retrieval model"
+    titles = {"quantizer": "Codebook of images"}
     return titles.get(description["type"], f"Image encoder ({description['type']})")
 
 
@@ -46,6 +48,9 @@ def _network(description: dict) -> str:
             f"{description['num_codes']} codes of {description['code_dim']} channels for the features of a teacher, "
             f"{description['width']} wide, and the two layers that take a feature to its code."
         )
+    if description["type"] == "aligned":
+        types = (f"`{name}` ({own['type']})" for name, own in description["networks"].items())
+        return f"Networks that make one embedding together: {', '.join(types)}."
     image, text = description.get("image", description), description.get("text")
     sizes = f"images of {image['image_size']} px"
     if "patch_size" in image:
@@ -74,8 +79,8 @@ def likeness_lines(likeness: Mapping[str, Likeness], samples: Samples, dtype: st
     ]
 
 
-def _tags(student: bool) -> tuple[str, ...]:
-    return ("smke", "image-text-retrieval", "feature-extraction") if student else ("smke", "image-feature-extraction")
+def _tags(pairs: bool) -> tuple[str, ...]:
+    return ("smke", "image-text-retrieval", "feature-extraction") if pairs else ("smke", "image-feature-extraction")
 
 
 def _table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
@@ -171,13 +176,13 @@ def _data(record: Record) -> str:
     return "\n".join([f"Split `{task.get('split', 'train')}` of `{where}`{unit}.", "", *digests])
 
 
-def _limits(student: bool) -> str:
+def _limits(pairs: bool) -> str:
     known = [
         "The figures above are for that data and protocol alone; nothing else was measured.",
         "It was not tested for bias between groups of people, nor for use in decisions about people.",
         "No licence is stated here: it depends on the data and pretrained weights that it was made from.",
     ]
-    if student:
+    if pairs:
         known.insert(1, "It knows the language and the subjects of its training captions; other texts get embeddings "
                         "too, without meaning.")  # fmt: skip
     return "\n".join(f"- {line}" for line in known)

@@ -11,8 +11,9 @@ from smke_jax.convert.export.base import Batch
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.data.transforms import squash
 from smke_jax.errors import UserError
-from smke_jax.models.build import build_model
+from smke_jax.models.build import build_model, image_sizes
 from smke_jax.models.quantizer import Down
+from smke_jax.passes.aligned import aligned
 from smke_jax.passes.base import MEAN, STD, Pass, narrowed
 from smke_jax.passes.encode import LEVELS, encode_image, encode_text
 from smke_jax.passes.features import features
@@ -30,9 +31,14 @@ NETWORK = "exported"  # what the passes call it
 
 
 class Samples(NamedTuple):
-    """What goes through both networks: 'image' uint8 (N, S, S, 3) or 'cls' (N, D); captions; what to call them."""
+    """What goes through both networks.
 
-    arrays: Mapping[str, np.ndarray]
+    arrays:   'image', a list of uint8 (H, W, 3) of any size; or 'cls' (N, D)
+    captions: of these images or others
+    origin:   what to call them
+    """
+
+    arrays: Mapping[str, Any]
     captions: Sequence[str]
     origin: str
 
@@ -53,26 +59,25 @@ def draw_samples(task: Task, splits: Sequence[str], description: Mapping[str, An
     if description["type"] == "quantizer":
         vectors = np.random.default_rng(0).normal(size=(VECTORS, description["width"])).astype(np.float32)
         return Samples({"cls": vectors}, (), f"{VECTORS} random vectors in place of a teacher's features")
-    size = description.get("image", description)["image_size"]
     for name in splits:
         try:
             split = task.split(name)
-            images, captions = _first(split, size)
+            images, captions = _first(split)
         except (UserError, OSError) as error:
             log.info("the split %s cannot be read: %s", name, error)
         else:
             return Samples({"image": images}, captions, f"{len(images)} images of {split.name} with a caption each")
-    noise = np.random.default_rng(0).integers(0, 256, (COUNT, size, size, 3), dtype=np.uint8)
+    size = max(image_sizes(description).values())
+    noise = list(np.random.default_rng(0).integers(0, 256, (COUNT, size, size, 3), dtype=np.uint8))
     origin = f"{COUNT} pictures of noise and {len(SENTENCES)} sentences, as the data is gone"
     return Samples({"image": noise}, SENTENCES, origin)
 
 
-def _first(split: Split, size: int) -> tuple[np.ndarray, list[str]]:
-    """The first COUNT images, squashed to `size`, and the first caption of each."""
+def _first(split: Split) -> tuple[list[np.ndarray], list[str]]:
+    """The first COUNT images, as they are, and the first caption of each."""
     captions, images = split.facts["captions"], split.facts["caption_image"]
     rows = np.unique(images, return_index=True)[1][:COUNT]
-    pixels = [squash(split.facts["pixels"](images[row]), size) for row in rows]
-    return np.stack(pixels), [captions[row] for row in rows]
+    return [split.facts["pixels"](images[row]) for row in rows], [captions[row] for row in rows]
 
 
 def make_batch(samples: Samples, tokenizer: Tokenizer | None, max_length: int) -> Batch:
@@ -86,35 +91,50 @@ def make_batch(samples: Samples, tokenizer: Tokenizer | None, max_length: int) -
 def embed(description: dict, params: Any, batch: Batch) -> dict[str, np.ndarray]:
     """Every representation (N, D) of `batch`, computed in fp32.
 
-    Of a student '{image,text}/{fc1,out,head}', and what retrieval compares as '{image,text}_embeds'; of an encoder
-    'target/cls'; of a quantizer the 'latent' of every vector, and its 'codes'.
+    Of an image-text model '{image,text}/{fc1,out,head}', as far as it has them, and what retrieval compares as
+    '{image,text}_embeds'; of an encoder 'target/cls'; of a quantizer the 'latent' of every vector, and its 'codes'.
     """
     if description["type"] == "quantizer":
         return _quantized(description, params, batch)
-    model = build_model({**description, "dtype": "float32", "residual_dtype": "float32"})
-    is_student = description["type"] == "student"
-    if is_student:
-        passes = (encode_image(model, NETWORK), encode_text(model, NETWORK))
-        names = [f"{modality}/{level}" for modality in ("image", "text") for level in LEVELS]
-    else:
-        pixels = {"mean": description.get("mean", MEAN), "std": description.get("std", STD)}
-        passes, names = (features(model, NETWORK, **pixels),), ["target/cls"]
-    reps = _run([narrowed(p, names) for p in passes], params, batch)
-    if is_student:
+    description = _in_fp32(description)
+    sizes = image_sizes(description)
+    arrays = {array: np.stack([squash(image, size) for image in batch["image"]]) for array, size in sizes.items()}
+    arrays |= {name: x for name, x in batch.items() if name != "image"}
+    reps = _run(_passes(description), params if description["type"] == "aligned" else {NETWORK: params}, arrays)
+    if "level" in description:
         reps |= {f"{modality}_embeds": reps[f"{modality}/{description['level']}"] for modality in ("image", "text")}
     return reps
 
 
-def _run(passes: Sequence[Pass], params: Any, batch: Batch) -> dict[str, np.ndarray]:
+def _in_fp32(description: Mapping[str, Any]) -> dict[str, Any]:
+    inner = {name: _in_fp32(own) for name, own in description.get("networks", {}).items()}
+    return {**description, "dtype": "float32", "residual_dtype": "float32"} | ({"networks": inner} if inner else {})
+
+
+def _passes(description: dict) -> Sequence[Pass]:
+    """The passes that make what is compared, in the order in which they run."""
+    levels = [f"{modality}/{level}" for modality in ("image", "text") for level in LEVELS]
+    if description["type"] == "aligned":
+        return aligned(description, *levels)
+    model = build_model(description)
+    if description["type"] == "student":
+        return [narrowed(p, levels) for p in (encode_image(model, NETWORK), encode_text(model, NETWORK))]
+    pixels = {"mean": description.get("mean", MEAN), "std": description.get("std", STD)}
+    return [narrowed(features(model, NETWORK, **pixels), ["target/cls"])]
+
+
+def _run(passes: Sequence[Pass], params: Mapping[str, Any], arrays: Batch) -> dict[str, np.ndarray]:
+    """All that `passes` make and no other pass reads."""
+    inner = {need for p in passes for need in p.needs}
+
     @jax.jit
-    def run(params, batch):
-        made = {}
+    def run(params, arrays):
         for p in passes:
-            made |= p.run({NETWORK: params}, batch, None, False)
-        return made
+            arrays = arrays | p.run(params, arrays, None, False)
+        return {name: arrays[name] for p in passes for name in p.provides if name not in inner}
 
     with jax.default_matmul_precision("highest"):
-        return jax.device_get(run(params, batch))
+        return jax.device_get(run(params, dict(arrays)))
 
 
 def _quantized(description, params, batch) -> dict[str, np.ndarray]:

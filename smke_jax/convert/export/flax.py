@@ -44,4 +44,4 @@ def _embed(directory: Path, batch: Batch):
     return check.embed(read_description(directory)["model"], load_params(directory), batch)
 
 
-FLAX = Format("parameters for JAX", _write, _embed, USAGE, any_type=True)
+FLAX = Format("parameters for JAX", _write, _embed, {"": USAGE}, types=())

@@ -8,6 +8,7 @@ import numpy as np
 
 from smke_jax.convert.export import pytorch
 from smke_jax.convert.export.base import Batch, Format, Network
+from smke_jax.data.transforms import squash
 from smke_jax.errors import UserError
 from smke_jax.passes.base import MEAN, STD
 
@@ -78,18 +79,18 @@ def _export(module, path: Path, inputs: dict, dynamic_shapes: dict) -> None:
 
 
 def _embed(directory: Path, batch: Batch) -> dict[str, np.ndarray]:
-    pixels = (batch["image"].astype(np.float32) / 255 - np.float32(MEAN)) / np.float32(STD)
-    inputs = {
-        IMAGE: {"pixel_values": pixels.transpose(0, 3, 1, 2)},
-        TEXT: {"input_ids": batch["text"].astype(np.int64), "attention_mask": batch["text_mask"].astype(np.int64)},
-    }
     onnxruntime = pytorch.require("onnxruntime", "onnx")
+    image, text = (
+        onnxruntime.InferenceSession(directory / file, providers=["CPUExecutionProvider"]) for file in (IMAGE, TEXT)
+    )
+    size = image.get_inputs()[0].shape[-1]
+    pixels = np.stack([squash(x, size) for x in batch["image"]]).astype(np.float32) / 255
+    pixels = ((pixels - np.float32(MEAN)) / np.float32(STD)).transpose(0, 3, 1, 2)
+    ids, mask = (batch[name].astype(np.int64) for name in ("text", "text_mask"))
     return {
-        f"{Path(file).stem}_embeds": onnxruntime.InferenceSession(
-            directory / file, providers=["CPUExecutionProvider"]
-        ).run(None, values)[0]
-        for file, values in inputs.items()
+        "image_embeds": image.run(None, {"pixel_values": pixels})[0],
+        "text_embeds": text.run(None, {"input_ids": ids, "attention_mask": mask})[0],
     }
 
 
-ONNX = Format("two graphs for onnxruntime", _write, _embed, USAGE)
+ONNX = Format("two graphs for onnxruntime", _write, _embed, {"": USAGE})

@@ -2,13 +2,16 @@
 
 import importlib.util
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import safetensors.numpy
 from PIL import Image
 
+from smke_jax import atomic
 from smke_jax.convert.export.base import Batch, Network
 from smke_jax.convert.layouts.student import SMKE_HF
 from smke_jax.convert.rules import to_torch
@@ -25,6 +28,29 @@ FIELDS = {
     "text": ("max_positions", *TOWER),
     "shared": ("num_heads", "mlp_dim", "norm_eps", "activation", "layer_scale"),
 }
+
+
+EXAMPLE = """```python
+import PIL.Image
+import tokenizers
+import torch
+
+from MODULE import MODEL
+
+model = MODEL.from_directory(".")
+tokenizer = tokenizers.Tokenizer.from_file("tokenizer.json")
+encoding = tokenizer.encode("a dog runs across the grass")
+with torch.inference_mode():
+    image = model(model.preprocess([PIL.Image.open("photo.jpg")]))["image_embeds"]
+    text = model(input_ids=torch.tensor([encoding.ids]))["text_embeds"]
+print(image @ text.T)
+```
+"""
+
+
+def example(module: str, model: str) -> str:
+    """Markdown of how the class `model` in an export's file `module` embeds a photo and a sentence."""
+    return EXAMPLE.replace("MODULE", module).replace("MODEL", model)
 
 
 def smke_config(description: dict) -> dict:
@@ -59,12 +85,19 @@ def require(package: str, extra: str) -> ModuleType:
         raise UserError(f"this format needs {package}: pip install 'smke_jax[{extra}]'") from None
 
 
-def import_modeling(path: Path = SOURCE) -> ModuleType:
-    """The module in that file."""
+def import_modeling(path: Path = SOURCE, *, beside: tuple[str, ...] = ()) -> ModuleType:
+    """The module in that file.  `beside`: files in its folder that it imports."""
     require("torch", "torch")
-    spec = importlib.util.spec_from_file_location("modeling_smke", path)
+    others = {Path(name).stem: import_modeling(path.parent / name) for name in beside}
+    spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    before = {name: sys.modules.get(name) for name in others}
+    sys.modules.update(others)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        for name, other in before.items():
+            sys.modules.pop(name) if other is None else sys.modules.update({name: other})
     return module
 
 
@@ -102,13 +135,7 @@ def embed(model, batch: Batch) -> dict[str, np.ndarray]:
 
 def write_preprocessing(directory: Path, network: Network) -> None:
     """The tokenizer's files and preprocessor_config.json, as transformers reads them."""
-    network.tokenizer.save(directory)
-    path = directory / "tokenizer_config.json"
-    limits = {
-        "model_max_length": network.description["max_length"],
-        "model_input_names": ["input_ids", "attention_mask"],
-    }
-    write_json(path, json.loads(path.read_text(encoding="utf-8")) | limits)
+    write_tokenizer(directory, network)
     size = network.description["image"]["image_size"]
     # The whole picture squashed to a square, bicubic: what the student is evaluated with.
     preprocessor = {
@@ -124,6 +151,23 @@ def write_preprocessing(directory: Path, network: Network) -> None:
         "image_std": STD,
     }
     write_json(directory / "preprocessor_config.json", preprocessor)
+
+
+def write_tokenizer(directory: Path, network: Network) -> None:
+    """The tokenizer's files, as transformers reads them."""
+    network.tokenizer.save(directory)
+    path = directory / "tokenizer_config.json"
+    limits = {
+        "model_max_length": network.description["max_length"],
+        "model_input_names": ["input_ids", "attention_mask"],
+    }
+    write_json(path, json.loads(path.read_text(encoding="utf-8")) | limits)
+
+
+def write_weights(directory: Path, state: dict[str, np.ndarray]) -> None:
+    """model.safetensors."""
+    # Not save_file: it hides the system's reason for a failure and makes the file unreadable for others.
+    atomic.write_bytes(directory / "model.safetensors", safetensors.numpy.save(state, metadata={"format": "pt"}))
 
 
 def write_json(path: Path, content: dict) -> None:

@@ -84,4 +84,4 @@ def _embed(directory: Path, batch: Batch):
     return pytorch.embed(pytorch.build(conversion.params, conversion.description), batch)
 
 
-LIGHTNING = Format("checkpoint for the thesis' PyTorch modules", _write, _embed, USAGE)
+LIGHTNING = Format("checkpoint for the thesis' PyTorch modules", _write, _embed, {"": USAGE})

@@ -20,10 +20,11 @@ def write(
     there is no room.
     """
     form, description = FORMATS[format], network.description
-    if description["type"] != "student" and not form.any_type:
-        able = " or ".join(name for name, other in FORMATS.items() if other.any_type)
+    able = [name for name, other in FORMATS.items() if not other.types or description["type"] in other.types]
+    if format not in able:
         raise UserError(
-            f"this run trained a {description['type']} alone, --format={format} is for image-text models: use {able}"
+            f"this run trained a model of type {description['type']}, and --format={format} is for models of type "
+            f"{' or '.join(form.types)}: use {' or '.join(able)}"
         )
     batch = make_batch(samples, network.tokenizer, description.get("max_length", 0))
     with new_directory(directory) as partial:

@@ -1,6 +1,17 @@
 """Every kind of file that weights come in and go out as.  A new one is a file here and a line in LAYOUTS."""
 
-from smke_jax.convert.layouts import beit, beit_hf, bert, clip, data2vec2, resnet, student, vit, vit_hf
+from smke_jax.convert.layouts import (
+    beit,
+    beit_hf,
+    bert,
+    clip,
+    data2vec2,
+    efficientnet_lite,
+    resnet,
+    student,
+    vit,
+    vit_hf,
+)
 from smke_jax.convert.rules import Layout
 from smke_jax.convert.source import Source
 from smke_jax.errors import UserError
@@ -8,7 +19,7 @@ from smke_jax.errors import UserError
 LAYOUTS = {layout.name: layout for layout in (
     beit.UNILM, beit_hf.HF, bert.BERT, data2vec2.FAIRSEQ,
     vit.TIMM, vit.AUGREG, vit_hf.VIT, vit_hf.DINOV2, resnet.TIMM, resnet.TRANSFORMERS, clip.OPENAI, clip.TRANSFORMERS,
-    student.SMKE_HF, student.THESIS,
+    student.SMKE_HF, student.THESIS, efficientnet_lite.EFFICIENTNET_LITE,
 )}  # fmt: skip
 
 

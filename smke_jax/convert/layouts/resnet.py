@@ -3,13 +3,12 @@
 from collections.abc import Callable
 
 from smke_jax.convert.pixels import IMAGENET, pixel_statistics
-from smke_jax.convert.rules import CONV, Layout, Rule, linear, without_prefix
+from smke_jax.convert.rules import CONV, Layout, Rule, batch_norm, linear, without_prefix
 from smke_jax.convert.shapes import depth_of, stated
 from smke_jax.errors import UserError
 
 # Of a bottleneck; its first one in a stage has the last of these too.
 PARTS = (("conv1", "bn1"), ("conv2", "bn2"), ("conv3", "bn3"), ("downsample_conv", "downsample_bn"))
-STATISTICS = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
 # Of timm's architectures; others of its names (resnetblur50, resnetaa50) have the same tensors and compute otherwise.
 ARCHITECTURES = ("resnet26", "resnet50", "resnet101", "resnet152")
 IGNORED = {".num_batches_tracked": "for training only"}
@@ -30,8 +29,7 @@ def _describe(state, config, *, stem: str, stages: dict[str, int], head: str) ->
 
 
 def _conv_norm(torch: Names, flax: Names) -> list[Rule]:
-    norms = [Rule(f"{torch[1]}.{theirs}", f"{flax[1]}/{ours}") for theirs, ours in STATISTICS.items()]
-    return [Rule(f"{torch[0]}.weight", f"{flax[0]}/kernel", CONV), *norms]
+    return [Rule(f"{torch[0]}.weight", f"{flax[0]}/kernel", CONV), *batch_norm(torch[1], flax[1])]
 
 
 def _rules(description: dict, *, stem: Names, block: Callable[[int, int], list[Names]], head: str) -> list[Rule]:

@@ -1,13 +1,12 @@
 """The image-text student: our own PyTorch export, and the checkpoints of the thesis' author (spec 26.7)."""
 
-from collections.abc import Iterable
-
 from smke_jax.convert.layouts.bert import BERT
 from smke_jax.convert.layouts.data2vec2 import FAIRSEQ
 from smke_jax.convert.rules import (
     Layout,
     Rule,
     State,
+    inside,
     layer_norm,
     linear,
     patch_embed,
@@ -21,12 +20,8 @@ from smke_jax.convert.temperatures import by_level
 TOWERS = {"image": ("image_model.", FAIRSEQ), "text": ("text_model.", BERT)}  # in the thesis' files
 
 
-def _inside(torch: str, flax: str, rules: Iterable[Rule]) -> list[Rule]:
-    """`rules` of a part, for the whole in which its names begin with `torch` and its paths with `flax`."""
-    return [Rule(torch + rule.torch, tuple(flax + path for path in rule.paths), rule.kind) for rule in rules]
-
-
-def _hf_block(torch: str, flax: str, *, key_bias: bool = True, layer_scale: bool = False) -> list[Rule]:
+def own_block(torch: str, flax: str, *, key_bias: bool = True, layer_scale: bool = False) -> list[Rule]:
+    """Block of modeling_smke.py."""
     return [
         *layer_norm(f"{torch}.norm1", f"{flax}/norm1"),
         *linear(f"{torch}.attention.query", f"{flax}/attention/query"),
@@ -40,26 +35,29 @@ def _hf_block(torch: str, flax: str, *, key_bias: bool = True, layer_scale: bool
     ]
 
 
+def own_text_tower(text: dict) -> list[Rule]:
+    """TextTower of modeling_smke.py."""
+    return [
+        *(Rule(f"{name}_embedding.weight", f"{name}_embedding") for name in ("word", "position", "type")),
+        *layer_norm("embedding_norm", "embedding_norm"),
+        *per_layer(own_block("blocks.{i}", "block_{i}"), text["depth"]),
+        *(layer_norm("norm", "norm") if text["norm_order"] == "pre" else ()),
+    ]
+
+
 def _hf_rules(description: dict) -> list[Rule]:
     image, text, shared = description["image"], description["text"], description["shared"]
-    block = _hf_block("blocks.{i}", "block_{i}")
     image_tower = [
         *patch_embed("patch_embed"),
         Rule("cls_token", "cls_token"),
         *layer_norm("norm", "norm"),
-        *per_layer(block, image["depth"]),
-    ]
-    text_tower = [
-        *(Rule(f"{name}_embedding.weight", f"{name}_embedding") for name in ("word", "position", "type")),
-        *layer_norm("embedding_norm", "embedding_norm"),
-        *per_layer(block, text["depth"]),
-        *(layer_norm("norm", "norm") if text["norm_order"] == "pre" else ()),
+        *per_layer(own_block("blocks.{i}", "block_{i}"), image["depth"]),
     ]
     types = [Rule("type_embedding.weight", "type_embedding"), Rule("type_scale", "type_scale/gamma")]
     return [
-        *_inside("image.", "image_encoder/", image_tower),
-        *_inside("text.", "text_encoder/", text_tower),
-        *_hf_block("shared", "shared", key_bias=False, layer_scale=shared["layer_scale"] is not None),
+        *inside("image.", "image_encoder/", image_tower),
+        *inside("text.", "text_encoder/", own_text_tower(text)),
+        *own_block("shared", "shared", key_bias=False, layer_scale=shared["layer_scale"] is not None),
         *(types if description["token_types"] else ()),
         *layer_norm("head_norm", "head_norm"),
         *linear("head", "head"),
@@ -137,8 +135,8 @@ def _thesis_describe(state, config) -> dict:
 def _thesis_rules(description: dict) -> list[Rule]:
     types = [Rule("token_type_embeddings.weight", "type_embedding"), Rule("tte_scale.gamma", "type_scale/gamma")]
     return [
-        *_inside("image_model.", "image_encoder/", FAIRSEQ.rules(description["image"])),
-        *_inside("text_model.", "text_encoder/", BERT.rules({**description["text"], "pooler": False})),
+        *inside("image_model.", "image_encoder/", FAIRSEQ.rules(description["image"])),
+        *inside("text_model.", "text_encoder/", BERT.rules({**description["text"], "pooler": False})),
         *layer_norm("shared.norm1", "shared/norm1"),
         *qkv_without_key_bias("shared.attn", "shared/attention"),
         *linear("shared.attn.proj", "shared/attention/out"),

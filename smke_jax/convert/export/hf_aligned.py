@@ -1,0 +1,80 @@
+"""A model of type 'aligned' as a directory for PyTorch: frozen towers, a text tower and projections."""
+
+import shutil
+from pathlib import Path
+
+from smke_jax.convert.export import pytorch
+from smke_jax.convert.export.base import DTYPES, Batch, Network
+from smke_jax.convert.layouts.aligned import RULES, aligned_rules
+from smke_jax.convert.rules import state_of
+from smke_jax.convert.temperatures import as_lists
+from smke_jax.errors import UserError
+from smke_jax.models.efficientnet import EfficientNetLite
+from smke_jax.models.fields import defaults_of
+from smke_jax.models.text import TextEncoder
+from smke_jax.models.vit import Vit
+from smke_jax.passes.base import MEAN, STD
+
+MODELING = "modeling_aligned.py"
+SOURCE = pytorch.SOURCE.parent / MODELING
+USAGE = """
+With PyTorch, safetensors, Pillow and tokenizers, in this directory; the two Python files are its own and short:
+
+""" + pytorch.example("modeling_aligned", "AlignedModel")
+MODULES = {"efficientnet_lite": EfficientNetLite, "vit": Vit, "bert": TextEncoder}
+# Forms of a network that the PyTorch file always has: {type: {field: value}}.
+ALWAYS = {"vit": {"patch_bias": True, "norm_embeddings": False}, "bert": {"norm_order": "post"}}
+
+
+def write_aligned(directory: Path, network: Network, dtype: str) -> None:
+    """Weights, config.json, the tokenizer and the two PyTorch files."""
+    description = _complete(network.description)
+    _refuse_other_forms(description)
+    config = {
+        "model_type": "smke_aligned",
+        "dtype": dtype,
+        "networks": description["networks"],
+        **{key: description[key] for key in ("level", "max_length", "vocab_size")},
+        "logit_scales": as_lists(description["logit_scales"]),
+    }
+    pytorch.write_json(directory / "config.json", config)
+    state = state_of(aligned_rules(description), network.params, "aligned", dtype=DTYPES[dtype])
+    pytorch.write_weights(directory, state)
+    for source in (SOURCE, pytorch.SOURCE):
+        shutil.copyfile(source, directory / source.name)
+    pytorch.write_tokenizer(directory, network)
+
+
+def embed_aligned(directory: Path, batch: Batch):
+    """What the files in `directory` make of `batch`."""
+    modeling = pytorch.import_modeling(directory / MODELING, beside=(pytorch.MODELING,))
+    return pytorch.embed(modeling.AlignedModel.from_directory(directory), batch)
+
+
+def _complete(description: dict) -> dict:
+    """`description` with the fields that its networks have by default."""
+    networks = {name: _with_defaults(own) for name, own in description["networks"].items()}
+    return {**description, "networks": networks}
+
+
+def _with_defaults(own: dict) -> dict:
+    module = MODULES.get(own["type"])
+    usual = {} if module is None else defaults_of(module)
+    plain = {key: x for key, x in usual.items() if x is None or isinstance(x, bool | int | float | str)}
+    pixels = {"mean": MEAN, "std": STD} if "image_size" in own else {}
+    return {**plain, **pixels, **own}
+
+
+def _refuse_other_forms(description: dict) -> None:
+    for name, own in description["networks"].items():
+        kind = own["type"]
+        if kind not in RULES:
+            raise UserError(f"the network {name!r} is a {kind}, and in PyTorch there are {', '.join(RULES)}: use "
+                            "--format=flax")  # fmt: skip
+        shared = own.get("shared") or {}
+        known = {**ALWAYS.get(kind, {}), "shared.type": "transformer", "shared.depth": 1}
+        for field, value in known.items():
+            part = shared if field.startswith("shared.") else own
+            found = part.get(field.removeprefix("shared."), value)
+            if found != value:
+                raise UserError(f"{field} of {name!r} is {found!r}, and in PyTorch always {value!r}: use --format=flax")

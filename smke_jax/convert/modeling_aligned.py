@@ -1,0 +1,252 @@
+"""Frozen image towers, a text tower and projections into one space, in plain PyTorch.
+
+With PyTorch, safetensors, NumPy, Pillow and tokenizers, where `modeling_smke.py` lies beside this file:
+
+    model = AlignedModel.from_directory(directory)
+    pixels = model.preprocess([PIL.Image.open("photo.jpg")])
+    encoding = tokenizers.Tokenizer.from_file(f"{directory}/tokenizer.json").encode("a dog runs")
+    ids, mask = torch.tensor([encoding.ids]), torch.tensor([encoding.attention_mask])
+    similarity = model(pixels)["image_embeds"] @ model(input_ids=ids, attention_mask=mask)["text_embeds"].T
+"""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from modeling_smke import Block, TextTower
+from torch import nn
+
+# EfficientNet-Lite0: (blocks, kernel size, stride, expansion, channels) of each stage.
+STAGES = (
+    (1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)  # fmt: skip
+
+
+class Conv(nn.Conv2d):
+    """Without bias, with TensorFlow's "same" padding: an odd pixel is added right and below."""
+
+    def __init__(self, inputs, outputs, kernel_size=1, stride=1, groups=1):
+        super().__init__(inputs, outputs, kernel_size, stride, groups=groups, bias=False)
+
+    def forward(self, x):
+        pads = []
+        for size, kernel_size, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+            total = max((math.ceil(size / stride) - 1) * stride + kernel_size - size, 0)
+            pads += [total // 2, total - total // 2]
+        return super().forward(F.pad(x, pads))
+
+
+class InvertedResidual(nn.Module):
+    def __init__(self, kernel_size, stride, expansion, inputs, outputs, eps):
+        super().__init__()
+        hidden = expansion * inputs
+        self.expands = expansion > 1
+        if self.expands:
+            self._expand_conv, self._bn0 = Conv(inputs, hidden), nn.BatchNorm2d(hidden, eps)
+        self._depthwise_conv, self._bn1 = Conv(hidden, hidden, kernel_size, stride, hidden), nn.BatchNorm2d(hidden, eps)
+        self._project_conv, self._bn2 = Conv(hidden, outputs), nn.BatchNorm2d(outputs, eps)
+        self.adds = stride == 1 and inputs == outputs
+
+    def forward(self, x):
+        y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        y = F.relu6(self._bn1(self._depthwise_conv(y)))
+        y = self._bn2(self._project_conv(y))
+        return x + y if self.adds else y
+
+
+def rounded(channels):
+    """The nearest multiple of 8, but never less than nine tenths."""
+    nearest = max(8, int(channels + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * channels else nearest + 8
+
+
+class EfficientNetLite(nn.Module):
+    """Normalised pixels (B, 3, S, S) -> the mean of the last feature map (B, D)."""
+
+    def __init__(self, fields):
+        super().__init__()
+        eps, blocks, channels = fields.get("norm_eps", 1e-3), [], 32
+        for i, (repeats, kernel_size, stride, expansion, outputs) in enumerate(STAGES):
+            repeats *= 1 if i in (0, len(STAGES) - 1) else fields["depth_multiplier"]
+            outputs = rounded(outputs * fields["width_multiplier"])
+            for place in range(math.ceil(repeats)):
+                stride = stride if place == 0 else 1
+                blocks.append(InvertedResidual(kernel_size, stride, expansion, channels, outputs, eps))
+                channels = outputs
+        self._conv_stem, self._bn0 = Conv(3, 32, 3, 2), nn.BatchNorm2d(32, eps)
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head, self._bn1 = Conv(channels, fields["width"]), nn.BatchNorm2d(fields["width"], eps)
+        if fields["num_classes"]:
+            self._fc = nn.Linear(fields["width"], fields["num_classes"])
+
+    def forward(self, pixels):
+        x = F.relu6(self._bn0(self._conv_stem(pixels)))
+        for block in self._blocks:
+            x = block(x)
+        return unit(F.relu6(self._bn1(self._conv_head(x))).mean((2, 3)))
+
+
+class Vit(nn.Module):
+    """Normalised pixels (B, 3, S, S) -> [CLS] and the mean over patches of the chosen layers, side by side."""
+
+    def __init__(self, fields):
+        super().__init__()
+        width, patch_size, eps = fields["width"], fields["patch_size"], fields["norm_eps"]
+        self.pools, self.layers = fields["pools"], fields["layers"]
+        self.patch_embed = nn.Conv2d(3, width, patch_size, patch_size)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
+        tokens = 1 + (fields["image_size"] // patch_size) ** 2
+        self.position_embedding = nn.Parameter(torch.zeros(tokens, width))
+        sizes = width, fields["num_heads"], fields["mlp_dim"], "pre", eps, fields["activation"], fields["layer_scale"]
+        self.blocks = nn.ModuleList(Block(*sizes) for _ in range(fields["depth"]))
+        self.norm = nn.LayerNorm(width, eps)
+
+    def forward(self, pixels):
+        x = self.patch_embed(pixels).flatten(2).transpose(1, 2)
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1) + self.position_embedding
+        streams = []
+        for block in self.blocks:
+            x, _ = block(x)
+            streams.append(x)
+        chosen = [streams[i - 1] for i in self.layers] or [self.norm(x)]
+        pools = {"cls": lambda x: x[:, 0], "mean": lambda x: x[:, 1:].mean(1)}
+        return torch.cat([unit(pools[pool](x.float())) for x in chosen for pool in self.pools], dim=1)
+
+
+class Bert(TextTower):
+    """Token ids and mask (B, L), 1 = token -> (B, D): the mean over the tokens of the last layer, or [CLS]."""
+
+    def __init__(self, fields):
+        super().__init__(fields, fields["vocab_size"])
+        self.pool = fields["pool"]
+
+    def forward(self, ids, mask):
+        tokens = super().forward(ids, mask).float()
+        if self.pool == "cls":
+            return tokens[:, 0]
+        seen = mask[:, :, None].to(tokens)
+        return (tokens * seen).sum(1) / seen.sum(1)
+
+
+class Projection(nn.Module):
+    """Features (B, F) -> (B, width): a linear layer, and with `hidden` a residual MLP after it."""
+
+    def __init__(self, inputs, width, hidden):
+        super().__init__()
+        self.linear = nn.Linear(inputs, width)
+        self.hidden = hidden
+        if hidden:
+            self.norm = nn.LayerNorm(width, 1e-6)
+            self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
+
+    def forward(self, x):
+        x = self.linear(x)
+        return x + self.fc2(F.gelu(self.fc1(self.norm(x)), approximate="tanh")) if self.hidden else x
+
+
+class Projections(nn.Module):
+    """A projection of images, one of texts, and what both share."""
+
+    def __init__(self, fields, inputs):
+        super().__init__()
+        width, shared = fields["width"], fields["shared"]
+        self.image, self.text = (Projection(inputs[side], width, fields["hidden"]) for side in ("image", "text"))
+        self.shared = None
+        if shared:
+            sizes = {name: shared[name] for name in ("num_heads", "mlp_dim", "norm_eps", "activation", "layer_scale")}
+            self.shared = Block(width=width, norm_order="pre", key_bias=False, **sizes)
+        self.has_head = bool(fields["head"])
+        if self.has_head:
+            self.head_norm, self.head_linear = nn.LayerNorm(width, 1e-6), nn.Linear(width, fields["head"])
+
+    def forward(self, side, features):
+        made = {"out": getattr(self, side)(features)}
+        if self.shared is not None:
+            made["out"], made["fc1"] = (x[:, 0] for x in self.shared(made["out"][:, None]))
+        if self.has_head:
+            made["head"] = self.head_linear(self.head_norm(made["out"]))
+        return {name: x.float() for name, x in made.items()}
+
+
+TOWERS = {"efficientnet_lite": EfficientNetLite, "vit": Vit, "bert": Bert}
+
+
+class AlignedModel(nn.Module):
+    """Towers and projections, as config.json describes them in "networks".
+
+    `encode_image` and `encode_text` return what the projections make: 'out' (B, width), and 'fc1' and 'head' where the
+    model has them.  Calling the model returns what retrieval compares, one of them ("level"), L2-normalised.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        networks = config["networks"]
+        self.level, self.fields = config["level"], networks
+        (self.last,) = (name for name, own in networks.items() if own["type"] == "projections")
+        self.networks = nn.ModuleDict({name: TOWERS[x["type"]](x) for name, x in networks.items() if name != self.last})
+        makers = {f"{own['makes']}/feature": name for name, own in networks.items() if name != self.last}
+        self.readers = {side: [makers[feature] for feature in networks[self.last][side]] for side in ("image", "text")}
+        inputs = {side: sum(self._width(name) for name in names) for side, names in self.readers.items()}
+        self.networks[self.last] = Projections(networks[self.last], inputs)
+
+    def _width(self, name):
+        own = self.fields[name]
+        outputs = max(len(own.get("layers", ())), 1) * len(own.get("pools", ("mean",)))
+        return own["width"] * outputs
+
+    @classmethod
+    def from_directory(cls, directory):
+        """The model that lies beside this file, for inference, in the precision of its weights."""
+        from safetensors.torch import load_file
+
+        model = cls(json.loads((Path(directory) / "config.json").read_text(encoding="utf-8")))
+        weights = load_file(Path(directory) / "model.safetensors")
+        model.to(next(iter(weights.values())).dtype)
+        # The counters of batches are of no use to inference, and the file holds none.
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        wrong = [*unexpected, *(name for name in missing if not name.endswith("num_batches_tracked"))]
+        if wrong:
+            raise ValueError(f"the weights in {directory} do not fit its config.json: {', '.join(wrong)}")
+        return model.eval()
+
+    def preprocess(self, images):
+        """PIL images -> {tower: (B, 3, S, S)}: each squashed to a square as a whole, bicubic, and normalised."""
+        return {name: self._pixels(images, self.fields[name]) for name in self.readers["image"]}
+
+    def _pixels(self, images, own):
+        size = (own["image_size"],) * 2
+        pixels = np.stack([np.asarray(image.convert("RGB").resize(size, resample=3)) for image in images])
+        pixels = (pixels.astype(np.float32) / 255 - np.float32(own["mean"])) / np.float32(own["std"])
+        return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+    def encode_image(self, pixels):
+        """What `preprocess` gives -> representations, see the class."""
+        dtype = next(self.parameters()).dtype
+        features = [self.networks[name](pixels[name].to(dtype)) for name in self.readers["image"]]
+        return self.networks[self.last]("image", torch.cat(features, dim=1).to(dtype))
+
+    def encode_text(self, input_ids, attention_mask):
+        """Token ids and mask (B, L), 1 = token -> representations, see the class."""
+        dtype = next(self.parameters()).dtype
+        features = [self.networks[name](input_ids, attention_mask) for name in self.readers["text"]]
+        return self.networks[self.last]("text", torch.cat(features, dim=1).to(dtype))
+
+    def forward(self, pixels=None, input_ids=None, attention_mask=None):
+        """-> {'image_embeds': (B, D), 'text_embeds': (B', D)} of what is given, L2-normalised."""
+        outputs = {}
+        if pixels is not None:
+            outputs["image_embeds"] = F.normalize(self.encode_image(pixels)[self.level], dim=-1)
+        if input_ids is not None:
+            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            outputs["text_embeds"] = F.normalize(self.encode_text(input_ids, mask)[self.level], dim=-1)
+        return outputs
+
+
+def unit(x):
+    """x (B, D) divided by the root mean square of each row, in fp32."""
+    x = x.float()
+    return x * torch.rsqrt(x.square().mean(dim=1, keepdim=True) + 1e-12)

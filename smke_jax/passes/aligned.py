@@ -1,0 +1,51 @@
+"""A model that several networks make together, such as frozen towers and their projections, from its description."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from smke_jax.models.fields import build_from
+from smke_jax.models.projections import build_projections
+from smke_jax.models.teachers import TEACHERS, build_teacher
+from smke_jax.models.text import TextEncoder
+from smke_jax.passes.base import MEAN, STD, Pass, narrowed
+from smke_jax.passes.features import features
+from smke_jax.passes.project import project
+from smke_jax.passes.words import words
+
+Description = Mapping[str, Any]
+
+
+def aligned(description: Description, *wanted: str) -> tuple[Pass, ...]:
+    """The passes that make the representations `wanted`, such as 'image/out', in the order in which they run.
+
+    description: holds 'networks', {name: {'type': …, fields of its model, and what its passes need to know}}, those
+                 first whose features others read
+    """
+    passes = [p for name, own in description["networks"].items() for p in PASSES[own["type"]](name, own)]
+    needed, chosen = set(wanted), []
+    for p in reversed(passes):
+        if needed & set(p.provides):
+            chosen.append(narrowed(p, needed))
+            needed |= set(p.needs)
+    return tuple(reversed(chosen))
+
+
+def _image_tower(name: str, own: Description) -> tuple[Pass, ...]:
+    chosen = {key: own[key] for key in ("makes", "image")} | {key: tuple(own[key]) for key in ("pools", "layers")}
+    return (features(build_teacher(own), name, mean=own.get("mean", MEAN), std=own.get("std", STD), **chosen),)
+
+
+def _text_tower(name: str, own: Description) -> tuple[Pass, ...]:
+    return (words(build_from(own, TextEncoder), name, makes=own["makes"], pool=own["pool"]),)
+
+
+def _projections(name: str, own: Description) -> tuple[Pass, ...]:
+    features = {side: tuple(own[side]) for side in ("image", "text")}
+    return project(build_projections(own), name, **features)
+
+
+PASSES: dict[str, Callable[[str, Description], tuple[Pass, ...]]] = {
+    **dict.fromkeys(TEACHERS, _image_tower),
+    "bert": _text_tower,
+    "projections": _projections,
+}

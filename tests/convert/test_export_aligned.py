@@ -1,0 +1,105 @@
+"""Frozen towers, a text tower and projections leave as one model, which embeds as in the run, in PyTorch too."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import smke_jax
+from smke_jax.convert.export import pytorch
+from smke_jax.convert.params_file import save_params
+from smke_jax.data import datasets
+from smke_jax.data.scenes import make_scenes
+from smke_jax.errors import UserError
+from smke_jax.forms import form_of
+from smke_jax.models.build import param_shapes
+from smke_jax.parts import bert, itc, part, projections, text_tower, transformer
+from smke_jax.training.export import export_run
+from smke_jax.training.loop import train_and_evaluate
+from smke_jax.training.restore import restore_run
+
+SCENES = make_scenes(24, 16)
+SIZES = {"width": 16, "num_heads": 2, "mlp_dim": 8}
+TOWERS = {
+    "cells": {"type": "efficientnet_lite", "image_size": 32, "width": 24, "width_multiplier": 0.25,
+              "depth_multiplier": 1.0, "num_classes": 3, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]},
+    "patches": {"type": "vit", "image_size": 28, "patch_size": 14, "depth": 3, "layer_scale": 0.5, **SIZES},
+}  # fmt: skip
+
+
+def tower(folder, name, **fields):
+    """A frozen network of random weights from a file, with norms whose statistics are not those of a start."""
+    rng, description = np.random.default_rng(len(name)), TOWERS[name]
+    params = jax.tree.map(lambda x: rng.uniform(0.1, 0.6, x.shape).astype(np.float32), param_shapes(description))
+    (folder / name).mkdir()
+    save_params(folder / name / "params.safetensors", params, {"model": description})
+    return part("frozen", start=str(folder / name), makes=name, image=f"{name}_image", **fields)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("aligned")
+    c = form_of("smoke").run()
+    c.batch_size, c.num_devices = 8, 1
+    c.task = form_of("smoke").pairs(unit="images")
+    c.networks.cells = tower(folder, "cells")
+    c.networks.patches = tower(folder, "patches", pools=("cls", "mean"), layers=(1, 3))
+    c.networks.words = text_tower(start="random", model=bert(depth=1, max_positions=12, **SIZES))
+    c.networks.student = projections(
+        image=("cells/feature", "patches/feature"),
+        width=8,
+        hidden=12,
+        head=5,
+        shared=transformer(num_heads=2, mlp_dim=6),
+    )
+    c.terms.itc = itc(levels=("out",))
+    c.evaluators.retrieval = form_of("smoke").retrieval()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets, "scenes", lambda: SCENES)
+        train_and_evaluate(c, folder / "run")
+        yield folder / "run"
+
+
+@pytest.fixture(scope="module")
+def own(run):
+    """(the first four images and captions of the gallery, their normalised embeddings as the run evaluates them)."""
+    restored = restore_run(run)
+    split = restored.experiment.task.split("gallery")
+    encode = restored.encoder()
+    found = {side: encode((f"{side}/out",), split)[f"{side}/out"][:4] for side in ("image", "text")}
+    pictures = [Image.fromarray(split.facts["pixels"](i)) for i in range(4)]
+    captions = [split.facts["captions"][i] for i in range(4)]
+    return pictures, captions, {k: x / np.linalg.norm(x, axis=1)[:, None] for k, x in found.items()}
+
+
+@pytest.mark.parametrize("opened", ["run", "export"])
+def test_it_is_opened_with_its_towers(run, own, tmp_path, opened):
+    if opened == "export":
+        written = export_run(run, tmp_path / "flax")
+        assert {name.partition("/")[2] for name in written.likeness} >= {"out", "fc1", "head"}
+    model = smke_jax.load(run if opened == "run" else tmp_path / "flax")
+    pictures, captions, expected = own
+    np.testing.assert_allclose(model.encode_images(pictures), expected["image"], atol=2e-5)
+    np.testing.assert_allclose(model.encode_texts(captions), expected["text"], atol=2e-5)
+
+
+def test_pytorch_embeds_as_the_run(run, own, tmp_path):
+    torch = pytest.importorskip("torch")
+    written = export_run(run, tmp_path / "hf", format="hf")
+    assert all(x.delta < 1e-5 for x in written.likeness.values()), written.likeness
+    modeling = pytorch.import_modeling(tmp_path / "hf" / "modeling_aligned.py", beside=("modeling_smke.py",))
+    model = modeling.AlignedModel.from_directory(tmp_path / "hf")
+    pictures, captions, expected = own
+    ids, mask = restore_run(run).experiment.task.tokenizer.encode(captions, 12)
+    with torch.inference_mode():
+        found = model(model.preprocess(pictures), torch.tensor(ids), torch.tensor(mask))
+    np.testing.assert_allclose(found["image_embeds"], expected["image"], atol=2e-5)
+    np.testing.assert_allclose(found["text_embeds"], expected["text"], atol=2e-5)
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "`patches` (vit)" in card and "AlignedModel.from_directory" in card and "AutoModel" not in card
+
+
+def test_a_format_that_cannot_hold_it_says_which_can(run, tmp_path):
+    with pytest.raises(UserError, match="type aligned, and --format=onnx is for models of type student: use flax or"):
+        export_run(run, tmp_path / "onnx", format="onnx")
+    assert not list(tmp_path.iterdir())
