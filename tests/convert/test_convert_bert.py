@@ -210,9 +210,9 @@ def test_trained_weights_give_the_similarities_of_their_package(minilm):
 @pytest.mark.real_data
 def test_trained_weights_rank_sentence_pairs_as_people_do(minilm, real_data):
     lines = (real_data / "text/glue/STS-B/dev.tsv").read_text(encoding="utf-8").splitlines()
-    rows = [line.split("\t") for line in lines]
-    first, second, scores = zip(*[(row[-3], row[-2], float(row[-1])) for row in rows if row[-1] != "score"])
+    rows = [line.split("\t") for line in lines if not line.endswith("\tscore")][::3]  # a third takes a third of 30 s
+    first, second, scores = zip(*[(row[-3], row[-2], float(row[-1])) for row in rows])
     a, b = np.split(sentence_vectors(minilm[1], [*first, *second]), 2)
     correlation = spearmanr((a * b).sum(1), scores).statistic
     print(f"STS-B dev: {len(scores)} pairs, Spearman {correlation:.4f}")
-    assert len(scores) > 1000 and correlation > 0.8
+    assert len(scores) == 500 and correlation > 0.8
