@@ -1,11 +1,10 @@
-"""Set before JAX is first imported: eight CPU devices, no network, a compile cache.  Long files begin first."""
+"""Set before JAX is first imported: eight CPU devices, no network, a compile cache.  The longest files begin first."""
 
 import fcntl
 import gc
 import os
 import signal
 import sys
-from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -34,10 +33,43 @@ from absl import flags  # noqa: E402
 flags.FLAGS.mark_as_parsed()  # libraries that read absl flags would otherwise refuse outside app.run
 
 
+# Files of more than about 25 seconds, the longest first: `pytest -n 0 FILE` on an idle core takes from 90 to 25.  Those
+# that ask for `staged` are not neighbours: one of two would wait for the other.
+LONGEST = (
+    "frozen/test_numbers.py",
+    "programs/test_real_weights.py",
+    "convert/test_export.py",
+    "generic/test_terms.py",
+    "parallel/test_processes.py",
+    "generic/test_configs.py",
+    "programs/test_evaluate_export.py",
+    "programs/test_demo.py",
+    "test_readme.py",
+    "convert/test_export_aligned.py",
+    "studies/ladder/test_ladder_program.py",
+    "studies/test_sweep.py",
+    "test_embedder.py",
+    "convert/test_convert_student.py",
+    "training/test_resume.py",
+    "programs/test_command_line.py",
+    "training/test_stored_views.py",
+    "studies/benchmarks/test_train_step.py",
+    "studies/plan/test_program.py",
+    "generic/test_extension.py",
+    "studies/plan/test_flops.py",
+    "convert/test_convert_bert.py",
+    "losses/test_contrastive.py",
+    "training/test_checkpoint.py",
+)
+
+
 def pytest_collection_modifyitems(items):
-    """Files with the most slow tests first, so that none of them is the last of one process while another idles."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    """The longest files first, so that none of them is the last of one process while another idles."""
+    tests = Path(__file__).parent
+    if missing := [name for name in LONGEST if not (tests / name).is_file()]:
+        raise pytest.UsageError(f"LONGEST in {__file__} names files that are not there: {', '.join(missing)}")
+    place = {tests / name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(LONGEST)))
 
 
 @pytest.fixture(scope="module", autouse=True)

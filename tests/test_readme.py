@@ -13,7 +13,10 @@ from smke_jax.__main__ import main
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
-SHORT = ["--config.total_steps=2", "--config.batch_size=8", "--config.eval_batch_size=8"]
+SHORT = [
+    *("--config.total_steps=2", "--config.batch_size=8", "--config.eval_batch_size=8"),
+    "--config.optimizer.name=adamw",  # Muon compiles for longer, and other tests train with it
+]
 
 
 def sizes_of(part: str, **more) -> list[str]:

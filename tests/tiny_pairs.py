@@ -53,13 +53,11 @@ def pixels_and_words(*, width: int = WIDTH, words: int = 60) -> Network:
 NETWORKS["pixels_and_words"] = pixels_and_words
 
 
-def tiny_pairs(**fields):
-    """`tiny_config` with the networks 'net' and 'target'; `fields` are those of `pixels_and_words`."""
+def tiny_pairs():
+    """`tiny_config` with the networks 'net' and 'target'."""
     c = tiny_config()
     del c.networks.student, c.networks.teacher
-    c.networks.net, c.networks.target = part("pixels_and_words", **fields), part("one_matrix")
-    if "width" in fields:
-        c.networks.target.width = fields["width"]
+    c.networks.net, c.networks.target = part("pixels_and_words"), part("one_matrix", pixels=SIDE)
     c.terms.itc.levels = ("out",)
     c.optimizer.update(learning_rate=1e-3, reference_batch=0, warmup_fraction=0.0)  # every step changes the next loss
     return c

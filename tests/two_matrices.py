@@ -20,6 +20,7 @@ from smke_jax.convert.params_file import digests, fit, load_params
 from smke_jax.errors import UserError
 from smke_jax.networks import NETWORKS
 from smke_jax.networks.base import Network, Start
+from smke_jax.networks.frozen import ROLE
 from smke_jax.networks.start import RANDOM
 from smke_jax.objectives import TERMS
 from smke_jax.objectives.base import Term, no_state
@@ -132,23 +133,26 @@ def two_matrices(*, width: int = WIDTH, dtype: str = "float32", trained: tuple[s
     return Network(init, forward, trained=tuple(trained) or True)
 
 
-def one_matrix(*, start: str = RANDOM, width: int = WIDTH) -> Network:
-    """A frozen matrix: 'target/cls' (B, width) of all numbers of an 'image', a vector or pixels."""
+def one_matrix(*, start: str = RANDOM, width: int = WIDTH, pixels: int = 0) -> Network:
+    """A frozen matrix: 'target/cls' (B, width) of a vector 'image', or of an image of `pixels` per side."""
+
+    def init(key, specs):
+        (image,) = specs.values()
+        return {"kernel": jax.random.normal(key, (math.prod(image.shape[1:]), width))}
 
     def begin(shapes):
         return None if start == RANDOM else Start(fit(shapes, load_params(start), source=start), {}, digests(start))
 
     def forward(name, specs):
+        image = ROLE if ROLE in specs else "image"
+
         def run(params, arrays, key, train):
-            image = arrays["image"]
-            return {"target/cls": image.reshape(len(image), -1) @ params[name]["kernel"]}
+            rows = arrays[image].astype(jnp.float32).reshape(len(arrays[image]), -1)
+            return {"target/cls": rows @ params[name]["kernel"]}
 
-        return (Pass(name, (name,), ("image",), ("target/cls",), run),)
+        return (Pass(name, (name,), (image,), ("target/cls",), run),)
 
-    def init(key, specs):
-        return {"kernel": jax.random.normal(key, (math.prod(specs["image"].shape[1:]), width))}
-
-    return Network(init, forward, begin, trained=False)
+    return Network(init, forward, begin, trained=False, sizes={ROLE: pixels} if pixels else {})
 
 
 def alike() -> Term:

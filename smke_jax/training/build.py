@@ -276,7 +276,10 @@ def build_step(
     tx, schedule = build_optimizer(
         batch_size=config.batch_size, total_steps=config.total_steps, **config.optimizer.to_dict()
     )
-    abstract = abstract_state(experiment.recipe, tx, experiment.mesh, experiment.batch, sharding=config.sharding)
+    abstract = abstract_state(
+        experiment.recipe, tx, experiment.mesh, experiment.batch, sharding=config.sharding,
+        arrays=experiment.shapes.arrays,
+    )  # fmt: skip
     run = make_train_step(
         experiment.recipe, tx, experiment.mesh, total_steps=config.total_steps, layout=abstract,
         micro_batch=config.micro_batch, loss_impl=config.loss_impl,

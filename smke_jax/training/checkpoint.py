@@ -22,6 +22,7 @@ from smke_jax.errors import UserError
 from smke_jax.parallel.process import failing_together, release_others
 from smke_jax.training import checkpoint_record as records
 from smke_jax.training.checkpoint_record import Damaged
+from smke_jax.training.replica_slices import write_small_arrays_whole
 from smke_jax.training.retention import NewestAndBest, remove_uncommitted
 
 log = logging.getLogger("smke_jax")
@@ -60,6 +61,7 @@ class Checkpointer:
                 remove_uncommitted(self.directory)
             except OSError as error:
                 raise UserError(f"cannot write checkpoints in {self.directory}: {error.strerror}") from error
+        write_small_arrays_whole()
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(

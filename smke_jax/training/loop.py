@@ -193,8 +193,9 @@ class _Loop:
         found = self.checkpoints.restore_latest(plan.abstract.params, plan.abstract.without_params())
         if found is None:
             state = init_state(
-                self.recipe, plan.tx, self.mesh, plan.experiment.batch, seed=plan.seed, sharding=plan.sharding
-            )
+                self.recipe, plan.tx, self.mesh, plan.experiment.batch, seed=plan.seed, sharding=plan.sharding,
+                arrays=plan.experiment.shapes.arrays,
+            )  # fmt: skip
             state = state.replace(params=with_starts(state.params, plan.starts))
             log.info("%s parameters are trained", f"{count_parameters(state.params):,}")
             for name, start in plan.starts.items():

@@ -77,7 +77,9 @@ def restore_run(workdir: str | Path, step: int | Literal["best"] | None = None) 
             f"{workdir / 'tokenizer'} is not the vocabulary that this run was trained with "
             f"(it has {words.vocab_size} tokens): put the original back"
         )
-    abstract = abstract_state(experiment.recipe, optax.identity(), experiment.mesh, experiment.batch)
+    abstract = abstract_state(
+        experiment.recipe, optax.identity(), experiment.mesh, experiment.batch, arrays=experiment.shapes.arrays
+    )
     with Checkpointer(workdir / "checkpoints", read_only=True) as checkpoints:
         step, params, _ = checkpoints.restore_params(abstract.params, step)
     return TrainedRun(experiment, step, params, run, config.to_dict(), workdir)

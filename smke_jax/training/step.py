@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from smke_jax.losses.collective import Scope, mean
 from smke_jax.losses.contrastive import normalise
+from smke_jax.networks.base import Specs
 from smke_jax.parallel.mesh import DATA_AXES, replicated, sharded
 from smke_jax.parallel.rules import shardings, specs
 from smke_jax.passes.base import Pass
@@ -31,20 +32,36 @@ Frozen = Mapping[str, Any]  # {network: parameters that are not trained, 'assets
 
 
 def init_state(
-    recipe: Recipe, tx, mesh, batch: Mapping[str, Any], *, seed: int, sharding: str = "replicated"
+    recipe: Recipe,
+    tx,
+    mesh,
+    batch: Mapping[str, Any],
+    *,
+    seed: int,
+    sharding: str = "replicated",
+    arrays: Specs | None = None,
 ) -> TrainState:
     """A fresh state, made directly on the devices that hold it: none ever holds more than its part.
 
-    `batch` gives shapes and types only; `sharding` is a key of `smke_jax.parallel.rules.RULES`.
+    `batch` gives shapes and types only; `sharding` is a key of `smke_jax.parallel.rules.RULES`.  `arrays` are those of
+    `shapes_of` the batch, where the caller has them: to find them, all passes are traced.
     """
-    init = _initialise(recipe, tx, batch, seed)
+    init = _initialise(recipe, tx, batch, seed, arrays)
     where = shardings(jax.eval_shape(init), mesh, sharding, spread(recipe))
     return jax.jit(init, out_shardings=where)()
 
 
-def abstract_state(recipe: Recipe, tx, mesh, batch: Mapping[str, Any], *, sharding: str = "replicated") -> TrainState:
-    """The state as shapes with their shardings: what a checkpoint is restored into."""
-    shapes = jax.eval_shape(_initialise(recipe, tx, batch, 0))
+def abstract_state(
+    recipe: Recipe,
+    tx,
+    mesh,
+    batch: Mapping[str, Any],
+    *,
+    sharding: str = "replicated",
+    arrays: Specs | None = None,
+) -> TrainState:
+    """The state as shapes with their shardings: what a checkpoint is restored into.  Arguments as of `init_state`."""
+    shapes = jax.eval_shape(_initialise(recipe, tx, batch, 0, arrays))
     place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
     return jax.tree.map(place, shapes, shardings(shapes, mesh, sharding, spread(recipe)))
 
@@ -54,10 +71,12 @@ def spread(recipe: Recipe) -> dict[str, tuple[str, ...]]:
     return {name: term.spread for name, term in recipe.terms.items()}
 
 
-def _initialise(recipe, tx, batch, seed):
+def _initialise(recipe, tx, batch, seed, arrays):
+    if arrays is None:
+        arrays = shapes_of(recipe, batch).arrays
+
     def init():
         key = jax.random.key(seed)
-        arrays = shapes_of(recipe, batch).arrays
         params: dict[str, Any] = {"terms": {}}
         slots = {}
         for name, network in recipe.networks.items():

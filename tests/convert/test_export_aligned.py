@@ -22,7 +22,7 @@ SCENES = make_scenes(24, 16)
 SIZES = {"width": 16, "num_heads": 2, "mlp_dim": 8}
 TOWERS = {
     "cells": {"type": "efficientnet_lite", "image_size": 32, "width": 24, "width_multiplier": 0.25,
-              "depth_multiplier": 1.0, "num_classes": 3, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]},
+              "depth_multiplier": 0.3, "num_classes": 3, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]},
     "patches": {"type": "vit", "image_size": 28, "patch_size": 14, "depth": 3, "layer_scale": 0.5,
                 "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225], **SIZES},
 }  # fmt: skip
@@ -43,7 +43,7 @@ def run(tmp_path_factory):
     c = form_of("smoke").run()
     c.batch_size, c.num_devices = 8, 1
     c.task = form_of("smoke").pairs(unit="images")
-    c.networks.cells = tower(folder, "cells", layers=(3, 17))
+    c.networks.cells = tower(folder, "cells", layers=(3, 9))
     c.networks.patches = tower(folder, "patches", pools=("cls", "mean"), layers=(1, 3))
     c.networks.words = text_tower(start="random", model=bert(depth=1, max_positions=12, **SIZES))
     c.networks.student = projections(
@@ -62,9 +62,13 @@ def run(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def own(run):
+def restored(run):
+    return restore_run(run)
+
+
+@pytest.fixture(scope="module")
+def own(restored):
     """(the first four images and captions of the gallery, their normalised embeddings as the run evaluates them)."""
-    restored = restore_run(run)
     split = restored.experiment.task.split("gallery")
     encode = restored.encoder()
     found = {side: encode((f"{side}/out",), split)[f"{side}/out"][:4] for side in ("image", "text")}
@@ -84,14 +88,14 @@ def test_it_is_opened_with_its_towers(run, own, tmp_path, opened):
     np.testing.assert_allclose(model.encode_texts(captions), expected["text"], atol=2e-5)
 
 
-def test_pytorch_embeds_as_the_run(run, own, tmp_path):
+def test_pytorch_embeds_as_the_run(run, restored, own, tmp_path):
     torch = pytest.importorskip("torch")
     written = export_run(run, tmp_path / "hf", format="hf")
     assert all(x.delta < 1e-5 for x in written.likeness.values()), written.likeness
     modeling = pytorch.import_modeling(tmp_path / "hf" / "modeling_aligned.py", beside=("modeling_smke.py",))
     model = modeling.AlignedModel.from_directory(tmp_path / "hf")
     pictures, captions, expected = own
-    ids, mask = restore_run(run).experiment.task.tokenizer.encode(captions, 12)
+    ids, mask = restored.experiment.task.tokenizer.encode(captions, 12)
     with torch.inference_mode():
         found = model(model.preprocess(pictures), torch.tensor(ids), torch.tensor(mask))
     np.testing.assert_allclose(found["image_embeds"], expected["image"], atol=2e-5)

@@ -37,7 +37,7 @@ CASES = {
     "itm": ("itm", {"width": 7}),
     "itm, gelu": ("itm", {"fusion": "gelu", "width": 7, "levels": ("out",)}),
     "kl": ("kl", {}),
-    "ranking": ("ranking", {"margin": 0.9}),
+    "ranking": ("ranking", {"margin": 0.9, "levels": ("fc1", "out")}),
     "ranking, symmetric, same image masked": (
         "ranking",
         {"levels": ("out",), "symmetric": True, "same_image": "masked"},

@@ -50,23 +50,28 @@ def test_features_tokens_logits_and_gradients_equal_pytorch():
             feature, sown = model.apply({"params": params}, IMAGES, mutable=["intermediates"])
             sown = sown["intermediates"]
             out = jnp.concatenate([feature, *sown["logits"]], axis=1)
-            return jnp.sum(out * weights), (feature, sown["logits"][0], sown["tokens"][0])
+            return jnp.sum(out * weights), (feature, sown)
 
         return jax.value_and_grad(total, has_aux=True)(params)
 
     with jax.default_matmul_precision("highest"):
-        (_, (feature, logits, tokens)), grads = run(params)
+        (_, (feature, sown)), grads = run(params)
+    logits, tokens = sown["logits"][0], sown["tokens"][0]
 
     theirs = TorchNetwork(STAGES, width=16, classes=5).double().eval()
     layout, description = LAYOUTS["efficientnet-lite"], {"type": "efficientnet_lite", **TINY}
     state = {name: torch.tensor(x) for name, x in to_torch(layout, params, description).items()}
     missing = theirs.load_state_dict(state, strict=False)
     assert not missing.unexpected_keys and all(name.endswith("num_batches_tracked") for name in missing.missing_keys)
-    *_, last, pooled, classes = theirs(torch.tensor(IMAGES.transpose(0, 3, 1, 2), dtype=torch.float64))
+    *blocks, last, pooled, classes = theirs(torch.tensor(IMAGES.transpose(0, 3, 1, 2), dtype=torch.float64))
     (torch.cat([pooled, classes], 1) * torch.tensor(weights)).sum().backward()
 
     assert tokens.shape == (2, model.grid**2, 16) == (2, 4, 16)
     assert_near(tokens, last.detach().numpy().transpose(0, 2, 3, 1).reshape(2, 4, 16))
+    assert len([*blocks, last]) == model.depth
+    for i, outputs in enumerate([*blocks, last]):
+        cells = outputs.detach().numpy().transpose(0, 2, 3, 1).reshape(2, -1, outputs.shape[1])
+        assert_near(sown[f"layer_{i + 1}"][0], cells)
     assert_near(feature, pooled.detach().numpy())
     assert_near(logits, classes.detach().numpy())
     ours = to_torch(layout, grads, description)

@@ -59,12 +59,11 @@ def free_port() -> int:
 
 
 def start(
-    folder: Path, count: int, devices: int, *arguments: str, acts: Sequence[str] = (), only=None,
-    each: Callable = lambda i: {}, **more,
+    folder: Path, count: int, devices: int, *arguments: str, acts: Sequence[str] = (), only=None, **more,
 ) -> dict[int, subprocess.Popen]:  # fmt: skip
     """`count` processes with `devices` CPU devices each, or `only` some of them; output goes to files in `folder`.
 
-    `each` (number) -> further arguments as {flag: value}; `more` is added to their environment.
+    `more` is added to their environment.
     """
     flags = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
     environment = {
@@ -74,11 +73,10 @@ def start(
     }  # fmt: skip
     processes = {}
     for i in range(count) if only is None else only:
-        own = [f"--{flag}={value}" for flag, value in each(i).items()]
         mine = {"SMKE_PROCESS_ID": str(i), "NOTES": str(folder / f"notes-{i}")}
         with open(folder / f"out-{i}", "w") as out, open(folder / f"err-{i}", "w") as err:
             processes[i] = subprocess.Popen(
-                [sys.executable, __file__, *arguments, *own], env={**environment, **mine}, stdout=out, stderr=err
+                [sys.executable, __file__, *arguments], env={**environment, **mine}, stdout=out, stderr=err
             )
     return processes
 
@@ -180,6 +178,20 @@ def _own_disk(process: int, folder: Path) -> None:
     config.num_devices = 0
     try:
         train_and_evaluate(config, folder / f"disk-{process}")
+    except UserError as error:
+        note(refused=str(error))
+
+
+def _differ_in_config(process: int, folder: Path) -> None:
+    import tiny_pairs
+
+    from smke_jax.errors import UserError
+    from smke_jax.training.loop import train_and_evaluate
+
+    config = tiny_pairs.tiny_pairs()
+    config.num_devices, config.optimizer.learning_rate = 0, 0.001 * (process + 1)
+    try:
+        train_and_evaluate(config, folder / "differ")
     except UserError as error:
         note(refused=str(error))
 
@@ -299,6 +311,7 @@ def _embed(process: int, folder: Path) -> None:
 ACTS = {
     "embed": _embed,
     "differ": _differ,
+    "differ-in-config": _differ_in_config,
     "fail-together": _fail_together,
     "own-disk": _own_disk,
     "fail-alone": _fail_alone,

@@ -12,6 +12,7 @@ from smke_jax.convert.convert import convert
 from smke_jax.convert.source import Source
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model
+from smke_jax.models.efficientnet import EfficientNetLite
 from smke_jax.models.resnet import ResNet
 from smke_jax.networks.frozen import frozen
 from smke_jax.parts import part
@@ -67,6 +68,22 @@ def test_what_an_encoder_does_not_have_is_refused(pools, layers, said):
     model = part("vit", image_size=28, patch_size=14, width=24, depth=1, num_heads=2, mlp_dim=8)
     with pytest.raises(UserError, match=said):
         frozen(start="random", model=model, pools=pools, layers=layers)
+
+
+def test_layers_of_an_efficientnet_are_means_of_their_cells():
+    model = EfficientNetLite(image_size=32, width=12, width_multiplier=0.25, depth_multiplier=0.3)
+    images = PIXELS[:2].repeat(2, axis=1).repeat(2, axis=2)[:, :32, :32]
+    pixels = ((images / 255 - np.array(MEAN)) / np.array(STD)).astype(np.float32)
+    params = model.init(jax.random.key(0), pixels)["params"]
+    _, sown = model.apply({"params": params}, pixels, mutable=["intermediates"])
+    run = features(model, "net", makes="photo", layers=(3, 9), mean=MEAN, std=STD)
+    found = run.run({"net": params}, {"image": images}, None, False)["photo/feature"]
+    means = [np.asarray(sown["intermediates"][f"layer_{i}"][0]).mean(1) for i in (3, 9)]
+    np.testing.assert_allclose(found, np.concatenate([unit(x) for x in means], 1), atol=2e-5)
+    with pytest.raises(UserError, match="EfficientNetLite has no patches to take the mean of"):
+        check_pools(model, ("mean",), (3,))
+    with pytest.raises(UserError, match="there is no layer 10: the encoder has layers 1 to 9"):
+        check_pools(model, ("cls",), (10,))
 
 
 def test_an_encoder_without_layers_has_its_output_alone():

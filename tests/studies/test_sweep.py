@@ -186,17 +186,18 @@ loop.put_batch = slow_put
 
 
 @pytest.mark.slow
-def test_a_sweep_survives_an_interruption_and_a_run_that_fails(config_file, tmp_path, interruptible):
+def test_a_sweep_survives_an_interruption_and_a_run_that_fails(config_file, tmp_path, interruptible, capsys):
     config_file.write_text(TWO_MATRICES)
     out, axis = tmp_path / "out", "config.num_devices=1,2,3"  # a batch of 8 does not divide over three
-    command = [sys.executable, "-m", "smke_jax", "sweep", f"--config={config_file}", f"--out={out}", "--axis", axis,
-               "--config.log.every=1", "--config.total_steps=12", "--config.checkpoint.every=0",
-               "--config.evaluators.retrieval.every=0", "--simulate_devices=3"]  # fmt: skip
+    command = ["sweep", f"--config={config_file}", f"--out={out}", "--axis", axis, "--config.log.every=1",
+               "--config.total_steps=12", "--config.checkpoint.every=0", "--config.evaluators.retrieval.every=0",
+               "--simulate_devices=3"]  # fmt: skip
     first = out / "num_devices=1"
 
     started = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+        [sys.executable, "-m", "smke_jax", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while not (first / "metrics.jsonl").exists() or len((first / "metrics.jsonl").read_text().splitlines()) < 2:
         assert time.monotonic() < deadline and started.poll() is None
@@ -209,20 +210,21 @@ def test_a_sweep_survives_an_interruption_and_a_run_that_fails(config_file, tmp_
     (saved,) = [int(path.name) for path in (first / "checkpoints").iterdir()]
     assert 2 <= saved < 12
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1, done.stderr
-    assert f"[1/3] continuing from step {saved}" in done.stderr
-    assert "2 of 3 runs are finished\n" in done.stderr
-    assert "num_devices=3 failed: batch_size 8 does not divide over 3 devices: set it to 9" in done.stderr
+    capsys.readouterr()
+    status = main(command)
+    printed, said = capsys.readouterr()
+    assert status == 1, said
+    assert f"[1/3] continuing from step {saved}" in said
+    assert "2 of 3 runs are finished\n" in said
+    assert "num_devices=3 failed: batch_size 8 does not divide over 3 devices: set it to 9" in said
     steps = [row["step"] for row in map(json.loads, (first / "metrics.jsonl").read_text().splitlines())
              if "loss" in row]  # fmt: skip
     assert steps == list(range(1, 13))
-    table = [line for line in done.stdout.splitlines() if line.startswith("| num_devices")]
+    table = [line for line in printed.splitlines() if line.startswith("| num_devices")]
     assert len(table) == 2 and "2 × cpu" in table[1] and "±" in table[1]
     assert {path.name for path in out.glob("compare.*")} == {"compare.md", "compare.json"}
     assert (out / "throughput.png").is_file() and not (out / "quality.png").exists()
 
     times = {name: (out / name / "metrics.jsonl").stat().st_mtime_ns for name in ("num_devices=1", "num_devices=2")}
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert again.returncode == 1 and "[2/3] num_devices=2: finished already" in again.stderr
+    assert main(command) == 1 and "[2/3] num_devices=2: finished already" in capsys.readouterr().err
     assert times == {name: (out / name / "metrics.jsonl").stat().st_mtime_ns for name in times}

@@ -306,6 +306,15 @@ def test_eight_devices_to_one_to_eight(tmp_path):
         assert_equal(train, make_train(7))
 
 
+def test_small_arrays_are_saved_without_a_program_for_every_slice(tmp_path, caplog):
+    params = on_devices({"kernel": jnp.ones((5, 24))}, 8)  # no other test compiles anything for this shape
+    with caplog.at_level(logging.WARNING), jax.log_compiles(), Checkpointer(tmp_path) as checkpoints:
+        checkpoints.save(7, params, {"step": jnp.int32(7)}, {}, {})
+    compiled = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling")]
+    assert compiled, "the digest is a program"
+    assert not [message for message in compiled if "slice" in message]
+
+
 @pytest.fixture
 def file_size_limit():
     """A disk that refuses large files: the same path through orbax as a full one, without needing root."""

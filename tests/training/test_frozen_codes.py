@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from tiny_pairs import tiny_pairs
 
 from smke_jax.convert.params_file import load_params, read_description, save_params
 from smke_jax.errors import UserError
@@ -55,12 +55,12 @@ def codes_run(tmp_path_factory, teacher):
 
 
 def using(teacher, codes, **fields):
-    """S-SMKE on these codes."""
-    c = tiny.tiny_config()
-    del c.terms.itc, c.terms.target_itc
+    """A student of matrices that learns these codes."""
+    c = tiny_pairs()
+    del c.networks.net, c.networks.target, c.terms.itc, c.terms.target_itc
+    c.networks.student = part("pixels_and_words", width=CODES)
     c.networks.teacher = part("frozen", start=teacher)
     c.networks.quantizer = part("quantizer", start=str(codes), **{"num_codes": CODES, "code_dim": DIM} | fields)
-    c.networks.student.head = CODES
     c.terms.target_code = part("target_code")
     return c
 
@@ -136,6 +136,6 @@ def test_what_does_not_go_together_is_refused(teacher, codes_run, tmp_path):
     save_params(other, {"w": np.zeros(2)}, {"model": {"type": "beit"}})
     assert "holds a model of type 'beit' and no codes" in refused(using(teacher, other), tmp_path / "e")
     narrow = using(teacher, codes)
-    narrow.networks.student.head = 7
+    narrow.networks.student.width = 7
     message = refused(narrow, tmp_path / "f")
     assert f"config.terms.target_code: image/head has 7 channels for {CODES} codes: set the student's head=" in message

@@ -23,7 +23,7 @@ from smke_jax.training.build import build_experiment, build_step, resolve
 from smke_jax.training.frozen import load_frozen
 from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.recipe import make_recipe
-from smke_jax.training.step import init_state, make_diagnosis, make_train_step
+from smke_jax.training.step import abstract_state, init_state, make_diagnosis, make_train_step
 
 BATCH, BANK, STEPS = 8, 11, 3
 
@@ -353,6 +353,17 @@ def test_what_is_not_trained_has_no_gradient_no_moments_and_no_part_in_the_norm(
 def test_a_regex_that_finds_nothing_is_refused_with_what_there_is():
     with pytest.raises(UserError, match=r"trained='mooved' finds none of .*: kept/kernel, moved/kernel"):
         init_state(two_parts(("mooved",)), optax.sgd(0.1), make_mesh(1), FOUR, seed=0)
+
+
+def test_a_state_of_arrays_that_are_known_is_the_state_of_its_batch():
+    experiment = build_experiment(config(), None)
+    given = experiment.recipe, optax.adamw(0.1), experiment.mesh, experiment.batch
+    traced = init_state(*given, seed=3)
+    known = init_state(*given, seed=3, arrays=experiment.shapes.arrays)
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(traced.params), jax.device_get(known.params))
+    shape = lambda x: (x.shape, x.dtype, x.sharding)  # noqa: E731
+    of_known = abstract_state(*given, arrays=experiment.shapes.arrays)
+    assert jax.tree.map(shape, of_known) == jax.tree.map(shape, abstract_state(*given)) == jax.tree.map(shape, known)
 
 
 # ---- order

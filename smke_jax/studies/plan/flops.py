@@ -65,7 +65,8 @@ class _Step:
 
     def __init__(self, experiment: Experiment):
         recipe = experiment.recipe
-        state = abstract_state(recipe, optax.identity(), experiment.mesh, experiment.batch)
+        arrays = experiment.shapes.arrays
+        state = abstract_state(recipe, optax.identity(), experiment.mesh, experiment.batch, arrays=arrays)
         self.state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
         self.recipe, self.frozen = recipe, frozen_shapes(recipe, experiment.shapes)
         self.arrays, self.in_gradient = dict(experiment.batch), set()

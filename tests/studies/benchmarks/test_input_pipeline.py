@@ -4,7 +4,7 @@ import re
 
 import numpy as np
 import pytest
-import tiny
+import tiny_pairs
 from PIL import Image
 
 from smke_jax.data.tokenizer import train_wordpiece
@@ -14,14 +14,6 @@ from smke_jax.studies.benchmarks import input_pipeline
 from smke_jax.studies.benchmarks.pytorch_data import Collate, Photos, loader
 
 COUNT, SIZE = 12, 16
-CONFIG = f"""{tiny.CONFIG_FILE}
-tiny_config = get_config
-
-def get_config():
-    c = tiny_config()
-    del c.networks.teacher, c.terms.target_itc
-    return c
-"""
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +54,7 @@ def test_the_program_writes_both_tables(data, tmp_path, monkeypatch):
     monkeypatch.setattr(input_pipeline, "BATCH", 4)
     monkeypatch.setattr(input_pipeline, "WORKERS", (0,))  # no processes beside JAX's threads
     config, out = tmp_path / "config.py", tmp_path / "out.md"
-    config.write_text(CONFIG)
+    config.write_text(tiny_pairs.CONFIG_FILE)
     arguments = [f"--data={data[1]}", f"--image_size={SIZE}", "--rounds=2", "--seconds=0.05"]
     assert input_pipeline.main([*arguments, f"--config={config}", "--steps=3", f"--out={out}"]) == 0
     text = out.read_text()

@@ -1,7 +1,6 @@
 """`smke ladder`: which recipes and runs, mistakes at the command line, and two real rungs, interrupted on the way."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -286,17 +285,19 @@ loop.put_batch = slow_put
 
 
 @pytest.mark.slow
-def test_two_rungs_are_timed_trained_interrupted_continued_and_compared(configs, tmp_path):
+def test_two_rungs_are_timed_trained_interrupted_continued_and_compared(configs, tmp_path, monkeypatch, capsys):
     for order, (name, variant, rate) in enumerate((("plain", "", 0.01), ("hue", "dark", 0.02))):
         text = TWO_MATRICES.replace("ORDER", str(order)).replace("CHANGED", name).replace("RATE", str(rate))
         (configs / f"{name}.py").write_text(text.replace("VARIANT", variant))
     out, minutes = tmp_path / "out", "--minutes=0.05"
-    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
-    command = [sys.executable, "-m", "smke_jax", "ladder", f"--configs={configs}", f"--out={out}", "--form=smoke",
-               "--recipes=plain,hue:dark", minutes, "--config.log.every=1", "--write_readme"]  # fmt: skip
+    monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
+    command = ["ladder", f"--configs={configs}", f"--out={out}", "--form=smoke", "--recipes=plain,hue:dark", minutes,
+               "--config.log.every=1", "--write_readme"]  # fmt: skip
     first, second = out / "plain,seed=42", out / "hue-dark,seed=42"
 
-    started = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    started = subprocess.Popen(
+        [sys.executable, "-m", "smke_jax", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 500
     while len(logged_steps(first)) < 3:
         assert time.monotonic() < deadline and started.poll() is None, started.communicate()[1]
@@ -310,23 +311,24 @@ def test_two_rungs_are_timed_trained_interrupted_continued_and_compared(configs,
     assert total == round(3 * measured["steps_per_second"]) and 3 < total < 30  # a step takes more than 0.1 s
     assert not (out / "calibrating").exists()
 
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert "continuing from step" in done.stderr and "2 of 2 runs are finished" in done.stderr
+    capsys.readouterr()
+    status = main(command)
+    printed, said = capsys.readouterr()
+    assert status == 0, said
+    assert "continuing from step" in said and "2 of 2 runs are finished" in said
     after = json.loads((out / "calibration.json").read_text())
     assert after["plain"] == measured and after["hue:dark"]["total_steps"] > 3
     assert logged_steps(first) == list(range(1, total + 1))
     assert json.loads((second / "config.json").read_text())["total_steps"] == after["hue:dark"]["total_steps"]
 
-    rows = [line for line in done.stdout.splitlines() if line.startswith(("| plain", "| hue:dark"))]
+    rows = [line for line in printed.splitlines() if line.startswith(("| plain", "| hue:dark"))]
     assert len(rows) == 2 + 2 and " plain " in rows[1] and f" {total} " in rows[0]
     readme = (configs / "README.md").read_text()
-    assert done.stdout.strip() in readme and "`smke ladder --configs=" in readme and "- hardware: " in readme
+    assert printed.strip() in readme and "`smke ladder --configs=" in readme and "- hardware: " in readme
     assert (configs / "ladder.png").stat().st_size > 5000
 
     times = [path.stat().st_mtime_ns for path in out.glob("*/metrics.jsonl")]
-    again = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert again.returncode == 0 and again.stderr.count("finished already") == 2
+    assert main(command) == 0 and capsys.readouterr().err.count("finished already") == 2
     assert times == [path.stat().st_mtime_ns for path in out.glob("*/metrics.jsonl")]
-    refused = subprocess.run([*command[:-3], "--minutes=1"], capture_output=True, text=True, timeout=300)
-    assert refused.returncode == 2 and "--minutes: 0.05 there, 1 now" in refused.stderr
+    assert main([*command[:-3], "--minutes=1"]) == 2
+    assert "--minutes: 0.05 there, 1 now" in capsys.readouterr().err

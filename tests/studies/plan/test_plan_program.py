@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 import tiny
+import tiny_pairs
 
 from smke_jax.__main__ import main
 from smke_jax.errors import UserError
@@ -126,8 +127,9 @@ def test_mistakes_are_one_line(config_file, arguments, said, capsys):
     assert len(error) == 1 and said in error[0]
 
 
-@pytest.mark.slow
-def test_more_devices_than_there_are_get_simulated(config_file):
+def test_more_devices_than_there_are_get_simulated(tmp_path):
+    config_file = tmp_path / "config.py"
+    config_file.write_text(tiny_pairs.CONFIG_FILE)
     command = [sys.executable, "-m", "smke_jax", "plan", f"--config={config_file}", "--devices=16", "--device=tpu-v5e"]
     environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(sys.path)}
     command += ["--no-largest", "--config.batch_size=16"]
