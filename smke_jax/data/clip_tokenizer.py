@@ -32,4 +32,4 @@ def load_clip_tokenizer(directory: str | Path) -> Tokenizer:
     size = backend.get_vocab_size()
     if ids != [size - 2, size - 1] or size < 3:
         raise UserError(f"{directory} holds no CLIP vocabulary: {START} and {END} have to be its last two tokens")
-    return Tokenizer(plain(backend), lowercase=True, pad_id=0)
+    return Tokenizer(plain(backend), pad_id=0)

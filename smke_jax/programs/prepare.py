@@ -10,11 +10,16 @@ from smke_jax.data.prepare import PREPARERS
 from smke_jax.data.prepare.build import build, check_free
 from smke_jax.data.prepare.items import Options, Skips
 from smke_jax.data.sources import open_prepared
-from smke_jax.data.tokenizer import train_wordpiece
+from smke_jax.data.tokenizer import Normaliser, train_wordpiece
 from smke_jax.errors import UserError
 
 # Flags that only some readers know, so that no other takes one and ignores it.
 SPLIT_READERS = ("flickr8k", "flickr30k", "cc", "jsonl", "folder")
+NORMALISER_FLAGS = {
+    "lowercase": "keep capital letters",
+    "strip_accents": "keep the marks on letters, which tell words apart in Vietnamese, Hindi, Thai and Japanese",
+    "split_cjk": "do not make every Chinese character a word of its own",
+}
 SHOWN = 8  # reasons
 HOLDOUT_READERS = ("folder",)
 
@@ -50,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="folder to write")
     command.add_argument("--vocab_size", type=_positive, default=8000, metavar="N")
     command.add_argument("--splits", type=_names, default=["train"], metavar="A,B", help="default: train")
+    for name, what in NORMALISER_FLAGS.items():
+        command.add_argument(f"--no_{name}", dest=name, action="store_false", help=what)
     command.set_defaults(run=_tokenizer)
     return parser
 
@@ -101,7 +108,8 @@ def _tokenizer(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     sources = [open_prepared(arguments.data, split) for split in arguments.splits]
     captions = [text for source in sources for texts in source.all_captions() for text in texts]
-    tokenizer = train_wordpiece(captions, arguments.vocab_size)
+    normaliser = Normaliser(*(getattr(arguments, name) for name in Normaliser._fields))
+    tokenizer = train_wordpiece(captions, arguments.vocab_size, normaliser)
     tokenizer.save(arguments.out)
     origin = f"{len(captions)} captions of {', '.join(arguments.splits)}"
     print(f"{tokenizer.vocab_size} tokens from {origin}, {time.monotonic() - start:.1f} s")

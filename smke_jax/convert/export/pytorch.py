@@ -155,13 +155,7 @@ def write_preprocessing(directory: Path, network: Network) -> None:
 
 def write_tokenizer(directory: Path, network: Network) -> None:
     """The tokenizer's files, as transformers reads them."""
-    network.tokenizer.save(directory)
-    path = directory / "tokenizer_config.json"
-    limits = {
-        "model_max_length": network.description["max_length"],
-        "model_input_names": ["input_ids", "attention_mask"],
-    }
-    write_json(path, json.loads(path.read_text(encoding="utf-8")) | limits)
+    network.tokenizer.save(directory, network.description["max_length"])
 
 
 def write_weights(directory: Path, state: dict[str, np.ndarray]) -> None:

@@ -76,7 +76,7 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
     file = io.BytesIO()  # to a file, a full disk would be a RuntimeError without the system's reason
     torch.save({"state_dict": tensors, "hyper_parameters": {"smke_jax": network.description}}, file)
     atomic.write_bytes(directory / EXPORTED, file.getvalue())
-    network.tokenizer.save(directory)
+    network.tokenizer.save(directory, network.description["max_length"])
 
 
 def _embed(directory: Path, batch: Batch):
