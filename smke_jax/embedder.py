@@ -48,7 +48,7 @@ def load(path: str | Path, *, step: int | str | None = None, trust_code: bool = 
       step: of a run: a saved step, 'best', or None for the newest.
       trust_code: of a file from elsewhere: run the code in it, as `smke convert --trust_code` does.
       **fields: of a file from elsewhere: what it does not say of its model, under the names of `smke convert`'s flags:
-        num_heads, mean, std.
+        num_heads, mean, std, prefix.
 
     Raises:
       UserError: nothing there that holds a model, or something asked for that does not apply to what is there.
