@@ -10,6 +10,22 @@ from smke_jax.convert.export.hf_aligned import USAGE as ALIGNED_USAGE
 from smke_jax.convert.layouts.student import SMKE_HF
 from smke_jax.convert.rules import to_torch
 
+# What sentence-transformers and transformers' processors look for.
+CLIENTS = {
+    "processor_config.json": {"processor_class": "VisionTextDualEncoderProcessor"},
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            "text": {"method": "forward", "method_output_name": "text_embeds"},
+            "image": {"method": "forward", "method_output_name": "image_embeds"},
+        },
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+}
 USAGE = (
     """
 With PyTorch, safetensors, Pillow and tokenizers; `modeling_smke.py` is this directory's own and short:
@@ -23,7 +39,7 @@ With transformers:
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
 model = AutoModel.from_pretrained("DIR", trust_remote_code=True).eval()
-pixels = AutoImageProcessor.from_pretrained("DIR")(images, return_tensors="pt")
+pixels = AutoImageProcessor.from_pretrained("DIR", trust_remote_code=True)(images, return_tensors="pt")
 tokens = AutoTokenizer.from_pretrained("DIR", trust_remote_code=True)(
     captions, padding=True, truncation=True, return_tensors="pt"
 )
@@ -41,7 +57,11 @@ def _write_student(directory: Path, network: Network, dtype: str) -> None:
     config = {
         "model_type": "smke",
         "architectures": ["SmkeModel"],
-        "auto_map": {"AutoConfig": "modeling_smke.SmkeConfig", "AutoModel": "modeling_smke.SmkeModel"},
+        "auto_map": {
+            "AutoConfig": "modeling_smke.SmkeConfig",
+            "AutoModel": "modeling_smke.SmkeModel",
+            "AutoModelForZeroShotImageClassification": "modeling_smke.SmkeModel",
+        },
         "dtype": dtype,
         **pytorch.smke_config(network.description),
     }
@@ -50,6 +70,8 @@ def _write_student(directory: Path, network: Network, dtype: str) -> None:
     pytorch.write_weights(directory, state)
     shutil.copyfile(pytorch.SOURCE, directory / pytorch.MODELING)
     pytorch.write_preprocessing(directory, network)
+    for name, content in CLIENTS.items():
+        pytorch.write_json(directory / name, content)
 
 
 def _embed(directory: Path, batch: Batch):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -60,7 +61,23 @@ def smke_config(description: dict) -> dict:
     parts["text"]["type_vocab_size"] = description["text"].get("type_vocab_size", 2)
     parts["text"]["max_length"] = description["max_length"]  # transformers has another meaning for it at the top
     whole = {key: description[key] for key in ("vocab_size", "target_dim", "token_types", "level")}
-    return {**whole, "logit_scales": as_lists(description["logit_scales"]), "norm_eps": 1e-6, **parts}
+    width = {"fc1": description["shared"]["mlp_dim"], "out": description["image"]["width"]}
+    width = width.get(description["level"], description["target_dim"])
+    named = {  # under the names by which others look for them
+        "projection_dim": width,
+        "hidden_size": width,
+        "max_position_embeddings": description["max_length"],
+        "logit_scale": logit_scale(description),
+    }
+    scales = {"logit_scales": as_lists(description["logit_scales"])}
+    return {**whole, **named, **scales, "norm_eps": 1e-6, **parts}
+
+
+def logit_scale(description: dict) -> float:
+    """The logarithm of the scale that training found for what retrieval compares; ln(1/0.07), CLIP's start, if none."""
+    scales, level = description["logit_scales"], description["level"]
+    found = [scales[term][level] for term in ("itc", *scales) if level in scales.get(term, ())]
+    return float(found[0]) if found else math.log(1 / 0.07)
 
 
 def _refuse_other_forms(description: dict) -> None:
@@ -129,8 +146,10 @@ def embed(model, batch: Batch) -> dict[str, np.ndarray]:
         pixels = model.preprocess([Image.fromarray(image) for image in batch["image"]])
         ids, mask = torch.tensor(batch["text"]), torch.tensor(batch["text_mask"])
         encoded = {"image": model.encode_image(pixels), "text": model.encode_text(ids, mask)}
+        outputs = model(pixels, ids, mask)
+        embeds = {name: outputs[name] for name in ("image_embeds", "text_embeds")}
         reps = {f"{modality}/{level}": x for modality, levels in encoded.items() for level, x in levels.items()}
-        return {name: x.numpy() for name, x in {**reps, **model(pixels, ids, mask)}.items()}
+        return {name: x.numpy() for name, x in {**reps, **embeds}.items()}
 
 
 def write_preprocessing(directory: Path, network: Network) -> None:
@@ -139,7 +158,9 @@ def write_preprocessing(directory: Path, network: Network) -> None:
     size = network.description["image"]["image_size"]
     # The whole picture squashed to a square, bicubic: what the student is evaluated with.
     preprocessor = {
+        # The class in the export has all rules of decoding; without trust_remote_code the other one does the rest.
         "image_processor_type": "ViTImageProcessor",
+        "auto_map": {"AutoImageProcessor": "modeling_smke.SmkeImageProcessor"},
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": size, "width": size},
