@@ -3,7 +3,9 @@
 import functools
 import io
 import json
+import re
 import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -61,7 +63,15 @@ FILES = {
         "config_sentence_transformers.json",
     },
     "thesis": {"README.md", "smke.ckpt", *TOKENIZER},
-    "onnx": {"README.md", "image.onnx", "text.onnx", "preprocessor_config.json", *TOKENIZER},
+    "onnx": {
+        "README.md",
+        "image.onnx",
+        "text.onnx",
+        "preprocessor_config.json",
+        *TOKENIZER,
+        "config.json",
+        "onnx",
+    },
 }
 
 
@@ -259,6 +269,30 @@ def test_a_long_caption_by_the_example_of_the_card(exported):
     with torch.inference_mode():
         found = modeling.SmkeModel.from_directory(directory)(input_ids=torch.tensor([encoding.ids]))["text_embeds"]
     np.testing.assert_allclose(found, smke_jax.load(directory).encode_texts([text]), atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["hf", "onnx", "flax"])
+def test_every_snippet_of_the_card_runs(exported, format, monkeypatch, tmp_path):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+    directory = exported(format)
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    folder = shutil.copytree(directory, tmp_path / "copy")
+    odd_pictures()[0].convert("RGB").save(folder / "photo.jpg")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    for snippet in snippets:
+        exec(snippet.replace('"DIR"', '"."'), {})
+    sys.modules.pop("modeling_smke", None)
+    assert len(snippets) == {"hf": 2}.get(format, 1)
+
+
+def test_the_names_of_transformers_js(exported, network):
+    directory = exported("onnx")
+    config = json.loads((directory / "config.json").read_text())
+    assert (config["model_type"], config["max_length"], config["projection_dim"]) == ("clip", 8, 32)
+    for name, own in (("text_model", "text.onnx"), ("vision_model", "image.onnx")):
+        assert (directory / "onnx" / f"{name}.onnx").samefile(directory / own)
 
 
 def test_a_long_caption_in_onnx(exported):
