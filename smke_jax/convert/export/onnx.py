@@ -75,7 +75,7 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
 
 
 def _write_for_javascript(directory: Path, config: dict) -> None:
-    """The names under which transformers.js looks for graphs; they are the same files, and take no room of their own."""
+    """The names under which transformers.js looks for graphs; they are the same files, by links."""
     (directory / "onnx").mkdir()
     for name, own in (("text_model", TEXT), ("vision_model", IMAGE)):
         other = directory / "onnx" / f"{name}.onnx"
@@ -83,7 +83,8 @@ def _write_for_javascript(directory: Path, config: dict) -> None:
             os.link(directory / own, other)
         except OSError:  # a file system without links
             shutil.copyfile(directory / own, other)
-    sizes = {key: config[key] for key in ("projection_dim", "hidden_size", "max_position_embeddings", "logit_scale")}
+    names = ("projection_dim", "hidden_size", "max_position_embeddings", "logit_scale")
+    sizes = {key: config[key] for key in names}
     pytorch.write_json(
         directory / "config.json", {"model_type": "clip", "max_length": config["text"]["max_length"], **sizes}
     )
