@@ -1,9 +1,13 @@
 """Embeddings in three lines: `smke_jax.load(path)` opens what holds a model and embeds images and texts with it."""
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+import operator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +18,9 @@ from smke_jax.convert.convert import VOCABULARIES, convert
 from smke_jax.convert.packaged import opened
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, params_path, read_description
 from smke_jax.data.clip_tokenizer import load_clip_tokenizer, load_vocabulary
-from smke_jax.data.decode import BadImage, decode_image, to_rgb
+from smke_jax.data.decode import BadImage
+from smke_jax.data.given import BadText, is_one_image, pixels_of, text_of
+from smke_jax.data.progress import Progress
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer
 from smke_jax.data.transforms import BICUBIC, squash
 from smke_jax.errors import UserError
@@ -23,14 +29,14 @@ from smke_jax.models.build import build_model, image_sizes
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
 from smke_jax.passes.aligned import aligned
-from smke_jax.passes.base import Pass, pixels_of, to_network
+from smke_jax.passes.base import Pass, statistics_of, to_network
 from smke_jax.passes.encode import encode_image, encode_text
 from smke_jax.passes.features import features
 from smke_jax.tasks.base import Column, Split
 from smke_jax.training.restore import exported, restore_run
 
 NETWORK = "embedder"  # what the passes call the model
-ImageLike = str | Path | Image.Image | np.ndarray
+ImageLike = Any  # see smke_jax.data.given.pixels_of
 
 
 def load(path: str | Path, *, step: int | str | None = None, trust_code: bool = False, **fields: Any) -> "Embedder":
@@ -42,7 +48,7 @@ def load(path: str | Path, *, step: int | str | None = None, trust_code: bool = 
       step: of a run: a saved step, 'best', or None for the newest.
       trust_code: of a file from elsewhere: run the code in it, as `smke convert --trust_code` does.
       **fields: of a file from elsewhere: what it does not say of its model, under the names of `smke convert`'s flags:
-        num_heads, mean, std.
+        num_heads, mean, std, prefix.
 
     Raises:
       UserError: nothing there that holds a model, or something asked for that does not apply to what is there.
@@ -118,7 +124,7 @@ def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:
 def _student(description):
     model, level = build_model(description), description.get("level", "out")
     return {
-        "image": ((encode_image(model, NETWORK, **pixels_of(description)),), f"image/{level}"),
+        "image": ((encode_image(model, NETWORK, **statistics_of(description)),), f"image/{level}"),
         "text": ((encode_text(model, NETWORK),), f"text/{level}"),
     }
 
@@ -129,7 +135,7 @@ def _aligned(description):
 
 
 def _teacher(description):
-    return {"image": ((features(build_model(description), NETWORK, **pixels_of(description)),), "target/cls")}
+    return {"image": ((features(build_model(description), NETWORK, **statistics_of(description)),), "target/cls")}
 
 
 def _bert(description):
@@ -145,7 +151,7 @@ def _bert(description):
 
 def _clip(description):
     model = build_model(description)
-    statistics = pixels_of(description)
+    statistics = statistics_of(description)
 
     def image(params, arrays, key, train):
         pixels = to_network(arrays["image"], **statistics)
@@ -203,27 +209,37 @@ class Embedder:
         if tokenizer is not None and size is not None and tokenizer.vocab_size != size:
             raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {size}: it is another one's")
 
-    def encode_images(self, images: Sequence[ImageLike], *, batch_size: int = 64) -> np.ndarray:
-        """Paths, PIL images or uint8 arrays (H, W, 3) -> (N, D) fp32.
+    def encode_images(
+        self, images: ImageLike | Iterable[ImageLike], *, batch_size: int = 64, on_error: str = "raise",
+        progress: bool = False,
+    ) -> "np.ndarray | Found":  # fmt: skip
+        """Images -> (N, D), or one image -> (D,), fp32 and contiguous.
 
-        Raises UserError for a model without images, for a single image, and naming the path (or the position) of a
-        picture that cannot be read.
+        Args:
+          images: paths, bytes of files, open files, PIL images, arrays or tensors (`smke_jax.data.given.pixels_of`): a
+            list, a generator, an array (N, H, W, 3), or one of them.
+          batch_size: images that are embedded at once; fewer are filled up to a power of two.
+          on_error: 'raise' stops at the first image that cannot be read; 'skip' leaves them out and gives `Found`.
+          progress: print a line every few seconds.
+
+        Raises:
+          UserError: a model without images, nothing to embed; of 'raise', the position and reason of a bad image.
         """
         if not self._image_sizes:
             raise UserError(f"a model of type {self.description['type']} embeds no images")
-        if isinstance(images, (str, Path, Image.Image)) or (isinstance(images, np.ndarray) and images.ndim == 3):
-            raise UserError("encode_images takes a list of images: write encode_images([image])")
 
-        def column(size):
-            view = lambda i: self._kind.view(_pixels(images[i], i), size)  # noqa: E731
-            return Column(len(images), lambda rows: np.stack([view(i) for i in rows]))
+        def view(image):
+            pixels = pixels_of(image)
+            return {array: self._kind.view(pixels, size) for array, size in self._image_sizes.items()}
 
-        return self._embed({array: column(size) for array, size in self._image_sizes.items()}, "image", batch_size)
+        return self._embed("image", images, is_one_image(images), view, _stack, batch_size, on_error, progress)
 
-    def encode_texts(self, texts: Sequence[str], *, batch_size: int = 64) -> np.ndarray:
-        """Texts -> (N, D) fp32; what is longer than the model reads is cut.
+    def encode_texts(
+        self, texts: str | Iterable[str], *, batch_size: int = 64, on_error: str = "raise", progress: bool = False
+    ) -> "np.ndarray | Found":
+        """Texts -> (N, D), or one text -> (D,), fp32 and contiguous; what is longer than the model reads is cut.
 
-        Raises UserError for a model without texts, without its vocabulary, and for a single string.
+        Args and errors as of `encode_images`, and UserError for a model without its vocabulary.
         """
         if not self._max_length:
             raise UserError(f"a model of type {self.description['type']} embeds no texts")
@@ -232,27 +248,62 @@ class Embedder:
                 f"this model came without its vocabulary: put {self._kind.vocabulary} beside its file of weights, or "
                 f"into tokenizer/ beside its {PARAMS}"
             )
-        if isinstance(texts, str):
-            raise UserError("encode_texts takes a list of texts: write encode_texts([text])")
-        ids, mask = self.tokenizer.encode(texts, self._max_length)
-        length = _round_up(int(mask.sum(1).max(initial=1)), 16, self._max_length)
-        columns = {
-            name: Column(len(texts), x[:, :length].__getitem__) for name, x in (("text", ids), ("text_mask", mask))
-        }
-        return self._embed(columns, "text", batch_size)
 
-    def similarity(self, images: Sequence[ImageLike] | np.ndarray, texts: Sequence[str] | np.ndarray) -> np.ndarray:
+        def stack(texts):
+            ids, mask = self.tokenizer.encode(texts, self._max_length)
+            length = min(_power_of_two(int(mask.sum(1).max(initial=1)), 16), self._max_length)
+            return {"text": ids[:, :length], "text_mask": mask[:, :length]}
+
+        return self._embed("text", texts, isinstance(texts, str), text_of, stack, batch_size, on_error, progress)
+
+    def similarity(self, images: Iterable[ImageLike] | np.ndarray, texts: Iterable[str] | np.ndarray) -> np.ndarray:
         """Cosine of every image with every text -> (N, M); embeddings (N, D) are taken in their place."""
         images = images if _is_matrix(images) else self.encode_images(images)
         texts = texts if _is_matrix(texts) else self.encode_texts(texts)
         images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
         return images @ texts.T
 
-    def _embed(self, columns: Mapping[str, Column], modality: str, batch_size: int) -> np.ndarray:
-        if not next(iter(columns.values())).rows:
-            raise UserError("there is nothing to embed: the list is empty")
+    def _embed(self, modality, given, is_one, read, stack, batch_size, on_error, progress):
+        """read: an item -> what one row is made of, in threads; stack: several of them -> arrays by name."""
+        if on_error not in ("raise", "skip"):
+            raise UserError(f"on_error={on_error!r}: give 'raise' or 'skip'")
+        if type(batch_size) is not int or batch_size < 1:
+            raise UserError(f"batch_size={batch_size!r}: give how many are embedded at once")
+        if is_one:
+            given, on_error = [given], "raise"
+        elif not isinstance(given, Iterable):
+            raise UserError(f"a {type(given).__name__} holds no {modality}s: give a list of them, or one")
+        parts, skipped, seen = [], [], 0
+        line = Progress(f"embedding {modality}s", operator.length_hint(given))
+        for group in _read_ahead(given, read, batch_size):
+            rows = []
+            for item, made in group:
+                if isinstance(made, (BadImage, BadText)):
+                    if on_error == "raise":
+                        raise UserError(_complaint(modality, seen, item, made, is_one)) from made
+                    skipped.append(Skipped(seen, str(made)))
+                else:
+                    rows.append(made)
+                seen += 1
+            if rows:
+                parts.append(self._run(modality, stack(rows), batch_size))
+            if progress:
+                line.update(seen)
+        if not parts:
+            why = f"not one of {seen} can be read; the first: {skipped[0].reason}" if seen else "the list is empty"
+            raise UserError(f"there is nothing to embed: {why}")
+        x = np.ascontiguousarray(np.concatenate(parts), np.float32)
+        if is_one:
+            return x[0]
+        return x if on_error == "raise" else Found(x, skipped)
+
+    def _run(self, modality: str, arrays: Mapping[str, np.ndarray], batch_size: int) -> np.ndarray:
         _, name = self._passes[modality]
-        x = self._encoder(batch_size)((name,), Split("", "", columns))[name]
+        columns = {array: Column(len(x), x.__getitem__) for array, x in arrays.items()}
+        count = len(next(iter(arrays.values())))
+        # Few sizes, so that few programs are compiled; a single query is not filled up to a whole batch.
+        encoder = self._encoder(min(batch_size, _power_of_two(count)))
+        x = encoder((name,), Split("", "", columns))[name]
         return x / np.linalg.norm(x, axis=1, keepdims=True) if self._kind.normalise else x
 
     def _encoder(self, batch_size: int) -> Encoder:
@@ -265,28 +316,59 @@ class Embedder:
         return self._encoders[batch_size]
 
 
+class Skipped(NamedTuple):
+    """position: of the item among those given; reason: why it has no embedding."""
+
+    position: int
+    reason: str
+
+
+class Found(NamedTuple):
+    """embeddings: fp32 (N, D) of the items that could be read, in their order; skipped: the others."""
+
+    embeddings: np.ndarray
+    skipped: list[Skipped]
+
+
+def _read_ahead(items: Iterable, read: Callable, size: int) -> Iterator[list[tuple]]:
+    """Groups of up to `size` pairs (item, what `read` makes of it or the BadImage or BadText that it raises).
+
+    One group is read, in threads, while the one before is embedded; no more of a generator is held.
+    """
+
+    def attempt(item):
+        try:
+            return item, read(item)
+        except (BadImage, BadText) as error:
+            return item, error
+
+    iterator = iter(items)
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        waiting = []
+        while group := list(itertools.islice(iterator, size)):
+            begun = [pool.submit(attempt, item) for item in group]
+            if waiting:
+                yield [future.result() for future in waiting]
+            waiting = begun
+        if waiting:
+            yield [future.result() for future in waiting]
+
+
+def _complaint(modality: str, position: int, item: Any, error: Exception, is_one: bool) -> str:
+    named = f" ({item})" if isinstance(item, os.PathLike) or (modality == "image" and isinstance(item, str)) else ""
+    which = "the " + modality if is_one else f"{modality} {position}"
+    also = "" if is_one else "; on_error='skip' leaves such out"
+    return f"{which}{named} cannot be read: {error}{also}"
+
+
+def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {array: np.stack([row[array] for row in rows]) for array in rows[0]}
+
+
 def _is_matrix(x) -> bool:
     return isinstance(x, np.ndarray) and x.ndim == 2
 
 
-def _round_up(x: int, multiple: int, most: int | None = None) -> int:
-    rounded = -(-x // multiple) * multiple
-    return rounded if most is None else min(rounded, most)
-
-
-def _pixels(image: ImageLike, position: int) -> np.ndarray:
-    """uint8 (H, W, 3), upright RGB."""
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise UserError(f"image {position} is {image.dtype} {image.shape}: give uint8 (H, W, 3)")
-        return image
-    if isinstance(image, Image.Image):
-        return np.array(to_rgb(ImageOps.exif_transpose(image)))
-    try:
-        return decode_image(Path(image).read_bytes())
-    except FileNotFoundError:
-        raise UserError(f"no image at {image}") from None
-    except OSError as error:
-        raise UserError(f"{image} cannot be read: {error.strerror}") from None
-    except BadImage as error:
-        raise UserError(f"{image} cannot be read: {error.reason}") from None
+def _power_of_two(x: int, least: int = 1) -> int:
+    """The smallest power of two that is no less than `x` and `least`."""
+    return 1 << (max(x, least) - 1).bit_length()

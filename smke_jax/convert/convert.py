@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from smke_jax.convert.layouts import LAYOUTS, detect
+from smke_jax.convert.layouts import LAYOUTS, detect, under
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, new_directory, save_params
 from smke_jax.convert.rules import Layout, Report, to_flax
 from smke_jax.convert.source import Source
@@ -13,6 +13,8 @@ from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.errors import UserError
 from smke_jax.models.build import param_shapes
 
+WORDS = "word_embedding"  # of a BERT
+MOST_PADDING = 128  # rows
 VOCABULARIES = ("vocab.txt", "tokenizer.json", "vocab.json")
 TOKENIZER_FILES = (
     *VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -28,8 +30,10 @@ class Conversion(NamedTuple):
     report: Report
 
 
-def convert(source: Source, layout: str = "auto", **fields: Any) -> Conversion:
+def convert(source: Source, layout: str = "auto", *, prefix: str | None = None, **fields: Any) -> Conversion:
     """`source` read by the rules of `layout`; `fields` (num_heads, …) overrule what the file says of its model.
+
+    prefix: what the names of the network begin with, where the file holds several; None finds it
 
     Raises UserError for an unknown layout and for a file that is plainly of another one.
     """
@@ -37,13 +41,11 @@ def convert(source: Source, layout: str = "auto", **fields: Any) -> Conversion:
         close = difflib.get_close_matches(layout, LAYOUTS)
         hint = f"did you mean {' or '.join(close)}?" if close else f"known are auto, {', '.join(sorted(LAYOUTS))}"
         raise UserError(f"unknown layout {layout!r}: {hint}")
-    chosen = detect(source) if layout == "auto" else LAYOUTS[layout]
-    state = chosen.clean(source.state)
-    if len(state) < len(source.state):
+    chosen, prefix = detect(source, LAYOUTS.values() if layout == "auto" else [LAYOUTS[layout]], prefix)
+    inside = under(source.state, prefix)
+    state = chosen.clean(inside)
+    if len(state) < len(inside):
         raise UserError(f"{source.path} holds the same parameters twice, with and without a prefix: keep one of them")
-    absent = [name for name in chosen.marks if name not in state]
-    if absent:
-        raise UserError(f"{source.path} is no {chosen.name} (it has no {absent[0]}): try --from=auto")
     try:
         description = {**chosen.describe(state, {**source.config, **fields}), **fields}
         assumed = tuple(name for name in description.pop("assumed", ()) if name not in fields)
@@ -54,7 +56,25 @@ def convert(source: Source, layout: str = "auto", **fields: Any) -> Conversion:
         what = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UserError(f"{source.path} does not describe a model of layout {chosen.name}: {what}") from error
     params, report = to_flax(chosen, state, description, shapes)
-    return Conversion(chosen, description, params, report._replace(assumed=assumed))
+    if (size := _padded(source, description)) is not None:
+        padding = f"{description['vocab_size'] - size} rows of the word table behind the tokenizer's last token"
+        description = {**description, "vocab_size": size}
+        params = {**params, WORDS: params[WORDS][:size]}
+        report.ignored[f"{WORDS}, padded"] = padding
+    outside = {name: f"outside of {prefix}" for name in source.state if not name.startswith(prefix)}
+    return Conversion(chosen, description, params, report._replace(assumed=assumed, ignored=report.ignored | outside))
+
+
+def _padded(source: Source, description: dict) -> int | None:
+    """The size of the vocabulary beside the file, where the word table of a text model is padded beyond it.
+
+    Training code rounds tables up to a multiple of 8, of 64 or of 128, which is faster.
+    """
+    size = description.get("vocab_size") if description["type"] == "bert" else None
+    if size is None or not any((source.path.parent / name).is_file() for name in VOCABULARIES):
+        return None
+    own = load_tokenizer(source.path.parent).vocab_size
+    return own if own < size < own + MOST_PADDING and size % 8 == 0 else None
 
 
 def tokenizer_files(source: Source, description: dict) -> list[Path]:

@@ -14,10 +14,9 @@ import math
 from pathlib import Path
 
 import modeling_smke
-import numpy as np
 import torch
 import torch.nn.functional as F
-from modeling_smke import Block, TextTower
+from modeling_smke import Block, TextTower, squashed
 from torch import nn
 
 # EfficientNet-Lite0: (blocks, kernel size, stride, expansion, channels) of each stage.
@@ -208,10 +207,7 @@ class AlignedModel(nn.Module):
         return {name: self._pixels(images, self.fields[name]) for name in self.readers["image"]}
 
     def _pixels(self, images, own):
-        size = (own["image_size"],) * 2
-        pixels = np.stack([np.asarray(image.convert("RGB").resize(size, resample=3)) for image in images])
-        pixels = (pixels.astype(np.float32) / 255 - np.float32(own["mean"])) / np.float32(own["std"])
-        return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+        return squashed(images, own["image_size"], own["mean"], own["std"])
 
     def encode_image(self, pixels):
         """What `preprocess` gives -> representations, see the class."""

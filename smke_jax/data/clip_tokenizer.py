@@ -35,7 +35,7 @@ def load_clip_tokenizer(directory: str | Path) -> Tokenizer:
     size = backend.get_vocab_size()
     if ids != [size - 2, size - 1] or size < 3:
         raise UserError(f"{directory} holds no CLIP vocabulary: {START} and {END} have to be its last two tokens")
-    return Tokenizer(plain(backend), lowercase=True, pad_id=0, settings=SETTINGS)
+    return Tokenizer(plain(backend), pad_id=0, settings=SETTINGS)
 
 
 def load_vocabulary(directory: str | Path) -> Tokenizer:

@@ -1,13 +1,25 @@
 """Image file bytes to upright 8-bit RGB, or a plain reason why not."""
 
+import functools
+import importlib
 import io
+import os
 import warnings
+import zlib
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps
 
-# Larger pictures are refused with a reason. PIL's own warning would be a second message about the same picture.
-MAX_PIXELS = 89_478_485
+from smke_jax.errors import UserError
+
+LIMIT = "SMKE_MAX_PIXELS"  # environment variable that sets another limit than MAX_PIXELS
+MAX_PIXELS = 1 << 28  # 268 megapixels, 800 MB as RGB; larger pictures are refused with a reason
+LARGE = 89_478_485  # a JPEG with more pixels is decoded at a smaller scale, which has at least a quarter as many
+JPEGS = ("JPEG", "MPO")
+HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
+PNG_MARK = b"\x89PNG\r\n\x1a\n"
+PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+# PIL's own warning would be a second message about the same picture.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
@@ -22,6 +34,12 @@ class BadImage(ValueError):
 def decode_image(data: bytes, *, min_side: int | None = None) -> np.ndarray:
     """`open_image` with the same arguments, its picture as a uint8 array (H, W, 3)."""
     return np.array(open_image(data, min_side=min_side), np.uint8)
+
+
+def size_of(data: bytes) -> tuple[int, int]:
+    """(shorter, longer) side of a picture that `open_image` can decode, in pixels."""
+    shorter, longer = sorted(_opened(data).size)
+    return shorter, longer
 
 
 def open_image(data: bytes, *, min_side: int | None = None) -> Image.Image:
@@ -45,8 +63,10 @@ def open_image(data: bytes, *, min_side: int | None = None) -> Image.Image:
         return to_rgb(_load(data, min_side))
     except BadImage:
         raise
+    except UserError:
+        raise
     except Image.DecompressionBombError:
-        raise BadImage(f"more than {MAX_PIXELS} pixels") from None
+        raise BadImage(_too_large()) from None
     except Image.UnidentifiedImageError:
         raise BadImage("not an image file" if data else "empty file") from None
     except Exception as error:  # PIL's readers raise nearly every built-in exception on damaged files
@@ -54,18 +74,75 @@ def open_image(data: bytes, *, min_side: int | None = None) -> Image.Image:
         raise BadImage("image file is truncated" if "truncated" in reason.lower() else reason) from error
 
 
+def max_pixels() -> int:
+    """The most pixels that a picture may have: MAX_PIXELS, or what the environment variable says."""
+    text = os.environ.get(LIMIT, "")
+    if not text:
+        return MAX_PIXELS
+    if not text.isdecimal() or not int(text):
+        raise UserError(f"{LIMIT}={text} is no number of pixels: give one such as {MAX_PIXELS}")
+    return int(text)
+
+
+def _too_large() -> str:
+    return f"more than {max_pixels()} pixels (the environment variable {LIMIT} sets the limit)"
+
+
+def _opened(data: bytes) -> Image.Image:
+    if data[4:8] == b"ftyp" and data[8:12] in HEIF_BRANDS and not _reads_heif():
+        raise BadImage("HEIC photo: pip install pillow-heif to read it")
+    most = max_pixels()
+    # PIL refuses what has more than twice its own number, and has one number for all of a process.
+    if Image.MAX_IMAGE_PIXELS is not None:
+        Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, most)
+    image = Image.open(io.BytesIO(data))
+    if image.width * image.height > most:
+        raise BadImage(_too_large())
+    return image
+
+
+@functools.cache
+def _reads_heif() -> bool:
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return False
+    return True
+
+
+def _without_texts(png: bytes) -> bytes:
+    """The file without the chunks of text and the colour profile, which PIL reads up to a megabyte each."""
+    parts, start = [PNG_MARK], len(PNG_MARK)
+    while start + 12 <= len(png):
+        stop = start + 12 + int.from_bytes(png[start : start + 4], "big")
+        if png[start + 4 : start + 8] not in PNG_TEXTS:
+            parts.append(png[start:stop])
+        start = stop
+    return b"".join(parts)
+
+
 def _load(data: bytes, min_side: int | None) -> Image.Image:
     ImageFile.LOAD_TRUNCATED_IMAGES = False  # another library may have switched half-grey pictures on
-    image = Image.open(io.BytesIO(data))
-    if image.width * image.height > MAX_PIXELS:
-        raise BadImage(f"more than {MAX_PIXELS} pixels")
-    if min_side is not None and image.format in ("JPEG", "MPO"):
-        scale = min(1.0, min_side / min(image.size))
+    if data.startswith(PNG_MARK):
+        try:
+            return _decoded(data, min_side)
+        except (ValueError, zlib.error) as error:
+            if isinstance(error, BadImage) or "too large" not in str(error).lower():
+                raise
+            data = _without_texts(data)
+    return _decoded(data, min_side)
+
+
+def _decoded(data: bytes, min_side: int | None) -> Image.Image:
+    image = _opened(data)
+    pixels = image.width * image.height
+    if image.format in JPEGS and (min_side is not None or pixels > LARGE):
+        scale = 0.5 if min_side is None else min(1.0, min_side / min(image.size))
         image.draft(None, (max(1, round(image.width * scale)), max(1, round(image.height * scale))))
     if image.format == "JPEG" and data.endswith(bytes(16)) and not data.rstrip(b"\0").endswith(b"\xff\xd9"):
         raise BadImage("image file is truncated")  # an unfinished download, filled up with zeros
     if image.format == "PNG":
-        Image.open(io.BytesIO(data)).verify()  # load() does not look at the checksums of the pixels
+        _opened(data).verify()  # load() does not look at the checksums of the pixels
     image.load()
     try:
         ImageOps.exif_transpose(image, in_place=True)

@@ -2,15 +2,37 @@
 
 import hashlib
 import json
+import logging
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tokenizers
 
 from smke_jax.errors import UserError
 
+log = logging.getLogger("smke_jax")
+
+MANY = 500  # words of which one may lose its accent without a word
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+
+class Normaliser(NamedTuple):
+    """What is done to text before it is cut into words; BERT-uncased's by default.
+
+    lowercase:     all letters small
+    strip_accents: leave out the marks on letters.  In Vietnamese, Hindi, Thai and Japanese they tell words apart
+    split_cjk:     every Chinese character is a word of its own
+    """
+
+    lowercase: bool = True
+    strip_accents: bool = True
+    split_cjk: bool = True
+
+
+UNCASED = Normaliser()
 
 
 class Tokenizer:
@@ -19,19 +41,18 @@ class Tokenizer:
     Attributes:
       vocab_size: number of tokens, including the special ones.
       pad_id: the id after the end of a caption: that of BERT's [PAD], 0 for CLIP.
-      digest: hex sha256 of the ordered vocabulary and of whether text is lower-cased.
+      digest: hex sha256 of the ordered vocabulary and of what is done to text before it is looked up.
     """
 
-    def __init__(
-        self, backend: tokenizers.Tokenizer, *, lowercase: bool, pad_id: int, settings: Mapping[str, str] | None = None
-    ):
-        """`settings`: of transformers' tokenizer_config.json; None are those of BERT."""
-        self._backend, self._lowercase, self._settings = backend, lowercase, settings
+    def __init__(self, backend: tokenizers.Tokenizer, *, pad_id: int, settings: Mapping[str, str] | None = None):
+        """`settings`: class and special tokens in transformers' tokenizer_config.json; None are those of BERT."""
+        self._backend, self._settings = backend, settings
         vocab = backend.get_vocab()
         ordered = sorted(vocab, key=vocab.get)
         self.vocab_size = len(ordered)
         self.pad_id = pad_id
-        self.digest = hashlib.sha256("\n".join([*ordered, f"lowercase={lowercase}"]).encode()).hexdigest()
+        lines = [*ordered, f"lowercase={_lowercases(backend)}", *_unusual(backend)]
+        self.digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def encode(self, captions: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """One row for each caption: `[CLS] tokens [SEP]`, or CLIP's start and end around the tokens, then padding.
@@ -61,27 +82,39 @@ class Tokenizer:
         """Text of ids without special tokens; lower-cased and spaced as WordPiece leaves it."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)
 
-    def save(self, directory: str | Path) -> None:
-        """Writes the folder that `load_vocabulary`, transformers and tokenizers read."""
+    def save(self, directory: str | Path, max_length: int | None = None) -> None:
+        """Writes the folder that `load_vocabulary`, transformers and tokenizers read.
+
+        max_length: of the model it is saved for.  Then tokenizer.json cuts longer texts, as `encode` does, and pads a
+          batch to its longest.
+        """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
+        vocab = self._backend.get_vocab()
+        ordered = sorted(vocab, key=vocab.get)
+        backend = self._backend
+        if max_length is not None:
+            backend = tokenizers.Tokenizer.from_str(backend.to_str())  # settings are shared by all threads
+            backend.enable_truncation(max_length)
+            backend.enable_padding(pad_id=self.pad_id, pad_token=ordered[self.pad_id])
         # Not `save`, which does not raise an OSError where the disk is full.
-        (directory / "tokenizer.json").write_text(self._backend.to_str(pretty=True), encoding="utf-8")
-        config = self._settings
-        if config is None:
-            vocab = self._backend.get_vocab()
-            lines = "".join(f"{token}\n" for token in sorted(vocab, key=vocab.get))
-            (directory / "vocab.txt").write_text(lines, encoding="utf-8")
-            config = {
-                "tokenizer_class": "BertTokenizer",
-                "do_lower_case": self._lowercase,
-                **{f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS},
-            }
-        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        (directory / "tokenizer.json").write_text(backend.to_str(pretty=True), encoding="utf-8")
+        settings = self._settings
+        if settings is None:
+            (directory / "vocab.txt").write_text("".join(f"{token}\n" for token in ordered), encoding="utf-8")
+            special = {f"{token[1:-1].lower()}_token": token for token in SPECIAL_TOKENS}
+            settings = _class_in_transformers(backend) | special
+        config = {**settings, "model_input_names": ["input_ids", "attention_mask"]}
+        if max_length is not None:
+            config["model_max_length"] = max_length
+        (directory / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> Tokenizer:
     """Loads a BERT tokenizer from a folder with tokenizer.json and/or vocab.txt; never from the network.
+
+    What tokenizer.json states of case, accents and words counts.  Of a vocab.txt alone, tokenizer_config.json says so,
+    and without one it is taken for an uncased BERT's.
 
     Args:
       directory: the folder.
@@ -90,41 +123,60 @@ def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> Toke
     Raises:
       UserError: no vocabulary there, special tokens missing, or its size differs from `vocab_size`.
     """
-    from transformers import BertTokenizerFast  # slow to import, and training a tokenizer does without it
-
     directory = Path(directory)
-    if not any((directory / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    whole, words = directory / "tokenizer.json", directory / "vocab.txt"
+    if not whole.is_file() and not words.is_file():
         raise UserError(
             f"no tokenizer at {directory}: it needs vocab.txt or tokenizer.json; "
             "train one with `smke prepare tokenizer`"
         )
     try:
-        loaded = BertTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+        backend = tokenizers.Tokenizer.from_file(str(whole)) if whole.is_file() else _of_words(directory)
     except Exception as error:
+        if isinstance(error, UserError):
+            raise
         raise UserError(f"the tokenizer at {directory} cannot be read: {error}") from error
-    backend = tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
     vocab = backend.get_vocab()
-    # transformers adds special tokens to a vocabulary that lacks them, and falls back to them alone.
-    own = backend.get_vocab(with_added_tokens=False)
-    missing = [token for token in SPECIAL_TOKENS if token not in own]
+    missing = [token for token in SPECIAL_TOKENS if token not in vocab]
     if missing or len(vocab) <= len(SPECIAL_TOKENS):
         what = f"missing {', '.join(missing)}" if missing else f"only {len(vocab)} tokens"
         raise UserError(f"{directory} holds no BERT vocabulary ({what}): name a folder with a whole one")
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise UserError(f"the ids at {directory} are not 0 to {len(vocab) - 1}, each once: train the vocabulary again")
     if vocab_size is not None and len(vocab) != vocab_size:
         raise UserError(
             f"the tokenizer at {directory} has {len(vocab)} tokens, the model expects {vocab_size}: "
             "use the tokenizer the model was trained with"
         )
-    return Tokenizer(plain(backend), lowercase=_lowercases(backend), pad_id=vocab["[PAD]"])
+    backend = plain(backend)
+    # A vocabulary that somebody trained with the package tokenizers may have no such template.
+    if backend.encode("").ids != [vocab["[CLS]"], vocab["[SEP]"]]:
+        backend.post_processor = _template(vocab)
+    return Tokenizer(backend, pad_id=vocab["[PAD]"])
 
 
-def train_wordpiece(captions: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Trains an uncased WordPiece vocabulary of at most `vocab_size` tokens, the same for the same captions.
+def _of_words(directory: Path) -> tokenizers.Tokenizer:
+    """Of a folder with vocab.txt, as transformers reads it."""
+    from transformers import BertTokenizerFast  # slow to import, and training a tokenizer does without it
 
-    Normalisation and word splitting are BERT-uncased's; the special tokens take ids 0 to 4, [PAD] first.
+    own = set((directory / "vocab.txt").read_text(encoding="utf-8").splitlines())
+    # transformers adds special tokens to a vocabulary that lacks them, and falls back to them alone.
+    if missing := [token for token in SPECIAL_TOKENS if token not in own]:
+        raise UserError(
+            f"{directory} holds no BERT vocabulary (missing {', '.join(missing)}): name a folder with a whole one"
+        )
+    loaded = BertTokenizerFast.from_pretrained(str(directory), local_files_only=True)
+    return tokenizers.Tokenizer.from_str(loaded.backend_tokenizer.to_str())
+
+
+def train_wordpiece(captions: Iterable[str], vocab_size: int, normaliser: Normaliser = UNCASED) -> Tokenizer:
+    """Trains a WordPiece vocabulary of at most `vocab_size` tokens, the same for the same captions.
+
+    Words are split as BERT's; the special tokens take ids 0 to 4, [PAD] first.  Words that only the `normaliser` makes
+    one are counted in a warning.
     """
     captions = list(captions)
-    trained = _uncased(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    trained = _bert(tokenizers.models.WordPiece(unk_token="[UNK]"), normaliser)
     # The trainer numbers the "##x" pieces in the order of a randomly seeded hash map, and it breaks ties by number.
     # Special tokens have the order in which they are given, so the pieces are given as special tokens.
     pieces = _continuations(trained, captions)
@@ -139,20 +191,52 @@ def train_wordpiece(captions: Iterable[str], vocab_size: int) -> Tokenizer:
         raise UserError("no words to train a tokenizer on: the captions are empty")
     if len(vocab) > vocab_size:
         raise UserError(f"vocab_size={vocab_size} is too small: the letters alone take {len(vocab)} tokens")
+    if normaliser.strip_accents and (warning := merged_words(captions)):
+        log.warning("%s", warning)
 
-    backend = _uncased(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"))
+    backend = _bert(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"), normaliser)
     backend.add_special_tokens(list(SPECIAL_TOKENS))
-    backend.post_processor = tokenizers.processors.TemplateProcessing(
+    backend.post_processor = _template(vocab)
+    return Tokenizer(backend, pad_id=vocab["[PAD]"])
+
+
+def merged_words(captions: Iterable[str]) -> str:
+    """What to say where words differ in accents alone, which a vocabulary without accents makes one; '' where none do.
+
+    In a language that writes few marks, a handful of words such as café and cafe are the same word: below one in 500
+    nothing is said.
+    """
+    cut = tokenizers.pre_tokenizers.BertPreTokenizer()
+    small, bare = (tokenizers.normalizers.BertNormalizer(strip_accents=strip) for strip in (False, True))
+    words = {word for text in captions for word, _ in cut.pre_tokenize_str(small.normalize_str(text))}
+    found: dict[str, list[str]] = {}
+    for word in sorted(words):
+        found.setdefault(bare.normalize_str(unicodedata.normalize("NFC", word)), []).append(word)
+    merged = [group for group in found.values() if len(group) > 1]
+    count = sum(map(len, merged))
+    if count * MANY <= len(words):
+        return ""
+    return (
+        f"without accents {count} of {len(words)} words become others, such as {' and '.join(merged[0][:3])}: "
+        "keep them with strip_accents=False"
+    )
+
+
+def _template(vocab: dict[str, int]) -> tokenizers.processors.PostProcessor:
+    return tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[(token, vocab[token]) for token in ("[CLS]", "[SEP]")],
     )
-    return Tokenizer(backend, lowercase=True, pad_id=vocab["[PAD]"])
 
 
-def _uncased(model: tokenizers.models.Model) -> tokenizers.Tokenizer:
+def _bert(model: tokenizers.models.Model, normaliser: Normaliser) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(model)
-    backend.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    # BERT's own rule, None, strips accents where it lower-cases.
+    strip = None if normaliser.strip_accents == normaliser.lowercase else normaliser.strip_accents
+    backend.normalizer = tokenizers.normalizers.BertNormalizer(
+        lowercase=normaliser.lowercase, strip_accents=strip, handle_chinese_chars=normaliser.split_cjk
+    )
     backend.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     backend.decoder = tokenizers.decoders.WordPiece()
     return backend
@@ -177,3 +261,38 @@ def plain(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
 
 def _lowercases(backend: tokenizers.Tokenizer) -> bool:
     return backend.normalizer is not None and backend.normalizer.normalize_str("A") == "a"
+
+
+def _parts(backend: tokenizers.Tokenizer) -> dict:
+    """What the file says of normalising and of words."""
+    return {key: json.loads(backend.to_str()).get(key) for key in ("normalizer", "pre_tokenizer")}
+
+
+def _is_bert(parts: dict) -> bool:
+    return (parts["normalizer"] or {}).get("type") == "BertNormalizer" and parts["pre_tokenizer"] == {
+        "type": "BertPreTokenizer"
+    }
+
+
+def _unusual(backend: tokenizers.Tokenizer) -> list[str]:
+    """What tells a tokenizer apart from BERT's two, cased and uncased, and from CLIP's."""
+    parts = _parts(backend)
+    kind = json.loads(backend.to_str())["model"].get("type")
+    usual = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True, "strip_accents": None}
+    if kind != "WordPiece" or (_is_bert(parts) and {**parts["normalizer"], **usual} == parts["normalizer"]):
+        return []
+    return [json.dumps(parts, sort_keys=True)]
+
+
+def _class_in_transformers(backend: tokenizers.Tokenizer) -> dict:
+    """The class that reads the files as they are.  transformers gives every BertTokenizer a normaliser of BERT's."""
+    parts = _parts(backend)
+    if not _is_bert(parts):
+        return {"tokenizer_class": "PreTrainedTokenizerFast"}
+    normaliser = parts["normalizer"]
+    return {
+        "tokenizer_class": "BertTokenizer",
+        "do_lower_case": normaliser["lowercase"],
+        "strip_accents": normaliser["strip_accents"],
+        "tokenize_chinese_chars": normaliser["handle_chinese_chars"],
+    }

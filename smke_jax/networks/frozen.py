@@ -14,7 +14,7 @@ from smke_jax.networks.base import Network, Start
 from smke_jax.networks.description import described_by
 from smke_jax.networks.encoders import check_pixels, load_encoder
 from smke_jax.networks.start import RANDOM
-from smke_jax.passes.base import pixels_of
+from smke_jax.passes.base import statistics_of
 from smke_jax.passes.features import check_pools, features
 
 CLASSIFIERS = ("fc/kernel", "head/kernel")  # matrices of a teacher's classifier, which computes in fp32
@@ -85,7 +85,7 @@ def frozen(
     def forward(name, specs):
         read = image if image in specs else "image"
         chosen = {"pools": tuple(pools), "layers": tuple(layers)}
-        return (features(module, name, makes=makes, image=read, head=head, **chosen, **pixels_of(description)),)
+        return (features(module, name, makes=makes, image=read, head=head, **chosen, **statistics_of(description)),)
 
     use = {"makes": makes, "image": image, "pools": tuple(pools), "layers": tuple(layers)}
     return Network(

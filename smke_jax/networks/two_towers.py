@@ -14,7 +14,7 @@ from smke_jax.models.student import build_student
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.encoders import check_pixels, describe_encoder
 from smke_jax.networks.start import FITTING, RANDOM, student_start, tower_start
-from smke_jax.passes.base import pixels_of
+from smke_jax.passes.base import statistics_of
 from smke_jax.passes.encode import encode_image, encode_text
 
 TOWERS = ("image", "text")
@@ -68,7 +68,7 @@ def two_towers(
         **{name: dict(part) for name, part in parts.items()},
     }  # fmt: skip
     model = build_student(settings | {"remat": remat}, vocab_size=vocab_size, target_dim=head)
-    description = {"type": "student", "vocab_size": vocab_size, "target_dim": head, **settings, **pixels_of(said)}
+    description = {"type": "student", "vocab_size": vocab_size, "target_dim": head, **settings, **statistics_of(said)}
     files = {tower: path for tower, path in zip(TOWERS, (image_start, text_start), strict=True) if path != RANDOM}
     if start != RANDOM and files:
         raise UserError(f"start begins the whole student: set {next(iter(files))}_start={RANDOM} beside it")
@@ -96,7 +96,7 @@ def two_towers(
 
     return Network(
         init=init,
-        forward=lambda name, specs: (encode_image(model, name, **pixels_of(said)), encode_text(model, name)),
+        forward=lambda name, specs: (encode_image(model, name, **statistics_of(said)), encode_text(model, name)),
         start=begin,
         trained=tuple(trained) or True,
         sizes={"image": image["image_size"]},

@@ -7,7 +7,7 @@ from smke_jax.models.fields import build_from
 from smke_jax.models.projections import build_projections
 from smke_jax.models.teachers import TEACHERS, build_teacher
 from smke_jax.models.towers import TEXT_TOWERS
-from smke_jax.passes.base import Pass, narrowed, pixels_of
+from smke_jax.passes.base import Pass, narrowed, statistics_of
 from smke_jax.passes.features import features
 from smke_jax.passes.project import project
 from smke_jax.passes.words import words
@@ -32,7 +32,7 @@ def aligned(description: Description, *wanted: str) -> tuple[Pass, ...]:
 
 def _image_tower(name: str, own: Description) -> tuple[Pass, ...]:
     chosen = {key: own[key] for key in ("makes", "image")} | {key: tuple(own[key]) for key in ("pools", "layers")}
-    return (features(build_teacher(own), name, **pixels_of(own), **chosen),)
+    return (features(build_teacher(own), name, **statistics_of(own), **chosen),)
 
 
 def _text_tower(name: str, own: Description) -> tuple[Pass, ...]:

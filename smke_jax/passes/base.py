@@ -54,7 +54,7 @@ def apply_with_tokens(model: nn.Module, params, *inputs, **options) -> tuple[Any
     return out, {name: x[0] for name, x in sown.get("intermediates", {}).items() if not isinstance(x, Mapping)}
 
 
-def pixels_of(description: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
+def statistics_of(description: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
     """{'mean': (3,), 'std': (3,)} of the pixels that the model of `description` takes; ImageNet's if it has none."""
     return {"mean": tuple(description.get("mean", MEAN)), "std": tuple(description.get("std", STD))}
 

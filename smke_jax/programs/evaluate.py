@@ -18,6 +18,7 @@ from smke_jax import atomic
 from smke_jax.__main__ import run_program
 from smke_jax.config_files import override, override_key, split_overrides
 from smke_jax.errors import UserError, nearest
+from smke_jax.programs.evaluate_model import evaluate_model, holds_no_run
 from smke_jax.tasks.base import Task
 from smke_jax.training import record
 from smke_jax.training.build import build_part
@@ -33,6 +34,8 @@ def main(argv: list[str]) -> int:
     """Parses the command line, evaluates and writes; returns the exit status."""
     argv, overrides = split_overrides(argv)
     arguments = _parser().parse_args(argv)
+    if holds_no_run(arguments.workdir):
+        return evaluate_model(arguments, overrides)
     config = record.read_config(arguments.workdir)
     names = _chosen(config, arguments)
     changed = _changed(config, names, arguments, overrides)
@@ -57,7 +60,9 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     summary, _, more = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser("smke evaluate", description=summary, epilog=more, allow_abbrev=False)
-    parser.add_argument("--workdir", type=Path, required=True, help="run directory of `smke train`")
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="run directory of `smke train`, or an export, or converted weights"
+    )
     parser.add_argument("--evaluator", metavar="NAME", help="one of config.evaluators (default: all of them)")
     parser.add_argument("--data", type=Path, help="folder written by `smke prepare` (default: the run's own)")
     parser.add_argument("--split", help="default: each evaluator's own")

@@ -10,11 +10,17 @@ from smke_jax.data.prepare import PREPARERS
 from smke_jax.data.prepare.build import build, check_free
 from smke_jax.data.prepare.items import Options, Skips
 from smke_jax.data.sources import open_prepared
-from smke_jax.data.tokenizer import train_wordpiece
+from smke_jax.data.tokenizer import Normaliser, train_wordpiece
 from smke_jax.errors import UserError
 
 # Flags that only some readers know, so that no other takes one and ignores it.
-SPLIT_READERS = ("flickr30k", "cc", "jsonl", "folder")
+SPLIT_READERS = ("flickr8k", "flickr30k", "cc", "jsonl", "folder")
+NORMALISER_FLAGS = {
+    "lowercase": "keep capital letters",
+    "strip_accents": "keep the marks on letters, which tell words apart in Vietnamese, Hindi, Thai and Japanese",
+    "split_cjk": "do not make every Chinese character a word of its own",
+}
+SHOWN = 8  # reasons
 HOLDOUT_READERS = ("folder",)
 
 
@@ -36,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument(
             "--max_side", type=_positive, metavar="N",
-            help="store JPEGs whose shorter side is at most N pixels (default: the original files)",
+            help="shrink images whose shorter side has more than N pixels, to JPEG (default: keep all as they are)",
         )  # fmt: skip
         command.add_argument("--splits", type=_names, metavar="A,B", help="only these splits (default: all)")
         if name in SPLIT_READERS:
@@ -49,6 +55,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", type=Path, required=True, help="folder to write")
     command.add_argument("--vocab_size", type=_positive, default=8000, metavar="N")
     command.add_argument("--splits", type=_names, default=["train"], metavar="A,B", help="default: train")
+    for name, what in NORMALISER_FLAGS.items():
+        command.add_argument(f"--no_{name}", dest=name, action="store_false", help=what)
     command.set_defaults(run=_tokenizer)
     return parser
 
@@ -71,17 +79,27 @@ def _prepare(arguments: argparse.Namespace) -> int:
         created_by={key: _plain(value) for key, value in vars(arguments).items() if key != "run"},
         max_side=arguments.max_side,
     )
-    _print_table(manifest, arguments.out)
+    _print_table(manifest, skips, arguments.out)
     return 0
 
 
-def _print_table(manifest: dict, out: Path) -> None:
+def _print_table(manifest: dict, skips: Skips, out: Path) -> None:
     print(f"{'split':<8}{'images':>10}{'captions':>10}{'skipped':>10}")
     for split, report in manifest["splits"].items():
         print(f"{split:<8}{report['n_images']:>10}{report['n_captions']:>10}{report['n_skipped']:>10}")
-    for reason, count in list(manifest["skip_reasons"].items())[:5]:
-        print(f"skipped {count}x: {reason}")
+    for reason, count, where in skips.reasons()[:SHOWN]:
+        print(f"skipped {count}x: {reason} (first: {where})")
+    for note, count in skips.notes.items():
+        print(f"note {count}x: {note}")
     print(f"wrote {out}")
+    print(_balance(manifest))
+
+
+def _balance(manifest: dict) -> str:
+    read, kept, skipped = (manifest[f"n_{name}"] for name in ("read", "kept", "skipped"))
+    line = f"read {read} = kept {kept} + skipped {skipped}; not reached: {manifest['n_not_reached']}"
+    unknown = manifest["n_places_not_reached"]
+    return line + (f", and an unknown number in {unknown} damaged places" if unknown else "")
 
 
 def _tokenizer(arguments: argparse.Namespace) -> int:
@@ -90,7 +108,8 @@ def _tokenizer(arguments: argparse.Namespace) -> int:
     start = time.monotonic()
     sources = [open_prepared(arguments.data, split) for split in arguments.splits]
     captions = [text for source in sources for texts in source.all_captions() for text in texts]
-    tokenizer = train_wordpiece(captions, arguments.vocab_size)
+    normaliser = Normaliser(*(getattr(arguments, name) for name in Normaliser._fields))
+    tokenizer = train_wordpiece(captions, arguments.vocab_size, normaliser)
     tokenizer.save(arguments.out)
     origin = f"{len(captions)} captions of {', '.join(arguments.splits)}"
     print(f"{tokenizer.vocab_size} tokens from {origin}, {time.monotonic() - start:.1f} s")

@@ -12,7 +12,7 @@ from PIL import Image
 from smke_jax.data.datasets import open_source
 from smke_jax.data.pipeline import epoch_rows, picture, pixels, train_batches
 from smke_jax.data.sources import Source, has_split
-from smke_jax.data.tokenizer import Tokenizer
+from smke_jax.data.tokenizer import Normaliser, Tokenizer
 from smke_jax.data.transforms import StudentTeacherViews, TwoViews, View, squash
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import failing_together
@@ -36,6 +36,9 @@ def pairs(
     in_memory: bool = False,
     tokenizer: str = "",
     vocab_size: int = 30_522,
+    lowercase: bool = True,
+    strip_accents: bool = True,
+    split_cjk: bool = True,
     max_length: int = 64,
     crop_scale: tuple[float, float] = (0.9, 1.0),
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
@@ -58,6 +61,7 @@ def pairs(
     in_memory:  decode every image once and keep it: for small sets
     tokenizer:  folder with vocab.txt or tokenizer.json; '' trains a WordPiece on the training captions,
     vocab_size: of at most so many tokens
+    lowercase, strip_accents, split_cjk: what such a WordPiece does to text; see `smke_jax.data.tokenizer.Normaliser`
     max_length: tokens per caption, [CLS] and [SEP] included
     crop_scale, crop_ratio: area and aspect ratio of the random crop
     flip:       probability of mirroring
@@ -75,7 +79,12 @@ def pairs(
         words = Assumed(vocab_size)
     else:
         words = open_vocabulary(
-            Path(keep) / "tokenizer", begun=known is not None, given=tokenizer, size=vocab_size, captions=captions
+            Path(keep) / "tokenizer",
+            begun=known is not None,
+            given=tokenizer,
+            size=vocab_size,
+            captions=captions,
+            normaliser=Normaliser(lowercase, strip_accents, split_cjk),
         )
     facts["vocab_size"] = words.vocab_size
     crop = {"crop_scale": tuple(crop_scale), "crop_ratio": tuple(crop_ratio), "flip": flip}

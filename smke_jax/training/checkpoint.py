@@ -40,6 +40,21 @@ class Restored(NamedTuple):
     meta: Any
 
 
+@contextlib.contextmanager
+def _without_warning_of_read_only() -> Iterator[None]:
+    """orbax warns of its own option as if the folder could not be written."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return "Given directory is read only" not in str(record.msg)
+
+    logger = logging.getLogger("absl")
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)
+
+
 class Checkpointer:
     """The checkpoints of one run: the newest `keep` and the one with the highest metric.
 
@@ -62,15 +77,16 @@ class Checkpointer:
             except OSError as error:
                 raise UserError(f"cannot write checkpoints in {self.directory}: {error.strerror}") from error
         write_small_arrays_whole()
-        self._manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(
-                save_interval_steps=0,
-                create=False,
-                read_only=read_only,
-                preservation_policy=NewestAndBest(keep, self.best_step),
-            ),
-        )
+        with _without_warning_of_read_only():
+            self._manager = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    save_interval_steps=0,
+                    create=False,
+                    read_only=read_only,
+                    preservation_policy=NewestAndBest(keep, self.best_step),
+                ),
+            )
         self._reload()
 
     def steps(self) -> list[int]:

@@ -90,7 +90,7 @@ def block_outputs(model, params, *inputs) -> list[np.ndarray]:
 
 def read(case: Case, reference: Reference) -> Conversion:
     """`reference` converted, with nothing left over, by a table that names nothing twice."""
-    assert detect(reference.source).name == case.layout
+    assert detect(reference.source).layout.name == case.layout
     conversion = convert(reference.source, case.layout)
     assert conversion.report.sound, conversion.report.lines()
     table = conversion.layout.rules(conversion.description)

@@ -132,6 +132,16 @@ def openai(sizes: dict) -> Reference:
     return reference._replace(state=as_openai(reference.state), config={})
 
 
+def open_clip(sizes: dict) -> Reference:
+    """The exact GELU, and none of the three numbers."""
+    exact = {**sizes, **{key: x | {"hidden_act": "gelu"} for key, x in sizes.items() if "config" in key}}
+    reference = openai(exact)
+    return reference._replace(
+        state={name: x for name, x in reference.state.items() if x.dtype.kind == "f"},
+        config={"model_cfg": {}},
+    )
+
+
 def outputs(model, params, given, ids) -> list:
     """Every hidden state and the features of the image tower, then of the text tower; then the scaled cosines."""
     (image, text), towers = apply(model, params, given, ids)
@@ -146,6 +156,7 @@ CASES = [
     for layout, against, make in (
         ("clip-hf", "transformers CLIPModel", hf),
         ("clip-openai", "transformers CLIPModel, renamed", openai),
+        ("clip-openclip", "transformers CLIPModel of another GELU, renamed", open_clip),
     )
 ]
 
@@ -288,13 +299,39 @@ def test_the_numbers_in_the_archive_have_to_be_those_of_its_tensors():
     assert list(report.wrong) == [name]
 
 
+def without_numbers() -> dict:
+    return {k: x for k, x in as_openai(REFERENCE.state).items() if x.dtype.kind == "f"}
+
+
 def test_files_of_open_clip_are_not_taken_for_openais():
     """The same names, without the three numbers, and mostly another activation."""
-    state = {k: x for k, x in as_openai(REFERENCE.state).items() if x.dtype.kind == "f"}
-    with pytest.raises(UserError, match="is of no known layout"):
-        convert(source(state))
-    with pytest.raises(UserError, match="is no clip-openai"):
-        convert(source(state), "clip-openai")
+    with pytest.raises(UserError, match="fits clip-openai and clip-openclip: say which it is. --from=clip-openai is"):
+        convert(source(without_numbers()))
+    tuned = convert(source(without_numbers()), "clip-openai")
+    assert tuned.report.sound and tuned.description == convert(source(as_openai(REFERENCE.state))).description
+    with pytest.raises(UserError, match="is no clip-openclip"):
+        convert(source(as_openai(REFERENCE.state)), "clip-openclip")
+
+
+@pytest.mark.parametrize("prefix", ["", "module.", "model.clip."])
+def test_clip_inside_of_what_training_code_saves(prefix):
+    state = {prefix + name: x for name, x in without_numbers().items()}
+    conversion = convert(source(state | {"head.weight": np.ones(3, np.float32)} if prefix else state), "clip-openai")
+    assert conversion.report.sound
+    assert bool(prefix) == (conversion.report.ignored.get("head.weight") == f"outside of {prefix}")
+
+
+def test_what_open_clip_says_beside_its_file():
+    settings = {
+        "model_cfg": {"vision_cfg": {"head_width": 4}, "text_cfg": {"heads": 2}, "quick_gelu": True},
+        "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]},
+    }
+    found = convert(source(without_numbers(), settings)).description
+    assert found["image"]["activation"] == found["text"]["activation"] == "quick_gelu"
+    assert found["image"]["num_heads"] == found["image"]["width"] // 4 and found["text"]["num_heads"] == 2
+    assert found["mean"] == (0.1, 0.2, 0.3)
+    del settings["model_cfg"]["quick_gelu"]
+    assert convert(source(without_numbers(), settings)).description["image"]["activation"] == "gelu"
 
 
 def test_heads_of_both_towers_cannot_be_given_at_once():

@@ -269,7 +269,22 @@ def test_a_checkpoint_without_a_target_scale_goes_out_without_one(s_smke):
     state = {name: x for name, x in reference.state.items() if name != "logit_scale_target"}
     conversion = convert(Source(Path("shre.ckpt"), state, reference.config, ""), "thesis")
     assert conversion.report.sound and set(conversion.description["logit_scales"]) == {"itc"}
-    assert "logit_scale_target" not in state_dict(conversion.params, conversion.description)
+    written = state_dict(conversion.params, conversion.description)["logit_scale_target"]
+    assert written == pytest.approx(np.log(1 / 0.07))  # his module always has it
+    assert "target_itc" not in conversion.description["logit_scales"]
+
+
+def test_heads_and_depths_that_would_load_there_and_embed_otherwise(s_smke):
+    _, conversion = s_smke
+    towers = {part: {**conversion.description[part], "width": 48} for part in ("image", "text")}
+    description = {**conversion.description, **towers}
+    with pytest.raises(
+        UserError, match=r"image\.num_heads is 4; the thesis' modules have 12, and would embed otherwise"
+    ):
+        state_dict(conversion.params, description)
+    towers["text"] = {**conversion.description["text"], "depth": 1}
+    with pytest.raises(UserError, match="towers have 2 and 1 layers; the thesis' modules have one number for both"):
+        state_dict(conversion.params, {**conversion.description, "text": towers["text"]})
 
 
 @pytest.mark.parametrize("settings", [None, SimpleNamespace(depth=12), {"smke_jax": None}])

@@ -1,6 +1,7 @@
 """Plain Vision Transformers come in exactly: DINO, DINOv2, timm's and AugReg's, in all their names."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -20,6 +21,7 @@ from smke_jax.convert.layouts import LAYOUTS
 from smke_jax.convert.params_file import load_params, read_description
 from smke_jax.convert.rules import to_torch
 from smke_jax.convert.source import Source, read_source
+from smke_jax.errors import UserError
 from smke_jax.models.build import build_model, param_shapes
 
 # Heads of 64 channels, which is what files that do not tell their number have.
@@ -129,6 +131,39 @@ def test_a_training_checkpoint_of_dino_gives_its_teacher(tmp_path):
     assert np.array_equal(conversion.params["cls_token"], state["backbone.cls_token"])
     of_student = convert(source({name: x.numpy() for name, x in student.items()}))
     assert np.array_equal(of_student.params["cls_token"], state["backbone.cls_token"] + 1)
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "teacher.backbone.", "model._orig_mod.encoder.", "net."])
+def test_a_dinov2_of_ones_own_training(prefix, tmp_path, capsys):
+    """Chunked blocks, a head beside the backbone, and what wrappers leave in the names."""
+    plain = timm(Dinov2Model, TINY).state
+    chunked = {
+        re.sub(r"^blocks\.(\d+)", lambda m: f"blocks.{int(m[1]) // 2}.{m[1]}", name): x for name, x in plain.items()
+    }
+    tensors = {prefix + name: torch.tensor(x) for name, x in chunked.items()}
+    head = {f"{prefix.partition('.')[0]}_head.mlp.0.weight": torch.ones(3, 3), "dino_loss.center": torch.ones(1, 3)}
+    torch.save(
+        {"model_state_dict": tensors | head, "optimizer_state_dict": {"state": {}}, "loss": 0.5}, tmp_path / "a.pth"
+    )
+    assert main(["convert", f"--checkpoint={tmp_path / 'a.pth'}", "--dry_run", "--num_heads=2"]) == 0
+    printed = capsys.readouterr().out
+    shown = prefix.replace("_orig_mod.", "")
+    assert f"left out    2: outside of {shown} (" in printed and "taken off   model_state_dict around" in printed
+    assert ("taken off   _orig_mod within names" in printed) == ("_orig_mod" in prefix)
+    conversion, expected = convert(read_source(tmp_path / "a.pth"), num_heads=2), convert(source(plain), num_heads=2)
+    assert all(map(np.array_equal, jax.tree.leaves(conversion.params), jax.tree.leaves(expected.params)))
+
+
+def test_several_networks_in_one_file():
+    state = {
+        f"{part}.{name}": x for part in ("student", "teacher_ema") for name, x in timm(ViTModel, TINY).state.items()
+    }
+    with pytest.raises(
+        UserError, match=r"under student\. \(vit-timm\), teacher_ema\. \(vit-timm\): give one .*--prefix"
+    ):
+        convert(source(state), num_heads=2)
+    conversion = convert(source(state), prefix="teacher_ema.", num_heads=2)
+    assert conversion.report.sound and set(conversion.report.ignored.values()) >= {"outside of teacher_ema."}
 
 
 @pytest.mark.parametrize("kind", [ViTModel, Dinov2Model])

@@ -1,8 +1,11 @@
 """A trained student leaves in every format, embeds there as here, and finds the same images and captions."""
 
 import functools
+import io
 import json
+import re
 import resource
+import shutil
 import sys
 from pathlib import Path
 
@@ -10,11 +13,20 @@ import jax
 import numpy as np
 import pytest
 import tiny
+import tokenizers
 import torch
 from PIL import Image
 from safetensors import safe_open
 from test_convert_student import Lightning, Thesis
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer, BertTokenizerFast, PreTrainedModel
+from transformers import (
+    AutoImageProcessor,
+    AutoModel,
+    AutoProcessor,
+    AutoTokenizer,
+    BertTokenizerFast,
+    PreTrainedModel,
+    pipeline,
+)
 
 import smke_jax
 from smke_jax.__main__ import main
@@ -38,9 +50,28 @@ pytestmark = pytest.mark.slow  # one run, exported many times
 TOKENIZER = {"tokenizer.json", "tokenizer_config.json", "vocab.txt"}
 FILES = {
     "flax": {"README.md", "params.safetensors", "tokenizer"},
-    "hf": {"README.md", "config.json", "model.safetensors", "modeling_smke.py", "preprocessor_config.json", *TOKENIZER},
+    "hf": {
+        "README.md",
+        "config.json",
+        "model.safetensors",
+        "modeling_smke.py",
+        "preprocessor_config.json",
+        *TOKENIZER,
+        "processor_config.json",
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
+    },
     "thesis": {"README.md", "smke.ckpt", *TOKENIZER},
-    "onnx": {"README.md", "image.onnx", "text.onnx", "preprocessor_config.json", *TOKENIZER},
+    "onnx": {
+        "README.md",
+        "image.onnx",
+        "text.onnx",
+        "preprocessor_config.json",
+        *TOKENIZER,
+        "config.json",
+        "onnx",
+    },
 }
 
 
@@ -146,11 +177,134 @@ def test_transformers_opens_it(exported, monkeypatch, tmp_path):
     tokens = tokenizer([captions[0], "a dog " * 20], padding=True, truncation=True, return_tensors="pt")
     assert tokens["input_ids"].shape == (2, 8)  # max_length of the task
     outputs = model(pixel_values=pixels, **tokens)
-    assert {name: x.shape for name, x in outputs.items()} == {"image_embeds": (1, 32), "text_embeds": (2, 32)}
+    assert {name: x.shape for name, x in outputs.items()} == {
+        "logits_per_image": (1, 2), "logits_per_text": (2, 1), "text_embeds": (2, 32), "image_embeds": (1, 32),
+    }  # fmt: skip
     model.save_pretrained(tmp_path / "again")
     again = AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True)
     for name, x in again.state_dict().items():
         torch.testing.assert_close(x, model.state_dict()[name], rtol=0, atol=0)
+
+
+@pytest.fixture
+def opened(exported, monkeypatch, tmp_path):
+    """(directory, AutoModel, AutoProcessor) of an export."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+    directory = exported("hf")
+    model = AutoModel.from_pretrained(directory, trust_remote_code=True, attn_implementation="sdpa")
+    return directory, model, AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+
+
+def odd_pictures() -> list[Image.Image]:
+    """Turned by a note of the camera, transparent in every way, of 16 bits, of floats, of inks."""
+    rng = np.random.default_rng(0)
+    rgba = Image.fromarray(rng.integers(0, 256, (40, 70, 4), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    turned, palette = io.BytesIO(), io.BytesIO()
+    rgba.convert("RGB").save(turned, "PNG", exif=exif)
+    rgba.convert("P").save(palette, "PNG", transparency=0)
+    sixteen = Image.fromarray(rng.integers(0, 65536, (40, 70), dtype=np.uint16))
+    unit = Image.fromarray(rng.random((40, 70), dtype=np.float32))
+    return [Image.open(turned), rgba, Image.open(palette), rgba.convert("LA"), sixteen, sixteen.convert("I"), unit,
+            rgba.convert("CMYK"), rgba.convert("L"), Image.new("LAB", (9, 9), (200, 100, 150))]  # fmt: skip
+
+
+def test_pictures_of_every_kind_are_what_they_are_in_the_library(opened):
+    directory, model, processor = opened
+    pictures, library = odd_pictures(), smke_jax.load(directory)
+    expected = library.encode_images(pictures)
+    with torch.inference_mode():
+        own = model(model.preprocess(pictures)).image_embeds
+        theirs = model.get_image_features(**processor(images=pictures, return_tensors="pt"))
+    np.testing.assert_allclose(own, expected, atol=1e-5)
+    np.testing.assert_allclose(theirs, expected, atol=1e-5)
+
+
+def test_the_names_that_clients_of_clip_use(opened, network):
+    directory, model, processor = opened
+    _, captions, _ = gallery()
+    texts = [captions[0], " ".join(captions)]  # the second is far too long
+    inputs = processor(text=texts, images=odd_pictures()[:3], return_tensors="pt", padding=True, truncation=True)
+    with torch.inference_mode():
+        out, pair = model(**inputs), model(**inputs, return_dict=False)
+        text = model.get_text_features(inputs["input_ids"], attention_mask=inputs["attention_mask"])
+    np.testing.assert_allclose(text, smke_jax.load(directory).encode_texts(texts), atol=1e-5)
+    torch.testing.assert_close(out.text_embeds, text)
+    torch.testing.assert_close(out[0], pair[0])
+    scale = np.exp(network.description["logit_scales"]["itc"]["out"])
+    np.testing.assert_allclose(out.logits_per_image, scale * out.image_embeds @ text.T, rtol=1e-5)
+    torch.testing.assert_close(out.logits_per_text, out.logits_per_image.T)
+    assert float(model.logit_scale) == pytest.approx(np.log(scale))
+    assert model.config.projection_dim == model.config.hidden_size == text.shape[1]
+    assert model.config.max_position_embeddings == 8 and model.config._attn_implementation == "sdpa"
+
+
+def test_zero_shot_classification_of_transformers(opened):
+    directory, model, processor = opened
+    pipe = pipeline("zero-shot-image-classification", model=str(directory), trust_remote_code=True)
+    labels = ["red dog", "small cat"]
+    found = {x["label"]: x["score"] for x in pipe(odd_pictures()[0], labels, hypothesis_template="{}")}
+    library = smke_jax.load(directory)
+    logits = float(model.logit_scale.exp()) * library.similarity(odd_pictures()[:1], labels)[0]
+    expected = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose([found[label] for label in labels], expected, atol=1e-5)
+
+
+def test_sentence_transformers_embeds_texts_and_pictures(exported):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    directory = exported("hf")
+    model = sentence_transformers.SentenceTransformer(str(directory), trust_remote_code=True)
+    library = smke_jax.load(directory)
+    texts = ["red dog", "a small cat " * 40]
+    np.testing.assert_allclose(model.encode(texts), library.encode_texts(texts), atol=1e-5)
+    np.testing.assert_allclose(model.encode(odd_pictures()[:2]), library.encode_images(odd_pictures()[:2]), atol=1e-5)
+
+
+def test_a_long_caption_by_the_example_of_the_card(exported):
+    directory = exported("hf")
+    modeling = pytorch.import_modeling(directory / "modeling_smke.py")
+    text = "a small blue bird sits under the big green cat over dog cat bird runs sits " * 60
+    encoding = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text)
+    with torch.inference_mode():
+        found = modeling.SmkeModel.from_directory(directory)(input_ids=torch.tensor([encoding.ids]))["text_embeds"]
+    np.testing.assert_allclose(found, smke_jax.load(directory).encode_texts([text]), atol=1e-5)
+
+
+@pytest.mark.parametrize("format", ["hf", "onnx", "flax"])
+def test_every_snippet_of_the_card_runs(exported, format, monkeypatch, tmp_path):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+    directory = exported(format)
+    card = (directory / "README.md").read_text(encoding="utf-8")
+    snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    folder = shutil.copytree(directory, tmp_path / "copy")
+    odd_pictures()[0].convert("RGB").save(folder / "photo.jpg")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    for snippet in snippets:
+        exec(snippet.replace('"DIR"', '"."'), {})
+    sys.modules.pop("modeling_smke", None)
+    assert len(snippets) == {"hf": 2}.get(format, 1)
+
+
+def test_the_names_of_transformers_js(exported, network):
+    directory = exported("onnx")
+    config = json.loads((directory / "config.json").read_text())
+    assert (config["model_type"], config["max_length"], config["projection_dim"]) == ("clip", 8, 32)
+    for name, own in (("text_model", "text.onnx"), ("vision_model", "image.onnx")):
+        assert (directory / "onnx" / f"{name}.onnx").samefile(directory / own)
+
+
+def test_a_long_caption_in_onnx(exported):
+    import onnxruntime
+
+    directory = exported("onnx")
+    text = "a small blue bird sits under the big green cat over dog cat bird runs sits " * 60
+    encoding = tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text)
+    session = onnxruntime.InferenceSession(directory / "text.onnx")
+    inputs = {"input_ids": np.array([encoding.ids]), "attention_mask": np.array([encoding.attention_mask])}
+    (found,) = session.run(["text_embeds"], inputs)
+    np.testing.assert_allclose(found, smke_jax.load(exported("hf")).encode_texts([text]), atol=1e-5)
 
 
 def test_pytorch_alone_opens_it(exported, monkeypatch):
@@ -159,7 +313,9 @@ def test_pytorch_alone_opens_it(exported, monkeypatch):
     modeling = pytorch.import_modeling(directory / "modeling_smke.py")
     assert modeling.PreTrainedModel.__module__ == "modeling_smke"
     model = modeling.SmkeModel.from_directory(directory)
-    text = model(input_ids=torch.tensor([[2, 7, 3]]))["text_embeds"]
+    outputs = model(input_ids=torch.tensor([[2, 7, 3]]))
+    text = outputs["text_embeds"]
+    assert outputs.image_embeds is None and outputs[0] is outputs.text_embeds and list(outputs) == ["text_embeds"]
     assert text.norm().item() == pytest.approx(1)
     with safe_open(directory / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"} and set(file.keys()) == set(model.state_dict())

@@ -3,8 +3,13 @@
 import argparse
 import hashlib
 import json
+import operator
+import os
 import pickle
+import runpy
+import subprocess
 import sys
+import types
 from pathlib import Path
 
 import ml_dtypes
@@ -155,11 +160,104 @@ def test_code_runs_where_it_is_trusted(save, tmp_path):
 
 def test_a_checkpoint_with_objects_in_it(tmp_path):
     path = tmp_path / "last.ckpt"
-    torch.save({"state_dict": TENSORS, "hyper_parameters": {"cfg": Settings()}, "epoch": 3}, path)
-    line = refusal(path)
-    assert f"{__name__}.Settings" in line and "--trust_code" in line
+    settings = Settings()
+    settings.width, settings.parts = 768, [Settings()]
+    torch.save({"state_dict": TENSORS, "hyper_parameters": {"cfg": settings}, "epoch": 3}, path)
+    source = read_source(path)
+    assert same(source.state)
+    assert source.config == {"hyper_parameters": {"cfg": {"width": 768, "parts": [None]}}}
+    assert f"not run     {__name__}.Settings: read as plain settings" in source.notes
     source = read_source(path, trust_code=True)
     assert same(source.state) and source.config["hyper_parameters"]["cfg"].depth == 12
+
+
+def test_settings_of_omegaconf_are_read_without_it(tmp_path, monkeypatch):
+    """As its containers pickle themselves: the content, its parent, and metadata with types in it."""
+    module = types.ModuleType("omegaconf")
+
+    class DictConfig:
+        def __getstate__(self):
+            return self.__dict__
+
+        def __setstate__(self, state):
+            raise AssertionError("it was called")
+
+    class AnyNode(DictConfig):
+        pass
+
+    for kind in (DictConfig, AnyNode):
+        kind.__module__, kind.__qualname__ = "omegaconf", kind.__name__
+        setattr(module, kind.__name__, kind)
+    monkeypatch.setitem(sys.modules, "omegaconf", module)
+
+    def node(value, parent):
+        made = AnyNode()
+        made.__dict__ |= {"_metadata": Settings, "_parent": parent, "_val": value}
+        return made
+
+    def container(content):
+        made = DictConfig()
+        inner = {k: container(x) if isinstance(x, dict) else node(x, made) for k, x in content.items()}
+        made.__dict__ |= {"_metadata": {"ref_type": Settings}, "_parent": None, "_content": inner}
+        return made
+
+    cfg = {"model": {"depth": 6, "name": "s_smke"}, "lr": 1e-3}
+    torch.save({"state_dict": TENSORS, "hyper_parameters": {"cfg": container(cfg)}}, tmp_path / "last.ckpt")
+    monkeypatch.delitem(sys.modules, "omegaconf")
+    source = read_source(tmp_path / "last.ckpt")
+    assert same(source.state) and source.config == {"hyper_parameters": {"cfg": cfg}}
+
+
+class Reaches:
+    def __init__(self, call, *arguments):
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self):
+        return self.call, self.arguments
+
+
+@pytest.mark.parametrize(
+    "call, name",
+    [
+        (os.system, "posix.system"), (subprocess.Popen, "commands.Popen"), (eval, "builtins.eval"),
+        (getattr, "builtins.getattr"), (operator.attrgetter, "operator.attrgetter"), (print, "builtins.print"),
+        (runpy.run_path, "runpy.run_path"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("beside", [{}, {"cfg": Settings()}])
+def test_what_reaches_the_machine_is_refused(call, name, beside, tmp_path):
+    marker = tmp_path / "marker"
+    path = tmp_path / "last.ckpt"
+    torch.save({"state_dict": TENSORS, **beside, "hyper_parameters": Reaches(call, f"touch {marker}")}, path)
+    assert f"contains code ({name}), which was not run" in refusal(path).replace("__builtin__", "builtins")
+    assert not marker.exists()
+
+
+def test_a_pickled_module_is_no_state_dict(tmp_path):
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "model.pt")
+    assert "contains code (torch.nn.modules.linear.Linear), which was not run" in refusal(tmp_path / "model.pt")
+
+
+@pytest.mark.parametrize("name", ["model_state_dict", "net", "my_own_name"])
+def test_wrappers_are_reported(name, tmp_path):
+    content = {"epoch": 3, name: TENSORS, "optimizer_state_dict": {"a": torch.ones(3)}, "loss": torch.tensor(0.5)}
+    torch.save(content, tmp_path / "a.pt")
+    source = read_source(tmp_path / "a.pt")
+    assert same(source.state) and source.notes == (f"taken off   {name} around the weights",)
+
+
+def test_several_sets_of_tensors_are_named(tmp_path):
+    torch.save({"first": TENSORS, "second": TENSORS}, tmp_path / "a.pt")
+    assert "several sets of tensors (first, second): save the one you want" in refusal(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("mark", ["_orig_mod.", "_fsdp_wrapped_module.", "_forward_module."])
+def test_marks_of_wrappers_within_names(mark, tmp_path):
+    safetensors.numpy.save_file(
+        {mark + name.replace(".", f".{mark}", 1): x for name, x in STATE.items()}, tmp_path / "a.safetensors"
+    )
+    source = read_source(tmp_path / "a.safetensors")
+    assert same(source.state) and source.notes == (f"taken off   {mark[:-1]} within names",)
 
 
 @pytest.mark.parametrize("best", [np.float64(0.5), np.float32(0.5), np.int64(3), np.bool_(True)])

@@ -2,6 +2,8 @@
 
 import io
 import struct
+import sys
+import types
 import zlib
 
 import numpy as np
@@ -10,6 +12,7 @@ from PIL import Image, ImageFile
 
 from smke_jax.data import decode
 from smke_jax.data.decode import BadImage, decode_image
+from smke_jax.errors import UserError
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options) -> bytes:
@@ -189,3 +192,59 @@ def test_min_side_decodes_large_jpegs_smaller():
     assert np.abs(small[2:-2, 2:-2] - exact[2:-2, 2:-2]).mean() < 6
     with pytest.raises(BadImage, match="truncated"):
         decode_image(data[: len(data) // 2], min_side=90)
+
+
+def test_the_limit_of_pixels_is_said_and_can_be_raised(monkeypatch):
+    data = encode(photo(40, 50), "TIFF")
+    monkeypatch.setenv("SMKE_MAX_PIXELS", "1999")
+    with pytest.raises(BadImage, match=r"more than 1999 pixels \(the environment variable SMKE_MAX_PIXELS sets"):
+        decode_image(data)
+    monkeypatch.setenv("SMKE_MAX_PIXELS", "2000")
+    assert decode_image(data).shape == (40, 50, 3)
+    monkeypatch.setenv("SMKE_MAX_PIXELS", "many")
+    with pytest.raises(UserError, match="SMKE_MAX_PIXELS=many is no number of pixels"):
+        decode_image(data)
+
+
+def test_200_megapixels_are_read():
+    data = encode(Image.new("1", (20_000, 10_000)))  # beyond twice PIL's own limit
+    assert decode.open_image(data).size == (20_000, 10_000)
+
+
+def test_a_large_jpeg_is_decoded_at_a_smaller_scale(monkeypatch):
+    monkeypatch.setattr(decode, "LARGE", 100 * 50 - 1)
+    small = decode_image(encode(photo(50, 100), "JPEG", quality=95))
+    exact = np.array(photo(50, 100).resize((50, 25), Image.Resampling.BOX)).astype(int)
+    assert small.shape == (25, 50, 3) and np.abs(small - exact)[1:-1, 1:-1].mean() < 6
+    monkeypatch.setattr(decode, "LARGE", 100 * 50)
+    assert decode_image(encode(photo(50, 100), "JPEG")).shape == (50, 100, 3)
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iCCP"])
+def test_png_with_megabytes_of_compressed_text_or_profile(kind):
+    body = zlib.compress(bytes(3 << 20))
+    head = {"zTXt": b"Comment\0\0", "iTXt": b"Comment\0\1\0\0\0", "iCCP": b"profile\0\0"}[kind]
+    chunk = kind.encode() + head + body
+    png = encode(photo())
+    png = png[:33] + struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) + png[33:]
+    np.testing.assert_array_equal(decode_image(png), np.array(photo()))
+    damaged = bytearray(png)
+    damaged[-40] ^= 0xFF
+    with pytest.raises(BadImage):
+        decode_image(bytes(damaged))
+
+
+def test_heic_is_read_by_pillow_heif_or_named_with_it(monkeypatch):
+    heic = b"\0\0\0\x18ftypheic" + bytes(40)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    decode._reads_heif.cache_clear()
+    with pytest.raises(BadImage, match="HEIC photo: pip install pillow-heif"):
+        decode_image(heic)
+    asked = []
+    fake = types.SimpleNamespace(register_heif_opener=lambda: asked.append(1))
+    monkeypatch.setitem(sys.modules, "pillow_heif", fake)
+    decode._reads_heif.cache_clear()
+    with pytest.raises(BadImage, match="not an image file"):  # the made-up package registers nothing
+        decode_image(heic)
+    decode._reads_heif.cache_clear()
+    assert asked == [1]

@@ -155,15 +155,18 @@ def test_cc(tmp_path):
     assert contents(tmp_path / "out", "train") == [
         ("000000.jpg", ("A dog .",)),
         ("000003.jpg", ("From json .",)),
-        ("000005.jpg", ("Caf\ufffd .",)),
+        ("000005.jpg", ("Café .",)),
         ("000100.jpg", ("A cat .",)),
     ]
     assert manifest["skip_reasons"] == {
-        "tar file is cut short or damaged": 2,
+        "tar file ends early or cannot be read to its end": 1,
+        "tar file is empty": 1,
+        "image is cut with its tar file": 1,
         "image has no caption": 1,
         "download status: failed_to_download": 1,
         "sample has no image": 1,
     }
+    assert (manifest["n_read"], manifest["n_kept"], manifest["n_skipped"]) == (8, 4, 4)
     assert list(prepare("cc", source, tmp_path / "other", "--split=test")["splits"]) == ["test"]
 
 
@@ -223,7 +226,7 @@ def test_folder_with_split_folders(tmp_path):
     assert contents(tmp_path / "out", "dev") == [("val/b.png", ("Three .",))]
     assert {entry["where"]: entry["reason"] for entry in skipped(tmp_path / "out")} == {
         "train/alone.txt": "caption file without a photo",
-        "stray.jpg": "photo lies outside the folders train, dev and test",
+        "stray.jpg": "photo lies outside the folders train, dev (or val, valid, validation) and test",
         "train/silent.jpg": "image has no caption",
     }
 
@@ -241,7 +244,7 @@ def test_folder_holdout_is_deterministic(tmp_path):
 
 def test_missing_layout_names_what_is_missing(tmp_path):
     expected = {
-        "flickr8k": "Flicker8k_Dataset", "flickr30k": "flickr30k-images", "coco": "val2014",
+        "flickr8k": "dataset_flickr8k.json, captions.txt", "flickr30k": "results.csv", "coco": "captions_val2017.json",
         "cc": "no .tar", "jsonl": "no .jsonl", "folder": "no photos",
     }  # fmt: skip
     for dataset, words in expected.items():
@@ -255,3 +258,172 @@ def test_a_caption_that_is_no_text_counts_as_empty():
     from smke_jax.data.prepare.items import clean_caption
 
     assert [clean_caption(x) for x in (None, 5, ["a"], " a\n b ")] == ["", "", "", "a b"]
+
+
+def kept(dataset: str, files: dict, tmp_path) -> dict[str, list]:
+    """{split: [(name, captions), …]} of what `smke prepare` makes of the files."""
+    manifest = prepare(dataset, write(tmp_path / "source", files), tmp_path / "out")
+    return {split: contents(tmp_path / "out", split) for split in manifest["splits"]}
+
+
+FLICKR8K_TABLE = 'image,caption\na.jpg,"A dog , and a ""bar"" ."\na.jpg,A 5" knife .\nb.jpg,A cat .\n'
+FLICKR8K_FOUND = [("a.jpg", ('A dog , and a "bar" .', 'A 5" knife .')), ("b.jpg", ("A cat .",))]
+
+
+@pytest.mark.parametrize("nesting", ["", "Flickr8k/", "archive/Flickr_Data/Flickr_Data/"])
+def test_flickr8k_of_kaggle(nesting, tmp_path):
+    files = {"Images/a.jpg": jpeg(1), "Images/b.jpg": jpeg(2), "captions.txt": FLICKR8K_TABLE}
+    found = kept("flickr8k", {nesting + name: data for name, data in files.items()}, tmp_path)
+    assert found == {"train": FLICKR8K_FOUND}
+
+
+def test_flickr8k_of_kaggle_with_the_official_lists(tmp_path):
+    files = {
+        "Images/a.jpg": jpeg(1), "Images/b.jpg": jpeg(2), "captions.txt": FLICKR8K_TABLE,
+        "Flickr_8k.trainImages.txt": "b.jpg\n", "Flickr_8k.testImages.txt": "a.jpg\n",
+    }  # fmt: skip
+    assert kept("flickr8k", files, tmp_path) == {"train": FLICKR8K_FOUND[1:], "test": FLICKR8K_FOUND[:1]}
+
+
+def test_flickr8k_of_karpathy(tmp_path):
+    captions = json.dumps(karpathy(("a.jpg", "train"), ("b.jpg", "val")))
+    files = {"Images/a.jpg": jpeg(1), "Images/b.jpg": jpeg(2), "dataset_flickr8k.json": captions}
+    assert {split: len(rows) for split, rows in kept("flickr8k", files, tmp_path).items()} == {"train": 1, "dev": 1}
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("results_20130124.token", "a.jpg#0\tA dog .\na.jpg#1\tAnother .\n"),
+        ("captions.txt", "image_name,comment_number,comment\na.jpg,0,A dog .\na.jpg,1,Another .\n"),
+        ("results.csv", "image_name| comment_number| comment\r\na.jpg| 0| A dog .\r\na.jpg| 1| Another .\r\n"),
+    ],
+)
+def test_flickr30k_of_kaggle(name, text, tmp_path):
+    files = {"flickr30k_images/flickr30k_images/a.jpg": jpeg(), f"flickr30k_images/{name}": text}
+    assert kept("flickr30k", files, tmp_path) == {"train": [("a.jpg", ("A dog .", "Another ."))]}
+
+
+def test_flickr30k_of_kaggle_with_karpathys_splits(tmp_path):
+    files = {
+        "flickr30k_images/flickr30k_images/a.jpg": jpeg(),
+        "flickr30k_images/results.csv": RESULTS_CSV,
+        "dataset_flickr30k.json": json.dumps(karpathy(("a.jpg", "test"))),
+    }
+    assert kept("flickr30k", files, tmp_path) == {"test": [("a.jpg", ("On a.jpg .",))]}
+
+
+def test_flickr30k_of_the_hub(tmp_path):
+    rows = [("a.jpg", "train", ["A dog , black .", 'It "sits" .']), ("b.jpg", "val", ["A cat ."]), ("c.jpg", "?", [])]
+    lines = ["raw,sentids,split,filename,img_id"]
+    for number, (name, split, captions) in enumerate(rows):
+        raw = json.dumps(captions).replace('"', '""')
+        lines.append(f'"{raw}","[0, 1]",{split},{name},{number}')
+    files = {
+        "flickr_annotations_30k.csv": "\n".join(lines),
+        "flickr30k-images/a.jpg": jpeg(),
+        "flickr30k-images/b.jpg": jpeg(),
+    }
+    assert kept("flickr30k", files, tmp_path) == {
+        "train": [("a.jpg", ("A dog , black .", 'It "sits" .'))],
+        "dev": [("b.jpg", ("A cat .",))],
+    }
+    assert [entry["where"] for entry in skipped(tmp_path / "out")] == ["flickr_annotations_30k.csv:4"]
+
+
+@pytest.mark.parametrize("year, name", [("2017", "{:012d}.jpg"), ("2014", "COCO_{split}2014_{:012d}.jpg")])
+def test_coco_as_published(year, name, tmp_path):
+    files, expected = {}, {}
+    for split, ours in (("train", "train"), ("val", "dev")):
+        names = {number: name.format(number, split=split) for number in (7, 3)}
+        content = {
+            "images": [{"id": number, "file_name": own} for number, own in names.items()] + [{"id": "x"}],
+            "annotations": [{"image_id": n, "caption": f"On {own} ."} for n, own in names.items()] + [{"image_id": 99}],
+        }
+        files |= {f"{split}{year}/{own}": jpeg(number) for number, own in names.items()}
+        files[f"annotations/captions_{split}{year}.json"] = json.dumps(content)
+        expected[ours] = [(names[n], (f"On {names[n]} .",)) for n in (3, 7)]
+    assert kept("coco", files, tmp_path) == expected
+    assert len(skipped(tmp_path / "out")) == 4
+
+
+def test_coco_of_karpathy_with_the_photos_of_2017(tmp_path):
+    name = "COCO_val2014_000000391895.jpg"
+    files = {"train2017/000000391895.jpg": jpeg(), "dataset_coco.json": json.dumps(karpathy((name, "restval")))}
+    assert kept("coco", files, tmp_path) == {"train": [(name, (f"On {name} .",))]}
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "Validation", "VAL", "dev", "val2017", "validation_images"])
+def test_folders_of_splits_by_their_usual_names(name, tmp_path):
+    files = {"training/a.png": jpeg(1), "training/a.txt": "A .", f"{name}/b.png": jpeg(2), f"{name}/b.txt": "B ."}
+    found = kept("folder", {f"wrapper/{path}": data for path, data in files.items()}, tmp_path)
+    assert {split: [captions for _, captions in rows] for split, rows in found.items()} == {
+        "train": [("A .",)], "dev": [("B .",)],
+    }  # fmt: skip
+
+
+def test_a_class_of_photos_is_no_split(tmp_path):
+    files = {f"{name}/a.png": jpeg() for name in ("test tubes", "dogs")}
+    files |= {f"{name}/a.txt": "A ." for name in ("test tubes", "dogs")}
+    assert {split: len(rows) for split, rows in kept("folder", files, tmp_path).items()} == {"train": 2}
+
+
+def test_jsonl_of_splits_by_their_usual_names(tmp_path, capsys):
+    row = '{"image_path": "a.jpg", "text": "A ."}'
+    names = ("flickr.train", "validation", "coco_TEST_1k", "heldout")
+    found = kept("jsonl", {"a.jpg": jpeg(), **{f"{name}.jsonl": row for name in names}}, tmp_path)
+    assert {split: len(rows) for split, rows in found.items()} == {"train": 1, "dev": 1, "test": 1}
+    assert "heldout.jsonl" in capsys.readouterr().out and [e["where"] for e in skipped(tmp_path / "out")] == [
+        "heldout.jsonl"
+    ]
+
+
+@pytest.mark.parametrize(
+    "stored, written",
+    [("images/a b.jpg", "images\\a b.jpg"), ("Größe.jpg", "Gro\u0308ße.jpg"), ("Gro\u0308ße.jpg", "Größe.jpg")],
+)
+def test_paths_as_other_systems_write_them(stored, written, tmp_path):
+    row = json.dumps({"image_path": written, "text": "A ."})
+    assert kept("jsonl", {stored: jpeg(), "train.jsonl": row}, tmp_path) == {"train": [(written, ("A .",))]}
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.TXT", "a.caption", "a.jpg.txt", "a.text"])
+@pytest.mark.parametrize(
+    "encoded",
+    [
+        "Café .\nZwei „Wörter“ .".encode(form)
+        for form in ("utf-8", "utf-8-sig", "cp1252", "utf-16", "utf-16-le", "utf-16-be")
+    ] + [b"Caf\xe9 .\rZwei \x84W\xf6rter\x93 .\r"],
+)  # fmt: skip
+def test_caption_files_of_every_name_and_encoding(name, encoded, tmp_path):
+    found = kept("folder", {"a.jpg": jpeg(), name: encoded}, tmp_path)
+    assert found == {"train": [("a.jpg", ("Café .", "Zwei „Wörter“ ."))]}
+
+
+def test_text_that_is_neither_is_named(tmp_path):
+    files = {"a.jpg": jpeg(), "a.txt": b"One .\n" + "Привет мир".encode("cp1251") + b"\nTwo .\n"}
+    assert kept("folder", files, tmp_path) == {"train": [("a.jpg", ("One .", "Two ."))]}
+    assert [(e["where"], e["reason"]) for e in skipped(tmp_path / "out")] == [("a.txt:2", "line is not UTF-8")]
+
+
+def test_files_beside_photos_are_named(tmp_path):
+    files = {"a.jfif": jpeg(), "a.txt": "A .", "b.cr2": b"raw", "README.md": "x", "Thumbs.db": b"x"}
+    assert kept("folder", files, tmp_path) == {"train": [("a.jfif", ("A .",))]}
+    assert {e["where"] for e in skipped(tmp_path / "out")} == {"b.cr2", "README.md"}
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        "[" * 100_000,
+        '{"image_path": "a.jpg", "captions": ["\\ud83d", null, "Half ."]}',
+        "1e999",
+        '{"image_path": "\\u0000", "text": "x"}',
+        '{"image_path": "/dev/zero", "text": "x"}',
+        '{"image_path": "images", "text": "x"}',
+    ],
+)
+def test_no_row_ends_the_work(row, tmp_path):
+    good = '{"image_path": "images/b.jpg", "text": "Good ."}'
+    files = {"a.jpg": jpeg(), "images/b.jpg": jpeg(1), "train.jsonl": f"{row}\n{good}\n"}
+    assert ("images/b.jpg", ("Good .",)) in kept("jsonl", files, tmp_path)["train"]

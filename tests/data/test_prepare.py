@@ -26,9 +26,33 @@ def test_max_side_reduces_the_shorter_side(tmp_path):
     source = write(tmp_path / "s", files | {f"{name}.txt": "A ." for name in sizes})
     prepare("folder", source, tmp_path / "out", "--max_side=50")
     images = {e.name: e.image for e in open_prepared(tmp_path / "out", "train")}
-    assert all(image.startswith(b"\xff\xd8") for image in images.values())
+    assert images["small.png"] == files["small.png"]
+    assert all(images[name].startswith(b"\xff\xd8") for name in ("wide.png", "tall.png"))
     shapes = {name: decode_image(image).shape for name, image in images.items()}
     assert shapes == {"wide.png": (50, 100, 3), "tall.png": (167, 50, 3), "small.png": (40, 20, 3)}
+
+
+def test_max_side_of_pictures_wider_than_a_jpeg_can_be(tmp_path):
+    wide = {f"{width}.png": jpeg(1, (width, height), "PNG") for width, height in ((70_000, 20), (70_000 * 2, 40))}
+    source = write(
+        tmp_path / "s", wide | {f"{name[:-4]}.txt": "A ." for name in wide} | {"b.txt": "B .", "b.jpg": jpeg()}
+    )
+    manifest = prepare("folder", source, tmp_path / "out", "--max_side=20")
+    images = {e.name: decode_image(e.image).shape for e in open_prepared(tmp_path / "out", "train")}
+    assert images == {"140000.png": (20, 70_000, 3), "70000.png": (20, 70_000, 3), "b.jpg": (20, 27, 3)}
+    assert manifest["splits"]["train"]["n_reencoded"] == 2
+
+
+def test_whatever_one_picture_does_to_its_decoder(tmp_path, monkeypatch):
+    def fail(data, **_):
+        if data == b"1":
+            raise MemoryError
+
+    monkeypatch.setattr(build_module, "open_image", fail)
+    items = [Item(name, ["A ."], name.encode(), name) for name in "012"]
+    manifest = build({"train": items}, tmp_path / "out", dataset="x", skips=Skips())
+    assert manifest["skip_reasons"] == {"cannot be read: MemoryError": 1}
+    assert (manifest["n_read"], manifest["n_kept"], manifest["n_skipped"]) == (3, 2, 1)
 
 
 def test_digest_knows_names_captions_order_and_pixels(tmp_path):
@@ -62,7 +86,7 @@ def test_num_captions_and_shards(tmp_path, monkeypatch):
 def test_all_skipped_names_the_main_reason(flickr8k, tmp_path):
     for path in (flickr8k / "Flicker8k_Dataset").iterdir():
         path.write_bytes(b"not a picture")
-    with pytest.raises(UserError, match=r"no image of flickr8k .*\(4x\): not an image file"):
+    with pytest.raises(UserError, match=r"no image of flickr8k .*\(4x, first at .*\): not an image file"):
         prepare("flickr8k", flickr8k, tmp_path / "out")
     assert list(tmp_path.iterdir()) == [flickr8k]
 

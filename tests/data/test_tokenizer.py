@@ -7,9 +7,10 @@ import sys
 
 import numpy as np
 import pytest
-from transformers import BertTokenizerFast
+import tokenizers
+from transformers import AutoTokenizer, BertTokenizerFast
 
-from smke_jax.data.tokenizer import SPECIAL_TOKENS, load_tokenizer, train_wordpiece
+from smke_jax.data.tokenizer import SPECIAL_TOKENS, Normaliser, load_tokenizer, train_wordpiece
 from smke_jax.errors import UserError
 
 CAPTIONS = [
@@ -136,3 +137,101 @@ def test_words_that_look_special_do_not_break_training():
     tokenizer = train_wordpiece(["a [SEP] dog ##ing [MASK]"] * 3, 60)
     ids, _ = tokenizer.encode(["dog"], 8)
     assert 1 not in ids
+
+
+def own_tokenizer(normaliser, with_template: bool) -> tokenizers.Tokenizer:
+    """A vocabulary as people train it with the package tokenizers."""
+    backend = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normaliser, tokenizers.pre_tokenizers.Whitespace()
+    trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=120, special_tokens=list(SPECIAL_TOKENS))
+    backend.train_from_iterator(["Má mà ma Ma Café Cafe", "ein Hund ."] * 3, trainer)
+    if with_template:
+        ids = [(token, backend.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+        backend.post_processor = tokenizers.processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ids)
+    return backend
+
+
+@pytest.mark.parametrize("with_template", [True, False])
+@pytest.mark.parametrize(
+    "normaliser",
+    [
+        None,
+        tokenizers.normalizers.NFC(),
+        tokenizers.normalizers.Sequence([tokenizers.normalizers.NFKC(), tokenizers.normalizers.Lowercase()]),
+        tokenizers.normalizers.BertNormalizer(lowercase=False),
+        tokenizers.normalizers.BertNormalizer(lowercase=True, strip_accents=False),
+    ],
+)
+@pytest.mark.parametrize("config", [None, '{"tokenizer_class": "BertTokenizer", "do_lower_case": true}'])
+def test_a_files_own_normaliser_counts(normaliser, with_template, config, tmp_path):
+    backend = own_tokenizer(normaliser, with_template)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    if config:
+        (tmp_path / "tokenizer_config.json").write_text(config)
+    texts = ["Má mà ma Ma", "Café Cafe"]
+    words = [backend.encode(text, add_special_tokens=False).ids for text in texts]
+    expected = [[2, *row, 3] for row in words]
+    loaded = load_tokenizer(tmp_path)
+    assert [row[: sum(m)].tolist() for row, m in zip(*loaded.encode(texts, 30))] == expected
+    loaded.save(tmp_path / "again", 30)
+    again = load_tokenizer(tmp_path / "again")
+    assert again.digest == loaded.digest
+    np.testing.assert_array_equal(again.encode(texts, 30)[0], loaded.encode(texts, 30)[0])
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "again", local_files_only=True)
+    assert [theirs(text)["input_ids"] for text in texts] == expected
+
+
+def test_the_digest_knows_the_normaliser(tmp_path):
+    digests = set()
+    for number, normaliser in enumerate((None, tokenizers.normalizers.NFC(), tokenizers.normalizers.NFKC())):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        own_tokenizer(normaliser, True).save(str(directory / "tokenizer.json"))
+        digests.add(load_tokenizer(directory).digest)
+    assert len(digests) == 3
+
+
+def test_what_is_saved_cuts_and_pads_as_the_model_reads(trained, tmp_path):
+    texts = [" ".join(CAPTIONS), "a dog"]
+    trained.save(tmp_path, 12)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    ids, mask = trained.encode(texts, 12)
+    assert [x.ids for x in backend.encode_batch(texts)] == ids.tolist()
+    assert [x.attention_mask for x in backend.encode_batch(texts)] == mask.tolist()
+    assert backend.encode(texts[0]).ids == ids[0].tolist() and len(backend.encode("a dog").ids) == 4
+    theirs = AutoTokenizer.from_pretrained(tmp_path, local_files_only=True)
+    assert theirs(texts, truncation=True, padding=True)["input_ids"] == ids.tolist()
+    assert load_tokenizer(tmp_path).encode(texts, 40)[1][0].sum() > 12  # the run cuts by its own length
+
+
+VIETNAMESE = ["con chó đang chạy", "con cho đẹp", "má mà ma mả", "trời đẹp"]
+
+
+def test_accents_are_kept_on_request_and_missed_with_a_warning(caplog):
+    merged = train_wordpiece(VIETNAMESE, 80)
+    assert "words become others, such as cho and chó" in caplog.text and "strip_accents=False" in caplog.text
+    assert len(set(map(tuple, merged.encode(["ma", "má", "mà"], 5)[0]))) == 1
+    caplog.clear()
+    kept = train_wordpiece(VIETNAMESE, 80, Normaliser(strip_accents=False))
+    assert len(set(map(tuple, kept.encode(["ma", "má", "mà"], 5)[0]))) == 3 and not caplog.text
+    assert kept.decode(kept.encode(["Má"], 5)[0][0]) == "má"
+    assert len({kept.digest, merged.digest, train_wordpiece(VIETNAMESE, 80, Normaliser(lowercase=False)).digest}) == 3
+
+
+@pytest.mark.parametrize("words", ["कि कु का के", "น้ำ นำ นา น่า", "が か ぎ き"])
+def test_other_scripts_are_noticed(words, caplog):
+    train_wordpiece([words, "x"], 60)
+    assert "words become others" in caplog.text
+
+
+def test_a_few_french_words_are_not_warned_of(caplog):
+    train_wordpiece([*(f"word{i}" for i in range(1200)), "café cafe"], 500)
+    assert not caplog.text
+
+
+def test_case_and_chinese_characters():
+    captions = ["Der Hund", "der hund", "黑色的狗 黑狗"]
+    cased = train_wordpiece(captions, 80, Normaliser(lowercase=False))
+    assert cased.decode(cased.encode(["Der Hund"], 9)[0][0]) == "Der Hund"
+    split, whole = (train_wordpiece(captions, 80, Normaliser(split_cjk=x)) for x in (True, False))
+    assert "黑狗" in whole._backend.get_vocab() and "黑狗" not in split._backend.get_vocab()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from smke_jax.data.tokenizer import train_wordpiece
+from smke_jax.data.tokenizer import Normaliser, train_wordpiece
 from smke_jax.errors import UserError
 from smke_jax.tasks.vocabulary import open_vocabulary
 from smke_jax.training.record import check_workdir
@@ -27,3 +27,12 @@ def test_a_vocabulary_of_the_users_own_is_refused_and_stays(tmp_path):
     with pytest.raises(UserError, match="tokenizer was not made by a run, .*: move it or give another --workdir"):
         opened(tmp_path, [], given=tmp_path / "tokenizer")
     assert {path: path.read_bytes() for path in (tmp_path / "tokenizer").iterdir()} == before
+
+
+def test_a_given_vocabulary_says_itself_what_it_does_to_text(tmp_path):
+    train_wordpiece(["a red dog"], 60).save(tmp_path / "given")
+    with pytest.raises(UserError, match="says itself what it does to text: leave strip_accents out"):
+        open_vocabulary(
+            tmp_path / "run/tokenizer", begun=False, given=str(tmp_path / "given"), size=60, captions=list,
+            normaliser=Normaliser(strip_accents=False),
+        )  # fmt: skip

@@ -20,6 +20,8 @@ from smke_jax.convert.rules import to_torch
 from smke_jax.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from smke_jax.models.build import param_shapes
 
+WORDS = "embeddings.word_embeddings.weight"
+
 BERT = {
     "type": "bert", "vocab_size": 24, "width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 40, "max_positions": 10,
     "type_vocab_size": 2, "norm_eps": 1e-12, "activation": "gelu", "pooler": True,
@@ -166,7 +168,10 @@ def test_no_known_architecture(tmp_path, refuses):
     path = tmp_path / "other.npz"
     np.savez(path, **{"conv.weight": np.zeros(3, np.float32)})
     error, _ = refuses(path)
-    assert f"{path} is of no known layout (it has conv.weight, …): give --from, one of" in error and "bert" in error
+    assert (
+        f"{path} is of no known layout (it has conv.weight, …): the networks that are read are" in error
+        and "bert" in error
+    )
 
 
 def test_a_misspelt_layout(folder, refuses):
@@ -248,14 +253,32 @@ class Settings:
     """What a training framework keeps beside the weights: an object, and so code."""
 
 
-def test_a_checkpoint_with_objects_needs_trust(folder, state, refuses, tmp_path):
+def test_a_checkpoint_with_objects_is_read_without_them(folder, state, tmp_path, capsys):
     path = folder / "last.ckpt"
     tensors = {f"bert.{name}": torch.tensor(x) for name, x in state.items()}
     torch.save({"state_dict": tensors, "hyper_parameters": Settings()}, path)
-    error, _ = refuses(path)
-    assert f"{path} contains code ({__name__}.Settings), which was not run" in error and "--trust_code" in error
-    assert main(["convert", f"--checkpoint={path}", f"--out={tmp_path / 'out'}", "--trust_code"]) == 0
+    assert main(["convert", f"--checkpoint={path}", f"--out={tmp_path / 'out'}"]) == 0
     assert read_description(tmp_path / "out")["model"] == BERT
+    printed = capsys.readouterr().out
+    assert f"not run     {__name__}.Settings: read as plain settings" in printed
+    assert "taken off   state_dict around the weights" in printed
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_a_word_table_padded_to_a_multiple_of_8(padded, folder, state, tmp_path, capsys):
+    size = len(state[WORDS])
+    rows = size + (-size % 8 or 8) if padded else size + 3
+    table = np.concatenate([state[WORDS], np.ones((rows - size, state[WORDS].shape[1]), np.float32)])
+    safetensors.numpy.save_file({**state, WORDS: table}, folder / "model.safetensors")
+    command = ["convert", f"--checkpoint={folder}", f"--out={tmp_path / 'out'}"]
+    if not padded:
+        for dry in ([], ["--dry_run"]):  # the dry run says what the real one says
+            assert main([*command, *dry]) == 2
+            assert f"has {size} tokens, the model expects {rows}" in capsys.readouterr().err
+        return
+    assert main(command) == 0
+    assert read_description(tmp_path / "out")["model"] == BERT
+    assert f"{rows - size} rows of the word table behind the tokenizer's last token" in capsys.readouterr().out
 
 
 def damaged(folder: Path) -> Path:

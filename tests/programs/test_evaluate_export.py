@@ -200,3 +200,29 @@ def test_runs_that_cannot_be_evaluated(teacher_run, run, tmp_path, capsys):
     shutil.rmtree(run / "checkpoints")
     (run / "config.json").write_text((teacher_run / "config.json").read_text())
     assert "no checkpoint in" in error_of(capsys, "export", f"--workdir={run}", f"--out={tmp_path}/x")
+
+
+@pytest.mark.parametrize("format", ["flax", "hf", "thesis"])
+def test_an_export_is_evaluated_like_its_run(format, student_run, tmp_path, capsys):
+    source = write_flickr8k(tmp_path / "source")
+    photos, out = tmp_path / "photos", tmp_path / "export"
+    assert main(["prepare", "flickr8k", f"--source={source}", f"--out={photos}"]) == 0
+    assert main(["export", f"--workdir={student_run}", f"--format={format}", f"--out={out}"]) == 0
+    found = {}
+    run = shutil.copytree(student_run, tmp_path / "run")
+    for name, folder in (("run", run), ("export", out)):
+        figures = tmp_path / f"{name}.json"
+        extra = ["--evaluator=retrieval"] if name == "run" else []
+        command = ["evaluate", f"--workdir={folder}", f"--data={photos}", "--split=train", f"--out={figures}", *extra]
+        assert main(command) == 0
+        found[name] = json.loads(figures.read_text())
+    assert {**found["export"], "protocol": ""} == {**found["run"], "protocol": ""}
+    assert "flickr8k train" in found["export"]["protocol"]
+    assert "names no data: give --data" in error_of(capsys, "evaluate", f"--workdir={out}")
+    assert "is no run of `smke train`: leave --step out" in error_of(capsys, "evaluate", f"--workdir={out}", "--step=2")
+
+
+def test_opening_a_run_says_nothing_of_read_only_folders(student_run, caplog):
+    with caplog.at_level("WARNING"):
+        restore_run(student_run)
+    assert "read only" not in caplog.text

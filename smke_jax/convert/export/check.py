@@ -14,7 +14,7 @@ from smke_jax.errors import UserError
 from smke_jax.models.build import build_model, image_sizes
 from smke_jax.models.quantizer import Down
 from smke_jax.passes.aligned import aligned
-from smke_jax.passes.base import Pass, narrowed, pixels_of
+from smke_jax.passes.base import Pass, narrowed, statistics_of
 from smke_jax.passes.encode import LEVELS, encode_image, encode_text
 from smke_jax.passes.features import features
 from smke_jax.tasks.base import Split, Task
@@ -116,7 +116,7 @@ def _passes(description: dict) -> Sequence[Pass]:
     levels = [f"{modality}/{level}" for modality in ("image", "text") for level in LEVELS]
     if description["type"] == "aligned":
         return aligned(description, *levels)
-    model, pixels = build_model(description), pixels_of(description)
+    model, pixels = build_model(description), statistics_of(description)
     if description["type"] == "student":
         return [narrowed(p, levels) for p in (encode_image(model, NETWORK, **pixels), encode_text(model, NETWORK))]
     return [narrowed(features(model, NETWORK, **pixels), ["target/cls"])]

@@ -37,7 +37,7 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
     }
     save_params(directory / PARAMS, params, {"model": network.description, "source": source})
     if network.tokenizer is not None:
-        network.tokenizer.save(directory / TOKENIZER)
+        network.tokenizer.save(directory / TOKENIZER, network.description["max_length"])
 
 
 def _embed(directory: Path, batch: Batch):

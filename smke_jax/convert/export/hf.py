@@ -10,6 +10,23 @@ from smke_jax.convert.export.hf_aligned import USAGE as ALIGNED_USAGE
 from smke_jax.convert.layouts.student import SMKE_HF
 from smke_jax.convert.rules import to_torch
 
+METADATA = ("library_name: transformers", "pipeline_tag: zero-shot-image-classification")
+# What sentence-transformers and transformers' processors look for.
+CLIENTS = {
+    "processor_config.json": {"processor_class": "VisionTextDualEncoderProcessor"},
+    "modules.json": [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.base.modules.transformer.Transformer"}
+    ],
+    "sentence_bert_config.json": {
+        "transformer_task": "feature-extraction",
+        "modality_config": {
+            "text": {"method": "forward", "method_output_name": "text_embeds"},
+            "image": {"method": "forward", "method_output_name": "image_embeds"},
+        },
+        "module_output_name": "sentence_embedding",
+    },
+    "config_sentence_transformers.json": {"model_type": "SentenceTransformer", "similarity_fn_name": "cosine"},
+}
 USAGE = (
     """
 With PyTorch, safetensors, Pillow and tokenizers; `modeling_smke.py` is this directory's own and short:
@@ -20,15 +37,27 @@ With PyTorch, safetensors, Pillow and tokenizers; `modeling_smke.py` is this dir
 With transformers:
 
 ```python
-from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+import PIL.Image
+from transformers import AutoModel, AutoProcessor
 
-model = AutoModel.from_pretrained("DIR", trust_remote_code=True).eval()
-pixels = AutoImageProcessor.from_pretrained("DIR")(images, return_tensors="pt")
-tokens = AutoTokenizer.from_pretrained("DIR", trust_remote_code=True)(
-    captions, padding=True, truncation=True, return_tensors="pt"
-)
-outputs = model(**pixels, **tokens)  # image_embeds and text_embeds, L2-normalised
+model = AutoModel.from_pretrained(".", trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(".", trust_remote_code=True)
+images, captions = [PIL.Image.open("photo.jpg")], ["a dog runs across the grass", "a red car"]
+inputs = processor(text=captions, images=images, padding=True, truncation=True, return_tensors="pt")
+outputs = model(**inputs)  # image_embeds and text_embeds, L2-normalised, and logits_per_image
+print(outputs.image_embeds @ outputs.text_embeds.T)
 ```
+
+`get_image_features` and `get_text_features` give the same embeddings one modality at a time, and
+`pipeline("zero-shot-image-classification", model=".", trust_remote_code=True)` classifies. With sentence-transformers,
+`SentenceTransformer(".", trust_remote_code=True).encode` takes texts and pictures.
+
+Pictures are decoded as in training: the orientation that a camera notes is applied, transparency is laid over white,
+and greys of 16 bits keep their high byte. Without `trust_remote_code`, transformers' own processor does not do this:
+give it upright RGB pictures (`PIL.ImageOps.exif_transpose`).
+
+`logit_scale` in `config.json` is the natural logarithm of what cosines of the exported level are multiplied with;
+`logit_scales` has those of all losses and levels.
 """
 )
 
@@ -41,7 +70,11 @@ def _write_student(directory: Path, network: Network, dtype: str) -> None:
     config = {
         "model_type": "smke",
         "architectures": ["SmkeModel"],
-        "auto_map": {"AutoConfig": "modeling_smke.SmkeConfig", "AutoModel": "modeling_smke.SmkeModel"},
+        "auto_map": {
+            "AutoConfig": "modeling_smke.SmkeConfig",
+            "AutoModel": "modeling_smke.SmkeModel",
+            "AutoModelForZeroShotImageClassification": "modeling_smke.SmkeModel",
+        },
         "dtype": dtype,
         **pytorch.smke_config(network.description),
     }
@@ -50,6 +83,8 @@ def _write_student(directory: Path, network: Network, dtype: str) -> None:
     pytorch.write_weights(directory, state)
     shutil.copyfile(pytorch.SOURCE, directory / pytorch.MODELING)
     pytorch.write_preprocessing(directory, network)
+    for name, content in CLIENTS.items():
+        pytorch.write_json(directory / name, content)
 
 
 def _embed(directory: Path, batch: Batch):
@@ -61,6 +96,6 @@ def _embed(directory: Path, batch: Batch):
 
 HF = Format(
     "directory for PyTorch, of a student also for transformers", _write, _embed,
-    {"student": USAGE, "aligned": ALIGNED_USAGE}, metadata={"student": ("library_name: transformers",)},
+    {"student": USAGE, "aligned": ALIGNED_USAGE}, metadata={"student": METADATA},
     types=("student", "aligned"),
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import shutil
 import warnings
 from pathlib import Path
 
@@ -28,11 +30,15 @@ import numpy as np
 import onnxruntime
 import tokenizers
 
+# It cuts a longer text as the model needs it.
 encoding = tokenizers.Tokenizer.from_file("tokenizer.json").encode("a dog runs across the grass")
 text = onnxruntime.InferenceSession("text.onnx")
 inputs = {"input_ids": np.array([encoding.ids]), "attention_mask": np.array([encoding.attention_mask])}
 (embedding,) = text.run(["text_embeds"], inputs)
 ```
+
+transformers.js finds the same two graphs as `onnx/text_model.onnx` and `onnx/vision_model.onnx`
+(`CLIPTextModelWithProjection`, `CLIPVisionModelWithProjection`).
 """
 
 
@@ -65,6 +71,23 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
     _export(Image(), directory / IMAGE, pixels, dict.fromkeys(pixels, {0: rows}))
     _export(Text(), directory / TEXT, captions, dict.fromkeys(captions, {0: rows, 1: tokens}))
     pytorch.write_preprocessing(directory, network)
+    _write_for_javascript(directory, pytorch.smke_config(network.description))
+
+
+def _write_for_javascript(directory: Path, config: dict) -> None:
+    """The names under which transformers.js looks for graphs; they are the same files, by links."""
+    (directory / "onnx").mkdir()
+    for name, own in (("text_model", TEXT), ("vision_model", IMAGE)):
+        other = directory / "onnx" / f"{name}.onnx"
+        try:
+            os.link(directory / own, other)
+        except OSError:  # a file system without links
+            shutil.copyfile(directory / own, other)
+    names = ("projection_dim", "hidden_size", "max_position_embeddings", "logit_scale")
+    sizes = {key: config[key] for key in names}
+    pytorch.write_json(
+        directory / "config.json", {"model_type": "clip", "max_length": config["text"]["max_length"], **sizes}
+    )
 
 
 def _export(module, path: Path, inputs: dict, dynamic_shapes: dict) -> None:

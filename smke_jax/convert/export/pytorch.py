@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -17,7 +18,7 @@ from smke_jax.convert.layouts.student import SMKE_HF
 from smke_jax.convert.rules import to_torch
 from smke_jax.convert.temperatures import as_lists
 from smke_jax.errors import UserError
-from smke_jax.passes.base import pixels_of
+from smke_jax.passes.base import statistics_of
 
 MODELING = "modeling_smke.py"
 SOURCE = Path(__file__).parents[1] / MODELING
@@ -64,9 +65,25 @@ def smke_config(description: dict) -> dict:
     parts["text"]["type_vocab_size"] = description["text"].get("type_vocab_size", 2)
     parts["text"]["max_length"] = description["max_length"]  # transformers has another meaning for it at the top
     whole = {key: description[key] for key in ("vocab_size", "target_dim", "token_types", "level")}
-    whole |= {name: list(x) for name, x in pixels_of(description).items()}
+    whole |= {name: list(x) for name, x in statistics_of(description).items()}
     whole["width"] = description.get("width") or description["image"]["width"]
-    return {**whole, "logit_scales": as_lists(description["logit_scales"]), "norm_eps": 1e-6, **parts}
+    width = {"fc1": description["shared"]["mlp_dim"], "out": whole["width"]}
+    width = width.get(description["level"], description["target_dim"])
+    named = {  # under the names by which others look for them
+        "projection_dim": width,
+        "hidden_size": width,
+        "max_position_embeddings": description["max_length"],
+        "logit_scale": logit_scale(description),
+    }
+    scales = {"logit_scales": as_lists(description["logit_scales"])}
+    return {**whole, **named, **scales, "norm_eps": 1e-6, **parts}
+
+
+def logit_scale(description: dict) -> float:
+    """The logarithm of the scale that training found for what retrieval compares; ln(1/0.07), CLIP's start, if none."""
+    scales, level = description["logit_scales"], description["level"]
+    found = [scales[term][level] for term in ("itc", *scales) if level in scales.get(term, ())]
+    return float(found[0]) if found else math.log(1 / 0.07)
 
 
 def _refuse_other_forms(description: dict) -> None:
@@ -144,8 +161,10 @@ def embed(model, batch: Batch) -> dict[str, np.ndarray]:
         pixels = model.preprocess([Image.fromarray(image) for image in batch["image"]])
         ids, mask = torch.tensor(batch["text"]), torch.tensor(batch["text_mask"])
         encoded = {"image": model.encode_image(pixels), "text": model.encode_text(ids, mask)}
+        outputs = model(pixels, ids, mask)
+        embeds = {name: outputs[name] for name in ("image_embeds", "text_embeds")}
         reps = {f"{modality}/{level}": x for modality, levels in encoded.items() for level, x in levels.items()}
-        return {name: x.numpy() for name, x in {**reps, **model(pixels, ids, mask)}.items()}
+        return {name: x.numpy() for name, x in {**reps, **embeds}.items()}
 
 
 def write_preprocessing(directory: Path, network: Network) -> None:
@@ -154,7 +173,9 @@ def write_preprocessing(directory: Path, network: Network) -> None:
     size = network.description["image"]["image_size"]
     # The whole picture squashed to a square, bicubic: what the student is evaluated with.
     preprocessor = {
+        # The class in the export has all rules of decoding; without trust_remote_code the other one does the rest.
         "image_processor_type": "ViTImageProcessor",
+        "auto_map": {"AutoImageProcessor": "modeling_smke.SmkeImageProcessor"},
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"height": size, "width": size},
@@ -162,20 +183,14 @@ def write_preprocessing(directory: Path, network: Network) -> None:
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
-        **{f"image_{name}": x for name, x in pixels_of(network.description).items()},
+        **{f"image_{name}": x for name, x in statistics_of(network.description).items()},
     }
     write_json(directory / "preprocessor_config.json", preprocessor)
 
 
 def write_tokenizer(directory: Path, network: Network) -> None:
     """The tokenizer's files, as transformers reads them."""
-    network.tokenizer.save(directory)
-    path = directory / "tokenizer_config.json"
-    limits = {
-        "model_max_length": network.description["max_length"],
-        "model_input_names": ["input_ids", "attention_mask"],
-    }
-    write_json(path, json.loads(path.read_text(encoding="utf-8")) | limits)
+    network.tokenizer.save(directory, network.description["max_length"])
 
 
 def write_weights(directory: Path, state: dict[str, np.ndarray]) -> None:

@@ -13,7 +13,6 @@ from smke_jax.convert.rules import (
     patch_embed,
     per_layer,
     qkv_without_key_bias,
-    without_prefix,
 )
 from smke_jax.convert.shapes import depth_of
 from smke_jax.models.beit import relative_position_index
@@ -115,7 +114,6 @@ UNILM = Layout(
     marks=("cls_token", "patch_embed.proj.weight", "blocks.0.attn.q_bias"),
     describe=_describe,
     rules=_rules,
-    clean=without_prefix("module."),
     ignored={
         "mask_token": "for masked pretraining only",
         "lm_head.": "for masked pretraining only",

@@ -4,7 +4,7 @@ import numpy as np
 
 from smke_jax.convert import pixels
 from smke_jax.convert.rules import LINEAR, ROW, Layout, Rule, layer_norm, linear, patch_embed, per_layer, qkv
-from smke_jax.convert.shapes import activation_of, depth_of, grid_of, stated
+from smke_jax.convert.shapes import activation_of, depth_of, grid_of, section, stated
 from smke_jax.errors import UserError
 
 
@@ -82,9 +82,9 @@ def _rules_openai(description: dict) -> list[Rule]:
 
 OPENAI = Layout(
     name="clip-openai",
-    summary="CLIP ViT of OpenAI, a TorchScript .pt that needs --trust_code",
-    # The last one keeps away open_clip's files, which have the same names and mostly another GELU.
-    marks=("visual.class_embedding", "token_embedding.weight", "logit_scale", "input_resolution"),
+    summary="CLIP ViT of OpenAI, or tuned from it: its own GELU; a TorchScript .pt needs --trust_code",
+    marks=("visual.class_embedding", "token_embedding.weight", "logit_scale"),
+    fits=lambda state, config: "model_cfg" not in config,
     describe=_describe_openai,
     rules=_rules_openai,
     constants=lambda description: {
@@ -92,6 +92,40 @@ OPENAI = Layout(
         "context_length": np.array(description["text"]["max_positions"]),
         "vocab_size": np.array(description["text"]["vocab_size"]),
     },
+)
+
+
+# Channels of a head in open_clip's vision towers by their width, ViT-H, -g and -bigG; of all others 64.
+HEAD_WIDTHS = {1280: 80, 1408: 88, 1664: 104}
+
+
+def _describe_open_clip(state, config) -> dict:
+    """Sizes from shapes, and the rest from open_clip_config.json where it lies beside the file."""
+    settings = section(config, "model_cfg")
+    activation = {"activation": "quick_gelu" if settings.get("quick_gelu") else "gelu"}
+    pixels_said = {
+        f"image_{name}": x for name, x in section(config, "preprocess_cfg").items() if name in ("mean", "std")
+    }
+    found = _describe_openai(state, {**config, **pixels_said})
+    vision, text = (section(settings, name) for name in ("vision_cfg", "text_cfg"))
+    width = found["image"]["width"]
+    image_heads = width // vision.get("head_width", HEAD_WIDTHS.get(width, 64))
+    text_heads = text.get("heads", found["text"]["num_heads"])
+    return {
+        **found,
+        "image": {**found["image"], **activation, "num_heads": image_heads},
+        "text": {**found["text"], **activation, "num_heads": text_heads},
+    }
+
+
+OPEN_CLIP = Layout(
+    name="clip-openclip",
+    summary="CLIP ViT of open_clip, such as LAION's: the exact GELU, unless open_clip_config.json says otherwise",
+    marks=OPENAI.marks,
+    describe=_describe_open_clip,
+    rules=_rules_openai,
+    fits=lambda state, config: "input_resolution" not in state,
+    ignored={"attn_mask": "computed"},
 )
 
 

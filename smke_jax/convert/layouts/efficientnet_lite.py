@@ -1,7 +1,7 @@
 """EfficientNet-Lite as the PyTorch ports of the first release keep it."""
 
 from smke_jax.convert.pixels import LITE, pixel_statistics
-from smke_jax.convert.rules import CONV, Kind, Layout, Rule, batch_norm, layer, linear, per_layer, without_prefix
+from smke_jax.convert.rules import CONV, Kind, Layout, Rule, batch_norm, layer, linear, per_layer
 from smke_jax.convert.shapes import depth_of
 from smke_jax.errors import UserError
 from smke_jax.models.efficientnet import blocks_of
@@ -81,6 +81,5 @@ EFFICIENTNET_LITE = Layout(
     marks=(STEM, DEPTHWISE.format(i=0), EXPAND.format(i=1), LAST),
     describe=_describe,
     rules=_rules,
-    clean=without_prefix("module."),
     ignored={".num_batches_tracked": "for training only"},
 )

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from smke_jax.convert.pixels import IMAGENET, pixel_statistics
-from smke_jax.convert.rules import CONV, Layout, Rule, batch_norm, linear, without_prefix
+from smke_jax.convert.rules import CONV, Layout, Rule, batch_norm, linear
 from smke_jax.convert.shapes import depth_of, stated
 from smke_jax.errors import UserError
 
@@ -63,7 +63,6 @@ TIMM = Layout(
     marks=("conv1.weight", "layer1.0.conv3.weight", "layer1.0.downsample.0.weight", "fc.weight"),
     describe=_describe_timm,
     rules=lambda description: _rules(description, stem=("conv1", "bn1"), block=_block_timm, head="fc"),
-    clean=without_prefix("module."),
     ignored=IGNORED,
 )
 

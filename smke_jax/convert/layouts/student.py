@@ -132,7 +132,9 @@ def _thesis_describe(state, config) -> dict:
     temperatures = by_level(temperatures)
     stated = section(config, "hyper_parameters", "smke_jax")
     if stated:
-        return {**stated, "logit_scales": temperatures}
+        # His module has a temperature for the targets even where training had no such loss.
+        known = stated.get("logit_scales", temperatures)
+        return {**stated, "logit_scales": {term: x for term, x in temperatures.items() if term in known}}
     target_dim, width = state["head.weight"].shape
     heads = heads_of(width, config, of_64=WIDTHS_OF_64)
     settings = {"num_heads": heads, "num_attention_heads": heads}

@@ -1,5 +1,7 @@
 """Plain Vision Transformers of timm, DINO and DINOv2, and of google-research/vision_transformer (spec A.7)."""
 
+import re
+
 from smke_jax.convert.pixels import HALF, IMAGENET, pixel_statistics
 from smke_jax.convert.rules import (
     FIRST,
@@ -62,13 +64,18 @@ def _rules_timm(description: dict) -> list[Rule]:
     ]
 
 
+def _whole_blocks(state) -> dict:
+    """DINOv2's own training cuts the blocks into chunks: blocks.{chunk}.{block}, the latter counted over all."""
+    return {re.sub(r"^blocks\.\d+\.(\d+\.)", r"blocks.\1", name): x for name, x in state.items()}
+
+
 TIMM = Layout(
     name="vit-timm",
     summary="ViT of timm, DINO and DINOv2; mean and std from timm's config.json, else ImageNet's",
     marks=("cls_token", "pos_embed", "blocks.0.attn.qkv.bias"),
     describe=_describe_timm,
     rules=_rules_timm,
-    clean=without_prefix("module.backbone.", "backbone.", "module."),
+    clean=_whole_blocks,
     ignored={"head.": CLASSIFIER, "mask_token": PRETRAINING},
 )
 

@@ -7,23 +7,29 @@ import hashlib
 import io
 import itertools
 import json
+import logging
 import operator
 import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from PIL import Image
 
 from smke_jax import atomic
-from smke_jax.data.decode import BadImage, decode_image
+from smke_jax.data.decode import BadImage, open_image, size_of
 from smke_jax.data.listing import Entry, ListingWriter
-from smke_jax.data.prepare.items import Item, Skips, clean_caption
+from smke_jax.data.prepare.items import Item, Skips, clean_caption, existing
 from smke_jax.data.prepare.shards import SplitWriter, write_metadata
 from smke_jax.data.progress import Progress
 from smke_jax.data.sources import FORMAT_VERSION
 from smke_jax.errors import UserError
 
+log = logging.getLogger("smke_jax")
+
+JPEG_SIDE = 65_500  # pixels, the most that libjpeg writes
+MOST_BYTES = 1 << 30  # of one image file
 CHUNK = 256  # images decoded in parallel before they are written in order
 
 
@@ -47,8 +53,9 @@ def build(
       dataset: name that goes into the manifest.
       skips: book of what the reader left out; what is skipped here is added to it.
       created_by: options of the command, recorded in the manifest.
-      max_side: None keeps the original file bytes. A number re-encodes every image as RGB JPEG, quality 90,
-        its shorter side reduced to that many pixels (bicubic, aspect kept, never enlarged).
+      max_side: None keeps the original file bytes. A number re-encodes each image whose shorter side has more pixels,
+        as RGB JPEG of quality 90 with that many (bicubic, aspect kept), or as PNG where the longer side has more than a
+        JPEG can. Images that need no shrinking keep their bytes.
 
     Returns:
       The manifest, as written to manifest.json.
@@ -63,8 +70,10 @@ def build(
             report[split], info = _write_split(partial, split, items, skips, max_side)
             infos += [info] if info else []
         if not infos:
-            reason, count = skips.reasons()[0] if skips.entries else ("the dataset lists no images", 0)
-            raise UserError(f"no image of {dataset} could be used; most frequent reason ({count}x): {reason}")
+            reason, count, where = (skips.reasons() or [("the dataset lists no images", 0, out.name)])[0]
+            raise UserError(
+                f"no image of {dataset} could be used; most frequent reason ({count}x, first at {where}): {reason}"
+            )
         write_metadata(partial, infos)
         skips.write(partial / "skipped.jsonl")
         manifest = {
@@ -73,13 +82,29 @@ def build(
             "created_by": created_by or {},
             "max_side": max_side,
             "splits": report,
-            "n_skipped": len(skips.entries),
-            "skip_reasons": dict(skips.reasons()),
+            **_balance(report, skips),
+            "skip_reasons": {reason: count for reason, count, _ in skips.reasons()},
+            "notes": dict(skips.notes),
         }
         atomic.write_text(partial / "manifest.json", json.dumps(manifest, indent=2) + "\n")
         out.parent.mkdir(parents=True, exist_ok=True)
         partial.rename(out)
     return manifest
+
+
+def _balance(report: dict, skips: Skips) -> dict:
+    """n_read = n_kept + n_skipped, and what was not reached, where nobody could count it as read.
+
+    What is read are the images that the reader listed, and the rows that it left out.
+    """
+    not_reached, unknown = skips.not_reached()
+    return {
+        "n_read": sum(part.pop("n_listed") for part in report.values()) + skips.by_readers(),
+        "n_kept": sum(part["n_images"] for part in report.values()),
+        "n_skipped": len(skips.entries),
+        "n_not_reached": not_reached,
+        "n_places_not_reached": unknown,
+    }
 
 
 def check_free(out: Path) -> None:
@@ -97,79 +122,103 @@ def _write_split(
     shards, listing = SplitWriter(directory, split), ListingWriter(directory, split)
     progress = Progress(split, operator.length_hint(items))
     digest = hashlib.sha256()
-    num_captions = dropped = seen = 0
-    for item, data in _checked(items, split, skips, max_side):
+    num_captions = dropped = seen = reencoded = 0
+    for item, loaded in _checked(items, split, skips, max_side):
         seen += 1
         progress.update(seen)
         captions = [text for text in map(clean_caption, item.captions) if text]  # '' for what is no text
         dropped += len(item.captions) - len(captions)
-        if data is None:
+        if loaded is None:
             continue
+        data = loaded.data
         if not captions:
-            skips.add(item.where, "image has no caption", split=split, name=item.name)
+            skips.add(item.where, "image has no caption", split=split, name=item.name, listed=True)
             continue
         name = item.name.encode("utf-8", "backslashreplace").decode()
         image_id = len(listing) if item.image_id is None else item.image_id
         shards.write({"image": data, "image_id": image_id})
         listing.write(Entry(image_id, name, tuple(captions)))
         num_captions += len(captions)
+        reencoded += loaded.is_new
         digest.update("\0".join([name, *captions]).encode("utf-8", "replace"))
         digest.update(hashlib.sha256(data).digest())
     listing.close()
     report = {
+        "n_listed": seen,
         "n_images": len(listing),
         "n_captions": num_captions,
         "n_skipped": skips.count(split),
         "n_captions_dropped": dropped,
+        "n_reencoded": reencoded,
         "digest": digest.hexdigest(),
     }
     return report, shards.close()
 
 
+class _Loaded(NamedTuple):
+    """The bytes to store of one image; is_new: whether they were encoded here."""
+
+    data: bytes
+    is_new: bool
+
+
 def _checked(
     items: Iterable[Item], split: str, skips: Skips, max_side: int | None
-) -> Iterator[tuple[Item, bytes | None]]:
-    """Yields each item in order with the bytes to store, or None when its image is bad (then counted)."""
+) -> Iterator[tuple[Item, _Loaded | None]]:
+    """Yields each item in order with what to store, or None when its image is bad (then counted)."""
 
-    def load(item: Item) -> bytes | BadImage:
+    def load(item: Item) -> _Loaded | BadImage:
         try:
             return _load(item, max_side)
         except BadImage as error:
             return error
+        except Exception as error:  # whatever one picture does to its decoder, the others are sound
+            log.debug("%s", item.where, exc_info=True)
+            return BadImage(f"cannot be read: {type(error).__name__}")
 
     iterator = iter(items)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         while chunk := list(itertools.islice(iterator, CHUNK)):
-            for item, data in zip(chunk, pool.map(load, chunk)):
-                if isinstance(data, BadImage):
-                    skips.add(item.where, data.reason, split=split, name=item.name)
-                    data = None
-                yield item, data
+            for item, loaded in zip(chunk, pool.map(load, chunk)):
+                if isinstance(loaded, BadImage):
+                    skips.add(item.where, loaded.reason, split=split, name=item.name, listed=True)
+                    loaded = None
+                yield item, loaded
 
 
-def _load(item: Item, max_side: int | None) -> bytes:
+def _load(item: Item, max_side: int | None) -> _Loaded:
     """File bytes to store; decoded whole, so that a broken picture is found now and not in training."""
-    data = item.image
-    if isinstance(data, Path):
-        try:
-            data = data.read_bytes()
-        except FileNotFoundError:
-            raise BadImage("image file is missing") from None
-        except OSError as error:
-            raise BadImage(f"image file cannot be read: {error.strerror}") from None
-        except ValueError:  # of a zero byte, or of half a surrogate pair
-            raise BadImage("no file can have this name") from None
-    pixels = decode_image(data)
+    data = _read(item.image) if isinstance(item.image, Path) else item.image
     if max_side is None:
-        return data
-    image = Image.fromarray(pixels)
+        open_image(data, min_side=1)  # the smallest scale of a JPEG reads all of its bytes, too
+        return _Loaded(data, is_new=False)
+    image = open_image(data, min_side=max_side)
+    if size_of(data)[0] <= max_side:
+        return _Loaded(data, is_new=False)
     scale = min(1.0, max_side / min(image.size))
-    if scale < 1:
-        size = [max(1, round(side * scale)) for side in image.size]
-        image = image.resize(size, Image.Resampling.BICUBIC)
+    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    if max(image.size) > JPEG_SIDE:
+        image.save(buffer, "PNG")
+    else:
+        image.save(buffer, "JPEG", quality=90)
+    return _Loaded(buffer.getvalue(), is_new=True)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        path = existing(path)
+        if not path.is_file():
+            raise BadImage("image file is missing" if not path.exists() else "is a folder or a device, no file")
+        if path.stat().st_size > MOST_BYTES:
+            raise BadImage("image file is larger than 1 GiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise BadImage(f"image file cannot be read: {error.strerror}") from None
+    except ValueError as error:  # of a zero byte, or of half a surrogate pair
+        if isinstance(error, BadImage):
+            raise
+        raise BadImage("no file can have this name") from None
 
 
 @contextlib.contextmanager

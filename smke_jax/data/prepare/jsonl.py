@@ -9,19 +9,27 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from smke_jax.data.prepare.items import Item, Options, Skips, in_order_of_ids, numbered_lines, whole_number
+from smke_jax.data.prepare.splits import KNOWN, split_of
 from smke_jax.errors import UserError
-
-SPLITS = {"train": "train", "val": "dev", "dev": "dev", "test": "test"}
 
 
 def jsonl(source: Path, options: Options, skips: Skips) -> dict[str, Iterable[Item]]:
-    """Splits named by the files, as coco.val.jsonl or dev.jsonl; rows of one image become one record."""
-    paths = sorted(source.glob("*.jsonl"))
+    """Splits named by the files, as coco.val.jsonl or dev.jsonl; rows of one image become one record.
+
+    Where no file's name says a split, all are of `options.split`.  Where some do, the others are left out and named: a
+    test set of another name must not end in training.
+    """
+    paths = sorted(path for path in source.glob("*.jsonl") if not path.name.startswith("."))
     if not paths:
         raise UserError(f"{source} holds no .jsonl file")
+    said = {path: split_of(path.stem) for path in paths}
+    divided = any(said.values())
     splits: dict[str, dict[str, Item]] = {}
     for path in paths:
-        split = SPLITS.get(path.stem.rpartition(".")[2], options.split)
+        if divided and said[path] is None:
+            skips.add(path.name, f"file's name says none of {KNOWN}, which others do: rename it")
+            continue
+        split = said[path] or options.split
         items = splits.setdefault(split, {})
         for where, line in numbered_lines(path, skips):
             if not line.strip():
@@ -39,7 +47,7 @@ def _row(line: str) -> tuple[str, list[str], int | None]:
     """One line -> (image_path, captions, id where it has one); ValueError says what is wrong with it."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError("line is not JSON") from None
     if not isinstance(row, dict) or not isinstance(row.get("image_path"), str):
         raise ValueError("row has no image_path")
@@ -47,9 +55,11 @@ def _row(line: str) -> tuple[str, list[str], int | None]:
     captions = row.get("captions", row.get("text"))
     if isinstance(captions, str):
         return name, [captions], image_id
+    if "captions" in row and isinstance(captions, list):
+        return name, captions, image_id  # what is no text among them is dropped and counted later
     if not isinstance(captions, list) or not all(isinstance(text, str) for text in captions):
         raise ValueError("row has neither a text (string or tokens) nor captions (strings)")
-    return name, captions if "captions" in row else [join_wordpieces(captions)], image_id
+    return name, [join_wordpieces(captions)], image_id
 
 
 def join_wordpieces(tokens: list[str]) -> str:

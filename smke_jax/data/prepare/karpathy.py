@@ -1,4 +1,4 @@
-"""Reads the Karpathy and Fei-Fei caption files (dataset_coco.json, dataset_flickr30k.json).
+"""Reads the Karpathy and Fei-Fei caption files (dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json).
 
 A. Karpathy, L. Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image Descriptions", CVPR 2015.
 """
@@ -8,21 +8,21 @@ from collections.abc import Callable
 from pathlib import Path
 
 from smke_jax.data.prepare.items import Item, Skips, in_order_of_ids, whole_number
+from smke_jax.data.prepare.splits import SPLITS
 from smke_jax.errors import UserError
 
-# `restval` is the part of COCO's validation images that the split gives to training.
-SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 
-
-def karpathy_items(path: Path, image_path: Callable[[dict], Path], skips: Skips) -> dict[str, list[Item]]:
-    """Items per split, by rising image id; `image_path` finds the file of one entry of "images".
+def karpathy_items(path: Path, picture: Callable[[str], Path], skips: Skips) -> dict[str, list[Item]]:
+    """Items per split, by rising image id; `picture` finds the file of a name.
 
     The id is COCO's own ("cocoid"), else the number that the file gives ("imgid"). Captions are the raw sentences, not
-    the file's own tokens.
+    the file's own tokens. `restval`, the part of COCO's validation images that the split gives to training, is train.
     """
     try:
         images = json.loads(path.read_bytes())["images"]
-    except (ValueError, KeyError, TypeError):
+        if not isinstance(images, list):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise UserError(f"{path} is not a whole Karpathy caption file: fetch it again") from None
     splits: dict[str, list[Item]] = {}
     for number, image in enumerate(images):
@@ -31,8 +31,8 @@ def karpathy_items(path: Path, image_path: Callable[[dict], Path], skips: Skips)
             split = SPLITS[image["split"]]
             captions = [sentence["raw"] for sentence in image["sentences"]]
             image_id = whole_number(image.get("cocoid", image.get("imgid")))
-            item = Item(image["filename"], captions, image_path(image), where, image_id)
-        except (KeyError, TypeError):
+            item = Item(image["filename"], captions, picture(image["filename"]), where, image_id)
+        except (KeyError, TypeError, AttributeError):
             skips.add(where, "entry lacks a known split, filename or sentences[].raw")
             continue
         splits.setdefault(split, []).append(item)
