@@ -27,7 +27,11 @@ def sizes_of(part: str, **more) -> list[str]:
 SMALL = {
     "smke demo": None,  # tests/programs/test_demo.py
     "smke prepare flickr8k": [],
-    "smke train --config=configs/lit.py:flickr8k": [*SHORT, "--config.networks.dinov2.layers=1"],
+    "smke train --config=configs/lit.py:flickr8k": [
+        *SHORT,
+        "--config.networks.dinov2.layers=1",
+        "--config.networks.lite0.layers=1",
+    ],
     "smke convert --checkpoint=package": None,  # tests/programs/test_real_weights.py
     "smke evaluate": [],
     "smke export": [],
