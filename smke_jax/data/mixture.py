@@ -39,6 +39,7 @@ class Mixture(Source):
         ]
         self._ends = np.cumsum([len(taken) for taken in self._taken])
         self.dataset = "+".join(source.dataset for source in self.sources)
+        self.about = " and ".join(dict.fromkeys(source.about for source in self.sources if source.about))
         parts = [[source.digest, *numbers] for source, *numbers in zip(self.sources, self.caps, self.weights)]
         self.digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
         self.num_captions = self._joined([source.num_captions for source in self.sources])

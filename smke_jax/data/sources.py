@@ -34,8 +34,10 @@ class Source(abc.ABC):
       digest: hex sha256 that differs where what is read differs.
       names: N names.
       num_captions: int32 (N,), captions of each image.
+      about: what was done to the images before they were stored, for the protocols of figures; '' for nothing.
     """
 
+    about: str = ""
     dataset: str
     digest: str
     names: Sequence[str]
@@ -92,6 +94,8 @@ class PreparedSource(Source):
         self.dataset: str = self.manifest["dataset"]
         report = _split_report(self.directory, self.manifest, split)
         self.digest: str = report["digest"]
+        if report.get("n_reencoded"):
+            self.about = f"photos stored at {self.manifest['max_side']} px"
         self._listing = Listing(self.directory, split)
         self.num_captions, self.image_ids = self._listing.num_captions, self._listing.image_ids
         builder = tfds.builder_from_directory(self.directory)

@@ -41,6 +41,7 @@ def evaluate_model(arguments: argparse.Namespace, overrides: Sequence[str]) -> i
         raise UserError(f"{arguments.workdir} embeds images and texts in different spaces: it retrieves nothing")
     caption_image = np.repeat(np.arange(len(order)), source.num_captions[order])
     protocol = f"{source.dataset} {source.split}, any-of-n, cosine of what `smke_jax.load` embeds"
+    protocol += f", {source.about}" if source.about else ""
     metrics = retrieval_metrics(images, texts, caption_image, protocol=protocol)
     print(format_table(metrics))
     if arguments.out:

@@ -255,7 +255,7 @@ def evaluation_split(
 
     def image_column(size):
         read = lambda rows: np.stack([squash(pixels(source[i]), size) for i in rows])  # noqa: E731
-        return Column(len(source), read, f"{size} px squashed")
+        return Column(len(source), read, ", ".join(filter(None, (f"{size} px squashed", source.about))))
 
     columns = {array: image_column(size) for array, size in sizes.items()}
     captions = _Captions(source)

@@ -10,6 +10,8 @@ import pytest
 from made_up import jpeg, prepare, tiny_items, write
 
 from smke_jax.data.decode import decode_image
+from smke_jax.data.mixture import open_mixture
+from smke_jax.data.pipeline import InMemorySource
 from smke_jax.data.prepare import build as build_module
 from smke_jax.data.prepare.build import build
 from smke_jax.data.prepare.items import Item, Skips
@@ -30,6 +32,16 @@ def test_max_side_reduces_the_shorter_side(tmp_path):
     assert all(images[name].startswith(b"\xff\xd8") for name in ("wide.png", "tall.png"))
     shapes = {name: decode_image(image).shape for name, image in images.items()}
     assert shapes == {"wide.png": (50, 100, 3), "tall.png": (167, 50, 3), "small.png": (40, 20, 3)}
+
+
+def test_what_was_done_to_photos_is_said_where_figures_are(tmp_path):
+    source = write(tmp_path / "s", {"a.png": jpeg(1, (90, 60), "PNG"), "a.txt": "A ."})
+    for side, about in ((50, "photos stored at 50 px"), (60, "")):
+        prepare("folder", source, tmp_path / f"out{side}", f"--max_side={side}")
+        opened = open_prepared(tmp_path / f"out{side}", "train")
+        assert opened.about == InMemorySource(opened).about == about
+    mixture = open_mixture([tmp_path / "out50", tmp_path / "out60"], "train")
+    assert mixture.about == "photos stored at 50 px"
 
 
 def test_max_side_of_pictures_wider_than_a_jpeg_can_be(tmp_path):

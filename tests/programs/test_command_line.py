@@ -360,7 +360,7 @@ def assert_figures(figures: dict, images: int) -> None:
     assert (
         figures["protocol"].startswith("flickr8k ")
         and "any-of-n" in figures["protocol"]
-        and "32 px squashed, 12 tokens" in figures["protocol"]
+        and "32 px squashed, photos stored at 96 px, 12 tokens" in figures["protocol"]
     )
     for direction, rivals in (("image_to_text", 5 * images), ("text_to_image", images)):
         values = figures[direction]

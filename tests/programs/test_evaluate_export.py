@@ -181,6 +181,11 @@ def test_another_folder_is_evaluated_with_the_settings_of_the_run(run, tmp_path,
     figures = json.loads((run / "evals/2/retrieval-photos-train.json").read_text())
     assert (figures["n_images"], figures["n_captions"]) == (4, 8)
     assert figures["protocol"] == "flickr8k train, any-of-n, cosine of 'out', 32 px squashed, 8 tokens"
+    shrunk = [f"--source={source}", f"--out={tmp_path / 'shrunk'}", "--max_side=33"]
+    assert main(["prepare", "flickr8k", *shrunk]) == 0
+    assert main(["evaluate", f"--workdir={run}", f"--data={tmp_path / 'shrunk'}", "--split=train"]) == 0
+    figures = json.loads((run / "evals/2/retrieval-shrunk-train.json").read_text())
+    assert "32 px squashed, photos stored at 33 px, 8 tokens" in figures["protocol"]
 
 
 def test_runs_that_cannot_be_evaluated(teacher_run, run, tmp_path, capsys):
