@@ -240,7 +240,8 @@ def teacher():
 
 def write_teacher(path: Path, teacher, **changes) -> Path:
     model, params = teacher
-    save_params(path, params, {"model": {**model, **changes}})
+    pixels = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
+    save_params(path, params, {"model": {**model, **pixels, **changes}})
     return path
 
 
