@@ -219,7 +219,7 @@ class Flickr8k(Thesis):
 
     def tuning(self) -> ConfigDict:
         c = base()
-        c.batch_size, c.total_steps, c.checkpoint.every, c.log.every = 480, 300, 100, 20
+        c.batch_size, c.total_steps, c.checkpoint.every, c.log.every = 480, 240, 80, 20
         c.eval_batch_size = 32  # a CPU embeds more images in a second when their activations stay in its cache
         c.optimizer.update(learning_rate=1e-3, weight_decay=1e-2, clip_norm=1.0, reference_batch=0)
         return c
@@ -236,7 +236,8 @@ class Flickr8k(Thesis):
         }
 
     def text_tower(self, **fields: Any) -> ConfigDict:
-        return part("text_tower", **{"start": "weights/minilm", "dropout": 0.1} | fields)
+        tuned = {"dropout": 0.1, "frozen_layers": 3} if fields.get("trained", True) else {}
+        return part("text_tower", start="weights/minilm", **tuned | fields)
 
     def fine_tuning(self) -> ConfigDict:
         c = self.tuning()

@@ -25,6 +25,7 @@ def text_tower(
     depth: int | None = None,
     dropout: float = 0.0,
     trained: bool = True,
+    frozen_layers: int = 0,
     remat: str = "none",
     dtype: str = "float32",
     described: Described = None,
@@ -38,6 +39,7 @@ def text_tower(
              'mean' leaves out the start of text, which has seen nothing, and takes the end of text twice
     depth:   how many of the first layers are kept; None is all of them
     dropout: in every layer, while it is trained
+    frozen_layers: so many of the first layers stay as they are, and the embeddings with them; 0 trains all
     remat:   of smke_jax.models.layers.REMAT
     described: what the file said when the run began
     """
@@ -51,7 +53,12 @@ def text_tower(
         raise UserError("model.dropout: set the dropout of the text tower itself")
     if depth is not None and depth > said["depth"]:
         raise UserError(f"{start} has {said['depth']} layers: set depth to {said['depth']} or less")
-    fields = {**said, "vocab_size": vocab_size, "depth": depth or said["depth"], "dropout": dropout, "remat": remat}
+    layers = depth or said["depth"]
+    if not 0 <= frozen_layers < layers:
+        raise UserError(f"frozen_layers is {frozen_layers} of {layers} layers: give 0 to {layers - 1}, or trained=False")
+    if frozen_layers and not trained:
+        raise UserError("trained=False freezes all layers: leave frozen_layers out")
+    fields = {**said, "vocab_size": vocab_size, "depth": layers, "dropout": dropout, "remat": remat}
     encoder = build_from({**fields, "dtype": dtype}, TEXT_TOWERS[said["type"]])
 
     def init(key, specs):
@@ -65,7 +72,12 @@ def text_tower(
         init,
         lambda name, specs: (words(encoder, name, makes=makes, pool=pool),),
         begin,
-        trained=trained,
+        trained=(_all_but(frozen_layers),) if frozen_layers else trained,
         described=said if start != RANDOM else {},
         export=lambda params, slots: (params, {**fields, "pooler": False, "makes": makes, "pool": pool}),
     )
+
+
+def _all_but(layers: int) -> str:
+    """A regex of the parameters behind the embeddings and the first `layers` layers."""
+    return rf"^(?!\w*embedding|block_({'|'.join(map(str, range(layers)))})/)"
