@@ -55,7 +55,9 @@ def text_tower(
         raise UserError(f"{start} has {said['depth']} layers: set depth to {said['depth']} or less")
     layers = depth or said["depth"]
     if not 0 <= frozen_layers < layers:
-        raise UserError(f"frozen_layers is {frozen_layers} of {layers} layers: give 0 to {layers - 1}, or trained=False")
+        raise UserError(
+            f"frozen_layers is {frozen_layers} of {layers} layers: give 0 to {layers - 1}, or trained=False"
+        )
     if frozen_layers and not trained:
         raise UserError("trained=False freezes all layers: leave frozen_layers out")
     fields = {**said, "vocab_size": vocab_size, "depth": layers, "dropout": dropout, "remat": remat}

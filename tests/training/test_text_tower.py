@@ -1,5 +1,7 @@
 """A text encoder by itself: it begins with its file, pools tokens, is cut to its first layers, and is evaluated."""
 
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -46,6 +48,20 @@ def test_it_is_the_encoder_of_its_file(weights, pool):
     dropped = [feature(network, start.params, True, jax.random.key(i)) for i in (0, 1)]
     assert np.abs(dropped[0] - dropped[1]).max() > 1e-3
     assert network.described["width"] == 16 and network.trained is True
+
+
+def test_only_the_layers_behind_the_frozen_ones_are_trained(weights):
+    folder, params = weights
+    (regex,) = text_tower(vocab_size=20, start=str(folder), frozen_layers=1).trained
+    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
+    trained = {path for path in paths if re.search(regex, path)}
+    assert trained == {path for path in paths if path.startswith("block_1/")} and len(trained) == 16
+    for fields, said in (
+        ({"frozen_layers": 2}, "frozen_layers is 2 of 2 layers: give 0 to 1, or trained=False"),
+        ({"frozen_layers": 1, "trained": False}, "trained=False freezes all layers: leave frozen_layers out"),
+    ):
+        with pytest.raises(UserError, match=said):
+            text_tower(vocab_size=20, start=str(folder), **fields)
 
 
 CLIP = {
