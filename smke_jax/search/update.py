@@ -107,9 +107,9 @@ class _Update:
                 counts.unchanged += 1
                 del self.numbers[found.name]
         if not todo and not counts.unchanged:
-            why = f" ({len(counts.left)} left out, the first, {counts.left[0].name}: {counts.left[0].reason})"
+            first = [f" ({len(counts.left)} left out, the first, {x.name}: {x.reason})" for x in counts.left[:1]]
             kept = "; the index stays as it is" if self.numbers else ""
-            raise UserError(f"no photos below {self.root}{why if counts.left else ''}{kept}")
+            raise UserError(f"no photos below {self.root}{''.join(first)}{kept}")
         return todo
 
     def forget_missing(self, there: set[str]) -> None:

@@ -15,7 +15,16 @@ def listed(root):
 
 
 def test_photos_in_order_without_hidden_and_system_folders(tmp_path):
-    names = ["b.JPG", "a.png", "sub/deep/c.webp", "sub/x.heic", ".hidden.png", ".cache/d.png", "@eaDir/e.png", "note.txt"]
+    names = [
+        "b.JPG",
+        "a.png",
+        "sub/deep/c.webp",
+        "sub/x.heic",
+        ".hidden.png",
+        ".cache/d.png",
+        "@eaDir/e.png",
+        "note.txt",
+    ]
     write_photos(tmp_path, dict.fromkeys([*names, "$RECYCLE.BIN/f.png", "lost+found/g.png"], 0))
     assert listed(tmp_path) == (["a.png", "b.JPG", "sub/x.heic", "sub/deep/c.webp"], {})
 
@@ -44,7 +53,7 @@ def closed(monkeypatch):
         scandir = os.scandir
 
         def refuse(path):
-            if os.fspath(path) == os.fspath(folder):
+            if str(path) == str(folder):
                 raise PermissionError(13, "Permission denied", str(path))
             return scandir(path)
 
