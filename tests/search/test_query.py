@@ -118,7 +118,7 @@ def album(count: int, seed: int, tmp_path) -> tuple[Index, np.ndarray, np.ndarra
 
 
 def test_a_text_without_an_answer_says_so(tmp_path):
-    """Phrases score with a photo by chance, 1 / sqrt(8) apart: a score of 1 is 2.8 of these away, 1.5 of them is none."""
+    """Phrases score with a photo by chance, 1 / sqrt(8) apart: a score of 1 is 2.8 of these away, too few."""
     index, phrases = album(6, 0, tmp_path)
     own = np.array(index.rows[2], np.float32)
     fit = fits(index.rows[2:3].astype(np.float32) @ own, index.records["typical"][2:3], index.records["spread"][2:3])
