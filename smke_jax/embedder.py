@@ -36,6 +36,7 @@ from smke_jax.passes.aligned import aligned
 from smke_jax.passes.base import Pass, statistics_of, to_network
 from smke_jax.passes.encode import encode_image, encode_text
 from smke_jax.passes.features import features
+from smke_jax.search.words import TextHalf
 from smke_jax.tasks.base import Column, Split
 from smke_jax.training.restore import exported, restore_run
 
@@ -244,6 +245,19 @@ class Embedder:
     def reads_texts(self) -> bool:
         """Whether `encode_texts` works."""
         return bool(self._max_length) and self.tokenizer is not None
+
+    def text_half(self) -> TextHalf:
+        """What `encode_texts` does with one text, as a function; for a model with `reads_texts`."""
+        passes, name = self._passes["text"]
+
+        def run(params, ids, mask):
+            arrays = {"text": ids, "text_mask": mask}
+            for p in passes:
+                arrays |= p.run(params, {need: arrays[need] for need in p.needs}, None, False)
+            x = arrays[name]
+            return x / jnp.linalg.norm(x, axis=1, keepdims=True) if self._kind.normalise else x
+
+        return TextHalf(run, self._networks, self.tokenizer, self._max_length)
 
     @functools.cached_property
     def digest(self) -> str:

@@ -25,6 +25,7 @@ from smke_jax.programs.evaluate import step_argument
 from smke_jax.search.cutoff import PHRASES
 from smke_jax.search.store import About, writing
 from smke_jax.search.update import SKIPPED, Counts, update
+from smke_jax.search.words import keep
 
 
 def main(argv: list[str]) -> int:
@@ -42,6 +43,8 @@ def main(argv: list[str]) -> int:
     with writing(arguments.out, about) as writer:
         if writer.num_mended:
             print(f"{writer.num_mended} damaged entries left out: their photos are embedded again", file=sys.stderr)
+        if model.reads_texts:
+            keep(arguments.out, model.text_half(), model.digest)
         counts = update(writer, model, phrases, batch_size=arguments.batch_size)
     print("\n".join(_summary(counts, arguments.out, time.monotonic() - start)))
     return 0
@@ -52,7 +55,6 @@ def _phrases_and_width(model: Embedder) -> tuple[np.ndarray | None, int]:
     model.image_batches(())  # refuses a model without images
     if not model.reads_texts:
         return None, len(model.encode_images(np.zeros((8, 8, 3), np.uint8)))
-    model.encode_texts(PHRASES[0])  # compiles what a query runs, and keeps it for `smke search`
     phrases = model.encode_texts(PHRASES)
     return phrases, phrases.shape[1]
 

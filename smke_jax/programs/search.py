@@ -17,16 +17,20 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 
-import smke_jax
 from smke_jax.__main__ import run_program
-from smke_jax.embedder import Embedder
 from smke_jax.errors import UserError
 from smke_jax.search.query import NEARLY_THE_SAME, Answer, Hit, chosen, find, groups_alike, query_vector, seconds_of
 from smke_jax.search.store import Index
+from smke_jax.search.words import WORDS, Words
+from smke_jax.search.words import load as load_words
+
+if TYPE_CHECKING:
+    from smke_jax.embedder import Embedder
 
 
 def main(argv: list[str]) -> int:
@@ -43,7 +47,7 @@ def main(argv: list[str]) -> int:
 
 def _search(arguments: argparse.Namespace, index: Index, mask: np.ndarray) -> int:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the first query waits for its compilation
-    model = _model(index, arguments.model)
+    model = (not arguments.image and not arguments.model and _words(index)) or _model(index, arguments.model)
     vector = query_vector(model, arguments.texts, arguments.image, arguments.minus)
     is_text = len(arguments.texts) == 1 and not arguments.image and not arguments.minus
     answer = find(index, vector, mask, top=arguments.top, min_score=arguments.min_score, is_text=is_text)
@@ -84,11 +88,21 @@ def _similar(arguments: argparse.Namespace, index: Index, mask: np.ndarray) -> i
     return 0 if groups else 1
 
 
-def _model(index: Index, given: str | None) -> Embedder:
+def _words(index: Index) -> Words | None:
+    """The half of the model that reads texts, which the index holds."""
+    words = load_words(index.directory, index.about.digest)
+    if words is None and (index.directory / WORDS).exists():
+        print(f"{index.directory / WORDS} is damaged or of another JAX: opening the model", file=sys.stderr)
+    return words
+
+
+def _model(index: Index, given: str | None) -> "Embedder":
     """The model that made the index."""
+    import smke_jax.embedder  # a text alone goes without: the imports take longer than the query
+
     where = given or index.about.model
     try:
-        model = smke_jax.load(where, step=index.about.step)
+        model = smke_jax.embedder.load(where, step=index.about.step)
     except UserError as error:
         raise UserError(f"the model of {index.directory}: {error}; --model=… says where it is now") from None
     if model.digest != index.about.digest:

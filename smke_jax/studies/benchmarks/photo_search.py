@@ -25,6 +25,7 @@ from smke_jax.search.query import find
 from smke_jax.search.scores import best
 from smke_jax.search.store import About, Entry, Index, writing
 from smke_jax.search.update import update
+from smke_jax.search.words import keep, load
 from smke_jax.studies.benchmarks import record
 from smke_jax.studies.benchmarks.measure import alone, in_turns, peak_resident_gib, resident_gib, say, spread
 
@@ -148,13 +149,15 @@ def main(argv: list[str]) -> int:
         start = time.perf_counter()
         make(folder, about, arguments.photos)
         rate = arguments.photos / (time.perf_counter() - start)
+        keep(folder, model.text_half(), model.digest)
         say(f"made at {rate:,.0f} photos/s")
         first, answer_before, answer_peak = alone(answer, folder, vector)
         refreshed, refresh_before, refresh_peak = alone(refresh, folder)
         say("measured memory")
         index = Index(folder)
         ms = warm(index, vector, arguments.rounds, arguments.seconds)
-        text = _milliseconds(lambda: _find(index, model.encode_texts(QUERY)), 10)
+        words = load(folder, model.digest)
+        text = _milliseconds(lambda: _find(index, words.encode_texts([QUERY])[0]), 10)
         seconds = cold(folder, arguments.tries)
         ratios = {name: spread([x / y for x, y in zip(values, ms["smke_jax"])]) for name, values in ms.items()}
         body = BODY.format(
@@ -162,8 +165,8 @@ def main(argv: list[str]) -> int:
             model=f"of type {model.description['type']}", cold=spread(seconds), first=first,
             warm=spread(ms["smke_jax"]), text=spread(text), half=spread(ms["NumPy fp16"]),
             whole=spread(ms["NumPy fp32"]), half_ratio=ratios["NumPy fp16"], whole_ratio=ratios["NumPy fp32"],
-            rate=rate, refresh=refreshed, answer_before=answer_before, answer_peak=answer_peak, refresh_before=refresh_before,
-            refresh_peak=refresh_peak,
+            rate=rate, refresh=refreshed, answer_before=answer_before, answer_peak=answer_peak,
+            refresh_before=refresh_before, refresh_peak=refresh_peak,
         )  # fmt: skip
     command = f"python -m smke_jax.studies.benchmarks.photo_search --model=EXPORT --photos={arguments.photos}"
     record.write(arguments.out, "Searching photos", command, body)
