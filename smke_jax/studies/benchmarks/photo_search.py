@@ -157,6 +157,7 @@ def main(argv: list[str]) -> int:
         index = Index(folder)
         ms = warm(index, vector, arguments.rounds, arguments.seconds)
         words = load(folder, model.digest)
+        words.encode_texts([QUERY])  # compiles
         text = _milliseconds(lambda: _find(index, words.encode_texts([QUERY])[0]), 10)
         seconds = cold(folder, arguments.tries)
         ratios = {name: spread([x / y for x, y in zip(values, ms["smke_jax"])]) for name, values in ms.items()}
