@@ -5,18 +5,19 @@ What a photo scores with everyday phrases that mostly do not describe the photo 
 of a photo is how many standard deviations its score with the query lies above its mean score with the PHRASES.
 (Verifying speakers does the same and calls it test normalisation.)
 
-A text has an answer where the best photo fits by ANSWERS; then those that fit by SHOWN are shown.  Both numbers were
-chosen on 600 dev photos of Flickr8k with the README's model.  There ANSWERS = 3.5 finds an answer for 91 % of the
-photos' captions.  Where only the 60 % of the photos are left whose captions are least like the query, 84 % of the
-queries have no answer, and of 300 sentences of Wikipedia 72 % have none.  The true photo fits by SHOWN for 76 % of the
-captions.  The more photos there are, the more often one of them fits by chance.
+Among N photos that a text has nothing to do with, about one fits by the quantile 1 - 1 / N of the normal distribution.
+A text has an answer where the best photo fits by ABOVE_CHANCE more than that; then the photos that fit by more than that
+quantile are shown.  ABOVE_CHANCE = 0.8 was chosen on 600 dev photos of Flickr8k with the README's model, where 80 % of
+300 sentences of Wikipedia had no answer among 25, 50, 100, 200, 400 and 600 of them alike.  What that costs stands in
+smke_jax/studies/benchmarks/search_cutoff.md.  Nobody has checked larger collections or other models.
 """
 
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
-ANSWERS, SHOWN = 3.5, 2.5
+ABOVE_CHANCE = 0.8
 PHRASES = tuple(
     " ".join(
         """
@@ -53,7 +54,13 @@ def fits(scores: np.ndarray, typical: np.ndarray, spread: np.ndarray) -> np.ndar
     return (scores - typical) / np.maximum(spread, 1e-6)
 
 
+def by_chance(count: int) -> float:
+    """What the best of `count` photos fits by that have nothing to do with the text."""
+    return NormalDist().inv_cdf(1 - 1 / max(count, 2))
+
+
 def answering(fit: Sequence[float] | np.ndarray) -> np.ndarray:
-    """bool (N,): the photos that answer a text by their `fits`; none where the best does not reach ANSWERS."""
+    """bool (N,): the photos that answer a text, by the `fits` of all N; none where the best is too near to chance."""
     fit = np.asarray(fit)
-    return (fit >= SHOWN) & (fit.max(initial=-np.inf) >= ANSWERS)
+    chance = by_chance(len(fit))
+    return (fit >= chance) & (fit.max(initial=-np.inf) >= chance + ABOVE_CHANCE)

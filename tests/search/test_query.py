@@ -8,7 +8,7 @@ import pytest
 from planted import WIDTH, Planted, embedding, picture, run, write_photos
 
 from smke_jax.errors import UserError
-from smke_jax.search.cutoff import ANSWERS, PHRASES, SHOWN, answering, fits, usual_scores
+from smke_jax.search.cutoff import ABOVE_CHANCE, PHRASES, answering, by_chance, fits, usual_scores
 from smke_jax.search.query import chosen, find, groups_alike, query_vector, seconds_of
 from smke_jax.search.store import Index
 
@@ -117,34 +117,43 @@ def album(count: int, seed: int, tmp_path) -> tuple[Index, np.ndarray, np.ndarra
     return Index(tmp_path / "index"), phrases
 
 
-def test_a_text_without_an_answer_says_so(tmp_path):
-    """Phrases score with a photo by chance, 1 / sqrt(8) apart: a score of 1 is 2.8 of these away, too few."""
-    index, phrases = album(6, 0, tmp_path)
-    own = np.array(index.rows[2], np.float32)
-    fit = fits(index.rows[2:3].astype(np.float32) @ own, index.records["typical"][2:3], index.records["spread"][2:3])
-    assert 2.4 < fit[0] < 3.3  # as far as eight numbers go
-    answer = found(index, own, is_text=True)
-    assert not answer.hits and answer.closest.path == index.path(2) and abs(answer.closest.fit - fit[0]) < 1e-3
-    assert found(index, own, is_text=True, min_score=-1, top=9).fitting == 6
-    assert len(found(index, own).hits) == 5  # a photo has no cut-off
+QUANTILE = 0.967421566  # 1 - 1 / 6 of the normal distribution, from a table
 
 
-def test_the_photos_that_answer_are_shown(tmp_path, monkeypatch):
+def test_a_text_has_the_photos_that_answer_or_says_so(tmp_path):
+    """Queries of chance and one that is a photo's own embedding, by the rule written out in plain NumPy."""
     index, phrases = album(6, 0, tmp_path)
-    own = np.array(index.rows[2], np.float32)
-    scores = index.rows.astype(np.float32) @ own
-    fit = fits(scores, index.records["typical"], index.records["spread"])
-    second, third = np.sort(fit)[-2], np.sort(fit)[-3]
-    monkeypatch.setattr("smke_jax.search.cutoff.ANSWERS", fit.max() - 0.01)
-    monkeypatch.setattr("smke_jax.search.cutoff.SHOWN", (second + third) / 2)
-    hits = found(index, own, is_text=True).hits
-    assert sorted(round(hit.fit, 2) for hit in hits) == sorted([round(float(fit.max()), 2), round(float(second), 2)])
+    rows = np.array(index.rows, np.float32)
+    usual = rows @ phrases.T
+    seen = set()
+    for vector in [rows[2], *(query(seed) for seed in range(40))]:
+        fit = (rows @ vector - usual.mean(1)) / usual.std(1)
+        answer = found(index, vector, is_text=True, top=9)
+        expected = fit >= QUANTILE if fit.max() >= QUANTILE + ABOVE_CHANCE else np.zeros(6, bool)
+        assert {hit.path for hit in answer.hits} == {index.path(i) for i in np.flatnonzero(expected)}
+        if not expected.any():
+            assert answer.closest.path == index.path(int(np.argmax(rows @ vector)))
+        seen.add(bool(expected.any()))
+    assert seen == {True, False}
+    assert found(index, rows[2], is_text=True, min_score=-1, top=9).fitting == 6
+    assert len(found(index, rows[2]).hits) == 5  # a photo has no cut-off
+
+
+def test_the_fit_of_a_hit_is_its_own(tmp_path):
+    index, phrases = album(6, 0, tmp_path)
+    rows = np.array(index.rows, np.float32)
+    usual = rows @ phrases.T
+    for hit in found(index, rows[2], is_text=True, min_score=-1, top=9).hits:
+        i = next(i for i in range(6) if index.path(i) == hit.path)
+        assert abs(hit.fit - (rows[i] @ rows[2] - usual[i].mean()) / usual[i].std()) < 1e-2
 
 
 def test_the_rule_of_the_cut_off():
-    assert answering([ANSWERS, SHOWN, SHOWN - 0.1]).tolist() == [True, True, False]
-    assert not answering([ANSWERS - 0.01, SHOWN]).any()
-    assert len(answering([])) == 0
+    chance = by_chance(3)
+    assert abs(by_chance(6) - QUANTILE) < 1e-8 and by_chance(100_000) > 4
+    assert answering([chance + ABOVE_CHANCE, chance, chance - 0.1]).tolist() == [True, True, False]
+    assert not answering([chance + ABOVE_CHANCE - 0.01, chance, 0]).any()
+    assert answering([]).tolist() == [] and answering([9.0]).tolist() == [True]
     assert not answering([np.nan, 0.0]).any()
 
 

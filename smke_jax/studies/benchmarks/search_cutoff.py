@@ -18,12 +18,12 @@ import smke_jax
 from smke_jax.__main__ import run_program
 from smke_jax.data.sources import open_prepared
 from smke_jax.errors import UserError
-from smke_jax.search.cutoff import ANSWERS, PHRASES, SHOWN, fits, usual_scores
+from smke_jax.search.cutoff import ABOVE_CHANCE, PHRASES, by_chance, fits, usual_scores
 from smke_jax.studies.benchmarks import record
 from smke_jax.studies.benchmarks.measure import say
 
 UNLIKE, CHARACTERS = 0.6, 90
-THRESHOLDS = (2.5, 3.0, 3.5, 4.0, 4.5)
+MARGINS, SIZES, DRAWS = (0.4, 0.8, 1.2), (25, 100, 400), 10
 
 
 def fits_of(photos: np.ndarray, queries: np.ndarray, phrases: np.ndarray) -> np.ndarray:
@@ -32,25 +32,35 @@ def fits_of(photos: np.ndarray, queries: np.ndarray, phrases: np.ndarray) -> np.
     return np.stack([fits(scores, *usual) for scores in queries @ photos.T])
 
 
-def rates(fit: np.ndarray, like: np.ndarray, others: np.ndarray | None, threshold: float) -> list[float]:
-    """Shares of queries: the own photo passes, the best photo passes, none of the unlike passes, none for `others`.
+def rates(fit: np.ndarray, like: np.ndarray, others: np.ndarray | None, margin: float) -> list[float]:
+    """Shares of queries: some photo answers, the own photo is shown, none of the unlike answers, none for `others`.
 
     fit (N, N): of the caption of photo i with photo j; like (N, N): cosines of the captions; others (S, N) or None
+    margin: what stands in the place of ABOVE_CHANCE
     """
-    count = max(1, round(UNLIKE * len(fit)))
+    count = max(2, round(UNLIKE * len(fit)))
     unlike = np.take_along_axis(fit, np.argsort(like, axis=1, kind="stable")[:, :count], axis=1)
-    found = [np.diag(fit) >= threshold, fit.max(1) >= threshold, unlike.max(1) < threshold]
+    chance = by_chance(len(fit))
+    answered = fit.max(1) >= chance + margin
+    found = [answered, answered & (np.diag(fit) >= chance), unlike.max(1) < by_chance(count) + margin]
     if others is not None:
-        found.append(others.max(1) < threshold)
+        found.append(others.max(1) < chance + margin)
     return [float(x.mean()) for x in found]
 
 
-BODY = """\
-{count:,} photos of {dataset}, {split}, with one caption each{sentences}; `--model` of type {model}.  `smke search` says
-that there is no answer where no photo reaches {answers:g} and then shows those that reach {shown:g}.
+def mean_rates(fit: np.ndarray, like: np.ndarray, others: np.ndarray | None, margin: float, size: int) -> list[float]:
+    """`rates` among `size` of the photos drawn at random, the mean of some draws."""
+    draws = [np.random.default_rng(seed).permutation(len(fit))[:size] for seed in range(DRAWS)]
+    found = [rates(fit[i][:, i], like[i][:, i], None if others is None else others[:, i], margin) for i in draws]
+    return np.mean(found, axis=0).tolist()
 
-| threshold | the caption's photo reaches it | the best photo reaches it | no photo of {unlike:.0%} does{head} |
-|---|---|---|---|{line}
+
+BODY = """\
+Photos of {dataset}, {split}, with one caption each{sentences}; `--model` of type {model}.  Means of {draws} draws of so
+many of {count:,} photos.  `smke search` has a margin of {margin:g}.
+
+| photos | margin | a caption has an answer | its photo is shown | no answer in the {unlike:.0%} unlike it{head}
+|---|---|---|---|---|{line}
 {rows}
 """
 
@@ -75,15 +85,16 @@ def main(argv: list[str]) -> int:
         chosen = rng.choice(len(lines), min(300, len(lines)), replace=False)
         others = fits_of(photos, model.encode_texts([lines[i] for i in chosen]), phrases)
     fit, like = fits_of(photos, captions, phrases), captions @ captions.T
-    rows = [
-        f"| {x:g} | " + " | ".join(f"{100 * rate:.0f} %" for rate in rates(fit, like, others, x)) + " |"
-        for x in THRESHOLDS
-    ]
+    rows = []
+    for size in sorted({min(size, count) for size in (*SIZES, count)}):
+        for margin in MARGINS:
+            shares = [f"{100 * rate:.0f} %" for rate in mean_rates(fit, like, others, margin, size)]
+            rows.append(f"| {size} | {margin:g} | " + " | ".join(shares) + " |")
     body = BODY.format(
-        count=count, dataset=source.dataset, split=arguments.split, model=model.description["type"], answers=ANSWERS,
-        shown=SHOWN, unlike=UNLIKE, rows="\n".join(rows),
+        count=count, dataset=source.dataset, split=arguments.split, model=model.description["type"], draws=DRAWS,
+        margin=ABOVE_CHANCE, unlike=UNLIKE, rows="\n".join(rows),
         sentences="" if others is None else f", and {len(others)} lines of {arguments.sentences.name}",
-        head="" if others is None else " | no photo does, for a sentence", line="" if others is None else "---|",
+        head=" |" if others is None else " | no answer to a sentence |", line="" if others is None else "---|",
     )  # fmt: skip
     command = f"python -m smke_jax.studies.benchmarks.search_cutoff --model=EXPORT --data=DATA --photos={count}"
     command += f" --sentences={arguments.sentences.name}" if arguments.sentences else ""

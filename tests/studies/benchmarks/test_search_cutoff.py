@@ -5,7 +5,7 @@ from made_up import jpeg, prepare, write
 from tiny_export import save_model
 
 from smke_jax.studies.benchmarks import search_cutoff
-from smke_jax.studies.benchmarks.search_cutoff import fits_of, rates
+from smke_jax.studies.benchmarks.search_cutoff import fits_of, mean_rates, rates
 
 
 def test_rates_of_planted_photos():
@@ -22,8 +22,10 @@ def test_rates_of_planted_photos():
     others = fits_of(photos, unit(20, 400), phrases)
     assert rates(fit, photos @ photos.T, others, 6.0) == [1, 1, 1, 1]
     assert rates(fit, photos @ photos.T, None, 100.0) == [0, 0, 1]
+    assert rates(fit, photos @ photos.T, others, -100.0) == [1, 1, 0, 0]
     # Where the photo itself is among the unlike, it answers.
     assert rates(fit, -photos @ photos.T, None, 6.0) == [1, 1, 0]
+    assert mean_rates(fit, photos @ photos.T, others, 6.0, 4) == [1, 1, 1, 1]
 
 
 def test_the_table_is_written(tmp_path):
@@ -34,5 +36,5 @@ def test_the_table_is_written(tmp_path):
     argv = [f"--model={model}", f"--data={tmp_path}/data", f"--out={out}"]
     assert search_cutoff.main([*argv, f"--sentences={tmp_path}/lines.txt"]) == 0
     text = out.read_text()
-    assert "4 photos of folder, dev" in text and "3 lines of lines.txt" in text and text.count(" % |") == 20
-    assert search_cutoff.main([*argv, "--photos=2"]) == 0 and out.read_text().count(" % |") == 15
+    assert "of 4 photos" in text and "3 lines of lines.txt" in text and text.count(" % |") == 12
+    assert search_cutoff.main([*argv, "--photos=2"]) == 0 and out.read_text().count(" % |") == 9
