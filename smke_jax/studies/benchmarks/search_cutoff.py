@@ -56,8 +56,8 @@ def mean_rates(fit: np.ndarray, like: np.ndarray, others: np.ndarray | None, mar
 
 
 BODY = """\
-Photos of {dataset}, {split}, with one caption each{sentences}; `--model` of type {model}.  Means of {draws} draws of so
-many of {count:,} photos.  `smke search` has a margin of {margin:g}.
+Photos of {dataset}, {split}, with one caption each{sentences}; `--model` of type {model}.
+Means of {draws} draws of so many of {count:,} photos.  `smke search` has a margin of {margin:g}.
 
 | photos | margin | a caption has an answer | its photo is shown | no answer in the {unlike:.0%} unlike it{head}
 |---|---|---|---|---|{line}
