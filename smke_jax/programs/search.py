@@ -59,7 +59,7 @@ def _search(arguments: argparse.Namespace, index: Index, mask: np.ndarray) -> in
         _print_paths(hit.path for hit in hits)
     else:
         print("".join(f"{hit.score:6.3f}  {hit.taken[:10]}  {_shown(hit.path)}\n" for hit in hits), end="")
-    notes = _notes(answer, title)
+    notes = _notes(answer, title, is_text or arguments.min_score is not None)
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
     _write_html(arguments.html, title, notes, [(f"{len(hits)} photos", hits)])
     return 0 if hits else 1
@@ -110,13 +110,13 @@ def _model(index: Index, given: str | None) -> "Embedder":
     return model
 
 
-def _notes(answer: Answer, title: str) -> list[str]:
+def _notes(answer: Answer, title: str, has_cutoff: bool) -> list[str]:
     notes = []
     if not answer.hits:
         near = answer.closest
         why = f"; the closest of {answer.searched}, {_shown(near.path)}, scores {near.score:.3f}" if near else ""
         notes.append(f"no photo answers {title}{why} (--min_score=-1 shows all)")
-    elif answer.fitting > len(answer.hits):
+    elif has_cutoff and answer.fitting > len(answer.hits):
         notes.append(f"{len(answer.hits)} of {answer.fitting} photos that pass are shown (--top)")
     if answer.missing:
         notes.append(f"left out because their files are gone: {answer.missing}; run `smke index` again")

@@ -149,6 +149,7 @@ def test_the_page_holds_the_photos(made, tmp_path, capsys):
     status, _, err = search(capsys, made[1], "<b>dog</b>", "--min_score=-1", "--top=2", f"--html={page}")
     text = page.read_text()
     assert status == 0 and text.count("data:image/jpeg") == 2 and "2 of 5 photos that pass are shown" in text
+    assert "photos that pass" not in search(capsys, made[1], f"--image={made[0]}/b.jpg", "--top=2")[2]  # no cut-off
     assert "&lt;b&gt;dog&lt;/b&gt;" in text and "<b>dog" not in text and f"wrote {page}" in err
 
 
