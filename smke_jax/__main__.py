@@ -18,6 +18,8 @@ PROGRAMS = {
     "ladder": "the thesis' recipes on the same photos, and what each brings: [--minutes=M] [--recipes=A,B,…]",
     "compare": "runs beside each other, as a table and plots: RUN… [--out=DIR]",
     "evaluate": "what the evaluators of a run find: --workdir=DIR [--evaluator=NAME] [--split=dev] [--data=DIR]",
+    "index": "make the photos below a folder searchable: --model=RUN|EXPORT --photos=DIR --out=INDEX",
+    "search": 'find photos by a text or a photo: "two dogs in the snow" --index=INDEX [--html=FILE]',
     "convert": "make a pretrained network from its PyTorch file ready for training: --checkpoint=FILE --out=DIR",
     "export": "a run's network for others to use: --workdir=DIR --out=DIR [--format=flax|hf|thesis|onnx]",
 }

@@ -2,7 +2,10 @@
 
 import concurrent.futures
 import dataclasses
+import functools
+import hashlib
 import itertools
+import json
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 from PIL import Image, ImageOps
 
 from smke_jax.convert.convert import VOCABULARIES, convert
@@ -32,6 +36,7 @@ from smke_jax.passes.aligned import aligned
 from smke_jax.passes.base import Pass, statistics_of, to_network
 from smke_jax.passes.encode import encode_image, encode_text
 from smke_jax.passes.features import features
+from smke_jax.search.words import TextHalf
 from smke_jax.tasks.base import Column, Split
 from smke_jax.training.restore import exported, restore_run
 
@@ -225,14 +230,44 @@ class Embedder:
         Raises:
           UserError: a model without images, nothing to embed; of 'raise', the position and reason of a bad image.
         """
-        if not self._image_sizes:
-            raise UserError(f"a model of type {self.description['type']} embeds no images")
-
-        def view(image):
-            pixels = pixels_of(image)
-            return {array: self._kind.view(pixels, size) for array, size in self._image_sizes.items()}
-
+        view = self._image_view()
         return self._embed("image", images, is_one_image(images), view, _stack, batch_size, on_error, progress)
+
+    def image_batches(self, images: Iterable[ImageLike], *, batch_size: int = 64) -> Iterator["Found"]:
+        """`encode_images` of what is too long to be held: `Found` of the next `batch_size` images, and so on.
+
+        What cannot be read is skipped; positions count from the first image.  The next batch is read meanwhile.
+        Raises UserError for a model without images.
+        """
+        return self._batches("image", images, self._image_view(), _stack, batch_size)
+
+    @property
+    def reads_texts(self) -> bool:
+        """Whether `encode_texts` works."""
+        return bool(self._max_length) and self.tokenizer is not None
+
+    def text_half(self) -> TextHalf:
+        """What `encode_texts` does with one text, as a function; for a model with `reads_texts`."""
+        passes, name = self._passes["text"]
+
+        def run(params, ids, mask):
+            arrays = {"text": ids, "text_mask": mask}
+            for p in passes:
+                arrays |= p.run(params, {need: arrays[need] for need in p.needs}, None, False)
+            x = arrays[name]
+            return x / jnp.linalg.norm(x, axis=1, keepdims=True) if self._kind.normalise else x
+
+        return TextHalf(run, self._networks, self.tokenizer, self._max_length)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """Hex sha256 of the parameters, the description and the vocabulary: what decides about embeddings."""
+        found = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode())
+        found.update(self.tokenizer.digest.encode() if self.tokenizer is not None else b"")
+        for name, x in sorted(flatten_dict(self._networks, sep="/").items()):
+            found.update(f"{name} {x.dtype} {x.shape}".encode())
+            found.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
+        return found.hexdigest()
 
     def encode_texts(
         self, texts: str | Iterable[str], *, batch_size: int = 64, on_error: str = "raise", progress: bool = False
@@ -263,6 +298,16 @@ class Embedder:
         images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
         return images @ texts.T
 
+    def _image_view(self) -> Callable[[ImageLike], dict[str, np.ndarray]]:
+        if not self._image_sizes:
+            raise UserError(f"a model of type {self.description['type']} embeds no images")
+
+        def view(image):
+            pixels = pixels_of(image)
+            return {array: self._kind.view(pixels, size) for array, size in self._image_sizes.items()}
+
+        return view
+
     def _embed(self, modality, given, is_one, read, stack, batch_size, on_error, progress):
         """read: an item -> what one row is made of, in threads; stack: several of them -> arrays by name."""
         if on_error not in ("raise", "skip"):
@@ -275,18 +320,11 @@ class Embedder:
             raise UserError(f"a {type(given).__name__} holds no {modality}s: give a list of them, or one")
         parts, skipped, seen = [], [], 0
         line = Progress(f"embedding {modality}s", operator.length_hint(given))
-        for group in _read_ahead(given, read, batch_size):
-            rows = []
-            for item, made in group:
-                if isinstance(made, (BadImage, BadText)):
-                    if on_error == "raise":
-                        raise UserError(_complaint(modality, seen, item, made, is_one)) from made
-                    skipped.append(Skipped(seen, str(made)))
-                else:
-                    rows.append(made)
-                seen += 1
-            if rows:
-                parts.append(self._run(modality, stack(rows), batch_size))
+        for found in self._batches(modality, given, read, stack, batch_size, on_error, is_one):
+            if len(found.embeddings):
+                parts.append(found.embeddings)
+            skipped += found.skipped
+            seen += len(found.embeddings) + len(found.skipped)
             if progress:
                 line.update(seen)
         if not parts:
@@ -296,6 +334,22 @@ class Embedder:
         if is_one:
             return x[0]
         return x if on_error == "raise" else Found(x, skipped)
+
+    def _batches(self, modality, given, read, stack, batch_size, on_error="skip", is_one=False) -> Iterator["Found"]:
+        """`Found` of each group of `batch_size` items in turn."""
+        seen = 0
+        for group in _read_ahead(given, read, batch_size):
+            rows, skipped = [], []
+            for item, made in group:
+                if isinstance(made, (BadImage, BadText)):
+                    if on_error == "raise":
+                        raise UserError(_complaint(modality, seen, item, made, is_one)) from made
+                    skipped.append(Skipped(seen, str(made)))
+                else:
+                    rows.append(made)
+                seen += 1
+            x = self._run(modality, stack(rows), batch_size) if rows else np.zeros((0, 0))
+            yield Found(np.ascontiguousarray(x, np.float32), skipped)
 
     def _run(self, modality: str, arrays: Mapping[str, np.ndarray], batch_size: int) -> np.ndarray:
         _, name = self._passes[modality]

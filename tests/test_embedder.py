@@ -122,6 +122,18 @@ def test_a_stream_is_not_held(model, pictures):
     assert most == [4, 6, 8, 10, 12, 12]
 
 
+def test_batches_of_a_stream_are_those_of_the_whole(model, pictures):
+    given = [pictures[0], b"x", pictures[1], b"y", b"z", pictures[2]]
+    found = list(model.image_batches(iter(given), batch_size=2))
+    assert [len(x.embeddings) for x in found] == [1, 1, 1]
+    assert [[s.position for s in x.skipped] for x in found] == [[1], [3], [4]]
+    expected = model.encode_images(pictures[:3])
+    np.testing.assert_allclose(np.concatenate([x.embeddings for x in found]), expected, atol=1e-6)
+    (none,) = model.image_batches([b"x"])
+    assert len(none.embeddings) == 0 and len(none.skipped) == 1
+    assert list(model.image_batches([])) == []
+
+
 def test_bad_items_are_skipped_with_their_positions(model, pictures, capsys):
     found = model.encode_images([pictures[0], b"x", pictures[1], None, pictures[2]], on_error="skip", batch_size=2)
     np.testing.assert_allclose(found.embeddings, model.encode_images(pictures[:3]), atol=1e-6)
@@ -161,6 +173,9 @@ def test_an_export_is_the_run(trained, model, pictures, tmp_path):
     assert smke_jax.load(tmp_path / PARAMS).tokenizer.digest == again.tokenizer.digest
     with pytest.raises(UserError, match="says itself what model it holds: leave num_heads out"):
         smke_jax.load(tmp_path, num_heads=2)
+    assert again.digest == model.digest
+    other = jax.tree.map(lambda x: x + 1e-3, params)
+    assert Embedder(description, other, model.tokenizer).digest != model.digest
     np.testing.assert_array_equal(again.encode_images(pictures), model.encode_images(pictures))
     np.testing.assert_array_equal(again.encode_texts(TEXTS), model.encode_texts(TEXTS))
 
@@ -174,6 +189,7 @@ def test_a_teacher_gives_its_feature_of_the_centre():
     centre = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     wide = np.concatenate([black, centre, black], axis=1)
     teacher = Embedder(description, params)
+    assert not teacher.reads_texts
     expected = module.apply({"params": params}, ((centre[None] / 255 - 0.5) / 0.25).astype(np.float32))
     np.testing.assert_allclose(teacher.encode_images([wide]), expected, atol=1e-5)
     with pytest.raises(UserError, match="a model of type beit embeds no texts"):

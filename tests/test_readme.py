@@ -37,6 +37,9 @@ SMALL = {
     "smke evaluate": [],
     "smke export": [],
     "smke convert": [],
+    "smke index": [],
+    "smke search": ["--min_score=-1", "--top=3"],  # a model of two steps has no answers
+    "smke search --similar": ["--min_score=0.001"],
     "smke plan": ["--no-largest", "--examples=100", *sizes_of("student.image"), *sizes_of("student.text")],
     "smke sweep": ["--dry_run"],  # tests/studies/test_sweep.py trains one
     "smke compare": [],
@@ -108,7 +111,7 @@ def small(command: str) -> list[str] | None:
     more = SMALL[max(known, key=len)]
     if more is None:
         return None
-    arguments = shlex.split(command.replace("FLICKR8K", "photos"))[1:]
+    arguments = shlex.split(command.replace("FLICKR8K", "photos").replace("PHOTOS", "photos"))[1:]
     if arguments[0] == "plan":
         more = [*more, *PLANNED]
     if arguments[0] == "compare":
@@ -130,4 +133,5 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path, monkeypatch, ca
         if arguments is not None:
             assert main(arguments) == 0, f"{command}\n{capsys.readouterr().err[-2000:]}"
     assert (tmp_path / "exports/flickr8k/model.safetensors").is_file()
+    assert (tmp_path / "found.html").read_text().count("data:image/jpeg") == 3
     assert (tmp_path / "runs/flickr8k/evals/2/retrieval.json").is_file()

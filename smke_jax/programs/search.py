@@ -1,0 +1,197 @@
+"""`smke search`: finds photos of an index by a text, by a photo, or by both.
+
+  smke search "two dogs in the snow" --index=photos.index
+  smke search --image=a.jpg --minus="a red car" --index=photos.index
+  smke search --similar --index=photos.index
+
+Several texts and images are added up, and each --minus is taken away.  A text alone shows the photos that answer the
+text by the cut-off of smke_jax/search/cutoff.py, or says that none does.  Anything else shows the best ones.
+--min_score sets a cosine in place of the cut-off; -1 shows all.  The exit status is 0 where something was found, 1
+where nothing was, 2 after an error.  The model knows the languages and things that it was trained on, and reads no
+text inside of photos.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import jax
+import numpy as np
+
+from smke_jax.__main__ import run_program
+from smke_jax.errors import UserError
+from smke_jax.search.query import NEARLY_THE_SAME, Answer, Hit, chosen, find, groups_alike, query_vector, seconds_of
+from smke_jax.search.store import Index
+from smke_jax.search.words import WORDS, Words
+from smke_jax.search.words import load as load_words
+
+if TYPE_CHECKING:
+    from smke_jax.embedder import Embedder
+
+
+def main(argv: list[str]) -> int:
+    """Parses the command line and prints the photos; returns the exit status."""
+    arguments = _parser().parse_args(argv)
+    index = Index(arguments.index)
+    if not index.live.any():
+        raise UserError(f"{arguments.index} holds no photos yet: run `smke index` first")
+    if not Path(index.about.photos).is_dir():
+        raise UserError(f"{index.about.photos} is not there: connect its disk, or give `smke index` the new place")
+    mask = chosen(index, since=arguments.since, folder=arguments.folder)
+    return _similar(arguments, index, mask) if arguments.similar else _search(arguments, index, mask)
+
+
+def _search(arguments: argparse.Namespace, index: Index, mask: np.ndarray) -> int:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the first query waits for its compilation
+    model = (not arguments.image and not arguments.model and _words(index)) or _model(index, arguments.model)
+    vector = query_vector(model, arguments.texts, arguments.image, arguments.minus)
+    is_text = len(arguments.texts) == 1 and not arguments.image and not arguments.minus
+    answer = find(index, vector, mask, top=arguments.top, min_score=arguments.min_score, is_text=is_text)
+    hits = sorted(answer.hits, key=lambda hit: hit.taken, reverse=True) if arguments.sort == "date" else answer.hits
+    title = _title(arguments)
+    if arguments.json:
+        print(json.dumps({"query": title, "searched": answer.searched, "hits": [_as_json(hit) for hit in hits]}))
+    elif arguments.paths:
+        _print_paths(hit.path for hit in hits)
+    else:
+        print("".join(f"{hit.score:6.3f}  {hit.taken[:10]}  {_shown(hit.path)}\n" for hit in hits), end="")
+    notes = _notes(answer, title, is_text or arguments.min_score is not None)
+    print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
+    _write_html(arguments.html, title, notes, [(f"{len(hits)} photos", hits)])
+    return 0 if hits else 1
+
+
+def _similar(arguments: argparse.Namespace, index: Index, mask: np.ndarray) -> int:
+    if arguments.texts or arguments.image or arguments.minus:
+        raise UserError("--similar compares photos with each other: leave texts, --image and --minus out")
+    least = NEARLY_THE_SAME if arguments.min_score is None else arguments.min_score
+    if least <= 0:
+        raise UserError(f"--min_score={least:g}: give a cosine above 0, such as {NEARLY_THE_SAME}")
+    found = groups_alike(index, mask, least)
+    groups = found[: arguments.top]
+    if arguments.json:
+        print(json.dumps({"groups": [[_as_json(hit) for hit in group] for group in groups]}))
+    for number, group in enumerate([] if arguments.json else groups):
+        print("\n" if number else "", end="")
+        if arguments.paths:
+            _print_paths(hit.path for hit in group)
+        else:
+            print("".join(f"{hit.score:6.3f}  {hit.taken[:10]}  {_shown(hit.path)}\n" for hit in group), end="")
+    total = f"{len(found)} groups of photos that are nearly the same (cosine {least:g} or more)"
+    notes = [f"{total}; {len(groups)} are shown (--top)" if len(groups) < len(found) else total]
+    print(notes[0], file=sys.stderr)
+    _write_html(arguments.html, "Nearly the same", notes, [(f"{len(group)} photos", group) for group in groups])
+    return 0 if groups else 1
+
+
+def _words(index: Index) -> Words | None:
+    """The half of the model that reads texts, which the index holds."""
+    words = load_words(index.directory, index.about.digest)
+    if words is None and (index.directory / WORDS).exists():
+        print(f"{index.directory / WORDS} is damaged or of another JAX: opening the model", file=sys.stderr)
+    return words
+
+
+def _model(index: Index, given: str | None) -> "Embedder":
+    """The model that made the index."""
+    import smke_jax.embedder  # a text alone goes without: the imports take longer than the query
+
+    where = given or index.about.model
+    try:
+        model = smke_jax.embedder.load(where, step=index.about.step)
+    except UserError as error:
+        raise UserError(f"the model of {index.directory}: {error}; --model=… says where it is now") from None
+    if model.digest != index.about.digest:
+        raise UserError(f"{index.directory} was made by another model than {where}: give the right one by --model")
+    return model
+
+
+def _notes(answer: Answer, title: str, has_cutoff: bool) -> list[str]:
+    notes = []
+    if not answer.hits:
+        near = answer.closest
+        why = f"; the closest of {answer.searched}, {_shown(near.path)}, scores {near.score:.3f}" if near else ""
+        notes.append(f"no photo answers {title}{why} (--min_score=-1 shows all)")
+    elif has_cutoff and answer.fitting > len(answer.hits):
+        notes.append(f"{len(answer.hits)} of {answer.fitting} photos that pass are shown (--top)")
+    if answer.missing:
+        notes.append(f"left out because their files are gone: {answer.missing}; run `smke index` again")
+    if answer.damaged:
+        notes.append(f"left out because the index is damaged there: {answer.damaged}; run `smke index` again")
+    return notes
+
+
+def _title(arguments: argparse.Namespace) -> str:
+    plus = [f'"{text}"' for text in arguments.texts] + [_shown(path) for path in arguments.image]
+    return " + ".join(plus) + "".join(f' − "{text}"' for text in arguments.minus)
+
+
+def _as_json(hit: Hit) -> dict:
+    return {"path": str(hit.path), "score": round(hit.score, 4), "fit": hit.fit, "taken": hit.taken}
+
+
+def _shown(path: Path) -> str:
+    """On one line, without control characters and halves of characters."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+
+
+def _print_paths(paths: Iterable[Path]) -> None:
+    """The bytes of each path as they are, for other programs."""
+    sys.stdout.flush()
+    for path in paths:
+        sys.stdout.buffer.write(os.fsencode(path) + b"\n")
+    sys.stdout.buffer.flush()
+
+
+def _write_html(path: Path | None, title: str, notes: list[str], groups: list[tuple[str, list[Hit]]]) -> None:
+    if path is not None:
+        # Imported here: what draws takes longer to import than a query takes.
+        from smke_jax.search.page import write_page
+
+        print(f"wrote {write_page(path, title, notes, groups)}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    summary, _, more = __doc__.partition("\n\n")
+    parser = argparse.ArgumentParser(
+        "smke search", description=summary, epilog=more, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    add = parser.add_argument
+    add("texts", nargs="*", metavar="TEXT", help="what to look for, in quotes; several are added up")
+    add("--index", type=Path, required=True, metavar="INDEX", help="what `smke index` wrote")
+    add("--model", metavar="RUN|EXPORT", help="where the model of the index is now; default: where it was")
+    add("--image", type=Path, action="append", default=[], metavar="FILE", help="a photo to add to the query")
+    add("--minus", action="append", default=[], metavar="TEXT", help="a text to take away from the query")
+    add("--similar", action="store_true", help="instead of a query: groups of photos that are nearly the same")
+    add("--top", type=_positive, default=12, metavar="N", help="photos, or groups of --similar; default: 12")
+    add("--min_score", "--min-score", type=float, metavar="X", help="lowest cosine, in place of the cut-off")
+    add("--since", type=_date, metavar="DATE", help="photos of that day or later: YYYY, YYYY-MM or YYYY-MM-DD")
+    add("--folder", metavar="DIR", help="photos below this folder only")
+    add("--sort", choices=("score", "date"), default="score", help="date: of what is shown, the newest first")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON object")
+    form.add_argument("--paths", action="store_true", help="print paths alone")
+    add("--html", type=Path, metavar="FILE", help="write a page with the photos, too")
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of photos")
+    return int(text)
+
+
+def _date(text: str) -> int:
+    try:
+        return seconds_of(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no date: give YYYY, YYYY-MM or YYYY-MM-DD") from None
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv[1:]))

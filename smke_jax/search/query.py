@@ -1,0 +1,192 @@
+"""What an index answers: the photos that are most like a query, and photos that are nearly the same."""
+
+import calendar
+import datetime
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from smke_jax.errors import UserError
+from smke_jax.search.cutoff import answering, fits
+from smke_jax.search.scores import alike, best, scores_of
+from smke_jax.search.store import Index
+
+NEARLY_THE_SAME = 0.95  # cosine; of 600 different photos of Flickr8k the two most alike have 0.92 in the README's model
+
+
+EPOCH = datetime.datetime(1970, 1, 1)
+
+
+class Hit(NamedTuple):
+    """A photo that was found.
+
+    path: of the file
+    score: cosine with the query
+    fit: standard deviations above what texts usually score with this photo; None where the query is no text alone
+    taken: 'YYYY-MM-DD HH:MM:SS' by the photo's EXIF, or when the file was changed
+    """
+
+    path: Path
+    score: float
+    fit: float | None
+    taken: str
+
+
+class Answer(NamedTuple):
+    """What `find` found.
+
+    hits: best first
+    searched: how many photos were compared
+    fitting: how many of them pass the cut-off
+    closest: where there are no hits, the photo with the highest score
+    missing: photos left out because their files are gone
+    damaged: photos left out because their entries in the index are damaged
+    """
+
+    hits: list[Hit]
+    searched: int
+    fitting: int
+    closest: Hit | None
+    missing: int
+    damaged: int
+
+
+class Embeds(Protocol):
+    """What is needed of `smke_jax.embedder.Embedder`."""
+
+    def encode_images(self, images): ...
+
+    def encode_texts(self, texts): ...
+
+
+def query_vector(
+    embedder: Embeds, texts: Sequence[str] = (), images: Sequence[Path] = (), minus: Sequence[str] = ()
+) -> np.ndarray:
+    """The sum of the embeddings of texts and images less those of `minus`, L2-normalised, fp32 (D,)."""
+    parts = []
+    if texts:
+        parts.append(_normalised(embedder.encode_texts(list(texts))))
+    if images:
+        parts.append(_normalised(embedder.encode_images(list(images))))
+    if minus:
+        parts.append(-_normalised(embedder.encode_texts(list(minus))))
+    if not parts:
+        raise UserError('nothing to search for: give a text in quotes, --image=FILE or --minus="…"')
+    total = np.concatenate(parts).sum(axis=0)
+    length = np.linalg.norm(total)
+    if not length > 1e-3:
+        raise UserError("the parts of the query take each other away: leave one of them out")
+    return (total / length).astype(np.float32)
+
+
+def chosen(index: Index, *, since: int | None = None, folder: str | None = None) -> np.ndarray:
+    """bool (N,): the photos that are there, taken at `since` (as `seconds_of` gives it) or later, below `folder`.
+
+    folder: below the folder of photos, or a whole path; UserError where none of the photos lies there
+    """
+    mask = index.live.copy()
+    if since is not None:
+        mask &= index.records["taken"] >= since
+    if folder is not None:
+        inside = os.path.normpath(os.path.join(index.about.photos, folder))
+        prefix = os.path.relpath(inside, index.about.photos)
+        below = [
+            i for i in np.flatnonzero(index.live).tolist() if prefix == "." or index.name(i).startswith(prefix + os.sep)
+        ]
+        if not below:
+            raise UserError(f"--folder={folder}: no photo of the index lies there; it is of {index.about.photos}")
+        mask &= np.isin(np.arange(len(mask)), below)
+    return mask
+
+
+def find(
+    index: Index, vector: np.ndarray, mask: np.ndarray, *, top: int, min_score: float | None, is_text: bool
+) -> Answer:
+    """The `top` photos of `mask` that score highest with `vector` (D,), which is L2-normalised.
+
+    Without `min_score`, a text has only those that `cutoff.answering` lets through; anything else has all of them.
+    """
+    numbers = np.flatnonzero(mask)
+    scores = scores_of(index.rows, vector[None])[numbers, 0]
+    usual = [index.records[name][numbers] for name in ("typical", "spread")]
+    fit = fits(scores, *usual) if is_text else np.full(len(scores), np.nan)
+    if min_score is not None:
+        passes = scores >= min_score
+    else:
+        passes = answering(fit) if is_text else np.ones(len(scores), bool)
+    hits, missing, damaged = [], 0, 0
+    for place in _in_order(np.where(passes, scores, -np.inf), int(passes.sum())):
+        if len(hits) == top:
+            break
+        number = int(numbers[place])
+        if not index.is_sound(number):
+            damaged += 1
+        elif not os.path.exists(index.path(number)):
+            missing += 1
+        else:
+            hits.append(_hit(index, number, scores[place], fit[place]))
+    closest = None
+    if not hits and len(numbers):
+        place = int(np.argmax(scores))
+        closest = _hit(index, int(numbers[place]), scores[place], fit[place])
+    return Answer(hits, len(numbers), int(passes.sum()), closest, missing, damaged)
+
+
+def groups_alike(index: Index, mask: np.ndarray, least: float) -> list[list[Hit]]:
+    """Photos that score `least` or more with another one of their group: the largest group first, `score` the highest.
+
+    A photo whose file is gone is left out.  Memory grows with the number of photos, not with that of pairs.
+    """
+    numbers = np.flatnonzero(mask)
+    numbers = numbers[[os.path.exists(index.path(number)) for number in numbers.tolist()]]
+    head = np.arange(len(numbers))  # of a photo, another one of its group or itself
+    highest = np.zeros(len(numbers), np.float32)
+
+    def first(place: int) -> int:
+        while head[place] != place:
+            head[place] = head[head[place]]
+            place = head[place]
+        return int(place)
+
+    for left, right, scores in alike(index.rows, numbers, least):
+        np.maximum.at(highest, left, scores)
+        np.maximum.at(highest, right, scores)
+        for i, j in zip(left.tolist(), right.tolist(), strict=True):
+            a, b = first(i), first(j)
+            head[max(a, b)] = min(a, b)
+    groups: dict[int, list[Hit]] = {}
+    for place in np.flatnonzero(highest).tolist():
+        groups.setdefault(first(place), []).append(_hit(index, int(numbers[place]), highest[place], np.nan))
+    return sorted(groups.values(), key=len, reverse=True)
+
+
+def seconds_of(date: str) -> int:
+    """'YYYY', 'YYYY-MM' or 'YYYY-MM-DD' -> its first second, as a photo's record has it; ValueError otherwise."""
+    for form in ("%Y-%m-%d", "%Y-%m", "%Y"):
+        try:
+            return calendar.timegm(time.strptime(date, form))
+        except ValueError:
+            continue
+    raise ValueError(date)
+
+
+def _hit(index: Index, number: int, score: float, fit: float) -> Hit:
+    moment = EPOCH + datetime.timedelta(seconds=int(index.records["taken"][number]))
+    return Hit(index.path(number), float(score), None if np.isnan(fit) else float(fit), f"{moment:%Y-%m-%d %H:%M:%S}")
+
+
+def _in_order(scores: np.ndarray, count: int) -> Iterator[int]:
+    """The positions of the `count` highest scores, best first; no more of them are sorted than are taken."""
+    done, k = 0, 64
+    while done < count:
+        places = best(scores, min(k, count))
+        yield from places[done:].tolist()
+        done, k = len(places), 8 * k
+
+
+def _normalised(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=1, keepdims=True)

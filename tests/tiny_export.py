@@ -1,0 +1,30 @@
+"""The smallest image-text model, as a directory that `smke_jax.load` opens."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from smke_jax.convert.params_file import TOKENIZER, save_params
+from smke_jax.data.tokenizer import train_wordpiece
+from smke_jax.models.build import param_shapes
+
+TOWER = {"width": 8, "depth": 0, "num_heads": 2, "mlp_dim": 12, "activation": "gelu", "norm_order": "post"}
+
+
+def save_model(folder: Path, seed: int = 0) -> Path:
+    """A student of random weights, as `smke export` writes one."""
+    words = train_wordpiece(["a red dog runs over the blue snow"], 60)
+    description = {
+        "type": "student", "vocab_size": words.vocab_size, "target_dim": 6, "token_types": True, "dtype": "float32",
+        "image": {"image_size": 16, "patch_size": 8, "norm_eps": 1e-6, **TOWER},
+        "text": {"max_positions": 8, "norm_eps": 1e-12, **TOWER},
+        "shared": {"num_heads": 2, "mlp_dim": 12, "norm_eps": 1e-6, "activation": "gelu", "layer_scale": 0.2,
+                   "init_std": 0.02},
+        "mean": [0.5] * 3, "std": [0.25] * 3, "level": "out", "max_length": 8,
+    }  # fmt: skip
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), param_shapes(description))
+    save_params(folder / "params.safetensors", params, {"model": description})
+    words.save(folder / TOKENIZER)
+    return folder
