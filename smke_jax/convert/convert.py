@@ -12,6 +12,7 @@ from smke_jax.convert.source import Source
 from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.errors import UserError
 from smke_jax.models.build import param_shapes
+from smke_jax.passes.aligned import shapes_of
 
 WORDS = "word_embedding"  # of a BERT
 MOST_PADDING = 128  # rows
@@ -49,7 +50,7 @@ def convert(source: Source, layout: str = "auto", *, prefix: str | None = None, 
     try:
         description = {**chosen.describe(state, {**source.config, **fields}), **fields}
         assumed = tuple(name for name in description.pop("assumed", ()) if name not in fields)
-        shapes = param_shapes(description)
+        shapes = shapes_of(description) if description["type"] == "aligned" else param_shapes(description)
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None
     except (KeyError, ValueError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:

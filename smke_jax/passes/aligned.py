@@ -3,6 +3,10 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+
+from smke_jax.models.build import image_sizes, param_shapes
 from smke_jax.models.fields import build_from
 from smke_jax.models.projections import build_projections
 from smke_jax.models.teachers import TEACHERS, build_teacher
@@ -28,6 +32,27 @@ def aligned(description: Description, *wanted: str) -> tuple[Pass, ...]:
             chosen.append(narrowed(p, needed))
             needed |= set(p.needs)
     return tuple(reversed(chosen))
+
+
+def shapes_of(description: Description) -> Any:
+    """The shapes of all parameters, {network: tree of ShapeDtypeStruct}."""
+    tokens = jax.ShapeDtypeStruct((1, 3), jnp.int32)
+    arrays = {"text": tokens, "text_mask": tokens}
+    arrays |= {
+        name: jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8) for name, size in image_sizes(description).items()
+    }
+    shapes = {}
+    for name, own in description["networks"].items():
+        if own["type"] == "projections":
+            sides = [[arrays[feature] for feature in own[side]] for side in ("image", "text")]
+            inputs = (jax.ShapeDtypeStruct((1, sum(x.shape[1] for x in side)), jnp.float32) for side in sides)
+            shapes[name] = jax.eval_shape(build_projections(own).init, jax.random.key(0), *inputs)["params"]
+            continue
+        # In a tower's description "image" is the array that it reads, and in an image-text model's a part of it.
+        shapes[name] = param_shapes({key: x for key, x in own.items() if key != "image"})
+        for p in PASSES[own["type"]](name, own):
+            arrays |= jax.eval_shape(lambda params, arrays, p=p: p.run(params, arrays, None, False), shapes, arrays)
+    return shapes
 
 
 def _image_tower(name: str, own: Description) -> tuple[Pass, ...]:

@@ -41,11 +41,11 @@ class Restored(NamedTuple):
 
 
 @contextlib.contextmanager
-def _without_warning_of_read_only() -> Iterator[None]:
-    """orbax warns of its own option as if the folder could not be written."""
+def _without_needless_warnings() -> Iterator[None]:
+    """orbax warns of its own option as if the folder could not be written, and of a handler that we have chosen."""
 
     def keep(record: logging.LogRecord) -> bool:
-        return "Given directory is read only" not in str(record.msg)
+        return not any(text in str(record.msg) for text in ("Given directory is read only", "Type handler registry"))
 
     logger = logging.getLogger("absl")
     logger.addFilter(keep)
@@ -76,8 +76,8 @@ class Checkpointer:
                 remove_uncommitted(self.directory)
             except OSError as error:
                 raise UserError(f"cannot write checkpoints in {self.directory}: {error.strerror}") from error
-        write_small_arrays_whole()
-        with _without_warning_of_read_only():
+        with _without_needless_warnings():
+            write_small_arrays_whole()
             self._manager = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(

@@ -100,6 +100,9 @@ def test_pytorch_embeds_as_the_run(run, restored, own, tmp_path):
         found = model(model.preprocess(pictures), torch.tensor(ids), torch.tensor(mask))
     np.testing.assert_allclose(found["image_embeds"], expected["image"], atol=2e-5)
     np.testing.assert_allclose(found["text_embeds"], expected["text"], atol=2e-5)
+    opened = smke_jax.load(tmp_path / "hf")
+    np.testing.assert_allclose(opened.encode_images(pictures), expected["image"], atol=2e-5)
+    np.testing.assert_allclose(opened.encode_texts(captions), expected["text"], atol=2e-5)
     card = (tmp_path / "hf" / "README.md").read_text()
     assert "`patches` (vit)" in card and "AlignedModel.from_directory" in card and "AutoModel" not in card
 

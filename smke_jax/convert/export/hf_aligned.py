@@ -5,7 +5,7 @@ from pathlib import Path
 
 from smke_jax.convert.export import pytorch
 from smke_jax.convert.export.base import DTYPES, Batch, Network
-from smke_jax.convert.layouts.aligned import RULES, aligned_rules
+from smke_jax.convert.layouts.aligned import MODEL_TYPE, RULES, aligned_rules
 from smke_jax.convert.rules import state_of
 from smke_jax.convert.temperatures import as_lists
 from smke_jax.errors import UserError
@@ -31,7 +31,7 @@ def write_aligned(directory: Path, network: Network, dtype: str) -> None:
     description = _complete(network.description)
     _refuse_other_forms(description)
     config = {
-        "model_type": "smke_aligned",
+        "model_type": MODEL_TYPE,
         "dtype": dtype,
         "networks": description["networks"],
         **{key: description[key] for key in ("level", "max_length", "vocab_size")},

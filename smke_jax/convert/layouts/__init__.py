@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from smke_jax.convert.layouts import (
+    aligned,
     beit,
     beit_hf,
     bert,
@@ -23,7 +24,7 @@ LAYOUTS = {layout.name: layout for layout in (
     beit.UNILM, beit_hf.HF, bert.BERT, data2vec2.FAIRSEQ,
     vit.TIMM, vit.AUGREG, vit_hf.VIT, vit_hf.DINOV2, resnet.TIMM, resnet.TRANSFORMERS, clip.OPENAI, clip.OPEN_CLIP,
     clip.TRANSFORMERS,
-    student.SMKE_HF, student.THESIS, efficientnet_lite.EFFICIENTNET_LITE,
+    student.SMKE_HF, student.THESIS, aligned.ALIGNED_HF, efficientnet_lite.EFFICIENTNET_LITE,
 )}  # fmt: skip
 DEEPEST = 4  # parts of a prefix
 
@@ -62,7 +63,8 @@ def detect(source: Source, among: Iterable[Layout] = LAYOUTS.values(), prefix: s
     known = ", ".join(sorted(LAYOUTS))
     if len(among) == 1:
         absent = [mark for mark in among[0].marks if mark not in among[0].clean(under(source.state, prefix or ""))]
-        raise UserError(f"{source.path} is no {among[0].name} (it has no {', '.join(absent[:1])}): try --from=auto")
+        lacks = absent[0] if absent else "config.json that says so"
+        raise UserError(f"{source.path} is no {among[0].name} (it has no {lacks}): try --from=auto")
     raise UserError(
         f"{source.path} is of no known layout (it has {names}, …): the networks that are read are {known}, and --from "
         "only chooses among them"

@@ -1,10 +1,13 @@
-"""Frozen towers and projections, as modeling_aligned.py names them.  This is written, and not read back."""
+"""Frozen towers and projections, as modeling_aligned.py names them."""
 
 from collections.abc import Callable
 
 from smke_jax.convert.layouts.efficientnet_lite import EFFICIENTNET_LITE
 from smke_jax.convert.layouts.student import own_block, own_text_tower, own_vit
-from smke_jax.convert.rules import Rule, inside, layer_norm, linear
+from smke_jax.convert.rules import Layout, Rule, inside, layer_norm, linear
+from smke_jax.convert.temperatures import by_level
+
+MODEL_TYPE = "smke_aligned"  # in config.json
 
 
 def aligned_rules(description: dict) -> list[Rule]:
@@ -35,3 +38,18 @@ RULES: dict[str, Callable[[dict], list[Rule]]] = {
     "bert": own_text_tower,
     "projections": _projections,
 }
+
+
+def _describe(state, config) -> dict:
+    kept = {key: config[key] for key in ("networks", "level", "max_length", "vocab_size")}
+    return {"type": "aligned", **kept, "logit_scales": by_level(config["logit_scales"])}
+
+
+ALIGNED_HF = Layout(
+    name="smke-aligned-hf",
+    summary="frozen towers and projections as `smke export --format=hf` writes them",
+    marks=(),  # names depend on what the networks are called
+    fits=lambda state, config: config.get("model_type") == MODEL_TYPE,
+    describe=_describe,
+    rules=aligned_rules,
+)
