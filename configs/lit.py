@@ -27,7 +27,7 @@ def get_config(variant: str = ""):
     c.networks.words = form.text_tower(trained=kind != "frozen_text")
     features = tuple(f"{name}/feature" for name in towers)
     shared = transformer(num_heads=8, mlp_dim=1024) if kind == "shared" else None
-    c.networks.student = projections(image=features, hidden=1024, dropout=0.4, shared=shared)
+    c.networks.student = projections(image=features, hidden=1024, dropout=0.3, shared=shared)
     c.assets.photos = stored_features(
         of=features, augmentations=form.augmentations, evaluated=(form.held_out,), half=True
     )
