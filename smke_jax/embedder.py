@@ -32,7 +32,7 @@ from smke_jax.evaluators.encode import Encoder
 from smke_jax.models.build import build_model, image_sizes
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
-from smke_jax.passes.aligned import aligned
+from smke_jax.passes.aligned import aligned, by_network
 from smke_jax.passes.base import Pass, statistics_of, to_network
 from smke_jax.passes.encode import encode_image, encode_text
 from smke_jax.passes.features import features
@@ -203,7 +203,7 @@ class Embedder:
         """`params`: the nested dict of arrays that `description` describes; `tokenizer`: for a model of text."""
         self.description, self.tokenizer, self._kind = description, tokenizer, _kind(description)
         self._mesh = make_mesh()
-        networks = params if description["type"] == "aligned" else {NETWORK: params}
+        networks = by_network(description, params, NETWORK)
         self._networks = jax.device_put(networks, replicated(self._mesh))
         self._passes = self._kind.passes(description)
         self._encoders: dict[int, Encoder] = {}  # by batch size

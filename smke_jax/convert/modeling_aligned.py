@@ -65,7 +65,7 @@ def rounded(channels):
 
 
 class EfficientNetLite(nn.Module):
-    """Normalised pixels (B, 3, S, S) -> the means of the chosen layers' cells, side by side: of the last if none is."""
+    """Normalised pixels (B, 3, S, S) -> the mean over cells of each chosen layer, side by side; (B, D)."""
 
     def __init__(self, fields):
         super().__init__()

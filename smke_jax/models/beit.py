@@ -84,7 +84,8 @@ class BeitEncoder(nn.Module):
         grid = self.image_size // self.patch_size
         shared = RelativePositionBias(grid, self.num_heads, name="relative_bias")() if self.shared_bias else None
         for i in range(self.depth):
-            own = None if self.shared_bias else RelativePositionBias(grid, self.num_heads, name=f"relative_bias_{i}")()
+            name = f"relative_bias_{i}"
+            bias = shared if self.shared_bias else RelativePositionBias(grid, self.num_heads, name=name)()
             block = Block(
                 self.num_heads,
                 self.mlp_dim,
@@ -99,7 +100,6 @@ class BeitEncoder(nn.Module):
                 residual_dtype=self.residual_dtype,
                 name=f"block_{i}",
             )
-            bias = shared if self.shared_bias else own
             x = run_block(block, self.remat, x, bias=bias, deterministic=deterministic).out
             self.sow("intermediates", f"layer_{i + 1}", x)
         return x.astype(jnp.float32)

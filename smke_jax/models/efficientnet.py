@@ -185,8 +185,9 @@ class EfficientNetLite(nn.Module):
             x = run(x, deterministic=deterministic)
             self.sow("intermediates", f"layer_{i + 1}", _cells(x))
         x = nn.relu6(ConvNorm(self.width, **settings, name="last")(x)).astype(jnp.float32)
-        self.sow("intermediates", f"layer_{self.depth}", _cells(x))
-        return _cells(x)
+        cells = _cells(x)
+        self.sow("intermediates", f"layer_{self.depth}", cells)
+        return cells
 
 
 def _cells(x):

@@ -34,8 +34,13 @@ def aligned(description: Description, *wanted: str) -> tuple[Pass, ...]:
     return tuple(reversed(chosen))
 
 
+def by_network(description: Description, params: Any, network: str) -> Mapping[str, Any]:
+    """{network: parameters} of any model: an aligned one has several networks, any other is `network` alone."""
+    return params if description["type"] == "aligned" else {network: params}
+
+
 def shapes_of(description: Description) -> Any:
-    """The shapes of all parameters, {network: tree of ShapeDtypeStruct}."""
+    """The shapes of all parameters of an aligned model, {network: tree of ShapeDtypeStruct}."""
     tokens = jax.ShapeDtypeStruct((1, 3), jnp.int32)
     arrays = {"text": tokens, "text_mask": tokens}
     arrays |= {

@@ -37,17 +37,18 @@ def features(
     `pools` and `layers` are checked by `check_pools`.
     """
 
+    in_patches = hasattr(model, "patch_size")
+
+    def of_layer(x):
+        return {"cls": x[:, 0], "mean": x[:, 1:].mean(1)} if in_patches else {"cls": x.mean(1)}
+
     def feature(cls, sown):
         if layers:
-            streams = [sown[f"layer_{i}"].astype(jnp.float32) for i in layers]
-            outputs = [
-                {"cls": x[:, 0], "mean": x[:, 1:].mean(1)} if in_patches else {"cls": x.mean(1)} for x in streams
-            ]
+            outputs = [of_layer(sown[f"layer_{i}"].astype(jnp.float32)) for i in layers]
         else:
             outputs = [{"cls": cls, "mean": sown["tokens"].mean(1) if "mean" in pools else None}]
         return jnp.concatenate([_unit(own[pool]) for own in outputs for pool in pools], axis=1)
 
-    in_patches = hasattr(model, "patch_size")
     made = {
         "cls": True,
         "feature": True,

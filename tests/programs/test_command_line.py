@@ -33,22 +33,6 @@ def matrices(config_file) -> None:
 
 
 @pytest.fixture
-def fails(capsys):
-    """Runs `smke …`; returns the one line it printed as its error."""
-
-    def run(*argv) -> str:
-        capsys.readouterr()
-        assert main([str(a) for a in argv]) == 2
-        printed = capsys.readouterr().err.splitlines()
-        errors = [line for line in printed if line.startswith("error: ")]
-        assert len(errors) == 1 and printed[-1] == errors[0], printed
-        assert not [line for line in printed if "Traceback" in line]
-        return errors[0]
-
-    return run
-
-
-@pytest.fixture
 def train_fails(fails, config_file, tmp_path):
     """`smke train` of the tiny config with more flags."""
     return lambda *flags: fails("train", f"--config={config_file}", f"--workdir={tmp_path / 'run'}", *flags)

@@ -56,18 +56,6 @@ def index(model: Path, photos: Path, out: Path, *more: str) -> int:
     return main(["index", f"--model={model}", f"--photos={photos}", f"--out={out}", *more])
 
 
-@pytest.fixture
-def fails(capsys):
-    def run(*argv) -> str:
-        capsys.readouterr()
-        assert main([str(a) for a in argv]) == 2
-        printed = capsys.readouterr().err.splitlines()
-        assert printed[-1].startswith("error: ") and sum(line.startswith("error: ") for line in printed) == 1, printed
-        return printed[-1]
-
-    return run
-
-
 def search(capsys, index, *argv) -> tuple[int, str, str]:
     capsys.readouterr()
     status = main(["search", f"--index={index}", *map(str, argv)])

@@ -13,7 +13,7 @@ from smke_jax.data.transforms import squash
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model, image_sizes
 from smke_jax.models.quantizer import Down
-from smke_jax.passes.aligned import aligned
+from smke_jax.passes.aligned import aligned, by_network
 from smke_jax.passes.base import Pass, narrowed, statistics_of
 from smke_jax.passes.encode import LEVELS, encode_image, encode_text
 from smke_jax.passes.features import features
@@ -100,7 +100,7 @@ def embed(description: dict, params: Any, batch: Batch) -> dict[str, np.ndarray]
     sizes = image_sizes(description)
     arrays = {array: np.stack([squash(image, size) for image in batch["image"]]) for array, size in sizes.items()}
     arrays |= {name: x for name, x in batch.items() if name != "image"}
-    reps = _run(_passes(description), params if description["type"] == "aligned" else {NETWORK: params}, arrays)
+    reps = _run(_passes(description), by_network(description, params, NETWORK), arrays)
     if "level" in description:
         reps |= {f"{modality}_embeds": reps[f"{modality}/{description['level']}"] for modality in ("image", "text")}
     return reps
