@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.errors import UserError
+from smke_jax.models.attention import attend
 
 ACTIVATIONS = {
     "gelu": lambda x: jax.nn.gelu(x, approximate=False),
@@ -86,19 +87,10 @@ class Attention(nn.Module):
                 dtype=self.dtype,
                 name=name,
             )(x)
-            # Heads stand before positions, so that the batched products below need no transposed copies.  On a CPU
-            # such copies cost as much time as the products.
-            return y.reshape(*y.shape[:-1], self.num_heads, head_dim).transpose(0, 2, 1, 3)
+            return y.reshape(*y.shape[:-1], self.num_heads, head_dim)
 
-        q, k, v = project("query"), project("key"), project("value")  # (B, H, L, d)
-        logits = jnp.einsum("bhqd,bhkd->bhqk", q * head_dim**-0.5, k, preferred_element_type=jnp.float32)
-        if bias is not None:
-            logits += bias.astype(jnp.float32)
-        if mask is not None:
-            # A finite minimum, not -inf: the softmax of a row without any token would be NaN.
-            logits = jnp.where(mask[:, None, None, :].astype(bool), logits, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(logits).astype(self.dtype)
-        out = jnp.einsum("bhqk,bhkd->bhqd", weights, v).transpose(0, 2, 1, 3).reshape(x.shape)
+        q, k, v = project("query"), project("key"), project("value")  # (B, L, H, d)
+        out = attend(q, k, v, mask, bias).reshape(x.shape)
         return nn.Dense(width, kernel_init=kernel_init(self.init_std), dtype=self.dtype, name="out")(out)
 
 

@@ -3,7 +3,7 @@
     python -m smke_jax.studies.benchmarks.train_step [--sizes=micro,tiny,small,base] [--device=cpu|gpu] [--out=FILE.md]
 
 Student forward and backward, frozen teacher, ITC, contrastive target loss with its bank, AdamW; the batch lies in
-memory.  Both start from the same parameters, and the first loss of both has to agree before anything is timed.
+memory.  All start from the same parameters, and a form of PyTorch whose first loss differs is not timed.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import os
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -42,6 +43,7 @@ from smke_jax.training.state import count_parameters
 from smke_jax.training.step import init_state
 
 JAX, EAGER, COMPILED = "smke_jax", "PyTorch eager", "PyTorch compiled"
+FORMS = {"eager": EAGER, "compiled": COMPILED}
 WARM_UP = 2  # steps before anything is timed
 
 
@@ -69,15 +71,19 @@ class Contender(NamedTuple):
     run:        takes that many steps, waits for them, and returns the loss before the last of them
     initial:    (params, the teacher's params, slots) that it starts from, on the host
     compiled_s: seconds that compiling took, 0 where nothing is compiled
+    gib:        GPU memory that it takes at most, 0 where that is not known yet
+    losses:     before the first step and before the last one of the warm-up
     """
 
     run: Callable[[int], float]
     initial: Any
     compiled_s: float = 0.0
+    gib: float = 0.0
+    losses: tuple[float, float] = (0.0, 0.0)
 
 
-def jax_contender(config, batch) -> Contender:
-    """smke_jax's own step, as `smke train` runs it."""
+def jax_contender(config, batch, options: dict[str, Any] | None = None) -> Contender:
+    """smke_jax's own step, as `smke train` runs it; `options` {name of an XLA flag: value} are for its compiler."""
     experiment = shapes_only(config)
     recipe, mesh = experiment.recipe, experiment.mesh
     tx, _, _, train_step = build_step(config, experiment)
@@ -86,7 +92,7 @@ def jax_contender(config, batch) -> Contender:
     frozen = load_frozen(recipe, experiment.shapes, {}, mesh, seed=config.seed, names=names)
     on_device = put_batch(batch, mesh)
     start = time.perf_counter()
-    step = train_step.lower(state, frozen, on_device).compile()
+    step = train_step.lower(state, frozen, on_device).compile(compiler_options=options)
     compiled_s = time.perf_counter() - start
     initial = jax.device_get((state.params, frozen["teacher"], state.slots))
 
@@ -97,7 +103,14 @@ def jax_contender(config, batch) -> Contender:
         jax.block_until_ready(state)
         return float(metrics["loss"])
 
-    return Contender(run, initial, compiled_s)
+    return Contender(run, initial, compiled_s, program_gib(step))
+
+
+def program_gib(compiled) -> float:
+    """GiB of a compiled program's arguments, results and temporary memory: on a GPU all that it takes."""
+    memory = compiled.memory_analysis()
+    kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return (kept + memory.temp_size_in_bytes) / 2**30
 
 
 def pytorch_contender(config, batch, initial=None, *, device: str, compiled: bool) -> Contender:
@@ -124,29 +137,61 @@ def pytorch_contender(config, batch, initial=None, *, device: str, compiled: boo
     return Contender(run, initial)
 
 
-def contenders(config, device: Device) -> dict[str, Contender]:
-    """All of them from the same start, warmed up.  Raises UserError where their first losses differ."""
+def contenders(config, device: Device) -> tuple[dict[str, Contender], dict[str, str]]:
+    """({name: one from the same start, warmed up}, {name: why that one cannot be timed})."""
     batch = made_up_batch(config)
     ours = jax_contender(config, batch)
-    found, reference = {JAX: ours}, ours.run(1)
+    say(f"{JAX}: compiled in {ours.compiled_s:.1f} s, {ours.gib:.2f} GiB")
+    found, failed = {JAX: _warmed_up(ours)}, {}
     for name in device.against:
-        theirs = pytorch_contender(config, batch, ours.initial, device=device.torch, compiled=name == COMPILED)
-        start = time.perf_counter()
-        loss = theirs.run(1)
-        found[name] = theirs._replace(compiled_s=time.perf_counter() - start if name == COMPILED else 0.0)
-        if not abs(loss - reference) <= TOLERANCE[config.networks.student.dtype] * abs(reference):
-            raise UserError(f"{name} starts at a loss of {loss}, {JAX} at {reference}: they do not compute the same")
-    for contender in found.values():
-        contender.run(WARM_UP)
-    return found
+        try:
+            found[name] = _pytorch_beside(found[JAX], config, batch, device, compiled=name == COMPILED)
+        except Exception as error:  # PyTorch's compiler, or the memory: the others are measured all the same
+            traceback.print_exc()
+            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0].replace("|", "/")
+    return found, failed
+
+
+def _warmed_up(contender: Contender) -> Contender:
+    first = contender.run(1)
+    return contender._replace(losses=(first, contender.run(WARM_UP)))
+
+
+def _pytorch_beside(ours: Contender, config, batch, device: Device, *, compiled: bool) -> Contender:
+    """A form of PyTorch from the start of `ours`, warmed up.  Raises UserError where its first loss is another."""
+    before = _reset_cuda_peak(device)
+    theirs = pytorch_contender(config, batch, ours.initial, device=device.torch, compiled=compiled)
+    start = time.perf_counter()
+    loss = theirs.run(1)
+    compiled_s = time.perf_counter() - start if compiled else 0.0
+    reference = ours.losses[0]
+    if not abs(loss - reference) <= TOLERANCE[config.networks.student.dtype] * abs(reference):
+        raise UserError(f"its first loss is {loss}, that of {JAX} {reference}: they do not compute the same")
+    last = theirs.run(WARM_UP)
+    return theirs._replace(compiled_s=compiled_s, gib=_cuda_peak_gib(device) - before, losses=(loss, last))
+
+
+def _reset_cuda_peak(device: Device) -> float:
+    """GiB of the GPU that PyTorch holds now; it counts its peak from here on."""
+    if device.torch == "cpu":
+        return 0.0
+    import torch
+
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated() / 2**30
+
+
+def _cuda_peak_gib(device: Device) -> float:
+    if device.torch == "cpu":
+        return 0.0
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 2**30
 
 
 def peak_gib(config, device: Device, name: str) -> float:
-    """GiB that `name` takes at most during its steps; call it in a process of its own.
-
-    On a GPU what its allocator counted; on a CPU the resident set, less what there was after the imports.
-    """
-    _start(device)
+    """GiB that `name` adds to the resident set of a process during its steps; call it in a process of its own."""
+    start(device)
     batch = made_up_batch(config)
     before = resident_gib()
     if name == JAX:
@@ -154,16 +199,11 @@ def peak_gib(config, device: Device, name: str) -> float:
     else:
         run = pytorch_contender(config, batch, device=device.torch, compiled=name == COMPILED).run
     run(WARM_UP)
-    if device.torch == "cpu":
-        return peak_resident_gib(lambda: run(WARM_UP)) - before
-    if name == JAX:
-        return jax.devices()[0].memory_stats()["peak_bytes_in_use"] / 2**30
-    import torch
-
-    return torch.cuda.max_memory_allocated() / 2**30
+    return peak_resident_gib(lambda: run(WARM_UP)) - before
 
 
-def _start(device: Device) -> None:
+def start(device: Device) -> None:
+    """Sets JAX up for `device`, without a cache of compiled programs.  Raises UserError where there is none."""
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # PyTorch needs memory of the same GPU
     jax.config.update("jax_platforms", device.jax)
     jax.config.update("jax_enable_compilation_cache", False)
@@ -173,33 +213,45 @@ def _start(device: Device) -> None:
         raise UserError(f"JAX finds no such device ({str(error).splitlines()[0]}): try --device=cpu") from None
 
 
-def measure(size: str, config, device: Device, *, rounds: int, seconds: float, peak: float) -> list[str]:
-    """The rows of one size; `peak` is the rate of operations that MFU is a share of."""
+def measure(size: str, config, device: Device, *, rounds: int, seconds: float, peak: float) -> tuple[list[str], bool]:
+    """(The rows of one size, whether all could be timed); `peak` is the rate of operations that MFU is a share of."""
     say(f"{size}: building, compiling, comparing the first losses")
-    found = contenders(config, device)
+    found, failed = contenders(config, device)
     speeds = in_turns({name: c.run for name, c in found.items()}, rounds=rounds, seconds=seconds)
     parameters = count_parameters(found[JAX].initial[0])
     flops, rows = sum(flops_per_example(config).values()), []
     for name, contender in found.items():
         examples = [steps * config.batch_size for steps in speeds[name]]
         ratios = [ours / theirs for ours, theirs in zip(speeds[JAX], speeds[name], strict=True)]
+        rate = statistics.median(examples) * flops
+        gib = alone(peak_gib, config, device, name) if device.torch == "cpu" else contender.gib
         cells = (
             f"{size}, {parameters / 1e6:.2f}M, batch {config.batch_size}" if name == JAX else "",
             name,
             spread(examples),
             "" if name == JAX else spread(ratios),
-            f"{statistics.median(examples) * flops / peak:.0%}",
-            f"{alone(peak_gib, config, device, name):.2f}",
+            f"{rate / peak:.0%}",
+            f"{rate / 1e12:.3g}",
+            f"{gib:.2f}",
             f"{contender.compiled_s:.1f}" if contender.compiled_s else "",
+            "{:.5g}, {:.5g}".format(*contender.losses),
         )
         rows.append(f"| {' | '.join(cells)} |")
         say(rows[-1])
-    return rows
+    for name, reason in failed.items():
+        rows.append(f"| | {name} | {reason}{' |' * (COLUMNS - 2)}")
+        say(rows[-1])
+    return rows, not failed
 
 
 TABLE = """\
-| size | implementation | examples/s | smke_jax / it | MFU | peak memory, GiB | compilation, s |
-|---|---|---|---|---|---|---|"""
+| size | implementation | examples/s | smke_jax / it | MFU | TFLOP/s | peak memory, GiB | compilation, s | losses |
+|---|---|---|---|---|---|---|---|---|"""
+COLUMNS = 9
+MEMORY = {
+    "cpu": "Memory is of each alone in a process, its compiler included.",
+    "gpu": "Memory is that of the compiled program in JAX, and the peak of the allocator in PyTorch.",
+}
 
 
 def report(rows: list[str], configs: dict[str, Any], device: Device, peak: float, rounds: int) -> str:
@@ -214,8 +266,9 @@ def report(rows: list[str], configs: dict[str, Any], device: Device, peak: float
         [
             f"Computed in {device.dtype}, parameters and losses in fp32. Medians of {rounds} rounds in turns, lowest",
             "and highest in brackets. PyTorch has SDPA and fused AdamW. MFU is the share of the rate of one product of",
-            f"{device.matmul}³ in JAX just before, {peak / 1e12:.3g} TFLOP/s. Memory is of each alone in a process,",
-            "its compiler included.",
+            f"{device.matmul}³ of random numbers in JAX just before, {peak / 1e12:.3g} TFLOP/s.",
+            MEMORY["cpu" if device.torch == "cpu" else "gpu"],
+            f"Losses are those before step 1 and step {1 + WARM_UP}.",
             "",
             TABLE,
             *rows,
@@ -230,33 +283,48 @@ def report(rows: list[str], configs: dict[str, Any], device: Device, peak: float
 
 
 def main(argv: list[str]) -> int:
-    """Measures the sizes asked for and writes the table."""
+    """Measures the sizes asked for and writes the table after each; returns 1 where a form of PyTorch failed."""
     arguments = _parser().parse_args(argv)
-    require_torch()
     device = DEVICES[arguments.device]
-    _start(device)
+    if arguments.against is not None:
+        device = device._replace(against=tuple(arguments.against))
+    if device.against:
+        require_torch()
+    start(device)
     options = {"dtype": device.dtype, "batch_size": arguments.batch_size, "gpu": arguments.device == "gpu"}
     configs = {size: step_config(size, **options) for size in arguments.sizes}
     peak = matmul_rate(device.dtype, device.matmul)
-    rows = []
-    for size, config in configs.items():
-        rows += measure(size, config, device, rounds=arguments.rounds, seconds=arguments.seconds, peak=peak)
     path = arguments.out or Path(__file__).with_name(device.file)
     command = " ".join(["python -m smke_jax.studies.benchmarks.train_step", *argv])
-    record.write(path, "The train step against PyTorch", command, report(rows, configs, device, peak, arguments.rounds))
+    rows, complete = [], True
+    for size, config in configs.items():
+        more, timed = measure(size, config, device, rounds=arguments.rounds, seconds=arguments.seconds, peak=peak)
+        rows, complete = rows + more, complete and timed
+        body = report(rows, configs, device, peak, arguments.rounds)
+        record.write(path, "The train step against PyTorch", command, body)
     say(f"{path} is written")
-    return 0
+    return 0 if complete else 1
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("train_step", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--sizes", type=_sizes, default=list(SIZES), metavar="A,B", help=f"of {', '.join(SIZES)}")
     parser.add_argument("--device", choices=list(DEVICES), default="cpu")
+    parser.add_argument(
+        "--against", type=_forms, metavar="A,B", help=f"of {', '.join(FORMS)}; '' is none, default: the device's"
+    )
     parser.add_argument("--batch_size", type=int, default=0, metavar="N", help="default: each size's own")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="times that all run in turns")
     parser.add_argument("--seconds", type=float, default=3.0, metavar="S", help="that each runs in a round")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: beside this program")
     return parser
+
+
+def _forms(text: str) -> list[str]:
+    for name in filter(None, text.split(",")):
+        if name not in FORMS:
+            raise UserError(f"unknown form of PyTorch {name!r}: known are {', '.join(FORMS)}")
+    return [FORMS[name] for name in filter(None, text.split(","))]
 
 
 def _sizes(text: str) -> list[str]:

@@ -1,0 +1,78 @@
+"""How attention is computed: by plain products everywhere, or by cuDNN's fused kernels on an NVIDIA GPU.
+
+`ATTENTION` has the choices, and `attention_by` makes one for what is traced in its block.
+"""
+
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# cuDNN wants even lengths where there is a bias, and its backward pass has failed at odd ones without it.
+MULTIPLE = 8
+
+
+def by_products(q, k, v, mask=None, bias=None) -> jax.Array:
+    """softmax(q·kᵀ / √d + bias)·v with the logits and the softmax in float32.
+
+    q, k, v (B, L, H, d); mask (B, L), 1 = token, 0 = padding; bias broadcastable to (B, H, L, L)
+    -> (B, L, H, d) in the dtype of q.
+    """
+    # Heads stand before positions, so that the batched products need no transposed copies.  On a CPU such copies cost
+    # as much time as the products.
+    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))
+    logits = jnp.einsum("bhqd,bhkd->bhqk", q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits += bias.astype(jnp.float32)
+    if mask is not None:
+        # A finite minimum, not -inf: the softmax of a row without any token would be NaN.
+        logits = jnp.where(mask[:, None, None, :].astype(bool), logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits).astype(q.dtype)
+    return jnp.einsum("bhqk,bhkd->bhqd", weights, v).transpose(0, 2, 1, 3)
+
+
+def by_lengths(q, k, v, mask=None, bias=None, *, implementation: str = "cudnn") -> jax.Array:
+    """`by_products` through `jax.nn.dot_product_attention`, for masks whose tokens all stand before the padding.
+
+    Lengths are padded to a multiple of 8.  How many of the keys are tokens is passed as a number: cuDNN would make a
+    bias of a mask.  The bias is rounded to the dtype of q.  cuDNN takes only bfloat16 and float16, and JAX raises what
+    it refuses; `implementation` "xla" is for tests.
+    """
+    batch, length = q.shape[:2]
+    more = -length % MULTIPLE
+    tokens = None
+    if mask is not None:
+        tokens = jnp.maximum(jnp.sum(mask.astype(jnp.int32), axis=1), 1)
+    elif more:
+        tokens = jnp.full((batch,), length, jnp.int32)
+    if more:
+        q, k, v = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in (q, k, v))
+        bias = bias if bias is None else jnp.pad(bias, ((0, 0), (0, 0), (0, more), (0, more)))
+    out = jax.nn.dot_product_attention(
+        q, k, v, bias=bias if bias is None else bias.astype(q.dtype), scale=float(np.sqrt(1 / q.shape[-1])),
+        key_value_seq_lengths=tokens, implementation=implementation,
+    )  # fmt: skip
+    return out[:, :length]
+
+
+ATTENTION: dict[str, Callable] = {"products": by_products, "cudnn": by_lengths}
+
+_chosen = contextvars.ContextVar("attention", default="products")
+
+
+@contextlib.contextmanager
+def attention_by(name: str) -> Iterator[None]:
+    """All attention that is traced in this block is computed by that entry of ATTENTION."""
+    token = _chosen.set(name)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def attend(q, k, v, mask=None, bias=None) -> jax.Array:
+    """`by_products`, or the other entry of ATTENTION that `attention_by` has chosen."""
+    return ATTENTION[_chosen.get()](q, k, v, mask, bias)
