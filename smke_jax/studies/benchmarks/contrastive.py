@@ -30,7 +30,7 @@ RESULT = Path(__file__).with_suffix(".md")
 
 
 def main(argv: list[str]) -> int:
-    """Parses the flags, measures, prints the tables and writes them beside this file."""
+    """Parses the flags, measures, prints the table; it is written after each form."""
     parser = argparse.ArgumentParser(prog="python -m smke_jax.studies.benchmarks.contrastive", description=__doc__)
     parser.add_argument("--batch", type=int, nargs="+", default=[2**k for k in range(12, 18)])
     parser.add_argument("--devices", type=int, nargs="+", default=[1, 2, 4, 8])
@@ -43,33 +43,43 @@ def main(argv: list[str]) -> int:
     ):
         jax.config.update("jax_num_cpu_devices", max(arguments.devices))
     counts = [n for n in arguments.devices if n <= len(jax.devices())]
-    rows = [_measure(batch, n, arguments) for batch in arguments.batch for n in counts]
-    body = "\n".join(
-        (
-            f"Symmetric InfoNCE of {arguments.width} channels, fp32: temporary MiB per device of loss and gradients,",
-            "and seconds where measured (median of 3).",
-            "",
-            "| batch | devices | " + " | ".join(f"{form} MiB" for form in FORMS) + " | "
-            + " | ".join(f"{form} s" for form in FORMS) + " |",
-            "|" + "---|" * (2 + 2 * len(FORMS)),
-            *rows,
-        )
-    )  # fmt: skip
-    print(body)
     command = " ".join(["python -m smke_jax.studies.benchmarks.contrastive", *argv])
-    print(f"written to {record.write(arguments.out, 'Contrastive loss over devices', command, body)}")
+    found: dict[tuple[int, int], dict[str, tuple[str, str]]] = {}
+    for batch in arguments.batch:
+        for devices in counts:
+            for form in FORMS:
+                found.setdefault((batch, devices), {})[form] = _measure(form, batch, devices, arguments)
+                record.write(arguments.out, "Contrastive loss over devices", command, _table(found, arguments.width))
+    print(f"{_table(found, arguments.width)}\nwritten to {arguments.out}")
     return 0
 
 
-def _measure(batch: int, devices: int, arguments) -> str:
-    memory, seconds = [], []
-    for form in FORMS:
-        compiled = compiled_loss(form, batch, devices, arguments.width)
-        memory.append(f"{compiled.memory_analysis().temp_size_in_bytes / 2**20:,.0f}")
-        timed = batch * batch <= arguments.timed_logits
-        seconds.append(f"{_seconds(compiled, batch, devices, arguments.width):.3f}" if timed else "")
-        print(f"{form}, batch {batch}, {devices} devices: {memory[-1]} MiB  {seconds[-1]}", file=sys.stderr)
-    return f"| {batch:,} | {devices} | {' | '.join(memory)} | {' | '.join(seconds)} |"
+def _table(found, width: int) -> str:
+    columns = [f"{form} {unit}" for unit in ("MiB", "s") for form in FORMS]
+    rows = []
+    for (batch, devices), forms in found.items():
+        cells = [forms.get(form, ("", ""))[i] for i in range(2) for form in FORMS]
+        rows.append(f"| {batch:,} | {devices} | {' | '.join(cells)} |")
+    return "\n".join(
+        (
+            f"Symmetric InfoNCE of {width} channels, fp32: temporary MiB per device of loss and gradients,",
+            "and seconds where measured (median of 3).",
+            "",
+            f"| batch | devices | {' | '.join(columns)} |",
+            "|" + "---|" * (2 + len(columns)),
+            *rows,
+        )
+    )
+
+
+def _measure(form: str, batch: int, devices: int, arguments) -> tuple[str, str]:
+    """(MiB, seconds or '') of one form."""
+    compiled = compiled_loss(form, batch, devices, arguments.width)
+    memory = f"{compiled.memory_analysis().temp_size_in_bytes / 2**20:,.0f}"
+    timed = batch * batch <= arguments.timed_logits
+    seconds = _timed(compiled, batch, devices, arguments.width) if timed else ""
+    print(f"{form}, batch {batch}, {devices} devices: {memory} MiB  {seconds}", file=sys.stderr)
+    return memory, seconds
 
 
 def compiled_loss(form: str, batch: int, devices: int, width: int):
@@ -96,6 +106,15 @@ def spread_loss(mesh, impl, images, texts, scale):
     rows, whole = sharded(mesh).spec, replicated(mesh).spec
     local = lambda a, b, s: mean(symmetric_info_nce(a, b, s, scope=scope)[0], scope)  # noqa: E731
     return jax.shard_map(local, mesh=mesh, in_specs=(rows, rows, whole), out_specs=whole)(images, texts, scale)
+
+
+def _timed(compiled, batch, devices, width) -> str:
+    try:
+        return f"{_seconds(compiled, batch, devices, width):.3g}"
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return "out of memory"
 
 
 def _seconds(compiled, batch, devices, width) -> float:

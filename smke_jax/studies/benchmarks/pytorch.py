@@ -4,6 +4,7 @@ The student is the module that `smke export --format=hf` ships; what it lacks fo
 """
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -98,6 +99,7 @@ class Twin(nn.Module):
     def __init__(self, config: ConfigDict):
         super().__init__()
         modeling, teacher = import_modeling(), config.networks.teacher.model
+        sys.modules[modeling.__name__] = modeling  # torch.compile imports the modules of functions by name
         self.config = config
         self.student = modeling.SmkeModel(modeling.SmkeConfig(**smke_config(description(config))))
         self.teacher = Beit(teacher).requires_grad_(False)
