@@ -19,14 +19,16 @@ export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2 PYTHONUNBUFFER
 export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton # empty: what compiling takes is seen
 unset JAX_COMPILATION_CACHE_DIR
 
+declare -A limits # most seconds of a stage; without one, all that is left
 if [ "$DEVICE" = cpu ]; then
   STAGES=${STAGES:-step_8 step_4 variants contrastive large} LARGE_SIZE=${LARGE_SIZE:-micro}
-  rounds="--rounds=2 --seconds=0.2" varied=8 large="--batch_size=64 --micro_batch=16"
+  rounds="--rounds=2 --seconds=0.2" varied="--batch_size=8" large="--batch_size=64 --micro_batch=16"
   contrasted="--batch 64 256 --width 16 --timed_logits=65536"
 else
   STAGES=${STAGES:-step_256 step_64 variants contrastive large step_1024} LARGE_SIZE=${LARGE_SIZE:-small}
-  rounds="--rounds=5 --seconds=1" varied=256 large="--batch_size=32768 --micro_batch=1024"
+  rounds="--rounds=5 --seconds=1" varied="--batch_size=256 --compile_seconds=55" large="--batch_size=32768 --micro_batch=1024"
   contrasted="--batch 16384 32768 65536 --timed_logits=4294967296"
+  limits=([step_256]=120 [step_64]=90 [variants]=90 [contrastive]=40 [large]=60)
   export JAX_PLATFORMS=cuda # an error where there is none, not a CPU
 fi
 forms=eager,compiled
@@ -36,30 +38,29 @@ step="train_step --device=$DEVICE --sizes=$SIZE $rounds --against=$forms"
 program() { # the module of a stage and its arguments
   case $1 in
     step_*) echo "$step --batch_size=${1#step_}" ;;
-    variants) echo "step_variants --device=$DEVICE --size=$SIZE $rounds --batch_size=$varied --compile_seconds=55" ;;
+    variants) echo "step_variants --device=$DEVICE --size=$SIZE $rounds $varied" ;;
     contrastive) echo "contrastive --devices 1 $contrasted" ;;
     large) echo "large_batch --device=$DEVICE --size=$LARGE_SIZE $large" ;;
   esac
 }
-declare -A limits=([step_256]=120 [step_64]=90 [variants]=90 [contrastive]=40 [large]=60)
-
 # Loads a stage's libraries while the stage before it runs, and begins when the file GO appears.  The alarm ends the
 # process at its limit even within a compiler.
 cat >"$work/stage.py" <<'P'
 import importlib, os, signal, sys, time
-go, module, *argv = sys.argv[1:]
-program = importlib.import_module(f"smke_jax.studies.benchmarks.{module}")
-from smke_jax.__main__ import run_program
-if module == "train_step" and "--against=" not in argv:
-    import torch
-    import smke_jax.studies.benchmarks.pytorch
-while not os.path.exists(go):
-    time.sleep(0.05)
-limit = int(open(go).read())
-signal.signal(signal.SIGALRM, signal.SIG_DFL)
-signal.alarm(limit)
-print(f"begins, with {limit} s at most", file=sys.stderr)
-sys.exit(run_program(program.main, argv))
+
+if __name__ == "__main__":  # not in the processes that a stage itself starts
+    go, module, *argv = sys.argv[1:]
+    program = importlib.import_module(f"smke_jax.studies.benchmarks.{module}")
+    from smke_jax.__main__ import run_program
+    if module == "train_step" and "--against=" not in argv:
+        import smke_jax.studies.benchmarks.pytorch
+    while not os.path.exists(go):
+        time.sleep(0.05)
+    limit = int(open(go).read())
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(limit)
+    print(f"begins, with {limit} s at most", file=sys.stderr)
+    sys.exit(run_program(program.main, argv))
 P
 
 prepare() { # starts the process of a stage

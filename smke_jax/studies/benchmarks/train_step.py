@@ -177,6 +177,7 @@ def _reset_cuda_peak(device: Device) -> float:
         return 0.0
     import torch
 
+    torch.cuda.init()  # without it there is nothing to reset
     torch.cuda.reset_peak_memory_stats()
     return torch.cuda.memory_allocated() / 2**30
 
