@@ -9,6 +9,7 @@
 # TOTAL    seconds, after which no stage begins and no stage goes on
 # STAGES   which, in their order; step_N is the step at batch size N
 # DEVICE   gpu, or cpu to try the script itself, as with SIZE=micro
+# FORMS    of PyTorch in the steps; none where it is empty
 # SIZE, LARGE_SIZE   of the networks in the first stages and in the stage `large`
 set -u
 started=$SECONDS
@@ -31,7 +32,7 @@ else
   limits=([step_256]=120 [step_64]=90 [variants]=90 [contrastive]=40 [large]=60)
   export JAX_PLATFORMS=cuda # an error where there is none, not a CPU
 fi
-forms=eager,compiled
+forms=${FORMS-eager,compiled}
 "$PYTHON" -c "import importlib.util as u, sys; sys.exit(u.find_spec('torch') is None)" || forms=
 step="train_step --device=$DEVICE --sizes=$SIZE $rounds --against=$forms"
 
@@ -111,7 +112,7 @@ for ((i = 0; i < ${#stages[@]}; i++)); do
   begun=$SECONDS
   echo "$limit" >"$work/$stage.tmp" && mv "$work/$stage.tmp" "$work/$stage.go"
   [ $((i + 1)) -lt ${#stages[@]} ] && prepare "${stages[i + 1]}"
-  wait "${pids[$stage]}"
+  wait "${pids[$stage]}" 2>/dev/null
   status=$?
   took[$stage]="$((SECONDS - begun)) s, status $status"
   [ "$status" -ne 0 ] && failed+=("$stage")
