@@ -91,6 +91,8 @@ def jax_contender(config, batch, options: dict[str, Any] | None = None) -> Conte
     names = networks_of(recipe, recipe.forward)
     frozen = load_frozen(recipe, experiment.shapes, {}, mesh, seed=config.seed, names=names)
     on_device = put_batch(batch, mesh)
+    jax.block_until_ready((state, frozen, on_device))
+    say("networks are initialised, the step compiles")
     start = time.perf_counter()
     step = train_step.lower(state, frozen, on_device).compile(compiler_options=options)
     compiled_s = time.perf_counter() - start
@@ -154,7 +156,11 @@ def contenders(config, device: Device) -> tuple[dict[str, Contender], dict[str, 
 
 def _warmed_up(contender: Contender) -> Contender:
     first = contender.run(1)
-    return contender._replace(losses=(first, contender.run(WARM_UP)))
+    contender = contender._replace(losses=(first, contender.run(WARM_UP)))
+    start = time.perf_counter()
+    contender.run(WARM_UP)
+    say(f"a step takes {(time.perf_counter() - start) / WARM_UP:.4f} s at first")
+    return contender
 
 
 def _pytorch_beside(ours: Contender, config, batch, device: Device, *, compiled: bool) -> Contender:
