@@ -1,5 +1,8 @@
 """All knowledge of devices: the mesh, its axes, and how batches are laid out on it."""
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
@@ -65,3 +68,29 @@ def sharded_chunks(mesh: jax.sharding.Mesh) -> NamedSharding:
 def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """Every process's rows, one process's after the other's, as global arrays sharded over the devices."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharded(mesh), x), dict(batch))
+
+
+def made_on_host(make: Callable[[], Any], where: Any) -> Any:
+    """The arrays that `make()` returns, computed on the host's CPU, then laid out as the shardings `where` say.
+
+    `where` is one sharding, or a tree with the structure of the result.  For networks as they begin: XLA for GPUs took
+    more than two minutes to compile the random numbers of a network of base size (H200, jax 0.11.2), XLA for CPUs takes
+    ten seconds, and a seed gives the same network on every kind of device.  Every process computes all of it, and the
+    host needs memory for it.  Raises UserError where JAX was told to leave the CPU out.
+    """
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        raise UserError(
+            "networks begin on the CPU, and JAX_PLATFORMS leaves it out: name it last, as in JAX_PLATFORMS=cuda,cpu"
+        ) from None
+    with jax.default_device(host):
+        made = jax.jit(make)()
+    return jax.tree.map(lambda sharding, part: jax.tree.map(lambda x: _put(x, sharding), part), where, made)
+
+
+def _put(x: jax.Array, sharding: NamedSharding) -> jax.Array:
+    if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(_put(jax.random.key_data(x), sharding), impl=jax.random.key_impl(x))
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])

@@ -7,7 +7,7 @@ import jax
 
 from smke_jax.networks.base import Start
 from smke_jax.networks.start import started
-from smke_jax.parallel.mesh import replicated
+from smke_jax.parallel.mesh import made_on_host, replicated
 from smke_jax.passes.base import Pass
 from smke_jax.training.recipe import Recipe, Shapes, init_network, split_params
 
@@ -34,11 +34,11 @@ def load_frozen(
         if network.trained is True:
             continue
         key = frozen_key(seed) if network.trained is False else jax.random.key(seed)
-        init = jax.jit(lambda n=name, k=key: init_network(recipe, n, k, shapes.arrays), out_shardings=replicated(mesh))
         if network.trained is False and name in starts:
             frozen[name] = jax.device_put(starts[name].params, replicated(mesh))
         else:
-            frozen[name] = split_params(network, started(init(), starts.get(name)))[1]
+            fresh = made_on_host(lambda n=name, k=key: init_network(recipe, n, k, shapes.arrays), replicated(mesh))
+            frozen[name] = split_params(network, started(fresh, starts.get(name)))[1]
     return frozen
 
 

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec
 from smke_jax.losses.collective import Scope, mean
 from smke_jax.losses.contrastive import normalise
 from smke_jax.networks.base import Specs
-from smke_jax.parallel.mesh import DATA_AXES, replicated, sharded
+from smke_jax.parallel.mesh import DATA_AXES, made_on_host, replicated, sharded
 from smke_jax.parallel.rules import shardings, specs
 from smke_jax.passes.base import Pass
 from smke_jax.passes.micro_batch import in_micro_batches
@@ -41,14 +41,14 @@ def init_state(
     sharding: str = "replicated",
     arrays: Specs | None = None,
 ) -> TrainState:
-    """A fresh state, made directly on the devices that hold it: none ever holds more than its part.
+    """A fresh state, made on the host; of its arrays a device gets its part alone.
 
     `batch` gives shapes and types only; `sharding` is a key of `smke_jax.parallel.rules.RULES`.  `arrays` are those of
     `shapes_of` the batch, where the caller has them: to find them, all passes are traced.
     """
     init = _initialise(recipe, tx, batch, seed, arrays)
     where = shardings(jax.eval_shape(init), mesh, sharding, spread(recipe))
-    return jax.jit(init, out_shardings=where)()
+    return made_on_host(init, where)
 
 
 def abstract_state(

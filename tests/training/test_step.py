@@ -165,7 +165,7 @@ def test_the_state_is_donated_and_frozen_parameters_are_not(run):
 def test_the_step_compiles_once(run):
     """The state comes out with the types it went in with, weak ones included; otherwise the second step compiles."""
     kind = lambda x: (x.shape, x.dtype, x.weak_type)  # noqa: E731
-    state = jax.eval_shape(run.start)
+    state = run.abstract
     new, _ = jax.eval_shape(run.jitted, state, run.frozen, run.batch)
     assert jax.tree.structure(new) == jax.tree.structure(state)
     for path, a, b in zip(paths(state), jax.tree.leaves(state), jax.tree.leaves(new), strict=True):

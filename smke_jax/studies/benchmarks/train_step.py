@@ -212,7 +212,7 @@ def peak_gib(config, device: Device, name: str) -> float:
 def start(device: Device) -> None:
     """Sets JAX up for `device`, without a cache of compiled programs.  Raises UserError where there is none."""
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # PyTorch needs memory of the same GPU
-    jax.config.update("jax_platforms", device.jax)
+    jax.config.update("jax_platforms", f"{device.jax},cpu")
     jax.config.update("jax_enable_compilation_cache", False)
     try:
         make_mesh(1)
