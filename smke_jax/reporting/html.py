@@ -129,7 +129,12 @@ def caption_item(caption: str, is_right: bool | None) -> str:
 
 
 def photo(image, side: int = 256) -> str:
-    """A uint8 image (H, W, 3) or (H, W) as an embedded JPEG of at most `side` pixels; UserError otherwise."""
+    """`small_jpeg` as the address of an embedded picture."""
+    return f"data:image/jpeg;base64,{_base64(small_jpeg(image, side))}"
+
+
+def small_jpeg(image, side: int) -> bytes:
+    """A uint8 image (H, W, 3) or (H, W) as a JPEG of at most `side` pixels each way; UserError otherwise."""
     pixels = np.asarray(image)
     has_pixels = pixels.ndim in (2, 3) and pixels.size and pixels.shape[2:] in ((), (3,))
     if pixels.dtype != np.uint8 or not has_pixels:
@@ -141,7 +146,7 @@ def photo(image, side: int = 256) -> str:
     thumbnail.thumbnail((side, side))
     buffer = io.BytesIO()
     thumbnail.save(buffer, format="JPEG", quality=85)
-    return f"data:image/jpeg;base64,{_base64(buffer.getvalue())}"
+    return buffer.getvalue()
 
 
 def _base64(data: bytes) -> str:

@@ -1,0 +1,89 @@
+"""A headless Chromium, driven by its own driver over the plain WebDriver protocol."""
+
+import base64
+import json
+import re
+import shutil
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of WebDriver's references to elements
+KEYS = {"Enter": "\ue007", "ArrowRight": "\ue014", "ArrowLeft": "\ue012", "ArrowDown": "\ue015", "Tab": "\ue004"}
+
+
+class Browser:
+    """A context: the browser and its driver end with it.  `pytest.skip` where one of them is not installed."""
+
+    def __init__(self, width: int = 1000, height: int = 700):
+        driver = shutil.which("chromedriver")
+        binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+        if not driver or not binary:
+            pytest.skip("no browser: install Debian's packages chromium and chromium-driver")
+        self._driver = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
+        port = next(found[1] for line in self._driver.stdout if (found := re.search(r"successfully on port (\d+)", line)))
+        self._base = f"http://127.0.0.1:{port}/session"
+        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+        arguments += [f"--window-size={width},{height}", "--hide-scrollbars"]
+        options = {"goog:chromeOptions": {"binary": binary, "args": arguments}}
+        self._base += "/" + self._ask("POST", "", {"capabilities": {"alwaysMatch": options}})["sessionId"]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._ask("DELETE", "")
+        self._driver.terminate()
+        self._driver.wait()
+
+    def _ask(self, method: str, path: str, body: dict | None = None):
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self._base + path, data, {"Content-Type": "application/json"}, method=method)
+        try:
+            with urllib.request.urlopen(request, timeout=60) as response:
+                return json.load(response)["value"]
+        except urllib.error.HTTPError as error:
+            raise AssertionError(json.load(error)["value"]["message"]) from None
+
+    def open(self, address: str) -> None:
+        self._ask("POST", "/url", {"url": address})
+
+    def run(self, script: str):
+        """What `script`, the body of a function, returns."""
+        return self._ask("POST", "/execute/sync", {"script": script, "args": []})
+
+    def wait(self, expression: str, seconds: float = 10):
+        """The value of a JavaScript expression, once it is true."""
+        end = time.monotonic() + seconds
+        while not (value := self.run(f"return {expression}")):
+            assert time.monotonic() < end, f"{expression} is still {value!r}; the page: {self.text()}"
+            time.sleep(0.02)
+        return value
+
+    def text(self, selector: str = "body") -> str:
+        return self.run(f"return document.querySelector({json.dumps(selector)}).innerText")
+
+    def click(self, selector: str) -> None:
+        found = self._ask("POST", "/element", {"using": "css selector", "value": selector})
+        self._ask("POST", f"/element/{found[ELEMENT]}/click", {})
+
+    def press(self, *keys: str) -> None:
+        """Names of KEYS, or text to type where the focus is."""
+        keys = [key for name in keys for key in ([KEYS[name]] if name in KEYS else name)]
+        actions = [{"type": kind, "value": key} for key in keys for kind in ("keyDown", "keyUp")]
+        self._ask("POST", "/actions", {"actions": [{"type": "key", "id": "keys", "actions": actions}]})
+
+    def prefer(self, scheme: str) -> None:
+        """'light' or 'dark', as the system's setting would."""
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        self.chrome("Emulation.setEmulatedMedia", features=features)
+
+    def chrome(self, command: str, **params):
+        return self._ask("POST", "/goog/cdp/execute", {"cmd": command, "params": params})
+
+    def screenshot(self, path: Path) -> None:
+        path.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
