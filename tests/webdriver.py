@@ -25,7 +25,8 @@ class Browser:
         if not driver or not binary:
             pytest.skip("no browser: install Debian's packages chromium and chromium-driver")
         self._driver = subprocess.Popen([driver, "--port=0"], stdout=subprocess.PIPE, text=True)
-        port = next(found[1] for line in self._driver.stdout if (found := re.search(r"successfully on port (\d+)", line)))
+        said = (re.search(r"successfully on port (\d+)", line) for line in self._driver.stdout)
+        port = next(found[1] for found in said if found)
         self._base = f"http://127.0.0.1:{port}/session"
         arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
         arguments += [f"--window-size={width},{height}", "--hide-scrollbars"]

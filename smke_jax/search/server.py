@@ -37,10 +37,8 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, site: Site, port: int):
         """`port`: 0 for any that is free.  UserError where the port cannot be had."""
-        self.site, self.page = (
-            site,
-            importlib.resources.files("smke_jax.search").joinpath("local_page.html").read_bytes(),
-        )
+        self.site = site
+        self.page = importlib.resources.files("smke_jax.search").joinpath("local_page.html").read_bytes()
         self.policy = _policy(self.page.decode())
         try:
             super().__init__((HOST, port), _Handler)
@@ -103,12 +101,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Refused(HTTPStatus.MISDIRECTED_REQUEST, f"open the page as {self.server.address}")
         origins = self.headers.get_all("Origin", [])
         sites = self.headers.get_all("Sec-Fetch-Site", [])
-        if any(x.lower() != f"http://{hosts[0].lower()}" for x in origins) or any(
-            x not in ("same-origin", "none") for x in sites
-        ):
-            raise _Refused(
-                HTTPStatus.FORBIDDEN, f"other sites get nothing from here: open {self.server.address} itself"
-            )
+        own = f"http://{hosts[0].lower()}"
+        if any(x.lower() != own for x in origins) or any(x not in ("same-origin", "none") for x in sites):
+            raise _Refused(HTTPStatus.FORBIDDEN, f"other sites get nothing here: open {self.server.address} itself")
         if "Transfer-Encoding" in self.headers or self.headers.get("Content-Length", "0") != "0":
             raise _Refused(HTTPStatus.BAD_REQUEST, "a request has no body here")
 
@@ -116,6 +111,8 @@ class _Handler(BaseHTTPRequestHandler):
         """(type, content) of what was asked for."""
         site, url = self.server.site, urlsplit(self.path)
         first, _, key = url.path.removeprefix("/").partition("/")
+        if url.netloc:
+            raise NotThere("there is no such page")
         if url.path == "/":
             return "text/html; charset=utf-8", self.server.page
         if url.path == "/about":

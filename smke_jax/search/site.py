@@ -98,7 +98,7 @@ class Site:
         else:
             answer = newest(opened.index, mask, top=top)
         return {
-            "message": _message(answer, text, None if alike is None else opened.name(alike), bool(fields.get("all"))),
+            "message": _message(answer, text, bool(like), bool(fields.get("all"))),
             "notes": left_out(answer),
             "hits": [opened.as_json(hit) for hit in answer.hits[start : start + PAGE]],
             "more": len(answer.hits) > start + PAGE,
@@ -182,12 +182,12 @@ class _Opened:
         }
 
 
-def _message(answer: Answer, text: str, like: str | None, shows_all: bool) -> str:
+def _message(answer: Answer, text: str, is_like: bool, shows_all: bool) -> str:
     photos = "1 photo" if answer.fitting == 1 else f"{answer.fitting} photos"
     if not answer.searched:
         return "No photo lies there: choose other dates or another folder"
-    if like is not None:
-        return f"{photos}, the most similar to {like} first"
+    if is_like:
+        return f"{photos}, the most similar first"
     if not text:
         return f"{photos}, the newest first"
     if shows_all:
@@ -200,9 +200,7 @@ def _message(answer: Answer, text: str, like: str | None, shows_all: bool) -> st
 def _text(fields: Mapping[str, str]) -> str:
     text = fields.get("q", "").strip()
     if len(text) > LONGEST_QUERY:
-        raise UserError(
-            f"the text has {len(text):,} characters: {LONGEST_QUERY:,} are the most, and a sentence is best"
-        )
+        raise UserError(f"the text has {len(text):,} characters: {LONGEST_QUERY:,} are the most; one sentence is best")
     return text
 
 
