@@ -8,18 +8,21 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from pathlib import Path
 
 import pytest
 
 ELEMENT = "element-6066-11e4-a52e-4f735466cecf"  # the key of WebDriver's references to elements
-KEYS = {"Enter": "\ue007", "ArrowRight": "\ue014", "ArrowLeft": "\ue012", "ArrowDown": "\ue015", "Tab": "\ue004"}
+KEYS = {"ArrowDown": "\ue015", "ArrowLeft": "\ue012", "ArrowRight": "\ue014", "Enter": "\ue007", "Home": "\ue011"}
+KEYS |= {"Tab": "\ue004"}
 
 
 class Browser:
-    """A context: the browser and its driver end with it.  `pytest.skip` where one of them is not installed."""
+    """A context: the browser and its driver end with it.  `pytest.skip` where one of them is not installed.
 
-    def __init__(self, width: int = 1000, height: int = 700):
+    arguments: of the browser's command line
+    """
+
+    def __init__(self, *arguments: str, width: int = 1000, height: int = 700):
         driver = shutil.which("chromedriver")
         binary = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
         if not driver or not binary:
@@ -28,8 +31,8 @@ class Browser:
         said = (re.search(r"successfully on port (\d+)", line) for line in self._driver.stdout)
         port = next(found[1] for found in said if found)
         self._base = f"http://127.0.0.1:{port}/session"
-        arguments = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        arguments += [f"--window-size={width},{height}", "--hide-scrollbars"]
+        arguments += ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
+        arguments += (f"--window-size={width},{height}",)
         options = {"goog:chromeOptions": {"binary": binary, "args": arguments}}
         self._base += "/" + self._ask("POST", "", {"capabilities": {"alwaysMatch": options}})["sessionId"]
 
@@ -86,5 +89,6 @@ class Browser:
     def chrome(self, command: str, **params):
         return self._ask("POST", "/goog/cdp/execute", {"cmd": command, "params": params})
 
-    def screenshot(self, path: Path) -> None:
-        path.write_bytes(base64.b64decode(self._ask("GET", "/screenshot")))
+    def screenshot(self) -> bytes:
+        """A PNG."""
+        return base64.b64decode(self._ask("GET", "/screenshot"))
