@@ -34,7 +34,11 @@ class Browser:
         arguments += ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
         arguments += (f"--window-size={width},{height}",)
         options = {"goog:chromeOptions": {"binary": binary, "args": arguments}}
-        self._base += "/" + self._ask("POST", "", {"capabilities": {"alwaysMatch": options}})["sessionId"]
+        try:
+            self._base += "/" + self._ask("POST", "", {"capabilities": {"alwaysMatch": options}})["sessionId"]
+        except BaseException:
+            self._driver.terminate()
+            raise
 
     def __enter__(self):
         return self
