@@ -5,7 +5,7 @@ import functools
 import os
 import re
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Protocol
 from urllib.parse import quote_from_bytes, unquote_to_bytes
@@ -26,8 +26,7 @@ from smke_jax.search.query import (
     seconds_of,
     shown,
 )
-from smke_jax.search.store import ABOUT as INDEX_ABOUT
-from smke_jax.search.store import GONE, RECORDS, Index, read_about
+from smke_jax.search.store import Index, read_about, state_of
 from smke_jax.search.thumbnails import Thumbnails
 
 PAGE = 48  # photos that are sent at once
@@ -54,7 +53,7 @@ class Site:
         """`reader`: of the model of the index; None for a model without texts.  Raises UserError as `searchable`."""
         self._directory, self._reader, self._thumbnails = directory, reader, Thumbnails()
         self._model, self._opening = threading.Lock(), threading.Lock()
-        self._state = _state_of(directory)
+        self._state = state_of(directory)
         self._opened = _Opened(searchable(directory))
         self._digest = self._opened.index.about.digest
 
@@ -126,7 +125,7 @@ class Site:
     def _now(self) -> "_Opened":
         """The index as it is now."""
         with self._opening:
-            state = _state_of(self._directory)
+            state = state_of(self._directory)
             if state != self._state:
                 if read_about(self._directory).digest != self._digest:
                     raise UserError("the index was made anew by another model: start `smke serve` again")
@@ -216,15 +215,3 @@ def _start(text: str) -> int:
     if not re.fullmatch("[0-9]{0,9}", text):
         raise UserError("'from' is no number of photos")
     return int(text or 0)
-
-
-def _state_of(directory: Path) -> Sequence[tuple[int, int, int] | None]:
-    """What is another once an index was written to."""
-    found = []
-    for name in (INDEX_ABOUT, RECORDS, GONE):
-        try:
-            status = os.stat(directory / name)
-            found.append((status.st_ino, status.st_size, status.st_mtime_ns))
-        except FileNotFoundError:
-            found.append(None)
-    return found
