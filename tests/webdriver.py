@@ -64,7 +64,7 @@ class Browser:
         """What `script`, the body of a function, returns."""
         return self._ask("POST", "/execute/sync", {"script": script, "args": []})
 
-    def wait(self, expression: str, seconds: float = 10):
+    def wait(self, expression: str, seconds: float = 30):
         """The value of a JavaScript expression, once it is true."""
         end = time.monotonic() + seconds
         while not (value := self.run(f"return {expression}")):

@@ -132,7 +132,7 @@ def test_scrolling_loads_more(page):
 
 def test_a_picture_alone(page):
     page.click(".caption button")
-    page.wait("document.getElementById('dialog-photo').naturalWidth === 8")
+    page.wait("document.querySelector('#dialog-photo img').naturalWidth === 8")
     assert page.text("#dialog-path").endswith("/photos/0.png, 2023-11-14 22:13:20")
     page.click("#dialog-like")
     page.wait("document.title === 'Like 0.png' && !document.getElementById('dialog').open")
@@ -191,7 +191,13 @@ def test_a_picture_that_is_gone_has_a_placeholder(browser, tmp_path):
         browser.open(server.address)
         text = browser.wait("document.querySelector('.gone')?.textContent")
         assert text == "1.png: the photo cannot be shown: not an image file"
-        (tmp_path / "photos/2.png").unlink()
+        (tmp_path / "photos/0.png").unlink()
+        browser.click("li:first-child .caption button")
+        text = browser.wait("document.querySelector('#dialog-photo .gone')?.textContent")
+        assert text == "0.png: the photo cannot be shown: No such file or directory"
+        browser.click("#dialog-close")
+        browser.click("li:last-child .caption button")
+        browser.wait("document.querySelector('#dialog-photo img')?.naturalWidth === 8")
         browser.open(server.address)
         browser.wait(FIRST)
         assert browser.text("#notes") == "left out because their files are gone: 1; run `smke index` again"
