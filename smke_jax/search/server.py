@@ -18,7 +18,7 @@ import sys
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 from smke_jax.errors import UserError
 from smke_jax.search.site import LARGE, SMALL, NotThere, Site
@@ -109,18 +109,16 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _content(self) -> tuple[str, bytes]:
         """(type, content) of what was asked for."""
-        site, url = self.server.site, urlsplit(self.path)
-        first, _, key = url.path.removeprefix("/").partition("/")
-        if url.netloc:
-            raise NotThere("there is no such page")
-        if url.path == "/":
+        site, (path, _, query) = self.server.site, self.path.partition("?")
+        place, _, key = path.removeprefix("/").partition("/")
+        if path == "/":
             return "text/html; charset=utf-8", self.server.page
-        if url.path == "/about":
+        if path == "/about":
             return "application/json", _json(site.about())
-        if url.path == "/search":
-            return "application/json", _json(site.search(_fields(url.query)))
-        if first in PICTURES:
-            return "image/jpeg", site.picture(key, PICTURES[first])
+        if path == "/search":
+            return "application/json", _json(site.search(_fields(query)))
+        if place in PICTURES:
+            return "image/jpeg", site.picture(key, PICTURES[place])
         raise NotThere("there is no such page")
 
     def _send_error(self, status: HTTPStatus, why: str) -> None:

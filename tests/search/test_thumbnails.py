@@ -54,6 +54,12 @@ def test_sizes_and_changes_are_told_apart(photos, decoded):
         cache.get(photos[0], 64)
 
 
+def test_files_are_decoded_no_larger_than_needed(tmp_path):
+    (tmp_path / "large.jpg").write_bytes(data := jpeg(0, (800, 600)))
+    for given in (tmp_path / "large.jpg", data, io.BytesIO(data)):
+        assert thumbnails.pixels_of(given, min_side=140).shape == (150, 200, 3)
+
+
 def test_one_that_is_larger_than_the_cache_is_not_held(photos):
     cache = Thumbnails(max_bytes=10)
     assert cache.get(photos[0], 64) and cache.num_bytes == 0
