@@ -20,6 +20,7 @@ PROGRAMS = {
     "evaluate": "what the evaluators of a run find: --workdir=DIR [--evaluator=NAME] [--split=dev] [--data=DIR]",
     "index": "make the photos below a folder searchable: --model=RUN|EXPORT --photos=DIR --out=INDEX",
     "search": 'find photos by a text or a photo: "two dogs in the snow" --index=INDEX [--html=FILE]',
+    "serve": "the same on a page in the browser of this machine: --index=INDEX [--port=N] [--open]",
     "convert": "make a pretrained network from its PyTorch file ready for training: --checkpoint=FILE --out=DIR",
     "export": "a run's network for others to use: --workdir=DIR --out=DIR [--format=flax|hf|thesis|onnx]",
 }

@@ -38,6 +38,7 @@ SMALL = {
     "smke index": [],
     "smke search": ["--min_score=-1", "--top=3"],  # a model of two steps has no answers
     "smke search --similar": ["--min_score=0.001"],
+    "smke serve": None,  # tests/programs/test_serve_program.py
     "smke plan": ["--no-largest", "--examples=100", *sizes_of("student.image"), *sizes_of("student.text")],
     "smke sweep": ["--dry_run"],  # tests/studies/test_sweep.py trains one
     "smke compare": [],

@@ -22,10 +22,12 @@ def is_one_image(x: Any) -> bool:
     return hasattr(x, "shape") and len(x.shape) in (2, 3)
 
 
-def pixels_of(x: Any) -> np.ndarray:
+def pixels_of(x: Any, *, min_side: int | None = None) -> np.ndarray:
     """A path, the bytes of a file, a file object, a PIL image, an array or a tensor -> uint8 (H, W, 3), upright RGB.
 
     Arrays and tensors have their 1, 3 or 4 channels last or first, or none, as uint8 or as floats in [0, 1].
+
+    min_side: how many pixels of the shorter side are enough; a file may then be decoded smaller (`open_image`)
 
     Raises:
       BadImage: it cannot be read, or is none of these.
@@ -33,11 +35,11 @@ def pixels_of(x: Any) -> np.ndarray:
     if isinstance(x, Image.Image):
         return _of_pil(x)
     if isinstance(x, (bytes, bytearray, memoryview)):
-        return decode_image(bytes(x))
+        return decode_image(bytes(x), min_side=min_side)
     if isinstance(x, (str, os.PathLike)):
-        return decode_image(_read_path(x))
+        return decode_image(_read_path(x), min_side=min_side)
     if hasattr(x, "read"):
-        return decode_image(_read_file(x))
+        return decode_image(_read_file(x), min_side=min_side)
     if hasattr(x, "shape"):
         return _of_array(x)
     raise BadImage(f"a {type(x).__name__} is no picture: give a path, bytes, a PIL image or an array")

@@ -67,6 +67,8 @@ def _summary(counts: Counts, out: Path, seconds: float) -> list[str]:
         f"{counts.changed} changed, {len(left)} skipped",
         f"{counts.deleted} are no more where they were and left the index",
     ]
+    if counts.cleared:
+        lines.append(f"the index was written anew without the entries of {counts.cleared} photos that are gone")
     if closed:
         lines.append(f"{len(closed)} folders cannot be read; {counts.kept} photos below them stay in the index")
     reasons = collections.Counter(x.reason for x in counts.left)

@@ -24,7 +24,19 @@ import numpy as np
 
 from smke_jax.__main__ import run_program
 from smke_jax.errors import UserError
-from smke_jax.search.query import NEARLY_THE_SAME, Answer, Hit, chosen, find, groups_alike, query_vector, seconds_of
+from smke_jax.search.query import (
+    NEARLY_THE_SAME,
+    Answer,
+    Hit,
+    chosen,
+    find,
+    groups_alike,
+    left_out,
+    query_vector,
+    searchable,
+    seconds_of,
+    shown,
+)
 from smke_jax.search.store import Index
 from smke_jax.search.words import WORDS, Words
 from smke_jax.search.words import load as load_words
@@ -36,18 +48,13 @@ if TYPE_CHECKING:
 def main(argv: list[str]) -> int:
     """Parses the command line and prints the photos; returns the exit status."""
     arguments = _parser().parse_args(argv)
-    index = Index(arguments.index)
-    if not index.live.any():
-        raise UserError(f"{arguments.index} holds no photos yet: run `smke index` first")
-    if not Path(index.about.photos).is_dir():
-        raise UserError(f"{index.about.photos} is not there: connect its disk, or give `smke index` the new place")
+    index = searchable(arguments.index)
     mask = chosen(index, since=arguments.since, folder=arguments.folder)
     return _similar(arguments, index, mask) if arguments.similar else _search(arguments, index, mask)
 
 
 def _search(arguments: argparse.Namespace, index: Index, mask: np.ndarray) -> int:
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the first query waits for its compilation
-    model = (not arguments.image and not arguments.model and _words(index)) or _model(index, arguments.model)
+    model = model_of(index, arguments.model, texts_alone=not arguments.image)
     vector = query_vector(model, arguments.texts, arguments.image, arguments.minus)
     is_text = len(arguments.texts) == 1 and not arguments.image and not arguments.minus
     answer = find(index, vector, mask, top=arguments.top, min_score=arguments.min_score, is_text=is_text)
@@ -58,7 +65,7 @@ def _search(arguments: argparse.Namespace, index: Index, mask: np.ndarray) -> in
     elif arguments.paths:
         _print_paths(hit.path for hit in hits)
     else:
-        print("".join(f"{hit.score:6.3f}  {hit.taken[:10]}  {_shown(hit.path)}\n" for hit in hits), end="")
+        print("".join(f"{hit.score:6.3f}  {hit.taken[:10]}  {shown(hit.path)}\n" for hit in hits), end="")
     notes = _notes(answer, title, is_text or arguments.min_score is not None)
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
     _write_html(arguments.html, title, notes, [(f"{len(hits)} photos", hits)])
@@ -80,12 +87,25 @@ def _similar(arguments: argparse.Namespace, index: Index, mask: np.ndarray) -> i
         if arguments.paths:
             _print_paths(hit.path for hit in group)
         else:
-            print("".join(f"{hit.score:6.3f}  {hit.taken[:10]}  {_shown(hit.path)}\n" for hit in group), end="")
+            print("".join(f"{hit.score:6.3f}  {hit.taken[:10]}  {shown(hit.path)}\n" for hit in group), end="")
     total = f"{len(found)} groups of photos that are nearly the same (cosine {least:g} or more)"
     notes = [f"{total}; {len(groups)} are shown (--top)" if len(groups) < len(found) else total]
     print(notes[0], file=sys.stderr)
     _write_html(arguments.html, "Nearly the same", notes, [(f"{len(group)} photos", group) for group in groups])
     return 0 if groups else 1
+
+
+def model_of(index: Index, given: str | None, *, texts_alone: bool) -> "Words | Embedder":
+    """What embeds queries: the model that made the index, or for `texts_alone` the half of it that the index holds.
+
+    Args:
+      given: where the model is now, in place of where it was.
+
+    Raises:
+      UserError: there is no such model, or another one.
+    """
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the first query waits for its compilation
+    return (texts_alone and not given and _words(index)) or _model(index, given)
 
 
 def _words(index: Index) -> Words | None:
@@ -114,29 +134,20 @@ def _notes(answer: Answer, title: str, has_cutoff: bool) -> list[str]:
     notes = []
     if not answer.hits:
         near = answer.closest
-        why = f"; the closest of {answer.searched}, {_shown(near.path)}, scores {near.score:.3f}" if near else ""
+        why = f"; the closest of {answer.searched}, {shown(near.path)}, scores {near.score:.3f}" if near else ""
         notes.append(f"no photo answers {title}{why} (--min_score=-1 shows all)")
     elif has_cutoff and answer.fitting > len(answer.hits):
         notes.append(f"{len(answer.hits)} of {answer.fitting} photos that pass are shown (--top)")
-    if answer.missing:
-        notes.append(f"left out because their files are gone: {answer.missing}; run `smke index` again")
-    if answer.damaged:
-        notes.append(f"left out because the index is damaged there: {answer.damaged}; run `smke index` again")
-    return notes
+    return notes + left_out(answer)
 
 
 def _title(arguments: argparse.Namespace) -> str:
-    plus = [f'"{text}"' for text in arguments.texts] + [_shown(path) for path in arguments.image]
+    plus = [f'"{text}"' for text in arguments.texts] + [shown(path) for path in arguments.image]
     return " + ".join(plus) + "".join(f' − "{text}"' for text in arguments.minus)
 
 
 def _as_json(hit: Hit) -> dict:
     return {"path": str(hit.path), "score": round(hit.score, 4), "fit": hit.fit, "taken": hit.taken}
-
-
-def _shown(path: Path) -> str:
-    """On one line, without control characters and halves of characters."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
 
 
 def _print_paths(paths: Iterable[Path]) -> None:

@@ -40,7 +40,7 @@ h3 { font-size: 1rem; margin: 16px 0 4px; }
 p { margin: 4px 0; overflow-wrap: anywhere; }
 section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 16px;
   margin: 16px 0; }
-.soft, figcaption { color: var(--soft); font-size: .85rem; }
+.soft, figcaption { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px;
   margin: 16px 0; }
 .tiles div { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
@@ -61,6 +61,7 @@ tr.own small, tr.own td:last-child { font-weight: 400; }
 figure { margin: 0; }
 .plots img { width: 100%; max-width: 640px; height: auto; display: block; }
 .hits { display: grid; grid-template-columns: repeat(5, minmax(0, 160px)); gap: 10px; }
+.hits.many { grid-template-columns: repeat(auto-fill, minmax(min(45%, 160px), 1fr)); }
 .row { padding: 12px 0; border-top: 1px solid var(--line); }
 .row > p { margin-bottom: 8px; font-weight: 500; }
 .pair { display: grid; grid-template-columns: 160px 1fr; gap: 16px; align-items: start; }
@@ -76,7 +77,7 @@ pre { background: #f4f6f8; border-radius: 6px; padding: 10px; font-size: .85rem;
   white-space: pre-wrap; overflow-wrap: anywhere; }
 summary { cursor: pointer; }
 @media (max-width: 600px) {
-  .hits { grid-template-columns: repeat(3, 1fr); } .pair { grid-template-columns: 92px 1fr; }
+  .hits { grid-template-columns: repeat(3, minmax(0, 1fr)); } .pair { grid-template-columns: 92px 1fr; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 8px; }
   th, td { padding: 6px; } th:first-child, td:first-child { min-width: 76px; }
   td small { white-space: normal; }
@@ -129,7 +130,12 @@ def caption_item(caption: str, is_right: bool | None) -> str:
 
 
 def photo(image, side: int = 256) -> str:
-    """A uint8 image (H, W, 3) or (H, W) as an embedded JPEG of at most `side` pixels; UserError otherwise."""
+    """`small_jpeg` as the address of an embedded picture."""
+    return f"data:image/jpeg;base64,{_base64(small_jpeg(image, side))}"
+
+
+def small_jpeg(image, side: int) -> bytes:
+    """A uint8 image (H, W, 3) or (H, W) as a JPEG of at most `side` pixels each way; UserError otherwise."""
     pixels = np.asarray(image)
     has_pixels = pixels.ndim in (2, 3) and pixels.size and pixels.shape[2:] in ((), (3,))
     if pixels.dtype != np.uint8 or not has_pixels:
@@ -141,7 +147,7 @@ def photo(image, side: int = 256) -> str:
     thumbnail.thumbnail((side, side))
     buffer = io.BytesIO()
     thumbnail.save(buffer, format="JPEG", quality=85)
-    return f"data:image/jpeg;base64,{_base64(buffer.getvalue())}"
+    return buffer.getvalue()
 
 
 def _base64(data: bytes) -> str:

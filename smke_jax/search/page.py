@@ -14,7 +14,7 @@ def write_page(path: Path, title: str, notes: Sequence[str], groups: Sequence[tu
     """A grid of photos for each group (heading, hits); the pictures are inside the file, whole or not at all."""
     body = [f"<h1>{html.escape(title)}</h1>", *map(html.paragraph, notes)]
     body += [
-        html.section(heading, f'<div class="hits">{"".join(map(_figure, hits))}</div>') for heading, hits in groups
+        html.section(heading, f'<div class="hits many">{"".join(map(_figure, hits))}</div>') for heading, hits in groups
     ]
     return atomic.write_text(path, html.page(title, "\n".join(body)))
 

@@ -4,7 +4,7 @@ import calendar
 import datetime
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -24,22 +24,24 @@ EPOCH = datetime.datetime(1970, 1, 1)
 class Hit(NamedTuple):
     """A photo that was found.
 
+    number: of the photo in the index
     path: of the file
-    score: cosine with the query
+    score: cosine with the query; None where there is no query
     fit: standard deviations above what texts usually score with this photo; None where the query is no text alone
     taken: 'YYYY-MM-DD HH:MM:SS' by the photo's EXIF, or when the file was changed
     """
 
+    number: int
     path: Path
-    score: float
+    score: float | None
     fit: float | None
     taken: str
 
 
 class Answer(NamedTuple):
-    """What `find` found.
+    """What `find` or `newest` found.
 
-    hits: best first
+    hits: best or newest first
     searched: how many photos were compared
     fitting: how many of them pass the cut-off
     closest: where there are no hits, the photo with the highest score
@@ -63,6 +65,16 @@ class Embeds(Protocol):
     def encode_texts(self, texts): ...
 
 
+def searchable(directory: Path) -> Index:
+    """The index in `directory`; UserError where there is none, where it is empty or where its photos are not there."""
+    index = Index(directory)
+    if not index.live.any():
+        raise UserError(f"{directory} holds no photos yet: run `smke index` first")
+    if not Path(index.about.photos).is_dir():
+        raise UserError(f"{index.about.photos} is not there: connect its disk, or give `smke index` the new place")
+    return index
+
+
 def query_vector(
     embedder: Embeds, texts: Sequence[str] = (), images: Sequence[Path] = (), minus: Sequence[str] = ()
 ) -> np.ndarray:
@@ -83,14 +95,19 @@ def query_vector(
     return (total / length).astype(np.float32)
 
 
-def chosen(index: Index, *, since: int | None = None, folder: str | None = None) -> np.ndarray:
-    """bool (N,): the photos that are there, taken at `since` (as `seconds_of` gives it) or later, below `folder`.
+def chosen(
+    index: Index, *, since: int | None = None, before: int | None = None, folder: str | None = None
+) -> np.ndarray:
+    """bool (N,): the photos that are there, taken at `since` or later, before `before`, and that lie below `folder`.
 
+    since, before: as `seconds_of` gives them
     folder: below the folder of photos, or a whole path; UserError where none of the photos lies there
     """
     mask = index.live.copy()
     if since is not None:
         mask &= index.records["taken"] >= since
+    if before is not None:
+        mask &= index.records["taken"] < before
     if folder is not None:
         inside = os.path.normpath(os.path.join(index.about.photos, folder))
         prefix = os.path.relpath(inside, index.about.photos)
@@ -118,22 +135,38 @@ def find(
         passes = scores >= min_score
     else:
         passes = answering(fit) if is_text else np.ones(len(scores), bool)
-    hits, missing, damaged = [], 0, 0
-    for place in _in_order(np.where(passes, scores, -np.inf), int(passes.sum())):
-        if len(hits) == top:
-            break
-        number = int(numbers[place])
-        if not index.is_sound(number):
-            damaged += 1
-        elif not os.path.exists(index.path(number)):
-            missing += 1
-        else:
-            hits.append(_hit(index, number, scores[place], fit[place]))
+    order = _in_order(np.where(passes, scores, -np.inf), int(passes.sum()))
+    places, missing, damaged = _first_there(index, numbers, order, top)
+    hits = [_hit(index, int(numbers[place]), scores[place], fit[place]) for place in places]
     closest = None
     if not hits and len(numbers):
         place = int(np.argmax(scores))
         closest = _hit(index, int(numbers[place]), scores[place], fit[place])
     return Answer(hits, len(numbers), int(passes.sum()), closest, missing, damaged)
+
+
+def newest(index: Index, mask: np.ndarray, *, top: int) -> Answer:
+    """The `top` photos of `mask` that were taken last."""
+    numbers = np.flatnonzero(mask)
+    order = np.argsort(-index.records["taken"][numbers], kind="stable")
+    places, missing, damaged = _first_there(index, numbers, order.tolist(), top)
+    hits = [_hit(index, int(numbers[place]), None, np.nan) for place in places]
+    return Answer(hits, len(numbers), len(numbers), None, missing, damaged)
+
+
+def left_out(answer: Answer) -> list[str]:
+    """Lines about the photos that were left out of an answer, with the remedy."""
+    notes = []
+    if answer.missing:
+        notes.append(f"left out because their files are gone: {answer.missing}; run `smke index` again")
+    if answer.damaged:
+        notes.append(f"left out because the index is damaged there: {answer.damaged}; run `smke index` again")
+    return notes
+
+
+def shown(path: str | Path) -> str:
+    """On one line, without control characters and halves of characters."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
 
 
 def groups_alike(index: Index, mask: np.ndarray, least: float) -> list[list[Hit]]:
@@ -174,9 +207,26 @@ def seconds_of(date: str) -> int:
     raise ValueError(date)
 
 
-def _hit(index: Index, number: int, score: float, fit: float) -> Hit:
+def _hit(index: Index, number: int, score: float | None, fit: float) -> Hit:
     moment = EPOCH + datetime.timedelta(seconds=int(index.records["taken"][number]))
-    return Hit(index.path(number), float(score), None if np.isnan(fit) else float(fit), f"{moment:%Y-%m-%d %H:%M:%S}")
+    score, fit = None if score is None else float(score), None if np.isnan(fit) else float(fit)
+    return Hit(number, index.path(number), score, fit, f"{moment:%Y-%m-%d %H:%M:%S}")
+
+
+def _first_there(index: Index, numbers: np.ndarray, order: Iterable[int], top: int) -> tuple[list[int], int, int]:
+    """The first `top` places of `order` in `numbers` whose photos can be shown; how many are missing and damaged."""
+    places, missing, damaged = [], 0, 0
+    for place in order:
+        if len(places) == top:
+            break
+        number = int(numbers[place])
+        if not index.is_sound(number):
+            damaged += 1
+        elif not os.path.exists(index.path(number)):
+            missing += 1
+        else:
+            places.append(place)
+    return places, missing, damaged
 
 
 def _in_order(scores: np.ndarray, count: int) -> Iterator[int]:

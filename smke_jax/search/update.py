@@ -32,6 +32,7 @@ class Counts:
     moved: in another place than before, or copied; their embedding was taken over
     deleted: from the index, since they are no more there; moved ones count here, too
     kept: in the index, below folders that cannot be read now
+    cleared: entries of photos that are gone, without which the index was written anew
     left: out, with its reason
     """
 
@@ -42,6 +43,7 @@ class Counts:
     changed: int = 0
     deleted: int = 0
     kept: int = 0
+    cleared: int = 0
     left: list[Left] = dataclasses.field(default_factory=list)
 
 
@@ -49,7 +51,7 @@ def update(writer: Writer, embedder: Embeds, phrases: np.ndarray | None, *, batc
     """Lists the photos of the index's folder, forgets those that are gone and appends those that are new or changed.
 
     Every batch is on disk before the next one is embedded, so that a kill loses little more than one.  Photos that were
-    moved or copied keep their embedding, which the digest of the file finds.
+    moved or copied keep their embedding, which the digest of the file finds.  At the end the writer compacts the index.
 
     Args:
       phrases: L2-normalised embeddings (P, D) of `cutoff.PHRASES`; None for a model without texts.
@@ -88,6 +90,7 @@ class _Update:
             self.write([waiting.pop(0) for _ in range(count)], found.embeddings, reasons)
             done += count
             progress.update(len(todo) - len(fresh) + done)
+        self.counts.cleared = self.writer.compact()
         _write_left(self.index.directory / SKIPPED, self.counts.left)
         return self.counts
 

@@ -50,7 +50,7 @@ def test_help_is_no_error(capsys):
     assert main([]) == 2
 
 
-@pytest.mark.parametrize("program", ["prepare", "evaluate", "export", "index", "search"])
+@pytest.mark.parametrize("program", ["prepare", "evaluate", "export", "index", "search", "serve"])
 def test_programs_explain_their_flags(program, capsys):
     with pytest.raises(SystemExit) as stop:
         main([program, "--help"])

@@ -62,7 +62,7 @@ def test_new_changed_moved_copied_and_deleted_photos(photos, out):
     os.utime(photos / "sub/d.png", (1, 1))  # another date, the same bytes
     (photos / "new.png").write_bytes(picture(6))
     counts = counted(run(photos, out, embedder))
-    assert counts == {"changed": 1, "moved": 2, "deleted": 2, "unchanged": 2, "new": 1}
+    assert counts == {"changed": 1, "moved": 2, "deleted": 2, "unchanged": 2, "new": 1, "cleared": 4}
     assert embedder.read == 2 and holds(out, photos)
     assert counted(run(photos, out, embedder)) == {"unchanged": 6} and embedder.read == 2
 
@@ -98,7 +98,7 @@ def test_what_cannot_be_read_is_counted_and_listed(photos, out):
     run(photos, out)
     (photos / "sub/c.png").write_bytes(b"no more a picture")
     counts = run(photos, out)
-    assert counted(counts) == {"unchanged": 3} and counts.found == 7
+    assert counted(counts) == {"unchanged": 3, "cleared": 1} and counts.found == 7
     lines = [json.loads(line) for line in (out / "skipped.jsonl").read_text().splitlines()]
     assert {line["name"] for line in lines} == {"broken.png", "empty.jpg", "b.png", "sub/c.png"}
     assert {line["reason"] for line in lines if line["name"] != "broken.png"} == {"not an image file", "empty file"}
@@ -173,9 +173,9 @@ def test_a_stop_loses_no_batch_that_was_done(photos, out, after):
     assert holds(out, photos) and again.read == 5 - after // 2 * 2
 
 
-@pytest.mark.parametrize("place", range(8))
+@pytest.mark.parametrize("place", range(15))
 def test_a_stop_between_any_two_writes_loses_nothing(photos, out, place, monkeypatch):
-    """Also one in the middle of a write, for all four files."""
+    """Also one in the middle of a write, for all files, and where the index is written anew at the end."""
     run(photos, out)
     (photos / "a.png").write_bytes(picture(11))
     (photos / "e.png").unlink()
@@ -196,9 +196,89 @@ def test_a_stop_between_any_two_writes_loses_nothing(photos, out, place, monkeyp
     except Stop:
         pass
     monkeypatch.undo()
-    run(photos, out)
-    assert holds(out, photos)
+    assert len(calls) == min(place + 1, 14)
+    embedder = Planted()
+    run(photos, out, embedder)
+    assert holds(out, photos) and embedder.read == (place < 9)
     assert counted(run(photos, out)) == {"unchanged": 4}
+    assert len(Index(out).records) == 4 and len(list(out.glob("*.bin"))) == 4
+
+
+def names_of(out) -> set[str]:
+    return {path.name for path in out.glob("*.bin")}
+
+
+def test_photos_that_are_gone_leave_the_files(photos, out):
+    run(photos, out)
+    (photos / "a.png").unlink()
+    assert counted(run(photos, out)) == {"unchanged": 4, "deleted": 1}  # a fifth, and no more
+    before = Index(out)
+    (photos / "sub/c.png").unlink()
+    assert counted(run(photos, out)) == {"unchanged": 3, "deleted": 1, "cleared": 2} and holds(out, photos)
+    assert names_of(out) == {"photos.1.bin", "rows.1.bin", "names.1.bin", "gone.1.bin"}
+    after = Index(out)
+    assert after.live.all() and (out / "rows.1.bin").stat().st_size == 3 * 2 * WIDTH
+    for number in range(3):
+        old = next(i for i in range(5) if before.name(i) == after.name(number))
+        for field in ("size", "mtime", "taken", "digest", "typical", "spread"):
+            np.testing.assert_array_equal(after.records[field][number], before.records[field][old])
+        assert before.is_sound(old)  # who has opened the old files goes on with them
+    (photos / "b.png").unlink()
+    write_photos(photos, {"new.png": 7})
+    assert counted(run(photos, out)) == {"unchanged": 2, "deleted": 1, "new": 1, "cleared": 1} and holds(out, photos)
+    assert names_of(out) == {"photos.2.bin", "rows.2.bin", "names.2.bin", "gone.2.bin"}
+
+
+def test_a_stop_before_the_old_files_are_removed(photos, out, monkeypatch):
+    run(photos, out)
+    for name in ("a.png", "b.png"):
+        (photos / name).unlink()
+    remove, calls = store._remove_other_generations, []
+
+    def stop_the_second(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise Stop
+        remove(*arguments)
+
+    monkeypatch.setattr(store, "_remove_other_generations", stop_the_second)
+    with pytest.raises(Stop):
+        run(photos, out)
+    assert len(names_of(out)) == 8 and holds(out, photos)
+    assert counted(run(photos, out)) == {"unchanged": 3} and len(names_of(out)) == 4 and holds(out, photos)
+
+
+def test_a_reader_while_the_index_is_written_anew(photos, out, monkeypatch):
+    run(photos, out)
+    for name in ("a.png", "b.png"):
+        (photos / name).unlink()
+    read, waiting = store._mapped, [None]
+
+    def late(path, width):
+        if waiting:
+            waiting.clear()
+            run(photos, out)
+        return read(path, width)
+
+    monkeypatch.setattr(store, "_mapped", late)
+    index = Index(out)
+    assert index.about.generation == 1 and len(index.records) == 3 == index.live.sum()
+    assert all(index.is_sound(i) for i in range(3))
+
+
+def test_a_damaged_photo_does_not_become_a_sound_one(photos, out):
+    run(photos, out)
+    with writing(out, About("model", None, "a", WIDTH, str(photos))) as writer:
+        writer.forget([0])
+        with open(out / "rows.bin", "r+b") as file:
+            file.seek(2 * WIDTH * 2)
+            file.write(np.float16(0.5).tobytes())
+        damaged = Index(out).name(2)
+        assert writer.compact() == 2
+    assert damaged not in contents(out) and len(contents(out)) == 3
+    embedder = Planted()
+    run(photos, out, embedder)
+    assert holds(out, photos) and embedder.read == 2
 
 
 SLOW = """
