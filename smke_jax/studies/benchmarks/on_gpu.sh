@@ -3,7 +3,8 @@
 #
 # The machine has Python 3.12, jax, flax, optax, orbax-checkpoint, torch and no network.  What it lacks travels as wheels.
 # Before, on a machine with a package registry:  mkdir -p .wheels && pip download --no-deps --python-version 312 \
-#   --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --only-binary=:all: -d .wheels grain array_record ml_collections
+#   --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 --only-binary=:all: -d .wheels \
+#   grain portpicker array_record ml_collections
 #
 # OUT      folder of tables and logs
 # TOTAL    seconds, after which no stage begins and no stage goes on
