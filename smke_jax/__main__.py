@@ -41,14 +41,14 @@ def main(argv: list[str] | None = None) -> int:
         print("usage: smke PROGRAM …\n" + "\n".join(f"  {name:{width}}  {what}" for name, what in PROGRAMS.items()))
         return 0 if asked_for_help else 2
     keep_compiled_programs()
-    _start_logging()  # before the libraries, one of which would set up logging its own way
+    start_logging()  # before the libraries, one of which would set up logging its own way
     program = importlib.import_module(f"smke_jax.programs.{arguments[0]}")
     return run_program(program.main, arguments[1:])
 
 
 def run_program(program_main, argv: list[str]) -> int:
     """`program_main(argv)` with logging to stderr; what a user can mend becomes one line, all else a traceback."""
-    _start_logging()
+    start_logging()
     try:
         return program_main(argv)
     except UserError as error:
@@ -70,7 +70,7 @@ def keep_compiled_programs() -> None:
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
 
 
-def _start_logging() -> None:
+def start_logging() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("smke_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every reader that it only reads

@@ -8,7 +8,7 @@ IPython puts Python's values in the place of {names}.
 
 import shlex
 
-from smke_jax.__main__ import keep_compiled_programs, main
+from smke_jax.__main__ import keep_compiled_programs, main, start_logging
 
 
 class ProgramFailed(Exception):
@@ -32,4 +32,5 @@ def smke(line: str) -> None:
 def load_ipython_extension(ipython) -> None:
     """What `%load_ext smke_jax.notebook` calls."""
     keep_compiled_programs()  # before the notebook imports JAX, which reads once where they lie
+    start_logging()  # and before it imports libraries that set up logging their own way
     ipython.register_magic_function(smke, "line", "smke")
