@@ -41,15 +41,15 @@ def main(argv: list[str] | None = None) -> int:
         width = max(map(len, PROGRAMS))
         print("usage: smke PROGRAM …\n" + "\n".join(f"  {name:{width}}  {what}" for name, what in PROGRAMS.items()))
         return 0 if asked_for_help else 2
-    _keep_compiled_programs()
-    _start_logging()  # before the libraries, one of which would set up logging its own way
+    keep_compiled_programs()
+    start_logging()  # before the libraries, one of which would set up logging its own way
     program = importlib.import_module(f"smke_jax.programs.{arguments[0]}")
     return run_program(program.main, arguments[1:])
 
 
 def run_program(program_main, argv: list[str]) -> int:
     """`program_main(argv)` with logging to stderr; what a user can mend becomes one line, all else a traceback."""
-    _start_logging()
+    start_logging()
     try:
         return program_main(argv)
     except UserError as error:
@@ -65,13 +65,13 @@ def run_program(program_main, argv: list[str]) -> int:
         return 130
 
 
-def _keep_compiled_programs() -> None:
+def keep_compiled_programs() -> None:
     """JAX's persistent compilation cache, on unless JAX_COMPILATION_CACHE_DIR says where else or '' for nowhere."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smke_jax" / "compiled"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
 
 
-def _start_logging() -> None:
+def start_logging() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("smke_jax").setLevel(logging.INFO)
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every reader that it only reads

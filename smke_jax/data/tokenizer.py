@@ -179,7 +179,8 @@ def train_wordpiece(captions: Iterable[str], vocab_size: int, normaliser: Normal
     trained = _bert(tokenizers.models.WordPiece(unk_token="[UNK]"), normaliser)
     # The trainer numbers the "##x" pieces in the order of a randomly seeded hash map, and it breaks ties by number.
     # Special tokens have the order in which they are given, so the pieces are given as special tokens.
-    pieces = _continuations(trained, captions)
+    once = _apart(captions)
+    pieces = _continuations(trained, once)
     trainer = tokenizers.trainers.WordPieceTrainer(
         vocab_size=max(vocab_size, len(SPECIAL_TOKENS)),
         special_tokens=[*SPECIAL_TOKENS, *pieces],
@@ -191,7 +192,7 @@ def train_wordpiece(captions: Iterable[str], vocab_size: int, normaliser: Normal
         raise UserError("no words to train a tokenizer on: the captions are empty")
     if len(vocab) > vocab_size:
         raise UserError(f"vocab_size={vocab_size} is too small: the letters alone take {len(vocab)} tokens")
-    if normaliser.strip_accents and (warning := merged_words(captions)):
+    if normaliser.strip_accents and (warning := merged_words(once)):
         log.warning("%s", warning)
 
     backend = _bert(tokenizers.models.WordPiece(vocab, unk_token="[UNK]"), normaliser)
@@ -242,7 +243,15 @@ def _bert(model: tokenizers.models.Model, normaliser: Normaliser) -> tokenizers.
     return backend
 
 
-def _continuations(backend: tokenizers.Tokenizer, captions: list[str]) -> list[str]:
+def _apart(captions: Iterable[str]) -> set[str]:
+    """What stands between the spaces of all captions, each once: a million captions have few words.
+
+    A normaliser of BERT's changes no space, and looks at nothing across one.
+    """
+    return {part for text in captions for part in text.split(" ")}
+
+
+def _continuations(backend: tokenizers.Tokenizer, captions: Iterable[str]) -> list[str]:
     """ "##x" for every character x that continues a word, in order."""
     characters = set()
     for caption in captions:

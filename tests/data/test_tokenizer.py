@@ -235,3 +235,16 @@ def test_case_and_chinese_characters():
     assert cased.decode(cased.encode(["Der Hund"], 9)[0][0]) == "Der Hund"
     split, whole = (train_wordpiece(captions, 80, Normaliser(split_cjk=x)) for x in (True, False))
     assert "黑狗" in whole._backend.get_vocab() and "黑狗" not in split._backend.get_vocab()
+
+
+def test_looking_at_each_word_once_changes_nothing(monkeypatch, caplog):
+    """Spaces of every kind, controls inside words, marks that stand alone or after a space, Chinese, final sigma."""
+    captions = [
+        "Caf\u00e9 cafe\u0301 cafe", "a\x1cb a\u00a0c  d\te\u2009f\x85g", " \u0301x y\u0301\u0323", "ΟΔΟΣ οδος İ",
+        "人在跑步", "", "   ", "end-of.word, it's",
+    ]  # fmt: skip
+    found = train_wordpiece(captions, 200), caplog.text
+    caplog.clear()
+    monkeypatch.setattr("smke_jax.data.tokenizer._apart", list)
+    assert (train_wordpiece(captions, 200).digest, caplog.text) == (found[0].digest, found[1])
+    assert "become others, such as" in found[1]

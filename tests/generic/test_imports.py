@@ -23,7 +23,7 @@ LAYERS = (
     ("training.loop", "training.restore"),
     ("embedder", "training.export", "training.stages"),
     ("studies", "__main__"),
-    ("programs",),
+    ("programs", "notebook"),
 )
 # Rooms beside each other that stay apart: not importable by anything in the room.
 SEPARATE = {

@@ -8,6 +8,7 @@ from made_runs import make_run, retrieval
 
 from smke_jax.errors import UserError
 from smke_jax.forms import form_of
+from smke_jax.reporting.plots import png_bytes
 from smke_jax.studies.compare.plots import quality_figure, throughput_figure
 from smke_jax.studies.compare.rows import make_rows
 from smke_jax.studies.compare.table import compare
@@ -276,6 +277,17 @@ def test_throughput_is_drawn_beside_the_ideal_line(tmp_path):
     ideals = [list(line.get_ydata()) for line in axes.lines if line.get_linestyle() == "--" and len(line.get_xdata())]
     assert [64.0, 128.0, 256.0] in ideals and [256.0, 512.0, 1024.0] in ideals
     assert list(axes.get_xticks()) == [1, 2, 4]
+
+
+def test_speeds_that_lie_close_have_a_scale(tmp_path):
+    for devices, speed in ((1, 1110.0), (2, 1209.0)):
+        make_run(tmp_path / str(devices), num_devices=devices, speed=speed)
+    figure = throughput_figure(rows_of(tmp_path))
+    png_bytes(figure)  # ticks are labelled when drawn
+    (axes,) = figure.axes
+    low, high = axes.get_ylim()
+    labels = zip(axes.get_yticks(), axes.get_yticklabels())
+    assert [text.get_text() for y, text in labels if low <= y <= high] == ["1,500", "2,000"]
 
 
 def test_recipes_have_lines_of_their_own(tmp_path):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter, NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator, ScalarFormatter
 
 from smke_jax.reporting.plots import COLOURS, style_axes, with_legend
 
@@ -53,8 +53,10 @@ def throughput_figure(rows: Sequence) -> Figure | None:
         axes.plot(devices, ideal, color=style["color"], linewidth=1, linestyle="--", alpha=0.6)
     axes.plot([], [], color="#666666", linewidth=1, linestyle="--", label="ideal: linear from the fewest devices")
     _doubling(axes, sorted({row.runs[0].devices for row in rows}))
-    axes.set_yscale("log", base=2)
-    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 4, 5, 7)))  # the speeds may lie within a factor of two
+    axes.yaxis.set_major_formatter("{x:,.4g}")
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("devices")
     return with_legend(figure, axes)
 
