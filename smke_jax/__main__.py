@@ -10,6 +10,7 @@ from pathlib import Path
 from smke_jax.errors import UserError
 
 PROGRAMS = {
+    "doctor": "whether this machine can train, and what to do where it cannot: [--config=FILE] [--json]",
     "demo": "train a small model on procedurally drawn scenes and show it retrieving (minutes, no data needed)",
     "prepare": "make a dataset or a tokenizer ready for training",
     "train": "train a config: --config=configs/x.py --workdir=DIR [--config.a.b=value …]",
