@@ -14,6 +14,7 @@ PROGRAMS = {
     "demo": "train a small model on procedurally drawn scenes and show it retrieving (minutes, no data needed)",
     "prepare": "make a dataset or a tokenizer ready for training",
     "train": "train a config: --config=configs/x.py --workdir=DIR [--config.a.b=value …]",
+    "report": "the report of runs, made anew as report.html and report.md: RUN…",
     "plan": "what a config costs, before it runs: --config=FILE --devices=N --device=h200 [--config.a.b=value …]",
     "sweep": "train a config over a grid of values: --config=FILE --out=DIR --axis config.batch_size=256,512 […]",
     "ladder": "the thesis' recipes on the same photos, and what each brings: [--minutes=M] [--recipes=A,B,…]",

@@ -9,10 +9,12 @@ import numpy as np
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
+from smke_jax.reporting.evaluations import RECALLS, Evaluation
+from smke_jax.reporting.markdown import markdown_table
 from smke_jax.reporting.plots import png_bytes
 from smke_jax.studies.compare.plots import quality_figure, throughput_figure
 from smke_jax.studies.compare.rows import SEED, Row, make_rows
-from smke_jax.studies.runs import RECALLS, Evaluation, Run, read_runs
+from smke_jax.studies.runs import Run, read_runs
 
 RECALL_TITLES = [f"{d.replace('_to_', ' → ')} R@1" if key == "r1" else f"R@{key[1:]}" for d, key in RECALLS]
 INTERVAL_NOTE = "± is half of the 95 % bootstrap interval over the images of the gallery."
@@ -108,17 +110,6 @@ def _data_wait(run: Run) -> float | None:
 def _late(run: Run, evaluation: Evaluation) -> str:
     """' at STEP' where the run has gone on since."""
     return f" at {evaluation.step}" if evaluation.step < run.step else ""
-
-
-def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown whose columns are aligned in its text too."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    lines = [[cell.replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width, "-" if cell == "---" else " ") for cell, width in zip(line, widths)) + " |"
-        for line in lines
-    )
 
 
 def _differences(different: dict[str, Any]) -> str:
