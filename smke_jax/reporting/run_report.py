@@ -144,7 +144,8 @@ def as_markdown(run: RunFiles, tables: Sequence[Table]) -> str:
             lines.append(f"- {''.join('✓' if right else '✗' for _, right in found)} {' '.join(caption.split())}")
     lines += ["", "## Facts", "", *(f"- {key}: {value}" for key, value in facts(run).items())]
     lines += ["", "```", command(run), "```"]
-    return "\n".join(lines) + "\n"
+    # A caption may carry lone surrogates, which UTF-8 cannot hold.
+    return ("\n".join(lines) + "\n").encode("utf-8", "replace").decode("utf-8")
 
 
 def summary(run: RunFiles) -> list[str]:

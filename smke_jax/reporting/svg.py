@@ -28,16 +28,20 @@ def inline_svg(figure: Figure, name: str, caption: str) -> str:
     text = buffer.getvalue()
     width, height = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text).groups()
     body = text[text.index("</defs>") + len("</defs>") : text.rindex("</svg>")]  # what is before styles the whole page
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'(url\(|href=")#', rf"\1#{name}-", body)
-    body = re.sub(r"font-family: [^;\"]*;?", "", body)
-    # A colour within text, which a caption could hold, stays text.
-    body = re.sub(r'style="[^"]*"', lambda style: _themed(style[0]), body)
+    # What a label says lies between the tags, and stays as it is.
+    body = re.sub(r"<[^>]*>", lambda tag: _in_page(tag[0], name), body)
     body = re.sub(r"\n\s*", " ", body)
     return (
         f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
         f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(caption)}">{body}</svg>'
     )
+
+
+def _in_page(tag: str, name: str) -> str:
+    tag = re.sub(r'\bid="', f'id="{name}-', tag)
+    tag = re.sub(r'(url\(|href=")#', rf"\1#{name}-", tag)
+    tag = re.sub(r"font-family: [^;\"]*;?", "", tag)
+    return re.sub(r'style="[^"]*"', lambda style: _themed(style[0]), tag)
 
 
 def _themed(style: str) -> str:

@@ -4,10 +4,10 @@ import base64
 import io
 import json
 import re
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from pages import HOSTILE, Page
 from PIL import Image
 
 from smke_jax.errors import UserError
@@ -15,40 +15,10 @@ from smke_jax.reporting import plots
 from smke_jax.reporting.metrics_log import read_metrics, series
 from smke_jax.reporting.report import Query, Recall, RunReport, write_report
 
-HOSTILE = "<script>alert('x')</script><img src=\"http://evil.example/a.png\" onerror=x> $\\frac{ &amp; \ud800"
-VOID = {"meta", "img", "br"}
 SIX = {
     "image_to_text": {"r1": 51.66, "r5": 79.9, "r10": 88.66},
     "text_to_image": {"r1": 36.17, "r5": 66.55, "r10": 78.28},
 }
-
-
-class Page(HTMLParser):
-    """Every tag with its attributes and all visible text; fails on tags that do not close in order."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.text, self.open = [], [], []
-        self.feed(path.read_text(encoding="utf-8"))
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.text.append(data)
-
-    def sources(self):
-        return [attributes["src"] for _, attributes in self.tags if "src" in attributes]
-
-    def has(self, text):
-        return text in " ".join("".join(self.text).split())
 
 
 def image(colour=0, shape=(20, 30, 3)):
