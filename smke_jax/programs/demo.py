@@ -113,7 +113,7 @@ def _config(name: str, variant: str = "", steps: int | None = None) -> ConfigDic
 
 
 def _train(config: ConfigDict, workdir: Path) -> TrainedRun:
-    """The run in `workdir`, trained to its end; a SIGTERM before that ends the demo, and its command continues it."""
+    """The run in `workdir`, trained to its end; SIGTERM or Ctrl-C ends the demo, and its command continues it."""
     outcome = train_and_evaluate(config, workdir)
     if outcome.step < config.total_steps:
         sys.exit(0)

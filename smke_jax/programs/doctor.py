@@ -28,8 +28,6 @@ from smke_jax.studies.doctor.machine import (
 )
 from smke_jax.studies.doctor.versions import check_versions
 
-EXAMPLE = "smke doctor --config=configs/scenes.py"
-
 
 def main(argv: list[str]) -> int:
     """Parses the command line, looks and prints; returns the exit status: 1 where something is wrong."""

@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
-    """Trains `config` in `workdir`, continuing what is there; returns early, saved, after a SIGTERM.
+    """Trains `config` in `workdir`, continuing what is there; returns early, saved, after a SIGTERM or Ctrl-C.
 
     Raises UserError for everything that the user can mend, before compilation where it can be seen by then.
     """
@@ -173,7 +173,7 @@ class _Loop:
                     self._log(writer, progress, step, values)
         if step < plan.total_steps:
             where = f"step {step} of {plan.total_steps}"
-            log.warning("stopped by SIGTERM at %s, saved; the same command continues", where)
+            log.warning("stopped at %s, saved; the same command continues", where)
         return Outcome(step, state.params, figures)
 
     def _is_due(self, name: str, step: int) -> bool:
