@@ -29,7 +29,8 @@ def main(argv: list[str]) -> int:
     flags.DEFINE_integer("process_id", None, "this one's number, else SMKE_PROCESS_ID", flag_values=values)
     argv, overrides = split_overrides(argv)
     if {"-h", "--help"} & set(argv):
-        print(f"{__doc__}\n{values.get_help().partition('\nabsl.flags:')[0]}")
+        own, _, _ = values.get_help().partition("absl.flags:")
+        print(f"{__doc__}\n{own.strip()}")
         return 0
     parse_flags(values, argv)
     if config_file.value is None or workdir.value is None:

@@ -95,7 +95,7 @@ figure { margin: 0; }
 .pair { display: grid; grid-template-columns: 160px 1fr; gap: 16px; align-items: start; }
 .hit img { width: 100%; aspect-ratio: 1; object-fit: cover; display: block; border-radius: 6px;
   border: 4px solid var(--line); }
-.hit.right img { border-color: var(--right); } .hit.wrong img { border-color: var(--wrong); border-style: dashed; }
+.hit.right img { border-color: var(--right); } .hit.wrong img { border-color: var(--wrong); }
 .mark { font-weight: 700; }
 .right .mark { color: var(--right); } .wrong .mark { color: var(--wrong); }
 ol { margin: 0; padding-left: 24px; } li { overflow-wrap: anywhere; margin-bottom: 2px; }

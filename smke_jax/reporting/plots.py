@@ -108,7 +108,7 @@ def recall_figure(rows, direction: str) -> Figure | None:
     labels = {match[0]: f"{match[1]} R@{match[2]}" if several else f"R@{match[2]}" for match in found}
     figure = evaluation_figure(rows, labels, "recall, %")
     if figure:
-        figure.axes[0].set_ylim(0, 100)
+        figure.axes[0].set_ylim(0, min(100, figure.axes[0].get_ylim()[1]))
     return figure
 
 

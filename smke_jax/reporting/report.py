@@ -138,10 +138,6 @@ def curves_section(rows) -> str:
     """What training logged against the step, from the rows of `read_metrics`."""
     drawn = [
         (plots.loss_figure(rows), _loss_caption(rows)),
-        *(
-            (plots.recall_figure(rows, direction), f"Recall during training, {name}")
-            for direction, name in DIRECTIONS.items()
-        ),
         (plots.accuracy_figure(rows), "How often the right partner is the nearest of the batch"),
         (plots.logit_scale_figure(rows), "Logit scales (inverse temperatures)"),
         (plots.norm_figure(rows), "Norms of the gradient, before clipping, and of the update"),

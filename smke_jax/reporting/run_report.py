@@ -281,6 +281,7 @@ def _evaluator_section(name: str, found: Sequence[Evaluation]) -> str:
     rows = [row for evaluation in found for row in (curve_row(evaluation),)]
     if found[0].has_recalls:
         recalls = [Recall(f"step {x.step:,}", x.record) for x in _spread_out(found)]
+        recalls[1:] = [x._replace(metrics=_other_protocol(x.metrics, recalls[0].metrics)) for x in recalls[1:]]
         drawn = [
             (plots.recall_figure(rows, d), f"Recall of {title} against the step, with 95 % intervals")
             for d, title in DIRECTIONS.items()
@@ -293,6 +294,12 @@ def _evaluator_section(name: str, found: Sequence[Evaluation]) -> str:
     ]
     figures = drawings(drawn, f"evaluator-{_word(name)}-")
     return html.section(table.title, html.table(table.heads, table.rows), figures, note=table.note)
+
+
+def _other_protocol(record: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` without its protocol where that is the one of `first`, which is said once."""
+    same = all(record[key] == first[key] for key in ("protocol", "n_images", "n_captions"))
+    return {key: value for key, value in record.items() if key != "protocol" or not same}
 
 
 def curve_row(evaluation: Evaluation) -> dict[str, float]:
@@ -349,6 +356,8 @@ def _count(value: Any) -> str:
 
 
 def _value(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(map(str, value)) or "–"
     return "–" if value is None or value == "" else str(value)
 
 
