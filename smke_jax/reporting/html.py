@@ -161,6 +161,11 @@ def hit(image, is_right: bool | None, note: str = "", alt: str = "") -> str:
     )
 
 
+def hits(found: Iterable[str]) -> str:
+    """Photos beside each other, as `hit` makes them."""
+    return f'<div class="hits">{"".join(found)}</div>'
+
+
 def caption_item(caption: str, is_right: bool | None) -> str:
     """A list item: a caption with its tick or cross."""
     return f'<li class="{_verdict(is_right)}">{_mark(is_right)} {escape(caption)}</li>'

@@ -171,11 +171,11 @@ def _queries(queries):
     rows = []
     for query in queries:
         correct = [None] * len(query.images) if query.correct is None else query.correct
-        hits = "".join(
+        hits = html.hits(
             html.hit(image, is_right, f"{score:.3f}", alt=f"match for: {query.text}")
             for image, score, is_right in zip(query.images, query.scores, correct, strict=True)
         )
-        rows.append(f'<div class="row">{html.paragraph(query.text)}<div class="hits">{hits}</div></div>')
+        rows.append(f'<div class="row">{html.paragraph(query.text)}{hits}</div>')
     note = "Best first; the number under an image is its similarity to the text."
     return html.section("Text queries", *rows, note=note) if rows else ""
 
@@ -184,8 +184,8 @@ def text_to_image_section(examples: Sequence[tuple], at: str = "") -> str:
     """Captions with the images found for them: (caption, [(image, is right), …]); `at` ends the title."""
     rows = []
     for caption, found in examples:
-        hits = "".join(html.hit(image, is_right, alt=f"match for: {caption}") for image, is_right in found)
-        rows.append(f'<div class="row">{html.paragraph(caption)}<div class="hits">{hits}</div></div>')
+        hits = html.hits(html.hit(image, is_right, alt=f"match for: {caption}") for image, is_right in found)
+        rows.append(f'<div class="row">{html.paragraph(caption)}{hits}</div>')
     note = "Best first; green ✓ is the caption's own image, red ✗ another one."
     return html.section("Captions and the images found for them" + at, *rows, note=note) if rows else ""
 
