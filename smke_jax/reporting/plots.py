@@ -114,12 +114,14 @@ def recall_figure(rows, direction: str) -> Figure | None:
 
 def evaluation_figure(rows, labels, ylabel: str) -> Figure | None:
     """The keys of `labels` against the step, each with its name and its band; None where none was measured twice."""
+    # A label has the same colour in every picture, whatever else is measured.
+    colours = {key: COLOURS[number % len(COLOURS)] for number, key in enumerate(labels)}
     keys = [key for key in labels if len(series(rows, key)[0]) > 1]
     if not keys:
         return None
     figure, axes = _curves(ylabel)
-    for number, key in enumerate(keys):
-        colour = COLOURS[number % len(COLOURS)]
+    for key in keys:
+        colour = colours[key]
         _draw(axes, rows, key, colour, label=labels[key])
         (steps, low), (_, high) = series(rows, f"{key}/low"), series(rows, f"{key}/high")
         if steps:

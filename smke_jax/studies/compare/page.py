@@ -10,6 +10,7 @@ from smke_jax.reporting.evaluations import read_evaluations, read_examples
 from smke_jax.reporting.metrics_log import read_metrics, series
 from smke_jax.reporting.report import DIRECTIONS, drawings, whole_page
 from smke_jax.reporting.run_report import curve_row
+from smke_jax.studies.compare.rows import Row
 from smke_jax.studies.runs import Run
 
 LOGGED = {
@@ -23,26 +24,33 @@ SHOWN = 4  # captions
 
 
 def comparison_page(
-    runs: Sequence[Run],
-    titles: Sequence[str],
-    cells: Iterable[Sequence[str]],
-    notes: Sequence[str],
-    figures: Iterable[tuple[Figure | None, str]],
+    rows: Sequence[Row], titles: Sequence[str], cells: Iterable[Sequence[str]], notes: Sequence[str]
 ) -> str:
-    """The page of `runs`: the table of these cells, `notes` below it, and (figure, caption) of the whole study."""
+    """The page of the runs in `rows`: the table of these cells, of which 'config' has one of its own, and `notes`."""
+    runs = [run for row in rows for run in row.runs]
+    shown = [number for number, title in enumerate(titles) if title != "config"]
+    table = html.table([titles[n] for n in shown], [[line[n] for n in shown] for line in cells])
     lines = "".join(f"<li>{html.escape(note.removeprefix('- '))}</li>" for note in notes)
+    drawn = drawings(_curves(runs[:MOST_RUNS]), "curve")
     parts = {
-        "table": html.section("Runs", html.table(titles, cells), f'<ul class="soft">{lines}</ul>'),
-        "pictures of the study": _section("The study", drawings(figures, "study")),
-        "curves": _section("Curves", drawings(_curves(runs[:MOST_RUNS]), "curve"), _left_out(runs)),
-        "examples that the runs share": _examples(runs[:MOST_RUNS]),
+        "table": html.section("Runs", table, f'<ul class="soft">{lines}</ul>'),
+        "differences": _differences(rows),
+        "curves": html.section("Curves", drawn, note=_left_out(runs)) if drawn else "",
+        "examples": _examples(runs[:MOST_RUNS]),
     }
-    parts = {name: part for name, part in parts.items() if part or name != "pictures of the study"}
-    return whole_page(f"{len(runs)} runs beside each other", (), (), parts)
+    present = {name: part for name, part in parts.items() if part}
+    return whole_page(f"{len(runs)} runs beside each other", (), (), present)
 
 
-def _section(title: str, inside: str, note: str = "") -> str:
-    return html.section(title, inside, note=note) if inside else ""
+def _differences(rows: Sequence[Row]) -> str:
+    """The fields in which the configs differ, with a column for each row of the comparison."""
+    fields = dict.fromkeys(key for row in rows for key in row.different)
+    lines = [(key.removeprefix("config."), *(str(row.different.get(key, "–")) for row in rows)) for key in fields]
+    if not lines:
+        return ""
+    return html.section(
+        "Where the configs differ", html.table(("field", *(row.name for row in rows)), lines, said=True)
+    )
 
 
 def _left_out(runs: Sequence[Run]) -> str:
@@ -58,10 +66,8 @@ def _curves(runs: Sequence[Run]) -> list[tuple[Figure | None, str]]:
     logged = {run.name: _logged(run) for run in runs}
     scales = sorted({key for rows in logged.values() for row in rows for key in row if "logit_scale" in key})
     for key, label in {**LOGGED, **{scale: "logit scale" for scale in scales}}.items():
-        rows = [
-            {"step": step, name: value} for name, own in logged.items() for step, value in zip(*series(own, key))
-        ]  # fmt: skip
-        figure = plots.lines_figure(rows, {run.name for run in runs}.__contains__, label)
+        rows = [{"step": s, name: x} for name, own in logged.items() for s, x in zip(*series(own, key))]
+        figure = plots.evaluation_figure(rows, {run.name: run.name for run in runs}, label)
         found.append((figure, f"{key} against the step"))
     return found
 

@@ -42,9 +42,7 @@ def compare(paths: Iterable[Path], out: Path | None = None) -> str:
             atomic.write_bytes(out / name, png_bytes(figure))
         pictures = "\n".join(f"![{name.removesuffix('.png')}]({name})" for name in drawn)
         atomic.write_text(out / "compare.md", f"{text}\n\n{pictures}".rstrip() + "\n")
-        captions = {"quality.png": "R@1 against the global batch", "throughput.png": "Examples/s against the devices"}
-        study = [(figure, captions[name]) for name, figure in drawn.items()]
-        atomic.write_text(out / "compare.html", comparison_page(runs, titles, cells, notes, study))
+        atomic.write_text(out / "compare.html", comparison_page(rows, titles, cells, notes))
         atomic.write_text(out / "compare.json", json.dumps(_as_json(rows, problems), indent=1) + "\n")
     return text
 
