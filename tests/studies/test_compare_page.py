@@ -32,10 +32,7 @@ def test_everything_is_on_one_page(two, tmp_path):
     compare(two, tmp_path / "out")
     made = Page(tmp_path / "out" / "compare.html")
     assert (
-        made.has("2 runs beside each other")
-        and made.has("task.flip0.50.25")
-        and made.has("one")
-        and made.has("other")
+        made.has("2 runs beside each other") and made.has("task.flip0.50.25") and made.has("one") and made.has("other")
     )
     assert made.has("Recalls in percent, made up: 500 images")  # the notes of the table
     assert made.has("R@1 text → image against the step") and made.has("loss against the step")
