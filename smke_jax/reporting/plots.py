@@ -223,7 +223,9 @@ def _draw(axes, rows, key, colour, label=None):
 def with_legend(figure: Figure, axes) -> Figure:
     """`figure` with the labels of `axes` above it; labels are data, so `$` starts no formula."""
     handles, labels = axes.get_legend_handles_labels()
-    columns = max(1, min(len(handles), 3, int(11 * figure.get_size_inches()[0]) // (max(map(len, labels)) + 6)))
+    columns = max(
+        1, min(len(handles), 3, int(11 * figure.get_size_inches()[0]) // (max(map(len, labels), default=0) + 6))
+    )
     legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)

@@ -31,10 +31,7 @@ def inline_svg(figure: Figure, name: str, caption: str) -> str:
     # What a label says lies between the tags, and stays as it is.
     body = re.sub(r"<[^>]*>", lambda tag: _in_page(tag[0], name), body)
     body = re.sub(r"\n\s*", " ", body)
-    return (
-        f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(caption)}">{body}</svg>'
-    )
+    return f'<svg class="plot" viewBox="0 0 {width} {height}" role="img" aria-label="{escape(caption)}">{body}</svg>'
 
 
 def _in_page(tag: str, name: str) -> str:

@@ -222,7 +222,7 @@ def test_a_sweep_survives_an_interruption_and_a_run_that_fails(config_file, tmp_
     assert steps == list(range(1, 13))
     table = [line for line in printed.splitlines() if line.startswith("| num_devices")]
     assert len(table) == 2 and "2 × cpu" in table[1] and "±" in table[1]
-    assert {path.name for path in out.glob("compare.*")} == {"compare.md", "compare.json"}
+    assert {path.name for path in out.glob("compare.*")} == {"compare.html", "compare.md", "compare.json"}
     assert (out / "throughput.png").is_file() and not (out / "quality.png").exists()
 
     times = {name: (out / name / "metrics.jsonl").stat().st_mtime_ns for name in ("num_devices=1", "num_devices=2")}
