@@ -51,6 +51,7 @@ def base() -> ConfigDict:
     c.log = ConfigDict()
     c.log.every = 50  # steps
     c.log.tensorboard = False
+    c.log.report = True  # WORKDIR/report.html and report.md, made anew at evaluations
     c.lock()
     for section in ("task", *SECTIONS):
         c[section].unlock()  # parts are added by name; their own fields are locked

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
-from ml_collections import ConfigDict, config_dict
+from ml_collections import ConfigDict, FieldReference, config_dict
 
 from smke_jax.assets import ASSETS
 from smke_jax.config import base
@@ -33,7 +33,7 @@ from smke_jax.objectives import TERMS
 from smke_jax.selections import SELECTIONS
 from smke_jax.tasks import TASKS
 
-__all__ = ["ROOMS", "base", "filled", "part"]
+__all__ = ["ROOMS", "base", "departures", "filled", "part"]
 
 ROOMS: dict[str, Mapping[str, Callable]] = {
     "task": TASKS,
@@ -106,6 +106,41 @@ def _fill(given: ConfigDict, name: str) -> None:
             given[field] = default
         elif isinstance(given.get(field), ConfigDict) and "type" in given[field]:
             _fill(given[field], field)
+
+
+def departures(config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """{'config.a.b': (value, default)} where `config` departs from `base()` and from the defaults of its parts.
+
+    A field without a default is in it, with the default None; the types of parts are not.
+    """
+    found, whole = {}, base()
+    for key, value in config.items():
+        if key == "task":
+            found |= _departing(value, "", "config.task")
+        elif key in ROOMS:
+            for name, given in value.items():
+                found |= _departing(given, name, f"config.{key}.{name}")
+        elif isinstance(value, ConfigDict):
+            found |= {f"config.{key}.{k}": (x, whole[key][k]) for k, x in value.items() if x != whole[key][k]}
+        elif value != whole[key]:
+            found[f"config.{key}"] = value, whole[key]
+    return found
+
+
+def _departing(given: ConfigDict, name: str, where: str) -> dict[str, tuple[Any, Any]]:
+    try:
+        fields = defaults(*find(given.get("type", name)))
+    except UserError:  # an earlier version had such a part
+        fields = {}
+    found = {}
+    for key, value in given.items():
+        default = fields.get(key)
+        default = None if default is inspect.Parameter.empty or isinstance(default, FieldReference) else default
+        if isinstance(value, ConfigDict) and "type" in value:
+            found |= _departing(value, key, f"{where}.{key}")
+        elif key != "type" and value != default:
+            found[f"{where}.{key}"] = value, default
+    return found
 
 
 def find(type: str) -> tuple[str, Callable]:

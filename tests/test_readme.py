@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_up import jpeg, write
 
-from smke_jax.__main__ import main
+from smke_jax.__main__ import EXAMPLES, main
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
@@ -25,6 +25,7 @@ def sizes_of(part: str, **more) -> list[str]:
 
 # {how a command begins: what makes it small}; None: what test runs it instead.
 SMALL = {
+    "smke doctor": None,  # tests/programs/test_doctor.py: it may find that the machine is full
     "smke demo": None,  # tests/programs/test_demo.py
     "smke prepare flickr8k": [],
     "smke train --config=configs/lit.py:flickr8k": [
@@ -32,6 +33,7 @@ SMALL = {
         "--config.networks.dinov2.layers=1",
     ],
     "smke convert --checkpoint=package": None,  # tests/programs/test_real_weights.py
+    "smke report": [],
     "smke evaluate": [],
     "smke export": [],
     "smke convert": [],
@@ -116,6 +118,15 @@ def small(command: str) -> list[str] | None:
     if arguments[0] == "compare":
         arguments = [x.replace("runs/scaling", "runs/flickr8k") for x in arguments]
     return [*arguments, *more]
+
+
+def test_the_examples_of_the_programs_are_commands_of_the_readme():
+    """So the test below runs them, but for the two that other tests run."""
+    elsewhere = {
+        "train": "smke train --config=configs/scenes.py --workdir=runs/scenes",  # tests/programs/test_demo.py
+        "ladder": "smke ladder --minutes=5",  # tests/studies/ladder/test_ladder_program.py
+    }
+    assert {name: x for name, x in EXAMPLES.items() if x not in commands()} == elsewhere
 
 
 @pytest.mark.slow

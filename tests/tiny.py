@@ -50,6 +50,7 @@ def tiny_config():
     c = form.run()
     c.update(batch_size=8, total_steps=6, num_devices=2, eval_batch_size=8)
     c.checkpoint.every = 2
+    c.log.report = False  # tests/training/test_reporter.py has reports
     c.task = form.pairs()
     c.task.update(source="tiny", vocab_size=60, max_length=8)
     c.networks.teacher = form.teacher()

@@ -177,6 +177,7 @@ def two_matrices_config(*terms: str):
     c = base()
     c.update(batch_size=8, total_steps=6, num_devices=2, eval_batch_size=8)
     c.checkpoint.every, c.log.every = 2, 1
+    c.log.report = False  # tests/training/test_reporter.py has reports
     c.optimizer.update(learning_rate=1e-2, reference_batch=0, warmup_fraction=0.0)
     c.task = part("vectors")
     c.networks.net = part("two_matrices")

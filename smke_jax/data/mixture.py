@@ -50,6 +50,13 @@ class Mixture(Source):
     def names(self) -> list[str]:
         return [source.names[i] for source, taken in zip(self.sources, self._taken) for i in taken.tolist()]
 
+    def counts(self) -> list[dict[str, int | str]]:
+        found = []
+        for source, taken, weight in zip(self.sources, self._taken, self.weights):
+            captions = int(np.sum(source.num_captions[taken]))
+            found += [{**own, "images": len(taken), "captions": captions, "weight": weight} for own in source.counts()]
+        return found
+
     def __getitem__(self, index: int) -> Example:
         source, own = self._find(index)
         return source[own]

@@ -268,7 +268,10 @@ class InMemorySource(Source):
         self._captions, self.names = source.all_captions(), source.names
         self.num_captions, self.image_ids, self.repeats = source.num_captions, source.image_ids, source.repeats
         self.dataset, self.digest, self._origin = source.dataset, source.digest, repr(source)
-        self.about = source.about
+        self.about, self._counts = source.about, source.counts()
+
+    def counts(self) -> list[dict[str, int | str]]:
+        return self._counts
 
     def __getitem__(self, index: int) -> Example:
         image = self.images[index]

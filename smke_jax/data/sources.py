@@ -63,6 +63,10 @@ class Source(abc.ABC):
     def all_captions(self) -> list[tuple[str, ...]]:
         """The captions of each image, in order."""
 
+    def counts(self) -> list[dict[str, int | str]]:
+        """Of each data set in it: 'data', 'images', 'captions', and what else is known, such as 'skipped'."""
+        return [{"data": self.dataset, "images": len(self), "captions": int(np.sum(self.num_captions))}]
+
     @functools.cached_property
     def image_ids(self) -> np.ndarray:
         """int64 (N,): the ids that the images have where they come from; the position where they have none."""
@@ -105,6 +109,12 @@ class PreparedSource(Source):
         self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
         if not len(self._records) == len(self._listing) == report["n_images"]:
             raise UserError(f"{directory} does not hold what its manifest says: run `smke prepare` again")
+
+    def counts(self) -> list[dict[str, int | str]]:
+        report = _split_report(self.directory, self.manifest, self.split)
+        known = {"skipped": "n_skipped", "captions dropped": "n_captions_dropped"}
+        (own,) = super().counts()
+        return [{**own, **{name: report[key] for name, key in known.items() if key in report}}]
 
     @functools.cached_property
     def names(self) -> list[str]:

@@ -6,9 +6,12 @@ from typing import NamedTuple
 import numpy as np
 
 from smke_jax.evaluators.base import Encode, Evaluator, Figures
+from smke_jax.evaluators.examples import image_to_text, text_to_image
 from smke_jax.evaluators.ranks import Ranks, retrieval_ranks
 from smke_jax.evaluators.recalls import DIRECTIONS, format_table, retrieval_metrics
 from smke_jax.tasks.base import Split, Task
+
+SHOWN = 8  # captions, and images, that a report shows with what is found for them
 
 
 class Retrieval(NamedTuple):
@@ -50,6 +53,18 @@ def retrieval(*, split: str = "dev", level: str = "out", every: int = 0) -> Eval
             found.metrics,
             {name: x.astype(np.int32) for name, x in found.ranks._asdict().items()},
             format_table(found.metrics),
+            _examples(found, on),
         )
 
     return Evaluator((f"image/{level}", f"text/{level}"), run, split, every, best="recall_sum")
+
+
+def _examples(found: Retrieval, on: Split) -> dict:
+    """The same captions and images at every evaluation; empty where the split has no pictures to show."""
+    if "pixels" not in on.facts:
+        return {}
+    count, picture = min(SHOWN, len(found.images)), on.facts["pixels"]
+    return {
+        "text_to_image": text_to_image(found, picture, count),
+        "image_to_text": image_to_text(found, picture, count),
+    }

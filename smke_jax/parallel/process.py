@@ -20,6 +20,7 @@ from smke_jax.errors import UserError
 from smke_jax.parallel.rendezvous import meet
 
 START_TIMEOUT = 300.0  # seconds: hosts of one job may come up minutes apart
+INTERRUPTED = b"\nstopping after this step, and saving; Ctrl-C again stops at once\n"
 GRACE = 5.0  # seconds that a process which fails leaves the others to fail by themselves
 
 
@@ -163,24 +164,40 @@ def _gather(value: Any) -> list[Any]:
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[Callable[[int], bool]]:
-    """Yields (step) -> whether to stop because SIGTERM came, to any process: for all of them at the same step.
+    """Yields (step) -> whether to stop because SIGTERM or Ctrl-C came, to any process: for all at the same step.
 
-    Call it at every step; a loop that ends so ends at a whole step and can save (preemption).
+    Call it at every step; a loop that ends so ends at a whole step and can save (preemption).  A second Ctrl-C is a
+    KeyboardInterrupt.
     """
-    if jax.process_count() > 1:
-        # jax has caught the signal since start-up.  The processes agree on the first step that none has begun.
-        yield multihost_utils.reached_preemption_sync_point
-        return
     received = threading.Event()
-    try:
-        previous = signal.signal(signal.SIGTERM, lambda number, frame: received.set())
-    except ValueError:  # not in the main thread, as in notebooks: nothing to hook
-        yield lambda step: False
+    alone = jax.process_count() == 1
+    # Several processes agree on the first step that none has begun.
+    asked = (lambda step: received.is_set()) if alone else multihost_utils.reached_preemption_sync_point
+    if threading.current_thread() is not threading.main_thread():  # as in some notebooks: nothing to hook
+        yield asked
         return
+
+    def interrupted(number, frame):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        os.write(2, INTERRUPTED)  # `print` may be at work on the same stream
+        if alone:
+            received.set()
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    hooked = {signal.SIGINT: interrupted}
+    if alone:  # else jax has caught the signal since start-up
+        hooked[signal.SIGTERM] = lambda number, frame: received.set()
+    previous = {number: signal.getsignal(number) for number in hooked}
+    # A shell lets what it runs in the background ignore Ctrl-C.
+    hooked = {number: handler for number, handler in hooked.items() if previous[number] != signal.SIG_IGN}
+    for number, handler in hooked.items():
+        signal.signal(number, handler)
     try:
-        yield lambda step: received.is_set()
+        yield asked
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number in hooked:
+            signal.signal(number, previous[number])
 
 
 @contextlib.contextmanager

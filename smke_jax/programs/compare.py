@@ -23,7 +23,10 @@ def _parser() -> argparse.ArgumentParser:
         "runs", type=Path, nargs="+", metavar="RUN", help="run directories, or directories of them such as a sweep's"
     )
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="write compare.md, compare.json, quality.png and throughput.png there"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="write compare.html (table, curves, examples), compare.md, compare.json and plots there",
     )
     return parser
 

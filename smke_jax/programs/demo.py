@@ -22,6 +22,7 @@ from smke_jax.data.scenes import ceiling
 from smke_jax.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES
 from smke_jax.embedder import Embedder
 from smke_jax.errors import UserError
+from smke_jax.evaluators.examples import image_to_text, text_to_image
 from smke_jax.evaluators.recalls import chance_recall
 from smke_jax.evaluators.retrieval import Retrieval, retrieve
 from smke_jax.reporting import examples
@@ -112,7 +113,7 @@ def _config(name: str, variant: str = "", steps: int | None = None) -> ConfigDic
 
 
 def _train(config: ConfigDict, workdir: Path) -> TrainedRun:
-    """The run in `workdir`, trained to its end; a SIGTERM before that ends the demo, and its command continues it."""
+    """The run in `workdir`, trained to its end; SIGTERM or Ctrl-C ends the demo, and its command continues it."""
     outcome = train_and_evaluate(config, workdir)
     if outcome.step < config.total_steps:
         sys.exit(0)
@@ -162,8 +163,8 @@ def _report(
         Recall("chance", _chance(result.metrics), ""),
     ]  # fmt: skip
     pictures = dict(
-        text_to_image=examples.text_to_image(result, image_of, 6),
-        image_to_text=examples.image_to_text(result, image_of, 6),
+        text_to_image=text_to_image(result, image_of, 6),
+        image_to_text=image_to_text(result, image_of, 6),
     )
     retrieval_grid(workdir / "retrieval.png", **pictures)
     own, minutes = result.metrics, clock.minutes("s_smke")

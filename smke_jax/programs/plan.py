@@ -12,7 +12,7 @@ from smke_jax.__main__ import run_program
 from smke_jax.config_files import load_config, override, split_overrides
 from smke_jax.errors import UserError
 from smke_jax.evaluators.recalls import write_json
-from smke_jax.studies.plan.devices import DEVICES
+from smke_jax.parallel.devices import DEVICES
 from smke_jax.studies.plan.figures import Figure, Question, answer, table
 
 

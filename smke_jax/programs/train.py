@@ -1,7 +1,9 @@
 """`smke train --config=configs/x.py --workdir=DIR [--config.a.b=value …]`
 
 A config of several stages is trained in order, each stage in DIR/STAGE; `--config.STAGE.a.b=value` changes one of them,
-and without the name of a stage the last one.
+and without the name of a stage the last one.  The same command continues a run.  Ctrl-C saves and stops.
+
+Every config comes in a form `FILE:smoke`, of two steps on drawn scenes, to see it work in less than two minutes.
 """
 
 import sys
@@ -26,6 +28,10 @@ def main(argv: list[str]) -> int:
     flags.DEFINE_integer("num_processes", None, "how many processes, else SMKE_NUM_PROCESSES", flag_values=values)
     flags.DEFINE_integer("process_id", None, "this one's number, else SMKE_PROCESS_ID", flag_values=values)
     argv, overrides = split_overrides(argv)
+    if {"-h", "--help"} & set(argv):
+        own, _, _ = values.get_help().partition("absl.flags:")
+        print(f"{__doc__}\n{own.strip()}")
+        return 0
     parse_flags(values, argv)
     if config_file.value is None or workdir.value is None:
         raise UserError("smke train needs --config=FILE and --workdir=DIR")

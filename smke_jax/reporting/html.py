@@ -3,6 +3,8 @@
 import base64
 import html
 import io
+import re
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -29,21 +31,44 @@ PAGE = """<!DOCTYPE html>
 </html>
 """
 
-STYLE = """
-:root { color-scheme: light; --line: #dfe3e8; --soft: #5c6670; --right: #1a8a3c; --wrong: #c62828; }
+# Okabe and Ito's palette: told apart by colour-blind readers and in grey print.  On a dark page the darker ones are
+# lightened.
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+SERIES_ON_DARK = ("#4AA8E8", "#F07A2A", "#1FC297", "#DE95BC", "#EBB13A", "#8BCFF5", "#A0A6AC")
+
+LIGHT = {
+    "page": "#f4f6f8", "box": "#ffffff", "ink": "#1c2126", "soft": "#5c6670", "line": "#dfe3e8", "grid": "#e3e6ea",
+    "own": "#eef5fb", "right": "#1a8a3c", "wrong": "#c62828",
+}  # fmt: skip
+DARK = {
+    "page": "#101418", "box": "#1a2026", "ink": "#e6e9ec", "soft": "#a3adb6", "line": "#313a43", "grid": "#333c45",
+    "own": "#1d2d3b", "right": "#4cc474", "wrong": "#ff7b72",
+}  # fmt: skip
+
+
+def _variables(colours: dict[str, str], series: tuple[str, ...]) -> str:
+    numbered = {f"series{number}": colour for number, colour in enumerate(series)}
+    return " ".join(f"--{name}: {colour};" for name, colour in {**colours, **numbered}.items())
+
+
+STYLE = f"""
+:root {{ color-scheme: light dark; {_variables(LIGHT, SERIES)} }}
+@media screen and (prefers-color-scheme: dark) {{ :root {{ {_variables(DARK, SERIES_ON_DARK)} }} }}
+"""
+STYLE += """
 * { box-sizing: border-box; }
-body { margin: 0; background: #f4f6f8; color: #1c2126; font: 16px/1.5 system-ui, sans-serif; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
 main { max-width: 1080px; margin: 0 auto; padding: 24px 16px 64px; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 8px; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 0 0 8px; }
 h3 { font-size: 1rem; margin: 16px 0 4px; }
 p { margin: 4px 0; overflow-wrap: anywhere; }
-section { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 16px;
+section { background: var(--box); border: 1px solid var(--line); border-radius: 10px; padding: 16px;
   margin: 16px 0; }
 .soft, figcaption { color: var(--soft); font-size: .85rem; overflow-wrap: anywhere; }
 .tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(140px, 1fr)); gap: 12px;
   margin: 16px 0; }
-.tiles div { background: #fff; border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
+.tiles div { background: var(--box); border: 1px solid var(--line); border-radius: 10px; padding: 12px 16px; }
 .tiles b { display: block; font-size: 1.5rem; line-height: 1.3; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
@@ -52,14 +77,18 @@ th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--li
 th { font-weight: 600; font-size: .85rem; color: var(--soft); }
 thead tr:first-child th { text-align: center; border-bottom: 0; padding-bottom: 0; }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 130px; }
-td:last-child { text-align: left; white-space: normal; min-width: 160px; color: var(--soft);
+table.said thead th { text-align: left; border-bottom: 1px solid var(--line); padding-bottom: 6px; }
+table.said td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+.recalls td:last-child { text-align: left; white-space: normal; min-width: 160px; color: var(--soft);
   font-size: .85rem; }
 td small { display: block; color: var(--soft); font-size: .72rem; }
-tr.own td { background: #eef5fb; font-weight: 600; }
+tr.own td { background: var(--own); font-weight: 600; }
 tr.own small, tr.own td:last-child { font-weight: 400; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 16px; }
 figure { margin: 0; }
-.plots img { width: 100%; max-width: 640px; height: auto; display: block; }
+.plot { width: 100%; max-width: 640px; height: auto; display: block; color: var(--ink); }
+.plot * { stroke-linejoin: round; stroke-linecap: butt; }
+.plot text { fill: currentColor; font-family: system-ui, sans-serif; }
 .hits { display: grid; grid-template-columns: repeat(5, minmax(0, 160px)); gap: 10px; }
 .hits.many { grid-template-columns: repeat(auto-fill, minmax(min(45%, 160px), 1fr)); }
 .row { padding: 12px 0; border-top: 1px solid var(--line); }
@@ -73,17 +102,21 @@ figure { margin: 0; }
 ol { margin: 0; padding-left: 24px; } li { overflow-wrap: anywhere; margin-bottom: 2px; }
 dl { display: grid; grid-template-columns: 200px 1fr; gap: 4px 16px; margin: 0; }
 dt { color: var(--soft); overflow-wrap: anywhere; } dd { margin: 0; overflow-wrap: anywhere; }
-pre { background: #f4f6f8; border-radius: 6px; padding: 10px; font-size: .85rem; margin: 8px 0 0;
+pre { background: var(--page); border-radius: 6px; padding: 10px; font-size: .85rem; margin: 8px 0 0;
   white-space: pre-wrap; overflow-wrap: anywhere; }
 summary { cursor: pointer; }
 @media (max-width: 600px) {
+  section { padding: 12px; }
   .hits { grid-template-columns: repeat(3, minmax(0, 1fr)); } .pair { grid-template-columns: 92px 1fr; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: 8px; }
   th, td { padding: 6px; } th:first-child, td:first-child { min-width: 76px; }
   td small { white-space: normal; }
 }
-@media print { body { background: #fff; } section { break-inside: avoid; } }
+@media print { body { background: #fff; } section { break-inside: avoid; border: 0; padding: 0; } }
 """
+
+
+EMBEDDED = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+")
 
 
 def escape(value) -> str:
@@ -108,12 +141,17 @@ def paragraph(text: str, style: str = "") -> str:
     return f'<p class="{style}">{escape(text)}</p>\n' if text else ""
 
 
-def plot(png: bytes, caption: str) -> str:
-    """A PNG embedded as a figure."""
-    return (
-        f'<figure><img alt="{escape(caption)}" src="data:image/png;base64,{_base64(png)}">'
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
-    )
+def figure(drawing: str, caption: str) -> str:
+    """An <svg> element with its caption below it."""
+    return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, said: bool = False) -> str:
+    """A table of plain text, which scrolls where it is wider than the page.  `said`: its cells are no numbers."""
+    head = "".join(f"<th>{escape(title)}</th>" for title in titles)
+    lines = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    style = ' class="said"' if said else ""
+    return f'<div class="scroll"><table{style}><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
 
 def hit(image, is_right: bool | None, note: str = "", alt: str = "") -> str:
@@ -124,13 +162,20 @@ def hit(image, is_right: bool | None, note: str = "", alt: str = "") -> str:
     )
 
 
+def hits(found: Iterable[str]) -> str:
+    """Photos beside each other, as `hit` makes them."""
+    return f'<div class="hits">{"".join(found)}</div>'
+
+
 def caption_item(caption: str, is_right: bool | None) -> str:
     """A list item: a caption with its tick or cross."""
     return f'<li class="{_verdict(is_right)}">{_mark(is_right)} {escape(caption)}</li>'
 
 
 def photo(image, side: int = 256) -> str:
-    """`small_jpeg` as the address of an embedded picture."""
+    """`small_jpeg` as the address of an embedded picture; such an address is returned as it is."""
+    if isinstance(image, str) and EMBEDDED.fullmatch(image):
+        return image
     return f"data:image/jpeg;base64,{_base64(small_jpeg(image, side))}"
 
 

@@ -15,10 +15,11 @@ from matplotlib.ticker import LogLocator
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
+from smke_jax.reporting.html import SERIES as COLOURS
 from smke_jax.reporting.metrics_log import keys_of, series
 
-# Okabe and Ito's palette: told apart by colour-blind readers and in grey print.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#666666")
+SIZE = (4.8, 3.2)  # inches of a curve: on a phone its text is still 9 pixels high
+NEARLY_BLACK = "#111111"  # of black, an SVG leaves the filling of markers unsaid
 RIGHT, WRONG, UNKNOWN = ("✓", "#1a8a3c"), ("✗", "#c62828"), ("", "#9aa4af")
 
 
@@ -31,49 +32,100 @@ def loss_figure(rows) -> Figure | None:
     if not keys:
         return None
     figure, axes = _curves("loss")
-    for number, key in enumerate(sorted(set(keys) - {"loss"})):
+    curves = {key: series(rows, key) for key in keys}
+    parts = sorted(set(keys) - {"loss"})
+    # A loss of one level is that of its term, and one term may be all there is: equal curves are drawn once.
+    parts = [key for i, key in enumerate(parts) if curves[key] not in [curves[other] for other in parts[:i]]]
+    for number, key in enumerate(key for key in parts if curves[key] != curves.get("loss")):
         _draw(axes, rows, key, COLOURS[number % len(COLOURS)])
     if "loss" in keys:
-        _draw(axes, rows, "loss", "black", label="total")
-    values = np.concatenate([series(rows, key)[1] for key in keys])
+        _draw(axes, rows, "loss", NEARLY_BLACK, label="total")
+    values = np.concatenate([values for _, values in curves.values()])
     if values.min() > 0 and values.max() > 50 * values.min():
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter("")
+        _logarithmic(axes)
     return with_legend(figure, axes)
 
 
 def logit_scale_figure(rows) -> Figure | None:
-    """Each learned logit scale against the step; 100 is marked once a scale comes near it."""
-    keys = keys_of(rows, lambda key: "logit_scale" in key)
+    """Each logit scale against the step; 100 is marked once a scale comes near it."""
+    figure = lines_figure(rows, lambda key: "logit_scale" in key, "logit scale = 1 / temperature")
+    if figure and max(max(line.get_ydata()) for line in figure.axes[0].lines) > 50:
+        figure.axes[0].axhline(100, color="#888888", linewidth=1, linestyle="--", label="100, the usual ceiling")
+        figure.legends.clear()
+        with_legend(figure, figure.axes[0])
+    return figure
+
+
+def norm_figure(rows) -> Figure | None:
+    """The norms of the gradient, before it is clipped, and of the update, over all trained parameters together."""
+    labels = {"grad_norm": "gradient", "update_norm": "update of the parameters"}
+    figure = lines_figure(rows, labels.get, "L2 norm", labels)
+    values = [y for line in figure.axes[0].lines for y in line.get_ydata()] if figure else [0.0]
+    if figure and min(values) > 0 and max(values) > 10 * min(values):
+        _logarithmic(figure.axes[0])
+    return figure
+
+
+def spread_figure(rows) -> Figure | None:
+    """The spread of the embeddings: 1 where they point in all directions alike, 0 where all are the same."""
+    start = "embedding_std/"
+    figure = lines_figure(rows, lambda key: key.startswith(start), "spread")
+    if figure:
+        figure.axes[0].set_ylim(0, max(1.05, figure.axes[0].get_ylim()[1]))
+    return figure
+
+
+def accuracy_figure(rows) -> Figure | None:
+    """How often the right partner within the batch is the nearest, in percent, of every term that says so."""
+    found = keys_of(rows, re.compile(r"(?!eval/).+/accuracy\w*").fullmatch)
+    percent = [{"step": row.get("step"), **{k: 100 * row[k] for k in found if k in row}} for row in rows]
+    figure = lines_figure(percent, found.__contains__, "right within the batch, %")
+    if figure:
+        figure.axes[0].set_ylim(0, 100)
+    return figure
+
+
+def lines_figure(rows, wanted, ylabel: str, labels=None) -> Figure | None:
+    """The keys for which `wanted(key)` holds against the step; `labels` has names for some of them."""
+    keys = keys_of(rows, wanted)
     if not keys:
         return None
-    figure, axes = _curves("logit scale")
+    figure, axes = _curves(ylabel)
     for number, key in enumerate(keys):
-        _draw(axes, rows, key, COLOURS[number % len(COLOURS)])
-    if max(max(series(rows, key)[1]) for key in keys) > 50:
-        axes.axhline(100, color="#888888", linewidth=1, linestyle="--", label="100, the usual ceiling")
+        _draw(axes, rows, key, COLOURS[number % len(COLOURS)], label=(labels or {}).get(key))
     return with_legend(figure, axes)
 
 
 def recall_figure(rows, direction: str) -> Figure | None:
     """Recall at 1, 5 and 10 of one direction (`image_to_text` or `text_to_image`) against the step.
 
-    Of several evaluators every one is drawn.  None for fewer than two evaluations: one point is no curve, and the table
-    has it.
+    Of several evaluators every one is drawn, with the band between 'KEY/low' and 'KEY/high' where rows have them.
+    None for fewer than two evaluations: one point is no curve, and the table has it.
     """
     found = [re.fullmatch(rf"eval/(.+)/{direction}/r(1|5|10)", key) for key in keys_of(rows, lambda key: True)]
     found = sorted((match for match in found if match), key=lambda match: (match[1], int(match[2])))
-    found = [match for match in found if len(series(rows, match[0])[0]) > 1]
-    if not found:
-        return None
     several = len({match[1] for match in found}) > 1
-    figure, axes = _curves("recall, %")
-    for number, match in enumerate(found):
-        label = f"{match[1]} R@{match[2]}" if several else f"R@{match[2]}"
-        _draw(axes, rows, match[0], COLOURS[number % len(COLOURS)], label=label)
-    axes.set_ylim(0, 100)
+    labels = {match[0]: f"{match[1]} R@{match[2]}" if several else f"R@{match[2]}" for match in found}
+    figure = evaluation_figure(rows, labels, "recall, %")
+    if figure:
+        figure.axes[0].set_ylim(0, min(100, figure.axes[0].get_ylim()[1]))
+    return figure
+
+
+def evaluation_figure(rows, labels, ylabel: str) -> Figure | None:
+    """The keys of `labels` against the step, each with its name and its band; None where none was measured twice."""
+    # A label has the same colour in every picture, whatever else is measured.
+    colours = {key: COLOURS[number % len(COLOURS)] for number, key in enumerate(labels)}
+    keys = [key for key in labels if len(series(rows, key)[0]) > 1]
+    if not keys:
+        return None
+    figure, axes = _curves(ylabel)
+    for key in keys:
+        colour = colours[key]
+        _draw(axes, rows, key, colour, label=labels[key])
+        (steps, low), (_, high) = series(rows, f"{key}/low"), series(rows, f"{key}/high")
+        if steps:
+            axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)
     return with_legend(figure, axes)
 
 
@@ -82,11 +134,11 @@ def throughput_figure(rows) -> Figure | None:
     steps, shares = series(rows, "data_wait")
     percent = [{"step": step, "data_wait": 100 * share} for step, share in zip(steps, shares)]
     rows = [*({**row, "data_wait": None} for row in rows), *percent]
-    labels = {"examples_per_second": "examples per second", "data_wait": "data wait, %"}
+    labels = {"examples_per_second": "examples/s", "data_wait": "data wait, %"}
     panels = [key for key in labels if series(rows, key)[0]]
     if not panels:
         return None
-    figure = Figure(figsize=(6.4, 1.2 + 1.6 * len(panels)), layout="constrained")
+    figure = Figure(figsize=(SIZE[0], 1.0 + 1.1 * len(panels)), layout="constrained")
     for number, key in enumerate(panels):
         axes = figure.add_subplot(len(panels), 1, number + 1)
         style_axes(axes, labels[key])
@@ -132,7 +184,7 @@ def retrieval_grid(path, *, text_to_image=(), image_to_text=(), title: str = "",
 
 
 def _curves(ylabel):
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = Figure(figsize=SIZE, layout="constrained")
     axes = figure.add_subplot()
     style_axes(axes, ylabel)
     axes.set_xlabel("step")
@@ -144,6 +196,13 @@ def style_axes(axes, ylabel: str) -> None:
     axes.set_ylabel(ylabel)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _logarithmic(axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter("")
 
 
 def _draw(axes, rows, key, colour, label=None):
@@ -164,7 +223,10 @@ def _draw(axes, rows, key, colour, label=None):
 def with_legend(figure: Figure, axes) -> Figure:
     """`figure` with the labels of `axes` above it; labels are data, so `$` starts no formula."""
     handles, labels = axes.get_legend_handles_labels()
-    legend = figure.legend(handles, labels, loc="outside upper center", ncols=min(len(handles), 3), frameon=False)
+    columns = max(
+        1, min(len(handles), 3, int(11 * figure.get_size_inches()[0]) // (max(map(len, labels), default=0) + 6))
+    )
+    legend = figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
     for text in legend.get_texts():
         text.set_parse_math(False)
     return figure

@@ -4,7 +4,7 @@ Built from plain data, so it knows nothing of models, checkpoints or datasets. A
 out and named at the end.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +14,7 @@ import numpy as np
 from smke_jax import atomic
 from smke_jax.reporting import html, plots
 from smke_jax.reporting.metrics_log import count_not_finite, read_metrics
+from smke_jax.reporting.svg import inline_svg
 
 __all__ = ["Query", "Recall", "RunReport", "read_metrics", "write_report"]
 
@@ -63,23 +64,28 @@ def write_report(path, report: RunReport) -> Path:
     Raises UserError for images that are not uint8 (H, W, 3).
     """
     parts = {
-        "recalls": _recalls(report.recalls),
-        "training curves": _curves(report.metrics_rows),
+        "recalls": recall_section("Retrieval", report.recalls),
+        "training curves": curves_section(report.metrics_rows),
         "text queries": _queries(report.queries),
-        "captions and their images": _text_to_image(report.text_to_image),
-        "images and their captions": _image_to_text(report.image_to_text),
-        "facts": _facts(report.facts, report.command),
+        "captions and their images": text_to_image_section(report.text_to_image),
+        "images and their captions": image_to_text_section(report.image_to_text),
+        "facts": facts_section(report.facts, report.command),
     }
+    return atomic.write_text(path, whole_page(report.title, report.summary, report.headline, parts))
+
+
+def whole_page(
+    title: str, summary: Sequence[str], headline: Sequence[tuple[str, str]], parts: Mapping[str, str]
+) -> str:
+    """The page of these {what it is: section, '' where there is none}; what there is none of is named at the end."""
     body = [
-        f"<h1>{html.escape(report.title)}</h1>",
-        *map(html.paragraph, report.summary),
-        _tiles(report.headline),
+        f"<h1>{html.escape(title)}</h1>", *map(html.paragraph, summary), _tiles(headline),
         *filter(None, parts.values()),
-    ]
+    ]  # fmt: skip
     missing = [name for name, part in parts.items() if not part]
     if missing:
         body.append(html.paragraph(f"Not recorded for this run: {', '.join(missing)}.", "soft"))
-    return atomic.write_text(path, html.page(report.title, "\n".join(body)))
+    return html.page(title, "\n".join(body))
 
 
 def _tiles(headline):
@@ -87,16 +93,18 @@ def _tiles(headline):
     return f'<div class="tiles">{tiles}</div>' if tiles else ""
 
 
-def _recalls(recalls):
+def recall_section(title: str, recalls: Sequence, *more: str) -> str:
+    """A table of `Recall`s, of which the first is this run's newest, and `more` HTML under it."""
     if not recalls:
         return ""
     groups = "".join(f'<th colspan="3">{name}</th>' for name in DIRECTIONS.values())
     names = "<th>R@1</th><th>R@5</th><th>R@10</th>" * len(DIRECTIONS)
     rows = "\n".join(_recall_row(number == 0, *recall) for number, recall in enumerate(recalls))
     return html.section(
-        "Retrieval",
-        f'<div class="scroll"><table><thead><tr><th></th>{groups}<th></th></tr>'
+        title,
+        f'<div class="scroll"><table class="recalls"><thead><tr><th></th>{groups}<th></th></tr>'
         f"<tr><th></th>{names}<th></th></tr></thead><tbody>{rows}</tbody></table></div>",
+        *more,
         note="Recall at K in percent: image → text counts an image as found when any of its captions is "
         "among the top K. Small figures are 95 % bootstrap intervals over images.",
     )
@@ -126,22 +134,31 @@ def _recall_cell(metrics, direction, key):
     return f"<td>{shown}{interval}</td>"
 
 
-def _curves(rows):
+def curves_section(rows) -> str:
+    """What training logged against the step, from the rows of `read_metrics`."""
     drawn = [
         (plots.loss_figure(rows), _loss_caption(rows)),
+        (plots.accuracy_figure(rows), "How often the right partner is the nearest of the batch"),
         (plots.logit_scale_figure(rows), "Logit scales (inverse temperatures)"),
-        *(
-            (plots.recall_figure(rows, direction), f"Recall during training, {name}")
-            for direction, name in DIRECTIONS.items()
-        ),
+        (plots.norm_figure(rows), "Norms of the gradient, before clipping, and of the update"),
+        (plots.spread_figure(rows), "Spread of the embeddings: 1 in all directions alike, 0 collapsed"),
         (plots.throughput_figure(rows), "Speed, and the share of the time spent waiting for data"),
     ]
-    figures = [html.plot(plots.png_bytes(figure), caption) for figure, caption in drawn if figure]
+    figures = drawings(drawn, "training")
     if not figures:
         return ""
     unreadable = getattr(rows, "unreadable", 0)
     note = f"Unreadable lines of the metrics file, left out: {unreadable}." if unreadable else ""
-    return html.section("Training", f'<div class="plots">{"".join(figures)}</div>', note=note)
+    return html.section("Training", figures, note=note)
+
+
+def drawings(drawn: Iterable[tuple], name: str) -> str:
+    """The figures of (figure or None, caption), beside each other; `name` is unique within the page."""
+    figures = [
+        html.figure(inline_svg(figure, f"{name}{number}", caption), caption)
+        for number, (figure, caption) in enumerate(drawn) if figure
+    ]  # fmt: skip
+    return f'<div class="plots">{"".join(figures)}</div>' if figures else ""
 
 
 def _loss_caption(rows):
@@ -154,35 +171,38 @@ def _queries(queries):
     rows = []
     for query in queries:
         correct = [None] * len(query.images) if query.correct is None else query.correct
-        hits = "".join(
+        hits = html.hits(
             html.hit(image, is_right, f"{score:.3f}", alt=f"match for: {query.text}")
             for image, score, is_right in zip(query.images, query.scores, correct, strict=True)
         )
-        rows.append(f'<div class="row">{html.paragraph(query.text)}<div class="hits">{hits}</div></div>')
+        rows.append(f'<div class="row">{html.paragraph(query.text)}{hits}</div>')
     note = "Best first; the number under an image is its similarity to the text."
     return html.section("Text queries", *rows, note=note) if rows else ""
 
 
-def _text_to_image(examples):
+def text_to_image_section(examples: Sequence[tuple], at: str = "") -> str:
+    """Captions with the images found for them: (caption, [(image, is right), …]); `at` ends the title."""
     rows = []
     for caption, found in examples:
-        hits = "".join(html.hit(image, is_right, alt=f"match for: {caption}") for image, is_right in found)
-        rows.append(f'<div class="row">{html.paragraph(caption)}<div class="hits">{hits}</div></div>')
+        hits = html.hits(html.hit(image, is_right, alt=f"match for: {caption}") for image, is_right in found)
+        rows.append(f'<div class="row">{html.paragraph(caption)}{hits}</div>')
     note = "Best first; green ✓ is the caption's own image, red ✗ another one."
-    return html.section("Captions and the images found for them", *rows, note=note) if rows else ""
+    return html.section("Captions and the images found for them" + at, *rows, note=note) if rows else ""
 
 
-def _image_to_text(examples):
+def image_to_text_section(examples: Sequence[tuple], at: str = "") -> str:
+    """Images with the captions found for them: (image, [(caption, is right), …]); `at` ends the title."""
     rows = []
     for image, found in examples:
         captions = "".join(html.caption_item(caption, is_right) for caption, is_right in found)
         query = html.hit(image, None, alt="query image")
         rows.append(f'<div class="row pair">{query}<ol>{captions}</ol></div>')
     note = "Best first; green ✓ was written for this image, red ✗ for another one."
-    return html.section("Images and the captions found for them", *rows, note=note) if rows else ""
+    return html.section("Images and the captions found for them" + at, *rows, note=note) if rows else ""
 
 
-def _facts(facts, command):
+def facts_section(facts: Mapping[str, object], command: str) -> str:
+    """Terms with what is said of each, and the command that started the run."""
     terms = "".join(f"<dt>{html.escape(key)}</dt><dd>{_fact(value)}</dd>" for key, value in facts.items())
     parts = [f"<dl>{terms}</dl>"] if terms else []
     if command:

@@ -1,48 +1,19 @@
 """What a run directory says of its run, in one record; what cannot be read becomes a line instead of an error."""
 
-import json
-import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from smke_jax.config import base
 from smke_jax.errors import UserError
-from smke_jax.evaluators.ranks import RECALL_AT
-from smke_jax.evaluators.recalls import DIRECTIONS
+from smke_jax.reporting.evaluations import Evaluation, newest_evaluations
 from smke_jax.reporting.metrics_log import read_metrics, series, training_seconds
 from smke_jax.studies.jobs import FAILED, SKIPPED, Ledger
 from smke_jax.training.record import flatten, read_run
-
-RECALLS = tuple((direction, f"r{k}") for direction in DIRECTIONS for k in RECALL_AT)
-
-
-class Evaluation(NamedTuple):
-    """The newest figures of one evaluator.
-
-    name:   of the evaluator, in the config
-    step:   of the checkpoint that was evaluated
-    record: everything that it wrote
-    arrays: the file where its arrays lie, if it wrote any
-    """
-
-    name: str
-    step: int
-    record: Mapping[str, Any]
-    arrays: Path
-
-    @property
-    def has_recalls(self) -> bool:
-        """Whether it ranked images and texts."""
-        return all(direction in self.record for direction in DIRECTIONS)
-
-    def numbers(self) -> dict[str, float]:
-        """{'a/b': number} of the numbers in its record."""
-        return dict(_numbers(self.record))
 
 
 @dataclass(frozen=True)
@@ -168,7 +139,7 @@ def _read_run(path: Path, name: str, problems: list[str]) -> Run:
     steps, losses = series(rows, "loss")
     seconds = training_seconds(rows, config["config.batch_size"])
     rates, waits = series(rows, "examples_per_second")[1], series(rows, "data_wait")[1]
-    evaluations = _newest_evaluations(path / "evals", problems)
+    evaluations = newest_evaluations(path / "evals", problems)
     if steps and steps[-1] >= config["config.total_steps"]:
         missing = sorted(_evaluators(config) - evaluations.keys())
         if missing:
@@ -189,48 +160,6 @@ def _read_run(path: Path, name: str, problems: list[str]) -> Run:
 
 def _evaluators(config: Mapping[str, Any]) -> set[str]:
     return {key.split(".")[2] for key in config if key.startswith("config.evaluators.")}
-
-
-def _newest_evaluations(folder: Path, problems: list[str]) -> dict[str, Evaluation]:
-    """{evaluator: the last of its figures that can be read}."""
-    found: dict[str, Evaluation] = {}
-    for step in sorted((int(x.name) for x in folder.glob("*") if x.name.isdecimal()), reverse=True):
-        for path in sorted((folder / str(step)).glob("*.json")):
-            if path.stem in found:
-                continue
-            try:
-                found[path.stem] = _sound(Evaluation(path.stem, step, _read(path), path.with_suffix(".npz")))
-            except (OSError, KeyError, TypeError, ValueError):
-                problems.append(f"{path} is damaged: its figures are left out")
-    return dict(sorted(found.items()))
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    record = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(record, dict):
-        raise TypeError("no object")
-    return record
-
-
-def _sound(evaluation: Evaluation) -> Evaluation:
-    """The same; raises KeyError, TypeError or ValueError where it says nothing, or recalls that are none."""
-    record = evaluation.record
-    if not evaluation.numbers():
-        raise ValueError("no numbers")
-    if any(direction in record for direction in DIRECTIONS):
-        bounds = record["ci95"] and [record["ci95"][direction][key] for direction, key in RECALLS]
-        values = [record[direction][key] for direction, key in RECALLS]
-        np.asarray(values + [x for low, high in bounds or () for x in (low, high)], float)
-        str(record["protocol"]), int(record["n_images"]), int(record["n_captions"])
-    return evaluation
-
-
-def _numbers(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for key, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{key}/")
-        elif isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            yield f"{prefix}{key}", float(value)
 
 
 def _failed_jobs(folder: Path) -> list[str]:

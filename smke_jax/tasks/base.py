@@ -67,6 +67,7 @@ class Task(NamedTuple):
     augmented: (number) -> the split that is trained on, with its images in the random view of that number, which is the
                same in every run; None where the task has no such views
     tokenizer: of a task that reads text
+    counts:    (split) -> [{'data', 'images', 'captions', …}], what a report says of the data sets in it
     threads:   for reading the rows of a split; with 0 the caller reads them itself
     """
 
@@ -80,6 +81,7 @@ class Task(NamedTuple):
     fixed: frozenset[str] = frozenset()
     augmented: Callable[[int], Split] | None = None
     tokenizer: Tokenizer | None = None
+    counts: Callable[[str], list[dict[str, Any]]] = lambda split: []
     threads: int = 2
 
 

@@ -212,8 +212,10 @@ def _task(
         )  # fmt: skip
 
     def evaluated(name: str) -> Split:
-        source = opened.open(name) if name == split else opened.evaluation(name)
-        return evaluation_split(source, name, sizes, words, length)
+        return evaluation_split(source_of(name), name, sizes, words, length)
+
+    def source_of(name: str) -> Source:
+        return opened.open(name) if name == split else opened.evaluation(name)
 
     def augmented(number: int) -> Split:
         source = opened.open(split)
@@ -234,6 +236,7 @@ def _task(
         fixed=frozenset(views.teachers if getattr(views, "teacher_view", "") == "fixed" else ()),
         augmented=augmented if isinstance(views, StudentTeacherViews) else None,
         tokenizer=words,
+        counts=lambda name: source_of(name).counts(),
         threads=opened.threads,
     )
 

@@ -86,6 +86,7 @@ class Plan(NamedTuple):
     checkpoint_keep: int
     log_every: int
     tensorboard: bool
+    report: bool
     profile_steps: tuple[int, ...]
     watched_from: int
     remedies: list[str]
@@ -316,6 +317,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
     flat = record.flatten(config)
     networks = {name: dict(x.described) for name, x in experiment.recipe.networks.items() if x.described}
     facts = {"identity": identity, "facts": dict(experiment.task.facts), "networks": networks}
+    facts["data"] = _counts(experiment)
     record.check_or_write(workdir, flat, config.to_json(indent=2), facts, recorded)
     _warn_of_length(config, experiment.task)
     options = {"micro_batch": config.micro_batch, "loss_impl": config.loss_impl}
@@ -335,10 +337,18 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
         checkpoint_keep=config.checkpoint.keep,
         log_every=config.log.every,
         tensorboard=config.log.tensorboard,
+        report=config.log.report,
         profile_steps=tuple(config.profile_steps),
         watched_from=max(WATCHED_FROM, int(config.optimizer.warmup_fraction * config.total_steps)),
         remedies=remedies(flat, experiment.mesh.size),
     )  # fmt: skip
+
+
+def _counts(experiment: Experiment) -> list[dict[str, Any]]:
+    """What the splits hold that are trained and evaluated on, for the record of the run."""
+    task, evaluators = experiment.task, experiment.recipe.evaluators.values()
+    splits = dict.fromkeys((task.train, *(evaluator.split for evaluator in evaluators)))
+    return [{"split": split, **counts} for split in splits for counts in task.counts(split)]
 
 
 def total_steps(config: ConfigDict, task: Task) -> int:

@@ -19,6 +19,7 @@ from smke_jax.networks.start import describe_origins, started
 from smke_jax.parallel.mesh import put_batch, replicated
 from smke_jax.parallel.process import gather_rows, stop_requests
 from smke_jax.parallel.rules import undivided
+from smke_jax.reporting.evaluations import write_examples
 from smke_jax.tasks.base import BatchPlan
 from smke_jax.training.build import Plan, open_run
 from smke_jax.training.checkpoint import Checkpointer
@@ -26,6 +27,7 @@ from smke_jax.training.evaluation import write_figures
 from smke_jax.training.frozen import load_frozen, networks_of
 from smke_jax.training.memory import memory_advice
 from smke_jax.training.profiling import Profiler
+from smke_jax.training.report import Reporter
 from smke_jax.training.state import TrainState, count_parameters
 from smke_jax.training.step import borrow, init_state, spread
 from smke_jax.training.stored import StoredAsset
@@ -45,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
-    """Trains `config` in `workdir`, continuing what is there; returns early, saved, after a SIGTERM.
+    """Trains `config` in `workdir`, continuing what is there; returns early, saved, after a SIGTERM or Ctrl-C.
 
     Raises UserError for everything that the user can mend, before compilation where it can be seen by then.
     """
@@ -129,6 +131,7 @@ class _Loop:
         self.plan = plan = plan._replace(starts={})  # files that were read: their memory is free again
         step, figures, pending = start, {}, None
         progress = Progress(plan.total_steps, plan.batch_size, start)
+        reporter = Reporter(self.workdir) if plan.report and jax.process_index() == 0 else None
         with (
             MetricWriter(self.workdir, tensorboard=plan.tensorboard) as writer,
             Profiler(self.workdir / "profile", plan.profile_steps) as profiler,
@@ -152,6 +155,8 @@ class _Loop:
                             raise
                         figures = found or figures
                         self._save(state, step, found)
+                        if found and reporter:
+                            reporter.evaluated(step, last=last)
                 if last:
                     break
                 batch = self._next_batch(progress, state, step)
@@ -168,7 +173,7 @@ class _Loop:
                     self._log(writer, progress, step, values)
         if step < plan.total_steps:
             where = f"step {step} of {plan.total_steps}"
-            log.warning("stopped by SIGTERM at %s, saved; the same command continues", where)
+            log.warning("stopped at %s, saved; the same command continues", where)
         return Outcome(step, state.params, figures)
 
     def _is_due(self, name: str, step: int) -> bool:
@@ -246,6 +251,8 @@ class _Loop:
         figures = evaluator.run(encode, self.task, split)
         if jax.process_index() == 0:
             write_figures(self.workdir / "evals" / str(step) / name, figures)
+            if self.plan.report and figures.examples:
+                write_examples(self.workdir / "evals", name, step, figures.examples)
             log.info("step %d\n%s", step, figures.summary)
         writer.write(step, {f"eval/{name}/{what}": value for what, value in figures.scalars.items()})
         return figures

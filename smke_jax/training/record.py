@@ -60,7 +60,7 @@ def check_or_write(
 
     flat, text: the config, flattened and as JSON.  What MAY_CHANGE names may change.
     found:      {'identity': digests of what a config only names: data, tokenizer, weights; 'facts': of the task;
-                'networks': what files said of networks}
+                'networks': what files said of networks; 'data': counts of its splits}
     recorded:   the flattened config that the run began with; empty where it begins
     """
     with failing_together():

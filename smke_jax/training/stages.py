@@ -23,7 +23,7 @@ EXPORT = "export"  # the folder of a stage's run where its export lies
 class Finished(NamedTuple):
     """How the last stage that was trained ended.
 
-    whole: whether it was trained to its end; otherwise a SIGTERM stopped it
+    whole: whether it was trained to its end; otherwise a SIGTERM or Ctrl-C stopped it
     """
 
     stage: str
@@ -33,10 +33,10 @@ class Finished(NamedTuple):
 
 
 def train_stages(stages: Mapping[str, ConfigDict], workdir: str | Path) -> Finished:
-    """Trains the `stages` in order, each in `stage_folder`, continuing what is there; returns early after a SIGTERM.
+    """Trains the `stages` in order, each in `stage_folder`, continuing what is there.
 
-    Of every stage but the last the export is written beside its run, unless it is there.  Raises UserError for what the
-    user can mend.
+    It returns early after a SIGTERM or Ctrl-C.  Of every stage but the last the export is written beside its run,
+    unless it is there.  Raises UserError for what the user can mend.
     """
     workdir = Path(workdir)
     if len(stages) > 1 and (workdir / "run.json").exists():

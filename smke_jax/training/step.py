@@ -162,8 +162,9 @@ def make_train_step(
     its state can still be looked into (`make_diagnosis`).
     layout: the state's shardings, as arrays or `abstract_state` have them; None is a whole copy on every device.
     micro_batch: see `in_micro_batches`.  loss_impl: see `Scope`.
-    metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', 'collisions' (the share of examples whose id
-    occurs more than once in the batch), and 'embedding_std/<representation>' of those that passes have watched.
+    metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', 'update_norm' (of the change of the trained
+    parameters), 'collisions' (the share of examples whose id occurs more than once in the batch), and
+    'embedding_std/<representation>' of those that passes have watched.
     """
     forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl)
 
@@ -192,6 +193,7 @@ def make_train_step(
         slots = jax.tree.map(lambda new, old: jnp.where(finite, new, old), slots, state.slots)
         metrics |= {f"{name}/loss": value for name, value in losses.items()}
         metrics |= {"loss": total, "grad_norm": norm, "collisions": _collisions(batch["id"])}
+        metrics["update_norm"] = optax.tree.norm(updates)
         watched = (name for p in recipe.forward if isinstance(p, Pass) for name in p.watched if name in p.provides)
         metrics |= {f"embedding_std/{name}": _embedding_std(arrays[name]) for name in watched}
         return TrainState(state.step + 1, params, opt_state, slots, state.rng, averages), metrics

@@ -19,7 +19,7 @@ LAYERS = (
     ("networks", "evaluators", "assets"),
     ("training", "reporting", "search"),
     ("parts", "forms", "config_files"),
-    ("training.build",),
+    ("training.build", "training.report"),
     ("training.loop", "training.restore"),
     ("embedder", "training.export", "training.stages"),
     ("studies", "__main__"),

@@ -142,6 +142,28 @@ def test_alone_nothing_is_compared_and_errors_pass():
             raise UserError("mine")
 
 
+def test_ctrl_c_lets_the_step_end_and_a_second_one_does_not(interruptible, capfd):
+    before = signal.getsignal(signal.SIGINT)
+    with stop_requests() as asked:
+        assert not asked(1)
+        signal.raise_signal(signal.SIGINT)
+        assert asked(1) and asked(2)
+        assert "saving; Ctrl-C again stops at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_what_runs_in_the_background_ignores_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_requests() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert not asked(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_sigterm_is_asked_for_and_then_left_to_others():
     before = signal.getsignal(signal.SIGTERM)
     with stop_requests() as asked:

@@ -13,7 +13,7 @@ import tiny
 import tiny_pairs
 from PIL import Image
 
-from smke_jax.__main__ import main, run_program
+from smke_jax.__main__ import EXAMPLES, PROGRAMS, main, run_program
 from smke_jax.convert.params_file import save_params
 from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.models.build import build_model
@@ -50,11 +50,25 @@ def test_help_is_no_error(capsys):
     assert main([]) == 2
 
 
-@pytest.mark.parametrize("program", ["prepare", "evaluate", "export", "index", "search", "serve"])
+def test_every_program_has_an_example():
+    assert list(EXAMPLES) == list(PROGRAMS)
+    assert all(example.startswith(f"smke {name}") for name, example in EXAMPLES.items())
+
+
+def test_help_of_training_begins_with_an_example(capsys):
+    assert main(["train", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith(f"example: {EXAMPLES['train']}\n") and "--[no]workdir" not in printed
+    assert "an existing one is continued" in printed and "--config.a.b=value" in printed
+
+
+@pytest.mark.parametrize("program", ["prepare", "evaluate", "export", "index", "search", "serve", "doctor", "report"])
 def test_programs_explain_their_flags(program, capsys):
     with pytest.raises(SystemExit) as stop:
         main([program, "--help"])
-    assert stop.value.code == 0 and f"smke {program}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert stop.value.code == 0 and f"usage: smke {program}" in printed
+    assert printed.startswith(f"example: {EXAMPLES[program]}\n")
     with pytest.raises(SystemExit) as stop:
         main([program, "--unknown_flag=1"])
     assert stop.value.code == 2

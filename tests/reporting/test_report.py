@@ -3,10 +3,11 @@
 import base64
 import io
 import json
-from html.parser import HTMLParser
+import re
 
 import numpy as np
 import pytest
+from pages import HOSTILE, Page
 from PIL import Image
 
 from smke_jax.errors import UserError
@@ -14,40 +15,10 @@ from smke_jax.reporting import plots
 from smke_jax.reporting.metrics_log import read_metrics, series
 from smke_jax.reporting.report import Query, Recall, RunReport, write_report
 
-HOSTILE = "<script>alert('x')</script><img src=\"http://evil.example/a.png\" onerror=x> $\\frac{ &amp; \ud800"
-VOID = {"meta", "img", "br"}
 SIX = {
     "image_to_text": {"r1": 51.66, "r5": 79.9, "r10": 88.66},
     "text_to_image": {"r1": 36.17, "r5": 66.55, "r10": 78.28},
 }
-
-
-class Page(HTMLParser):
-    """Every tag with its attributes and all visible text; fails on tags that do not close in order."""
-
-    def __init__(self, path):
-        super().__init__()
-        self.tags, self.text, self.open = [], [], []
-        self.feed(path.read_text(encoding="utf-8"))
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.open and self.open[-1] != "style":
-            self.text.append(data)
-
-    def sources(self):
-        return [attributes["src"] for _, attributes in self.tags if "src" in attributes]
-
-    def has(self, text):
-        return text in " ".join("".join(self.text).split())
 
 
 def image(colour=0, shape=(20, 30, 3)):
@@ -93,12 +64,13 @@ def test_file_is_self_contained(tmp_path):
     attributes = {name for _, attributes in page.tags for name in attributes}
     assert attributes.isdisjoint({"href", "srcset", "action", "background"})
     assert not any(name.startswith("on") for name in attributes)
-    assert len(page.sources()) == 5 + 3 + 2 + 1  # curves, query photos, photos of a caption, query image
+    assert len(page.sources()) == 3 + 2 + 1  # query photos, photos of a caption, query image
+    assert [tag for tag, _ in page.tags].count("svg") == 3  # curves
     for source in page.sources():
         kind, data = source.split(";base64,")
         assert kind in ("data:image/png", "data:image/jpeg")
         Image.open(io.BytesIO(base64.b64decode(data))).verify()
-    assert "url(" not in (tmp_path / "report.html").read_text()
+    assert set(re.findall(r"url\((.)", (tmp_path / "report.html").read_text())) <= {"#"}  # of the page itself
     assert "@import" not in (tmp_path / "report.html").read_text()
 
 
@@ -120,7 +92,7 @@ def test_missing_parts_are_named(tmp_path):
     assert page.sources() == []
     assert not Page(write_report(path, full_report())).has("Not recorded")
     losses_only = Page(write_report(path, RunReport(title="t", metrics_rows=[{"step": 1, "loss": 2.0}])))
-    assert len(losses_only.sources()) == 1
+    assert [tag for tag, _ in losses_only.tags].count("svg") == 1
 
 
 def test_right_and_wrong_are_marked(tmp_path):

@@ -310,7 +310,7 @@ def test_pictures_that_would_be_one_point_are_left_out(tmp_path):
     make_run(tmp_path / "runs" / "a")
     make_run(tmp_path / "runs" / "b", r1=None, batch_size=128)
     compare([tmp_path / "runs"], tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"compare.md", "compare.json"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"compare.html", "compare.md", "compare.json"}
     assert "![" not in (tmp_path / "out" / "compare.md").read_text()
 
 

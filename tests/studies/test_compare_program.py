@@ -13,7 +13,8 @@ def test_it_prints_the_table_and_writes_where_asked_to(tmp_path, capsys):
     assert printed.splitlines()[2].startswith("| a ") and "wrote" not in printed
     assert main(["compare", *runs, f"--out={tmp_path / 'out'}"]) == 0
     assert f"wrote {tmp_path / 'out'}" in capsys.readouterr().out
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"compare.md", "compare.json", "quality.png"}
+    written = {"compare.html", "compare.md", "compare.json", "quality.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == written
 
 
 def test_nothing_to_compare_is_one_line(tmp_path, capsys):

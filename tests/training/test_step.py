@@ -134,7 +134,7 @@ def test_the_loss_falls_on_one_batch(run):
 def test_metrics(run, trained):
     itc = ["loss_out", "accuracy_out", "logit_scale_out", "loss"]
     target = ["loss_image", "loss_text", "accuracy_image", "accuracy_text", "logit_scale", "bank_filled", "loss"]
-    expected = {"loss", "grad_norm", "collisions", "embedding_std/image/out", "embedding_std/text/out"}
+    expected = {"loss", "grad_norm", "update_norm", "collisions", "embedding_std/image/out", "embedding_std/text/out"}
     expected |= {f"itc/{k}" for k in itc} | {f"target_itc/{k}" for k in target}
     for metrics in trained[1]:
         assert set(metrics) == expected
@@ -283,6 +283,7 @@ def test_final_weight_is_a_ramp():
         np.testing.assert_allclose(metrics["loss"], 2 * 2.5 + weight * 25.0, rtol=1e-6)
         np.testing.assert_allclose(state.params["model"]["w"], 1 - 0.5 * (2 * 2.5 + weight * 25.0), rtol=1e-6)
         np.testing.assert_allclose(metrics["grad_norm"], 2 * 2.5 + weight * 25.0, rtol=1e-6)
+        np.testing.assert_allclose(metrics["update_norm"], 0.5 * (2 * 2.5 + weight * 25.0), rtol=1e-6)
         assert state.step == step + 1
 
 
@@ -346,7 +347,9 @@ def test_what_is_not_trained_has_no_gradient_no_moments_and_no_part_in_the_norm(
     state, metrics = make_train_step(recipe, tx, mesh, total_steps=10)(state, frozen, put_batch(FOUR, mesh))
     # d mean(y) / d moved is mean(x) · kept / 2 = 2.5 for both columns.
     np.testing.assert_allclose(metrics["grad_norm"], 2.5 * np.sqrt(2), rtol=1e-5)
-    assert np.all(state.params["model"]["moved"]["kernel"] != 1)
+    moved = np.asarray(state.params["model"]["moved"]["kernel"])
+    assert np.all(moved != 1)
+    np.testing.assert_allclose(metrics["update_norm"], np.sqrt(np.sum((moved - 1) ** 2)), rtol=1e-5)
     np.testing.assert_array_equal(frozen["model"]["kept"]["kernel"], 2)
 
 

@@ -3,7 +3,7 @@
     python -m smke_jax.studies.benchmarks.scaling [--config=FILE] [--per_device=64] [--config.a.b=value …]
 
 The step is compiled for as many simulated CPU devices as each row says, with nothing run: bytes, collectives and
-memory are those of the compiled programs.  Step times are predictions from `smke_jax/studies/plan/devices.py`.
+memory are those of the compiled programs.  Step times are predictions from `smke_jax/parallel/devices.py`.
 """
 
 import argparse
@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 
 from smke_jax.__main__ import run_program
 from smke_jax.config_files import load_config, override, split_overrides
+from smke_jax.parallel.devices import DEVICES, HIGHEST, Device
 from smke_jax.studies.benchmarks import record
 from smke_jax.studies.plan.assumed import planned
-from smke_jax.studies.plan.devices import DEVICES, HIGHEST, Device
 from smke_jax.studies.plan.predict import StepTime, step_time
 from smke_jax.studies.plan.program import MOST_SIMULATED, Program, compile_step, take_devices
 

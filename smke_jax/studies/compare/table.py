@@ -9,10 +9,13 @@ import numpy as np
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
+from smke_jax.reporting.evaluations import RECALLS, Evaluation
+from smke_jax.reporting.markdown import markdown_table
 from smke_jax.reporting.plots import png_bytes
+from smke_jax.studies.compare.page import comparison_page
 from smke_jax.studies.compare.plots import quality_figure, throughput_figure
 from smke_jax.studies.compare.rows import SEED, Row, make_rows
-from smke_jax.studies.runs import RECALLS, Evaluation, Run, read_runs
+from smke_jax.studies.runs import Run, read_runs
 
 RECALL_TITLES = [f"{d.replace('_to_', ' → ')} R@1" if key == "r1" else f"R@{key[1:]}" for d, key in RECALLS]
 INTERVAL_NOTE = "± is half of the 95 % bootstrap interval over the images of the gallery."
@@ -21,7 +24,7 @@ MOST_FIGURES = 8  # of one evaluator that has no recalls
 
 
 def compare(paths: Iterable[Path], out: Path | None = None) -> str:
-    """The table of the runs at `paths` as Markdown; with `out` also compare.md, compare.json and plots in it.
+    """The table of the runs at `paths` as Markdown; with `out` also compare.html, .md, .json and plots in it.
 
     What is missing or damaged is named below the table. Raises UserError where no run can be read.
     """
@@ -29,7 +32,9 @@ def compare(paths: Iterable[Path], out: Path | None = None) -> str:
     if not runs:
         raise UserError("; ".join(problems) or "no runs to compare")
     rows = make_rows(runs)
-    text = "\n".join([_table(rows), "", *_notes(rows), *(f"- {problem}" for problem in problems)])
+    titles, cells = _table(rows)
+    notes = [*_notes(rows), *(f"- {problem}" for problem in problems)]
+    text = "\n".join([markdown_table(titles, cells), "", *notes])
     if out is not None:
         figures = {"quality.png": quality_figure(rows), "throughput.png": throughput_figure(rows)}
         drawn = {name: figure for name, figure in figures.items() if figure is not None}
@@ -37,6 +42,7 @@ def compare(paths: Iterable[Path], out: Path | None = None) -> str:
             atomic.write_bytes(out / name, png_bytes(figure))
         pictures = "\n".join(f"![{name.removesuffix('.png')}]({name})" for name in drawn)
         atomic.write_text(out / "compare.md", f"{text}\n\n{pictures}".rstrip() + "\n")
+        atomic.write_text(out / "compare.html", comparison_page(rows, titles, cells, notes))
         atomic.write_text(out / "compare.json", json.dumps(_as_json(rows, problems), indent=1) + "\n")
     return text
 
@@ -48,7 +54,8 @@ class Column(NamedTuple):
     cell: Callable[[Row], str]
 
 
-def _table(rows: list[Row]) -> str:
+def _table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """The titles of the columns, and the cells of each row."""
     columns = [
         Column("run", lambda row: row.name),
         Column("config", lambda row: _differences(row.different)),
@@ -62,7 +69,7 @@ def _table(rows: list[Row]) -> str:
         Column("hours", lambda row: number_cell(row.mean(lambda run: run.hours), ".2f")),
         Column("loss", lambda row: number_cell(row.mean(lambda run: run.loss), ".4g")),
     ]
-    return markdown_table([x.title for x in columns], [[x.cell(row) for x in columns] for row in rows])
+    return [x.title for x in columns], [[x.cell(row) for x in columns] for row in rows]
 
 
 def _recall_columns(rows: list[Row]) -> list[Column]:
@@ -108,17 +115,6 @@ def _data_wait(run: Run) -> float | None:
 def _late(run: Run, evaluation: Evaluation) -> str:
     """' at STEP' where the run has gone on since."""
     return f" at {evaluation.step}" if evaluation.step < run.step else ""
-
-
-def markdown_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown whose columns are aligned in its text too."""
-    lines = [titles, ["---"] * len(titles), *rows]
-    lines = [[cell.replace("|", r"\|").replace("\n", " ") for cell in line] for line in lines]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "| " + " | ".join(cell.ljust(width, "-" if cell == "---" else " ") for cell, width in zip(line, widths)) + " |"
-        for line in lines
-    )
 
 
 def _differences(different: dict[str, Any]) -> str:

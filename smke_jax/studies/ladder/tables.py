@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from smke_jax.reporting.evaluations import RECALLS
+from smke_jax.reporting.markdown import markdown_table
 from smke_jax.studies.compare.table import (
     INTERVAL_NOTE,
     RECALL_TITLES,
     figure_columns,
-    markdown_table,
     number_cell,
     protocol_notes,
     recall_cell,
@@ -17,7 +18,7 @@ from smke_jax.studies.compare.table import (
 )
 from smke_jax.studies.job import START, start_files
 from smke_jax.studies.ladder.recipes import Recipe
-from smke_jax.studies.runs import RECALLS, Run
+from smke_jax.studies.runs import Run
 
 MARKS = {1: "▲", -1: "▼", 0: "", None: ""}
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
+from smke_jax.reporting.evaluations import RECALLS
 from smke_jax.reporting.plots import png_bytes
 from smke_jax.studies.compare.rows import SEED
 from smke_jax.studies.compare.table import evaluations_as_json
@@ -13,7 +14,6 @@ from smke_jax.studies.ladder.lines import Line, compared, read_lines
 from smke_jax.studies.ladder.plot import ladder_figure
 from smke_jax.studies.ladder.recipes import Recipe
 from smke_jax.studies.ladder.tables import dataset, measured_table, notes, thesis_table
-from smke_jax.studies.runs import RECALLS
 
 BEGIN, END = "<!-- written by `smke ladder` -->", "<!-- end of what `smke ladder` wrote -->"
 

@@ -8,8 +8,8 @@ from matplotlib.ticker import EngFormatter
 from ml_collections import ConfigDict
 
 from smke_jax.errors import UserError
+from smke_jax.parallel.devices import DEVICES, Device
 from smke_jax.studies.plan.assumed import planned
-from smke_jax.studies.plan.devices import DEVICES, Device
 from smke_jax.studies.plan.flops import flops_per_example
 from smke_jax.studies.plan.predict import MOST, StepTime, largest_batch, step_time
 from smke_jax.studies.plan.program import Program, compile_step, take_devices

@@ -16,10 +16,10 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from ml_collections import ConfigDict
 
 from smke_jax.losses.collective import Scope
+from smke_jax.parallel.devices import HIGHEST
 from smke_jax.passes.base import Pass
 from smke_jax.selections.base import Selection
 from smke_jax.studies.plan.assumed import shapes_only
-from smke_jax.studies.plan.devices import HIGHEST
 from smke_jax.training.build import Experiment
 from smke_jax.training.frozen import frozen_shapes
 from smke_jax.training.recipe import is_trained, sources

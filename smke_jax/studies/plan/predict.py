@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from smke_jax.studies.plan.devices import Device
+from smke_jax.parallel.devices import Device
 from smke_jax.studies.plan.program import Program
 from smke_jax.studies.plan.traffic import Traffic
 

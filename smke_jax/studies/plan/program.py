@@ -8,9 +8,9 @@ from jax.extend.backend import clear_backends
 from ml_collections import ConfigDict
 
 from smke_jax.errors import UserError
+from smke_jax.parallel.devices import Device
 from smke_jax.parallel.mesh import check_batch_size
 from smke_jax.studies.plan.assumed import shapes_only
-from smke_jax.studies.plan.devices import Device
 from smke_jax.studies.plan.flops import counted
 from smke_jax.studies.plan.traffic import Traffic, traffic
 from smke_jax.training.build import build_step

@@ -6,8 +6,8 @@ import pytest
 import tiny
 
 from smke_jax.__main__ import run_program
+from smke_jax.parallel.devices import HIGHEST
 from smke_jax.studies.benchmarks import scaling
-from smke_jax.studies.plan.devices import HIGHEST
 from smke_jax.studies.plan.program import Program
 from smke_jax.studies.plan.traffic import Traffic
 

@@ -10,6 +10,7 @@ from jax.experimental import roofline
 from jax.sharding import PartitionSpec
 
 from smke_jax.forms import form_of
+from smke_jax.parallel.devices import HIGHEST
 from smke_jax.parallel.mesh import DATA_AXES, make_mesh
 from smke_jax.parts import (
     average,
@@ -23,7 +24,6 @@ from smke_jax.parts import (
     target_cmli,
     target_itc,
 )
-from smke_jax.studies.plan.devices import HIGHEST
 from smke_jax.studies.plan.flops import flops_per_example, matmul_flops
 
 

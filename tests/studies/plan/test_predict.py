@@ -2,7 +2,7 @@
 
 import pytest
 
-from smke_jax.studies.plan.devices import DEVICES, HIGHEST, Device, Links, Network
+from smke_jax.parallel.devices import DEVICES, HIGHEST, Device, Links, Network
 from smke_jax.studies.plan.predict import MOST, largest_batch, step_time
 from smke_jax.studies.plan.program import Program
 from smke_jax.studies.plan.traffic import SENT, Traffic

@@ -10,9 +10,9 @@ import tiny
 from smke_jax.config_files import load_config
 from smke_jax.errors import UserError
 from smke_jax.forms import FORMS
+from smke_jax.parallel.devices import DEVICES
 from smke_jax.parts import proximal_itc, stored_features
 from smke_jax.studies.plan.assumed import planned, shapes_only
-from smke_jax.studies.plan.devices import DEVICES
 from smke_jax.studies.plan.flops import flops_per_example
 from smke_jax.studies.plan.program import compile_step, take_devices
 

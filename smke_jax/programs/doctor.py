@@ -1,0 +1,78 @@
+"""`smke doctor`: whether this machine and this installation can train, and what to do where they cannot.
+
+With --config also whether the data and the weights of a config are there: the checks of `smke train` before its first
+step.  Status 1 says that something is wrong.
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from smke_jax.__main__ import run_program
+from smke_jax.config_files import load_stages, override_stages, split_overrides
+from smke_jax.errors import UserError
+from smke_jax.studies.doctor.computing import check_collective, check_training
+from smke_jax.studies.doctor.config import check_config
+from smke_jax.studies.doctor.findings import Finding
+from smke_jax.studies.doctor.machine import (
+    check_cache,
+    check_devices,
+    check_disk,
+    check_memory,
+    check_settings,
+    gpus_of_driver,
+)
+from smke_jax.studies.doctor.versions import check_versions
+
+
+def main(argv: list[str]) -> int:
+    """Parses the command line, looks and prints; returns the exit status: 1 where something is wrong."""
+    argv, overrides = split_overrides(argv)
+    arguments = _parser().parse_args(argv)
+    if overrides and not arguments.config:
+        raise UserError(f"{overrides[0]} changes a config: give --config=FILE too")
+    stages = override_stages(load_stages(arguments.config), overrides) if arguments.config else {}
+    start, findings = time.perf_counter(), []
+    for finding in _look(arguments.workdir, stages):
+        findings.append(finding)
+        if not arguments.json:
+            print(f"{'ok   ' if finding.ok else 'WRONG'}  {finding.what:13}  {finding.said}", flush=True)
+    seconds, wrong = time.perf_counter() - start, sum(not finding.ok for finding in findings)
+    if arguments.json:
+        found = {"ok": not wrong, "seconds": round(seconds, 2), "findings": [x._asdict() for x in findings]}
+        print(json.dumps(found, indent=1, ensure_ascii=False))
+    else:
+        print(f"{f'{wrong} of {len(findings)} are wrong' if wrong else 'all is well'}, {seconds:.1f} s")
+    return int(bool(wrong))
+
+
+def _look(workdir: Path, stages) -> Iterator[Finding]:
+    yield check_versions()
+    devices = check_devices(gpus_of_driver())
+    yield devices
+    yield check_settings(os.environ)
+    yield check_cache()
+    yield check_disk(workdir)
+    if devices.said.startswith("JAX starts none"):
+        return
+    yield check_memory()
+    yield check_collective()
+    yield from check_training()
+    if stages:
+        yield from check_config(stages)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("smke doctor", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="also look at its data and its weights")
+    parser.add_argument("--workdir", type=Path, default=Path("."), help="where runs are to lie; default: this folder")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(run_program(main, sys.argv[1:]))

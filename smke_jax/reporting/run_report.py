@@ -1,0 +1,365 @@
+"""The report of one run, from the files in its directory: as one HTML page and as Markdown."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from smke_jax import atomic
+from smke_jax.errors import UserError
+from smke_jax.parallel.devices import DEVICES
+from smke_jax.reporting import html, plots
+from smke_jax.reporting.evaluations import RECALLS, Evaluation, read_evaluations, read_examples
+from smke_jax.reporting.markdown import markdown_table
+from smke_jax.reporting.metrics_log import MetricsLog, read_metrics, series, training_seconds
+from smke_jax.reporting.report import (
+    DIRECTIONS,
+    Recall,
+    curves_section,
+    drawings,
+    facts_section,
+    image_to_text_section,
+    recall_section,
+    text_to_image_section,
+    whole_page,
+)
+
+HTML, MARKDOWN = "report.html", "report.md"
+MOST_STEPS = 8  # of an evaluator in its table
+MOST_LINES = 6  # in a picture
+LOGGED = ("loss", "grad_norm", "update_norm", "learning_rate", "examples_per_second", "data_wait", "peak_memory_gib")
+
+
+class Table(NamedTuple):
+    """A table of a report; its cells are text.  `said` where they are no numbers."""
+
+    title: str
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
+    said: bool = False
+
+
+@dataclass
+class RunFiles:
+    """What is in the directory of a run; `problems` are lines about what cannot be read."""
+
+    path: Path
+    record: Mapping[str, Any]
+    rows: MetricsLog
+    evaluations: Sequence[Evaluation]  # newest first
+    examples: Mapping[str, Mapping]
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.record["config"]
+
+    @property
+    def step(self) -> int:
+        return int(max([*series(self.rows, "loss")[0], *(x.step for x in self.evaluations)], default=0))
+
+    @property
+    def total_steps(self) -> int:
+        return self.config["config.total_steps"]
+
+    @property
+    def devices(self) -> int:
+        return self.config["config.num_devices"] or len(self.record["devices"])
+
+    @property
+    def hours(self) -> float:
+        """Of the training steps alone."""
+        return float(training_seconds(self.rows, self.config["config.batch_size"]).sum()) / 3600
+
+    def evaluators(self) -> dict[str, list[Evaluation]]:
+        """{evaluator: what it found, newest first}."""
+        found: dict[str, list[Evaluation]] = {}
+        for evaluation in self.evaluations:
+            found.setdefault(evaluation.name, []).append(evaluation)
+        return dict(sorted(found.items()))
+
+
+def read_files(workdir: Path) -> RunFiles:
+    """What `workdir` says of its run.  Raises UserError where it is no run."""
+    path, problems = workdir / "run.json", []
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        record["config"]["config.total_steps"], record["devices"][0]  # noqa: B018
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        raise UserError(f"no run at {workdir}: its run.json is missing or damaged") from None
+    try:
+        rows = read_metrics(workdir / "metrics.jsonl")
+    except UserError as error:
+        rows = MetricsLog()
+        problems.append(str(error))
+    evaluations = list(read_evaluations(workdir / "evals", problems))
+    return RunFiles(workdir, record, rows, evaluations, read_examples(workdir / "evals", problems), problems)
+
+
+def write_run_report(workdir: Path, departures: Mapping[str, tuple[Any, Any]]) -> list[Path]:
+    """Writes report.html and report.md into the directory of a run, each whole or not at all; returns both.
+
+    departures: {'config.a.b': (value, default)}, how the config differs from `base()` and the defaults of its parts
+    """
+    run = read_files(workdir)
+    tables = [what_was_trained(run), data_table(run), config_table(departures), cost_table(run), logged_table(run)]
+    tables = [table for table in tables if table.rows]
+    return [
+        atomic.write_text(workdir / HTML, as_html(run, tables)),
+        atomic.write_text(workdir / MARKDOWN, as_markdown(run, tables)),
+    ]
+
+
+def as_html(run: RunFiles, tables: Sequence[Table]) -> str:
+    """The page."""
+    parts = {"curves of the training": curves_section(run.rows)}
+    evaluated = [_evaluator_section(name, found) for name, found in run.evaluators().items()]
+    shown = []
+    for name, examples in run.examples.items():
+        at = f" ({name}, step {examples['step']})"
+        shown.append(text_to_image_section(examples["text_to_image"], at))
+        shown.append(image_to_text_section(examples["image_to_text"], at))
+    of_tables = [
+        html.section(x.title, html.table(x.heads, x.rows, said=x.said), note=x.note) for x in tables
+    ]  # fmt: skip
+    sections = {"evaluations": "\n".join(evaluated), **parts}
+    sections |= {"examples of what is found": "\n".join(filter(None, shown)), "tables": "\n".join(of_tables)}
+    sections["facts"] = facts_section(facts(run), command(run))
+    return whole_page(f"Run {run.path.resolve().name}", summary(run), headline(run), sections)
+
+
+def as_markdown(run: RunFiles, tables: Sequence[Table]) -> str:
+    """The same without pictures."""
+    lines = [f"# Run {run.path.resolve().name}", "", *summary(run), ""]
+    lines += [f"- {label}: {value}" for label, value in headline(run)]
+    every = [evaluation_table(name, found) for name, found in run.evaluators().items()] + list(tables)
+    for table in every:
+        lines += ["", f"## {table.title}", "", markdown_table(table.heads, table.rows)]
+        lines += ["", table.note] if table.note else []
+    for name, examples in run.examples.items():
+        lines += ["", f"## Captions and the images found for them ({name}, step {examples['step']})", ""]
+        for caption, found in examples["text_to_image"]:
+            lines.append(f"- {''.join('✓' if right else '✗' for _, right in found)} {' '.join(caption.split())}")
+    lines += ["", "## Facts", "", *(f"- {key}: {value}" for key, value in facts(run).items())]
+    lines += ["", "```", command(run), "```"]
+    # A caption may carry lone surrogates, which UTF-8 cannot hold.
+    return ("\n".join(lines) + "\n").encode("utf-8", "replace").decode("utf-8")
+
+
+def summary(run: RunFiles) -> list[str]:
+    """Plain sentences: how far it is, of what it learns."""
+    done = run.step >= run.total_steps
+    first = f"Step {run.step:,} of {run.total_steps:,}{', finished' if done else ', not finished'}."
+    terms = [key.split(".")[2] for key in run.config if key.startswith("config.terms.") and key.count(".") >= 3]
+    second = f"Losses: {', '.join(dict.fromkeys(terms))}." if terms else ""
+    trained = [x for x in run.record.get("data", ()) if x["split"] == run.config.get("config.task.split", "train")]
+    third = "; ".join(f"{x['images']:,} images with {x['captions']:,} captions of {x['data']}" for x in trained)
+    return [*filter(None, (first, second, third and f"Trained on {third}.")), *run.problems]
+
+
+def headline(run: RunFiles) -> list[tuple[str, str]]:
+    """(label, value) of the newest figures, the speed and the cost."""
+    tiles = []
+    for name, (newest, *_) in run.evaluators().items():
+        if newest.has_recalls:
+            tiles += [(f"R@1 {DIRECTIONS[d]}", f"{newest.record[d]['r1']:.1f} %") for d in DIRECTIONS]
+        else:
+            tiles += [(f"{name} {key}", f"{value:.4g}") for key, value in list(newest.numbers().items())[:2]]
+    rates = series(run.rows, "examples_per_second")[1]
+    if rates:
+        tiles.append(("examples per second, median", f"{sorted(rates)[len(rates) // 2]:,.0f}"))
+        tiles.append((f"device-hours on {run.devices} × {run.record['devices'][0]}", f"{run.hours * run.devices:.2f}"))
+    if (dollars := cost(run)) is not None:
+        tiles.append(("so far, at list price", f"${dollars:,.2f}"))
+    return tiles
+
+
+def cost(run: RunFiles) -> float | None:
+    """US dollars of the training so far at the prices of `smke plan`; None for devices without one, and for CPUs."""
+    device = next((x for x in DEVICES.values() if x.kind == run.record["devices"][0] and x.kind != "cpu"), None)
+    return None if device is None else run.hours * run.devices * device.price
+
+
+def what_was_trained(run: RunFiles) -> Table:
+    """Networks and losses, with what they start from and their weights."""
+    parts: dict[str, dict[str, Any]] = {}
+    for key, value in run.config.items():
+        if key.startswith(("config.networks.", "config.terms.")):
+            _, section, name, rest = key.split(".", 3)
+            parts.setdefault(f"{section} {name}", {})[rest] = value
+    rows = []
+    for name, fields in parts.items():
+        section, own = name.split(" ", 1)
+        starts = [f"{key.replace('_', ' ')} {x}" for key, x in fields.items() if key.endswith("start") and x]
+        weight = f"weight {fields.get('weight', 1.0):g}" if section == "terms" else ""
+        final = fields.get("final_weight")
+        weight += f" to {final:g}" if final is not None else ""
+        kind = fields.get("type", own)
+        of = "; ".join(filter(None, [*starts, weight]))
+        rows.append(("network" if section == "networks" else "loss", own, kind, of))
+    return Table("What was trained", ("", "name", "part", "of"), rows, said=True)
+
+
+def data_table(run: RunFiles) -> Table:
+    """The data sets with their counts; skipped are rows that `smke prepare` could not use."""
+    counts = run.record.get("data", ())
+    names = list(dict.fromkeys(key for x in counts for key in x if key not in ("split", "data")))
+    rows = [[f"{x['data']}, {x['split']}", *(_count(x.get(name)) for name in names)] for x in counts]
+    damaged = series(run.rows, "damaged_rows")[1]
+    note = f"{int(damaged[-1]):,} rows could not be read while training and were replaced." if damaged else ""
+    return Table("Data", ("data, split", *names), rows, note)
+
+
+def config_table(departures: Mapping[str, tuple[Any, Any]]) -> Table:
+    """Where the config differs from the defaults."""
+    rows = [
+        (key.removeprefix("config."), _value(value), _value(default)) for key, (value, default) in departures.items()
+    ]
+    return Table(
+        "Config", ("field", "value", "default"), rows, said=True, note="The fields that differ from the defaults."
+    )
+
+
+def cost_table(run: RunFiles) -> Table:
+    """What the run has taken so far."""
+    steps, batch = run.step, run.config["config.batch_size"]
+    waits, rates = series(run.rows, "data_wait")[1], series(run.rows, "examples_per_second")[1]
+    memory, dollars = series(run.rows, "peak_memory_gib")[1], cost(run)
+    rows = [("steps", f"{steps:,} of {run.total_steps:,}"), ("examples", f"{steps * batch:,}")]
+    if rates:
+        rows.append(("hours of training steps", f"{run.hours:.2f}"))
+        rows.append(("device-hours", f"{run.hours * run.devices:.2f}"))
+        rows.append(("examples per second, median", f"{sorted(rates)[len(rates) // 2]:,.0f}"))
+    if waits:
+        rows.append(("time spent waiting for data, mean", f"{100 * sum(waits) / len(waits):.1f} %"))
+    if memory:
+        rows.append(("peak memory", f"{max(memory):.2f} GiB"))
+    if dollars is not None:
+        rows.append(("US dollars at list price", f"{dollars:,.2f}"))
+    note = "Without start-up, evaluation and saving."
+    return Table("Cost so far", ("", "of this run"), rows, note)
+
+
+def logged_table(run: RunFiles) -> Table:
+    """The first and the last of what was logged, for readers without the pictures."""
+    terms = [key for row in run.rows[-1:] for key in row if key.endswith("/loss") or "logit_scale" in key]
+    spread = sorted({key for row in run.rows for key in row if key.startswith("embedding_std/")})
+    keys = list(dict.fromkeys([*LOGGED, *(k for row in run.rows for k in row if _is_term(k)), *terms, *spread]))
+    found = [(key, series(run.rows, key)[1]) for key in keys]
+    rows = [(key, f"{values[0]:.4g}", f"{values[-1]:.4g}") for key, values in found if values]
+    return Table("Logged", ("", "first", "last"), rows)
+
+
+def _is_term(key: str) -> bool:
+    return not key.startswith("eval/") and (key.endswith("/loss") or "logit_scale" in key)
+
+
+def evaluation_table(name: str, found: Sequence[Evaluation]) -> Table:
+    """What one evaluator found at each step, newest first, with 95 % intervals where it says them."""
+    chosen = _spread_out(found)
+    title, protocol = f"Evaluator {name}", chosen[0].record.get("protocol", "")
+    if chosen[0].has_recalls:
+        heads = [f"{DIRECTIONS[d]} R@{key[1:]}" for d, key in RECALLS]
+        rows = [[str(x.step), *(_with_interval(x.record, d, key) for d, key in RECALLS)] for x in chosen]
+        return Table(title, ("step", *heads), rows, f"Percent, with 95 % bootstrap intervals. {protocol}".strip())
+    keys = list(chosen[0].numbers())
+    rows = [[str(x.step), *(f"{x.numbers()[k]:.4g}" if k in x.numbers() else "–" for k in keys)] for x in chosen]
+    return Table(title, ("step", *keys), rows, protocol if isinstance(protocol, str) else "")
+
+
+def _with_interval(record: Mapping[str, Any], direction: str, key: str) -> str:
+    value = f"{record[direction][key]:.1f}"
+    if not record.get("ci95"):
+        return value
+    low, high = record["ci95"][direction][key]
+    return f"{value} ({low:.1f} to {high:.1f})"
+
+
+def _evaluator_section(name: str, found: Sequence[Evaluation]) -> str:
+    rows = [row for evaluation in found for row in (curve_row(evaluation),)]
+    if found[0].has_recalls:
+        recalls = [Recall(f"step {x.step:,}", x.record) for x in _spread_out(found)]
+        recalls[1:] = [x._replace(metrics=_other_protocol(x.metrics, recalls[0].metrics)) for x in recalls[1:]]
+        drawn = [
+            (plots.recall_figure(rows, d), f"Recall of {title} against the step, with 95 % intervals")
+            for d, title in DIRECTIONS.items()
+        ]
+        return recall_section(f"Evaluator {name}", recalls, drawings(drawn, f"evaluator-{_word(name)}-"))
+    table = evaluation_table(name, found)
+    drawn = [
+        (plots.evaluation_figure(rows, labels, group), f"{group} against the step")
+        for group, labels in _groups(name, found[0]).items()
+    ]
+    figures = drawings(drawn, f"evaluator-{_word(name)}-")
+    return html.section(table.title, html.table(table.heads, table.rows), figures, note=table.note)
+
+
+def _other_protocol(record: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
+    """`record` without its protocol where that is the one of `first`, which is said once."""
+    same = all(record[key] == first[key] for key in ("protocol", "n_images", "n_captions"))
+    return {key: value for key, value in record.items() if key != "protocol" or not same}
+
+
+def curve_row(evaluation: Evaluation) -> dict[str, float]:
+    """{'step', 'eval/NAME/figure', and where it has intervals '…/low' and '…/high'}, for `plots`."""
+    start, record = f"eval/{evaluation.name}", evaluation.record
+    row = {"step": evaluation.step, **{f"{start}/{k}": x for k, x in evaluation.numbers().items()}}
+    if evaluation.has_recalls and record.get("ci95"):
+        for direction, key in RECALLS:
+            row |= zip(
+                (f"{start}/{direction}/{key}/low", f"{start}/{direction}/{key}/high"), record["ci95"][direction][key]
+            )
+    return row
+
+
+def _groups(name: str, evaluation: Evaluation) -> dict[str, dict[str, str]]:
+    """{what the numbers are of: {key of a row: label}}, a picture each."""
+    groups: dict[str, dict[str, str]] = {}
+    for key in evaluation.numbers():
+        group, _, label = key.rpartition("/")
+        groups.setdefault(group or key, {})[f"eval/{name}/{key}"] = label
+    return {group: dict(list(labels.items())[:MOST_LINES]) for group, labels in groups.items()}
+
+
+def _spread_out(found: Sequence[Evaluation]) -> list[Evaluation]:
+    """At most MOST_STEPS of `found`, the first and the last among them."""
+    if len(found) <= MOST_STEPS:
+        return list(found)
+    places = {round(i * (len(found) - 1) / (MOST_STEPS - 1)) for i in range(MOST_STEPS)}
+    return [found[i] for i in sorted(places)]
+
+
+def facts(run: RunFiles) -> dict[str, str]:
+    """Where and with what it was computed."""
+    record = run.record
+    versions = ", ".join(f"{name} {version}" for name, version in record.get("versions", {}).items())
+    said = {
+        "started": record.get("started"),
+        "devices": f"{run.devices} × {record['devices'][0]}",
+        "host": record.get("host"),
+        "commit": record.get("commit"),
+        "versions": versions,
+        **{f"digest of {what}": digest for what, digest in record.get("identity", {}).items()},
+    }
+    return {key: value for key, value in said.items() if value}
+
+
+def command(run: RunFiles) -> str:
+    """The command that started it."""
+    return " ".join(run.record.get("command", ()))
+
+
+def _count(value: Any) -> str:
+    return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return ", ".join(map(str, value)) or "–"
+    return "–" if value is None or value == "" else str(value)
+
+
+def _word(name: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in name)
