@@ -35,9 +35,10 @@ from absl import flags  # noqa: E402
 flags.FLAGS.mark_as_parsed()  # libraries that read absl flags would otherwise refuse outside app.run
 
 
-# Files of more than about 25 seconds, the longest first: `pytest -n 0 FILE` on an idle core takes from 90 to 25.  Those
-# that ask for `staged` are not neighbours: one of two would wait for the other.
+# Files of more than about 25 seconds, the longest first: `pytest -n 0 FILE` on an idle core takes from 240 to 25.
+# Those that ask for `staged` are not neighbours: one of two would wait for the other.
 LONGEST = (
+    "test_notebooks.py",
     "frozen/test_numbers.py",
     "programs/test_real_weights.py",
     "convert/test_export.py",
