@@ -25,6 +25,7 @@ from smke_jax.training.build import Plan, open_run
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.evaluation import write_figures
 from smke_jax.training.frozen import load_frozen, networks_of
+from smke_jax.training.lock import alone_in
 from smke_jax.training.memory import memory_advice
 from smke_jax.training.profiling import Profiler
 from smke_jax.training.report import Reporter
@@ -59,6 +60,7 @@ def train_and_evaluate(config: ConfigDict, workdir: str | Path) -> Outcome:
     )
     with (
         contextlib.closing(batches),
+        alone_in(workdir),
         Checkpointer(workdir / "checkpoints", keep=plan.checkpoint_keep) as checkpoints,
         memory_advice(plan.remedies),
     ):
