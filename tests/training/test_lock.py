@@ -20,12 +20,14 @@ with alone_in(pathlib.Path(sys.argv[1])):
 
 
 def test_a_second_run_is_refused_until_the_first_is_gone(tmp_path):
+    train_and_evaluate(two_matrices_config(), tmp_path)
+    before = (tmp_path / "metrics.jsonl").read_bytes()
     first = subprocess.Popen([sys.executable, "-c", HOLD, tmp_path], stdout=subprocess.PIPE, text=True)
     try:
         assert first.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=f"in use by process {first.pid} on .*another --workdir"):
             train_and_evaluate(two_matrices_config(), tmp_path)
-        assert not (tmp_path / "metrics.jsonl").exists()
+        assert (tmp_path / "metrics.jsonl").read_bytes() == before
     finally:
         first.kill()  # no chance to let go of anything
         first.wait()
