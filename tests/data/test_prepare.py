@@ -15,6 +15,7 @@ from smke_jax.data.pipeline import InMemorySource
 from smke_jax.data.prepare import build as build_module
 from smke_jax.data.prepare.build import build
 from smke_jax.data.prepare.items import Item, Skips
+from smke_jax.data.prepare.journal import Journal, Outcome
 from smke_jax.data.prepare.shards import SplitWriter
 from smke_jax.data.progress import Progress
 from smke_jax.data.sources import open_prepared
@@ -138,6 +139,7 @@ import os, signal
 from pathlib import Path
 from smke_jax.data.prepare.build import build
 from smke_jax.data.prepare.items import Item, Skips
+from smke_jax.data.prepare.journal import Journal, Outcome
 def items():
     yield Item("a.jpg", ["a"], {jpeg()!r}, "row")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -218,3 +220,81 @@ def test_real_flickr8k(real_data, tmp_path):
     assert [example.name for example in dev] == names
     assert 4 <= dev.num_captions.min() and dev.num_captions.max() == 5
     assert decode_image(dev[0].image).shape == (128, 128, 3)
+
+
+SMALL_SHARDS = 3000  # bytes: one to three photos each
+
+
+def mixed_items(folder):
+    """Photos in files and in bytes, a broken one, and one without a caption."""
+    items = tiny_items(12)
+    files = []
+    for i, item in enumerate(items):
+        path = folder / f"{i}.jpg"
+        path.write_bytes(b"no picture" if i == 4 else item.image)
+        files.append(item._replace(image=path if i % 2 == 0 else item.image, captions=[] if i == 2 else item.captions))
+    return files
+
+
+def stop_after(items, count):
+    yield from items[:count]
+    raise KeyboardInterrupt
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("stops", [(7,), (3, 7, 11), (12,)])
+def test_an_interrupted_build_goes_on_and_writes_the_same(stops, tmp_path, monkeypatch):
+    monkeypatch.setattr(SplitWriter.__init__, "__kwdefaults__", {"shard_bytes": SMALL_SHARDS})
+    files = tmp_path / "files"
+    files.mkdir()
+    items = mixed_items(files)
+    given = {"dataset": "x", "created_by": {"out": "out"}, "max_side": 20}
+    whole = build({"train": items, "dev": tiny_items(2)}, tmp_path / "whole", skips=Skips(), **given)
+    loads = []
+    load = build_module._load
+    monkeypatch.setattr(build_module, "_load", lambda item, side: loads.append(item.name) or load(item, side))
+    monkeypatch.setattr(build_module, "CHUNK", 1)
+    for stop in stops:
+        with pytest.raises(KeyboardInterrupt):
+            splits = {"train": stop_after(items, stop), "dev": tiny_items(2)}
+            build(splits, tmp_path / "out", skips=Skips(), **given)
+        assert not (tmp_path / "out").exists()
+    before = len(loads)
+    again = build({"train": items, "dev": tiny_items(2)}, tmp_path / "out", skips=Skips(), **given)
+    assert again == whole
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert len(loads) - before < 14 - stops[-1] + 4, "what a closed shard has is decoded again"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["files", "out", "whole"]
+
+
+def test_what_changed_in_between_is_noticed(tmp_path, monkeypatch):
+    monkeypatch.setattr(SplitWriter.__init__, "__kwdefaults__", {"shard_bytes": SMALL_SHARDS})
+    monkeypatch.setattr(build_module, "CHUNK", 1)
+    files = tmp_path / "files"
+    files.mkdir()
+    items = mixed_items(files)
+    with pytest.raises(KeyboardInterrupt):
+        build({"train": stop_after(items, 10)}, tmp_path / "out", dataset="x", skips=Skips())
+    changed = [items[0]._replace(captions=["another caption"]), *items[1:]]
+    with pytest.raises(UserError, match="is not what it was before an interruption: delete .*out.partial-"):
+        build({"train": changed}, tmp_path / "out", dataset="x", skips=Skips())
+    # Other options are other work: nothing is taken over.
+    build({"train": changed}, tmp_path / "out", dataset="x", skips=Skips(), max_side=10)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["files", "out"]
+
+
+def test_a_journal_that_was_cut_off_is_read_up_to_its_last_closed_shard(tmp_path):
+    journal = Journal(tmp_path, "train")
+    journal.add(Outcome("a", "00", False))
+    journal.seal([1], 10)
+    journal.add(Outcome("b", reason="not an image file"))
+    journal.seal([1, 1], 20)
+    journal.close()
+    path = next(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes()[:-5])
+    journal = Journal(tmp_path, "train")
+    assert (journal.done, journal.lengths, journal.num_bytes) == ([Outcome("a", "00", False)], [1], 10)
+    journal.close()

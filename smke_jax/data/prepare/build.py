@@ -1,4 +1,7 @@
-"""Checks every image and caption of a dataset and writes the prepared folder, whole or not at all."""
+"""Checks every image and caption of a dataset and writes the prepared folder, whole or not at all.
+
+What an interrupted run has finished is kept beside the folder, and the same command goes on from there (journal.py).
+"""
 
 import concurrent.futures
 import contextlib
@@ -21,6 +24,7 @@ from smke_jax import atomic
 from smke_jax.data.decode import BadImage, open_image, size_of
 from smke_jax.data.listing import Entry, ListingWriter
 from smke_jax.data.prepare.items import Item, Skips, clean_caption, existing
+from smke_jax.data.prepare.journal import Journal, Outcome, any_closed_shard, found, remove_journals
 from smke_jax.data.prepare.shards import SplitWriter, write_metadata
 from smke_jax.data.progress import Progress
 from smke_jax.data.sources import FORMAT_VERSION
@@ -29,6 +33,7 @@ from smke_jax.errors import UserError
 log = logging.getLogger("smke_jax")
 
 JPEG_SIDE = 65_500  # pixels, the most that libjpeg writes
+ABOUT = "about.json"  # in the work folder: what the work is
 MOST_BYTES = 1 << 30  # of one image file
 CHUNK = 256  # images decoded in parallel before they are written in order
 
@@ -45,7 +50,8 @@ def build(
     """Writes `out`: array_record shards that tfds opens, listings, the manifest, and the list of what was skipped.
 
     Everything is written to a sibling folder that is renamed at the end: whatever interrupts the work, `out`
-    is either a complete dataset or not there.
+    is either a complete dataset or not there.  Shards that were closed before an interruption are kept in the sibling;
+    the same call goes on behind them, and decodes no image of theirs again.
 
     Args:
       splits: items of each split, in the order they are to be stored.
@@ -61,10 +67,12 @@ def build(
       The manifest, as written to manifest.json.
 
     Raises:
-      UserError: `out` is taken, the disk is full, or not one image could be used.
+      UserError: `out` is taken, the disk is full, not one image could be used, or the dataset is not the one that an
+        interrupted run began with.
     """
     check_free(out)
-    with _partial_sibling(out) as partial:
+    about = {"format_version": FORMAT_VERSION, "dataset": dataset, "created_by": created_by, "max_side": max_side}
+    with _partial_sibling(out, json.dumps(about, default=str)) as partial:
         report, infos = {}, []
         for split, items in splits.items():
             report[split], info = _write_split(partial, split, items, skips, max_side)
@@ -87,7 +95,8 @@ def build(
             "notes": dict(skips.notes),
         }
         atomic.write_text(partial / "manifest.json", json.dumps(manifest, indent=2) + "\n")
-        out.parent.mkdir(parents=True, exist_ok=True)
+        remove_journals(partial)
+        (partial / ABOUT).unlink()
         partial.rename(out)
     return manifest
 
@@ -119,29 +128,38 @@ def _write_split(
     directory: Path, split: str, items: Iterable[Item], skips: Skips, max_side: int | None
 ) -> tuple[dict, object]:
     """Writes one split; returns its part of the manifest and its tfds SplitInfo (None when empty)."""
-    shards, listing = SplitWriter(directory, split), ListingWriter(directory, split)
-    progress = Progress(split, operator.length_hint(items))
+    journal, listing = Journal(directory, split), ListingWriter(directory, split)
+    shards = SplitWriter(
+        directory, split, lengths=journal.lengths, num_bytes=journal.num_bytes, closed=journal.seal
+    )  # fmt: skip
+    items, length = iter(items), operator.length_hint(items)
+    if journal.done:
+        log.info("%s: %s items were finished before an interruption", split, f"{len(journal.done):,}")
+    progress = Progress(split, length)
     digest = hashlib.sha256()
     num_captions = dropped = seen = reencoded = 0
-    for item, loaded in _checked(items, split, skips, max_side):
+    for item, loaded in itertools.chain(_finished(journal, items, directory), _checked(items, max_side)):
         seen += 1
         progress.update(seen)
         captions = [text for text in map(clean_caption, item.captions) if text]  # '' for what is no text
         dropped += len(item.captions) - len(captions)
-        if loaded is None:
-            continue
-        data = loaded.data
-        if not captions:
-            skips.add(item.where, "image has no caption", split=split, name=item.name, listed=True)
+        is_bad = isinstance(loaded, BadImage)
+        outcome = Outcome(found(item), reason=loaded.reason) if is_bad else Outcome(found(item), *loaded[1:])
+        if is_bad or not captions:
+            reason = loaded.reason if is_bad else "image has no caption"
+            skips.add(item.where, reason, split=split, name=item.name, listed=True)
+            journal.add(outcome)
             continue
         name = item.name.encode("utf-8", "backslashreplace").decode()
         image_id = len(listing) if item.image_id is None else item.image_id
-        shards.write({"image": data, "image_id": image_id})
+        if loaded.data is not None:
+            shards.write({"image": loaded.data, "image_id": image_id})
+        journal.add(outcome)
         listing.write(Entry(image_id, name, tuple(captions)))
         num_captions += len(captions)
         reencoded += loaded.is_new
         digest.update("\0".join([name, *captions]).encode("utf-8", "replace"))
-        digest.update(hashlib.sha256(data).digest())
+        digest.update(bytes.fromhex(loaded.digest))
     listing.close()
     report = {
         "n_listed": seen,
@@ -152,49 +170,62 @@ def _write_split(
         "n_reencoded": reencoded,
         "digest": digest.hexdigest(),
     }
-    return report, shards.close()
+    info = shards.close()
+    journal.close()
+    return report, info
 
 
 class _Loaded(NamedTuple):
-    """The bytes to store of one image; is_new: whether they were encoded here."""
+    """The bytes to store of one image, None where a closed shard has them; the rest as of `Outcome`."""
 
-    data: bytes
+    data: bytes | None
+    digest: str
     is_new: bool
 
 
-def _checked(
-    items: Iterable[Item], split: str, skips: Skips, max_side: int | None
-) -> Iterator[tuple[Item, _Loaded | None]]:
-    """Yields each item in order with what to store, or None when its image is bad (then counted)."""
+def _finished(journal: Journal, items: Iterator[Item], directory: Path) -> Iterator[tuple[Item, _Loaded | BadImage]]:
+    """Yields the items that an interrupted run has finished, as `_checked` does."""
+    for outcome in journal.done:
+        item = next(items, None)
+        if item is None or found(item) != outcome.item:
+            where = "the end of the dataset" if item is None else item.where
+            raise UserError(f"{where} is not what it was before an interruption: delete {directory} to begin anew")
+        if outcome.reason:
+            yield item, BadImage(outcome.reason)
+        else:
+            yield item, _Loaded(None, outcome.digest, outcome.is_new)
+
+
+def _checked(items: Iterator[Item], max_side: int | None) -> Iterator[tuple[Item, _Loaded | BadImage]]:
+    """Yields each item in order with what to store, or with what is wrong with its image."""
 
     def load(item: Item) -> _Loaded | BadImage:
         try:
-            return _load(item, max_side)
+            data, is_new = _load(item, max_side)
+            return _Loaded(data, hashlib.sha256(data).hexdigest(), is_new)
         except BadImage as error:
             return error
         except Exception as error:  # whatever one picture does to its decoder, the others are sound
             log.debug("%s", item.where, exc_info=True)
             return BadImage(f"cannot be read: {type(error).__name__}")
 
-    iterator = iter(items)
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        while chunk := list(itertools.islice(iterator, CHUNK)):
-            for item, loaded in zip(chunk, pool.map(load, chunk)):
-                if isinstance(loaded, BadImage):
-                    skips.add(item.where, loaded.reason, split=split, name=item.name, listed=True)
-                    loaded = None
-                yield item, loaded
+        while chunk := list(itertools.islice(items, CHUNK)):
+            yield from zip(chunk, pool.map(load, chunk), strict=True)
 
 
-def _load(item: Item, max_side: int | None) -> _Loaded:
-    """File bytes to store; decoded whole, so that a broken picture is found now and not in training."""
+def _load(item: Item, max_side: int | None) -> tuple[bytes, bool]:
+    """(File bytes to store, whether they were encoded here).
+
+    The picture is decoded whole, so that a broken one is found now and not in training.
+    """
     data = _read(item.image) if isinstance(item.image, Path) else item.image
     if max_side is None:
         open_image(data, min_side=1)  # the smallest scale of a JPEG reads all of its bytes, too
-        return _Loaded(data, is_new=False)
+        return data, False
     image = open_image(data, min_side=max_side)
     if size_of(data)[0] <= max_side:
-        return _Loaded(data, is_new=False)
+        return data, False
     scale = min(1.0, max_side / min(image.size))
     image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
@@ -202,7 +233,7 @@ def _load(item: Item, max_side: int | None) -> _Loaded:
         image.save(buffer, "PNG")
     else:
         image.save(buffer, "JPEG", quality=90)
-    return _Loaded(buffer.getvalue(), is_new=True)
+    return buffer.getvalue(), True
 
 
 def _read(path: Path) -> bytes:
@@ -222,23 +253,41 @@ def _read(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def _partial_sibling(out: Path) -> Iterator[Path]:
-    """A work folder beside `out`, removed unless it was renamed; also removes those of dead processes."""
+def _partial_sibling(out: Path, about: str) -> Iterator[Path]:
+    """A work folder beside `out`, with what a dead process left of the same work.
+
+    It is removed unless it was renamed or has a closed shard; so are those of dead processes with other work, of which
+    `about` is not the same.
+    """
     out.parent.mkdir(parents=True, exist_ok=True)
-    for leftover in out.parent.glob(f"{out.name}.partial-*"):
-        if not _is_running(leftover.name.rpartition("-")[2]):
-            shutil.rmtree(leftover, ignore_errors=True)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
+    for leftover in out.parent.glob(f"{out.name}.partial-*"):
+        pid = leftover.name.rpartition("-")[2]
+        if pid == str(os.getpid()) or not _is_running(pid):
+            if _goes_on(leftover, about) and not (leftover != partial and partial.exists()):
+                leftover.rename(partial)
+            else:
+                shutil.rmtree(leftover, ignore_errors=True)
+    partial.mkdir(exist_ok=True)
+    (partial / ABOUT).write_text(about)
     try:
         yield partial
-    except Exception as error:
-        if _is_disk_full(error):
+    except BaseException as error:
+        if any_closed_shard(partial):
+            log.warning("%s keeps what is finished: the same command goes on from there", partial)
+        else:
+            shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, Exception) and _is_disk_full(error):
             raise UserError(f"the disk of {out} is full: free some space or choose another --out") from error
         raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _goes_on(leftover: Path, about: str) -> bool:
+    """Whether the folder has closed shards of the same work."""
+    try:
+        return (leftover / ABOUT).read_text() == about and any_closed_shard(leftover)
+    except OSError:
+        return False
 
 
 def _is_running(pid: str) -> bool:

@@ -4,6 +4,8 @@
 the shards are written here and declared to tfds with its `folder_dataset` interface.
 """
 
+import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,12 +27,20 @@ def features() -> tfds.features.FeaturesDict:
 
 
 class SplitWriter:
-    """Writes one split in order, starting a new file every `shard_bytes`."""
+    """Writes one split in order, starting a new file every `shard_bytes`.
 
-    def __init__(self, directory: Path, split: str, *, shard_bytes: int = SHARD_BYTES):
+    lengths, num_bytes: of the shards that an interrupted run has closed, behind which this one goes on
+    closed: called with both whenever all shards so far are closed and on the disk
+    """
+
+    def __init__(
+        self, directory: Path, split: str, *, lengths: Sequence[int] = (), num_bytes: int = 0,
+        closed: Callable[[list[int], int], None], shard_bytes: int = SHARD_BYTES,
+    ):  # fmt: skip
         self.directory, self.split, self.shard_bytes = directory, split, shard_bytes
-        self.lengths: list[int] = []
-        self.num_bytes = 0
+        self.lengths = list(lengths)
+        self.num_bytes = num_bytes
+        self._closed = closed
         self._features = features()
         self._writer: ArrayRecordWriter | None = None
         self._room = 0
@@ -47,11 +57,12 @@ class SplitWriter:
 
     def close(self) -> tfds.core.SplitInfo | None:
         """Ends the split and gives the files their final names; None when nothing was written."""
-        if self._writer is None:
+        self._close_shard()
+        if not self.lengths:
             return None
-        self._writer.close()
         for index in range(len(self.lengths)):
-            self._open_path(index).rename(self._stem(f"{index:05d}-of-{len(self.lengths):05d}"))
+            if self._open_path(index).exists():  # else it was renamed before an interruption
+                self._open_path(index).rename(self._stem(f"{index:05d}-of-{len(self.lengths):05d}"))
         template = tfds.core.ShardedFileTemplate(
             data_dir=self.directory,
             dataset_name=DATASET_NAME,
@@ -61,11 +72,18 @@ class SplitWriter:
         return tfds.core.SplitInfo(self.split, self.lengths, self.num_bytes, template)
 
     def _next_shard(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        self._close_shard()
         self._writer = ArrayRecordWriter(str(self._open_path(len(self.lengths))), "group_size:1,uncompressed")
         self._room = self.shard_bytes
         self.lengths.append(0)
+
+    def _close_shard(self) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+            with open(self._open_path(len(self.lengths) - 1), "rb") as file:
+                os.fsync(file.fileno())
+        self._closed(self.lengths, self.num_bytes)
 
     def _open_path(self, index: int) -> Path:
         return self._stem(f"{index:05d}.open")  # how many there will be is known only at the end
