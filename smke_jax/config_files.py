@@ -1,8 +1,11 @@
 """Config files: Python modules with `get_config`, and what a command line changes of them."""
 
+import contextlib
+import functools
 import importlib.util
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+import smke_jax
 from smke_jax.errors import UserError, nearest
 from smke_jax.rungs import Rung, check_rungs
 from smke_jax.training.record import flatten
@@ -50,7 +54,10 @@ def _run(location: str, use: Callable[[ModuleType, list[str]], Any]) -> Any:
     name, _, variant = location.partition(":")
     path = Path(name)
     if not path.is_file():
-        raise UserError(f"no config file {path}: give --config=FILE, such as configs/flickr8k.py")
+        path = shipped_configs().get(re.sub(r"^configs/|\.py$", "", name), path)
+    if not path.is_file():
+        raise UserError(f"no config file {path}: give --config=FILE, or the name of one that came along: "
+                        f"{', '.join(sorted(shipped_configs()))}")  # fmt: skip
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None:
         raise UserError(f"{path} cannot be read as a config: its name has to end in .py")
@@ -59,6 +66,22 @@ def _run(location: str, use: Callable[[ModuleType, list[str]], Any]) -> Any:
     if not hasattr(module, "get_config"):
         raise UserError(f"{path} has no function get_config: a config file needs one")
     return use(module, [variant] if variant else [])
+
+
+@functools.cache
+def shipped_configs() -> dict[str, Path]:
+    """{name: file} of the configs that came with the package, in its repository or in its wheel."""
+    root = Path(smke_jax.__file__).parents[1]
+    files = (root / "configs").glob("*.py") if (root / "setup.cfg").is_file() else _installed_configs()
+    return {path.stem: path for path in files}
+
+
+def _installed_configs() -> Iterator[Path]:
+    with contextlib.suppress(metadata.PackageNotFoundError):
+        package = metadata.distribution("smke_jax")
+        for file in package.files or ():
+            if file.suffix == ".py" and file.parent.parts[-2:] == ("smke_jax", "configs"):
+                yield Path(package.locate_file(file)).resolve()
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:

@@ -6,6 +6,7 @@ and without the name of a stage the last one.  The same command continues a run.
 Every config comes in a form `FILE:smoke`, of two steps on drawn scenes, to see it work in less than two minutes.
 """
 
+import shlex
 import sys
 
 import jax
@@ -49,10 +50,10 @@ def _what_next(finished: Finished) -> str:
     folder, stage = finished.workdir, f"stage {finished.stage}, " if finished.stage else ""
     if not finished.whole:
         return f"{stage}step {finished.outcome.step}: stopped and saved in {folder}; the same command continues"
-    lines = [f"the run lies in {folder}; next:"]
+    lines, given = [f"the run lies in {folder}; next:"], shlex.quote(str(folder))
     if read_config(folder).evaluators:
-        lines.append(f"  smke evaluate --workdir={folder}")
-    return "\n".join([*lines, f"  smke export --workdir={folder} --out={folder / EXPORT}"])
+        lines.append(f"  smke evaluate --workdir={given}")
+    return "\n".join([*lines, f"  smke export --workdir={given} --out={shlex.quote(str(folder / EXPORT))}"])
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ import fcntl
 import json
 import os
 import re
+import shlex
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -147,7 +148,7 @@ def read_about(directory: str | Path) -> About:
     """What the index in `directory` says about itself; UserError where there is none that can be read."""
     path = Path(directory, ABOUT)
     if not path.is_file():
-        raise UserError(f"{directory} holds no index: make one with `smke index --out={directory} …`")
+        raise UserError(f"{directory} holds no index: make one with `smke index --out={shlex.quote(str(directory))} …`")
     try:
         about = json.loads(path.read_bytes())
         if about.pop("format") != FORMAT:

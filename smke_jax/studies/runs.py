@@ -1,6 +1,7 @@
 """What a run directory says of its run, in one record; what cannot be read becomes a line instead of an error."""
 
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,7 +146,7 @@ def _read_run(path: Path, name: str, problems: list[str]) -> Run:
         if missing:
             problems.append(
                 f"{path}: trained to its end and without figures of {', '.join(missing)}; "
-                f"`smke evaluate --workdir={path}` makes them"
+                f"`smke evaluate --workdir={shlex.quote(str(path))}` makes them"
             )
     return Run(
         name, path, config, identity, devices, device, int(max(steps, default=0)), evaluations,

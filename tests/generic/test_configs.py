@@ -3,13 +3,14 @@
 import importlib.util
 import json
 import re
+from importlib import metadata
 from pathlib import Path
 
 import jax
 import pytest
 from ml_collections import ConfigDict
 
-from smke_jax import parts
+from smke_jax import config_files, parts
 from smke_jax.config_files import load_config, load_rungs, load_stages, override
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
@@ -217,3 +218,29 @@ def test_s_smke_describes_the_thesis():
     )  # fmt: skip
     assert not c.networks.teacher.final_norm and c.task.crop_scale == (0.9, 1.0) and c.task.max_length == 64
     assert c.task.unit == "pairs" and c.task.data == ("data/coco", "data/cc3m", "data/cc12m")
+
+
+def test_a_shipped_config_is_found_by_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    wanted = load_config(str(FOLDER / "lit.py") + ":smoke").to_json()
+    for name in ("lit", "lit.py", "configs/lit.py"):
+        assert load_config(f"{name}:smoke").to_json() == wanted
+    # One's own file of that name comes first.
+    (tmp_path / "lit.py").write_text("def get_config():\n    raise ZeroDivisionError\n")
+    with pytest.raises(ZeroDivisionError):
+        load_config("lit.py")
+    with pytest.raises(UserError, match="no config file configs/lot.py: .* one that came along: .*lit"):
+        load_config("configs/lot.py")
+
+
+def test_a_wheel_names_its_configs(tmp_path, monkeypatch):
+    """Of an installed wheel the list of files is all that is known; they lie outside of the package."""
+    place = tmp_path / "share" / "smke_jax" / "configs" / "lit.py"
+    place.parent.mkdir(parents=True)
+    place.touch()
+    info = tmp_path / "lib" / "smke_jax-0.dist-info"
+    info.mkdir(parents=True)
+    (info / "RECORD").write_text("smke_jax/parts.py,,\n../share/smke_jax/configs/lit.py,,\n../share/other/x.py,,\n")
+    package = metadata.PathDistribution(info)
+    monkeypatch.setattr(config_files.metadata, "distribution", lambda name: package)
+    assert list(config_files._installed_configs()) == [place]
