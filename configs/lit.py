@@ -2,9 +2,9 @@
 
     smke train --config=configs/lit.py --workdir=runs/lit --config.task.data=data/coco
 
-The image towers embed random views of every photo once, and the photos of the dev split.  Training reads these features
-and runs the text tower alone.  `smke_jax/convert/README.md` says how to get the weights.  Source: Zhai et al. 2022, on
-features as in FuseMix (Vouitsis et al. 2024).
+The image towers embed random views of every photo once, or the whole photo, and the photos of the dev split.
+Training reads these features and runs the text tower alone.  `smke_jax/convert/README.md` says how to get the weights.
+Source: Zhai et al. 2022, on features as in FuseMix (Vouitsis et al. 2024).
 
 `configs/lit.py:frozen_text` keeps the text tower frozen too, `:mixup` also contrasts mixed features, `:shared` puts
 S-SMKE's shared block after the projections, and `:one_tower` leaves out all image towers but the first.
@@ -20,6 +20,8 @@ def get_config(variant: str = ""):
     kind, form = split_variant(variant, VARIANTS)
     c = form.tuning()
     c.task = form.captioned()
+    if form.whole_photos:
+        c.task.teacher_view = "fixed"
     towers = form.image_towers()
     if kind == "one_tower":
         towers = dict(list(towers.items())[:1])
@@ -27,14 +29,13 @@ def get_config(variant: str = ""):
     c.networks.words = form.text_tower(trained=kind != "frozen_text")
     features = tuple(f"{name}/feature" for name in towers)
     shared = transformer(num_heads=8, mlp_dim=1024) if kind == "shared" else None
-    c.networks.student = projections(image=features, hidden=1024, dropout=0.3, shared=shared)
-    c.assets.photos = stored_features(
-        of=features, augmentations=form.augmentations, evaluated=(form.held_out,), half=True
-    )
+    c.networks.student = projections(image=features, dropout=0.3, shared=shared)
+    views = 0 if form.whole_photos else form.augmentations
+    c.assets.photos = stored_features(of=features, augmentations=views, evaluated=(form.held_out,), half=True)
     c.terms.itc = itc(levels=("out",), same_image="positive")
     if kind == "mixup":
         c.selections.mixup = mixup()
         c.terms.mixed = itc(levels=("out",), pair=("mixed_image", "mixed_text"))
-    c.optimizer.lr_rules = (("^words/", 0.1),)
+    c.optimizer.lr_rules = (("^words/", 0.2), ("logit_scale", 10.0))
     c.evaluators.retrieval = form.retrieval()
     return c

@@ -35,6 +35,7 @@ class Thesis:
     patches = {}  # fields of the image tower whose patches are compared with the teacher's, one by one
     held_out = "dev"  # the split that runs are evaluated on
     augmentations = 8  # random views of every image whose features are stored
+    whole_photos = False  # whether LiT stores features of the whole photo, as it is evaluated, in place of views
 
     def run(self, *, batch_size: int = 512, total_steps: int = 44_636, epoch: int = 6_376) -> ConfigDict:
         """A config without parts; an epoch has so many steps."""
@@ -160,6 +161,7 @@ class Flickr8k(Thesis):
     patches = {"image_size": 128, "token_drop": 0.0}
     dinov2 = {"width": 384, "num_heads": 6, "mlp_dim": 1536, "patch_size": 14, "layer_scale": 1.0}  # ViT-S/14
     augmentations = 1  # two towers embed some 10 photos a second on two CPU cores
+    whole_photos = True
 
     def run(self, **_: Any) -> ConfigDict:
         c = base()
@@ -231,7 +233,7 @@ class Flickr8k(Thesis):
     def image_towers(self) -> dict[str, ConfigDict]:
         deep = {"pools": ("cls", "mean"), "layers": (7, 9, 11, 12)}
         return {
-            "lite0": part("frozen", start="weights/lite0", makes="lite0", image="lite0"),
+            "lite0": part("frozen", start="weights/lite0", makes="lite0", image="lite0", layers=(11, 13, 15, 16, 17)),
             "dinov2": part("frozen", start="weights/dinov2", makes="dinov2", image="dinov2", **deep),
         }
 
