@@ -218,9 +218,7 @@ def data_table(run: RunFiles) -> Table:
 
 def config_table(departures: Mapping[str, tuple[Any, Any]]) -> Table:
     """Where the config differs from the defaults."""
-    rows = [
-        (key.removeprefix("config."), value_text(value), value_text(default)) for key, (value, default) in departures.items()
-    ]
+    rows = [(key.removeprefix("config."), *map(value_text, values)) for key, values in departures.items()]
     return Table(
         "Config", ("field", "value", "default"), rows, said=True, note="The fields that differ from the defaults."
     )

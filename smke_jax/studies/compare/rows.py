@@ -47,7 +47,9 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
         rest = {key: value for key, value in run.config.items() if key not in (SEED, "config.num_devices")}
         alike = _json([rest, run.identity, run.devices, run.device])
         groups.setdefault(alike if run.is_finished else run.path, []).append(run)
-    return [_row(tuple(group), {key: _said(configs[group[0].path], key) for key in varied}) for group in groups.values()]
+    return [
+        _row(tuple(group), {key: _said(configs[group[0].path], key) for key in varied}) for group in groups.values()
+    ]
 
 
 def _said(config: Mapping[str, Any], key: str) -> Any:
