@@ -27,7 +27,7 @@ SMALL = {
     },
     "5_scaling": {
         "PLANNED": "../configs/itc_only.py:smoke", "PLANNED_BATCHES": (16, 32), "BATCHES": (64,), "DEVICES": (1, 2),
-        "EXAMPLES": 256,
+        "FORM": "smoke", "EXAMPLES": 256,
     },
     "6_weights": {"STEPS": 2},
 }  # fmt: skip

@@ -70,7 +70,7 @@ def check_training() -> list[Finding]:
         if not error <= allowed:  # NaN is not
             wrong = [
                 f"the losses are {_listed(values)}, the right ones {_listed(LOSSES)}: do not train here; unset "
-                "XLA_FLAGS, and install the versions that `pip install smke_jax` chooses"
+                "XLA_FLAGS, or install another release of jax within the bounds of setup.cfg"
             ]
         said = f"{STEPS} steps on {devices} of {jax.device_count()} devices"
         said += f", losses within {error:.1g} of the right ones (allowed {allowed:g})"
