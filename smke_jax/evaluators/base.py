@@ -25,15 +25,15 @@ class Figures(NamedTuple):
     record:  everything there is to say, as JSON
     arrays:  what to keep beside it, such as the rank of every query
     summary: the same for people
-    examples: what a report shows of it: {'text_to_image': [(caption, [(image, is right), …]), …], 'image_to_text':
-             [(image, [(caption, is right), …]), …]}, images as uint8 (H, W, 3)
+    examples: () -> what a report shows of it: {'text_to_image': [(caption, [(image, is right), …]), …],
+             'image_to_text': [(image, [(caption, is right), …]), …]}, images as uint8 (H, W, 3); None without pictures
     """
 
     scalars: Mapping[str, float]
     record: Mapping[str, Any]
     arrays: Mapping[str, np.ndarray] = {}
     summary: str = ""
-    examples: Mapping[str, Any] = {}
+    examples: Callable[[], Mapping[str, Any]] | None = None
 
 
 class Evaluator(NamedTuple):

@@ -15,10 +15,11 @@ from pathlib import Path
 from smke_jax.__main__ import run_program
 from smke_jax.config_files import load_stages, override_stages, split_overrides
 from smke_jax.errors import UserError
-from smke_jax.studies.doctor.computing import check_collective, check_training
+from smke_jax.studies.doctor.computing import check_computing
 from smke_jax.studies.doctor.config import check_config
 from smke_jax.studies.doctor.findings import Finding
 from smke_jax.studies.doctor.machine import (
+    NO_DEVICE,
     check_cache,
     check_devices,
     check_disk,
@@ -57,11 +58,10 @@ def _look(workdir: Path, stages) -> Iterator[Finding]:
     yield check_settings(os.environ)
     yield check_cache()
     yield check_disk(workdir)
-    if devices.said.startswith("JAX starts none"):
+    if devices.said.startswith(NO_DEVICE):
         return
     yield check_memory()
-    yield check_collective()
-    yield from check_training()
+    yield from check_computing()
     if stages:
         yield from check_config(stages)
 

@@ -3,7 +3,7 @@
   smke serve --index=photos.index --open
 
 The page finds photos by a text and, with a click on one of them, those that are like it.  It reads and shows photos and
-changes nothing.  The page answers this machine alone, but every user of this machine.  Ctrl-C stops it.  After
+changes nothing.  The page answers browsers on this machine alone, but those of all its users.  Ctrl-C stops it.  After
 `smke index` has brought the index up to date, the page shows that.
 """
 

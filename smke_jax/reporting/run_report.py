@@ -1,6 +1,7 @@
 """The report of one run, from the files in its directory: as one HTML page and as Markdown."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -114,7 +115,6 @@ def write_run_report(workdir: Path, departures: Mapping[str, tuple[Any, Any]]) -
 
 def as_html(run: RunFiles, tables: Sequence[Table]) -> str:
     """The page."""
-    parts = {"curves of the training": curves_section(run.rows)}
     evaluated = [_evaluator_section(name, found) for name, found in run.evaluators().items()]
     shown = []
     for name, examples in run.examples.items():
@@ -124,9 +124,13 @@ def as_html(run: RunFiles, tables: Sequence[Table]) -> str:
     of_tables = [
         html.section(x.title, html.table(x.heads, x.rows, said=x.said), note=x.note) for x in tables
     ]  # fmt: skip
-    sections = {"evaluations": "\n".join(evaluated), **parts}
-    sections |= {"examples of what is found": "\n".join(filter(None, shown)), "tables": "\n".join(of_tables)}
-    sections["facts"] = facts_section(facts(run), command(run))
+    sections = {
+        "evaluations": "\n".join(evaluated),
+        "curves of the training": curves_section(run.rows),
+        "examples of what is found": "\n".join(filter(None, shown)),
+        "tables": "\n".join(of_tables),
+        "facts": facts_section(facts(run), command(run)),
+    }
     return whole_page(f"Run {run.path.resolve().name}", summary(run), headline(run), sections)
 
 
@@ -214,9 +218,7 @@ def data_table(run: RunFiles) -> Table:
 
 def config_table(departures: Mapping[str, tuple[Any, Any]]) -> Table:
     """Where the config differs from the defaults."""
-    rows = [
-        (key.removeprefix("config."), _value(value), _value(default)) for key, (value, default) in departures.items()
-    ]
+    rows = [(key.removeprefix("config."), *map(value_text, values)) for key, values in departures.items()]
     return Table(
         "Config", ("field", "value", "default"), rows, said=True, note="The fields that differ from the defaults."
     )
@@ -244,9 +246,8 @@ def cost_table(run: RunFiles) -> Table:
 
 def logged_table(run: RunFiles) -> Table:
     """The first and the last of what was logged, for readers without the pictures."""
-    terms = [key for row in run.rows[-1:] for key in row if key.endswith("/loss") or "logit_scale" in key]
     spread = sorted({key for row in run.rows for key in row if key.startswith("embedding_std/")})
-    keys = list(dict.fromkeys([*LOGGED, *(k for row in run.rows for k in row if _is_term(k)), *terms, *spread]))
+    keys = list(dict.fromkeys([*LOGGED, *(k for row in run.rows for k in row if _is_term(k)), *spread]))
     found = [(key, series(run.rows, key)[1]) for key in keys]
     rows = [(key, f"{values[0]:.4g}", f"{values[-1]:.4g}") for key, values in found if values]
     return Table("Logged", ("", "first", "last"), rows)
@@ -278,7 +279,7 @@ def _with_interval(record: Mapping[str, Any], direction: str, key: str) -> str:
 
 
 def _evaluator_section(name: str, found: Sequence[Evaluation]) -> str:
-    rows = [row for evaluation in found for row in (curve_row(evaluation),)]
+    rows = [curve_row(evaluation) for evaluation in found]
     if found[0].has_recalls:
         recalls = [Recall(f"step {x.step:,}", x.record) for x in _spread_out(found)]
         recalls[1:] = [x._replace(metrics=_other_protocol(x.metrics, recalls[0].metrics)) for x in recalls[1:]]
@@ -347,15 +348,16 @@ def facts(run: RunFiles) -> dict[str, str]:
 
 
 def command(run: RunFiles) -> str:
-    """The command that started it."""
-    return " ".join(run.record.get("command", ()))
+    """The command that started it, as a shell reads it."""
+    return shlex.join(run.record.get("command", ()))
 
 
 def _count(value: Any) -> str:
     return "–" if value is None else f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _value(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """A value of a config, for a table."""
     if isinstance(value, tuple | list):
         return ", ".join(map(str, value)) or "–"
     return "–" if value is None or value == "" else str(value)

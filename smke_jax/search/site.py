@@ -152,9 +152,12 @@ class _Opened:
             {"id": quote_from_bytes(os.fsencode(folder)), "name": shown(folder), "count": count}
             for folder, count in sorted(counts.items())
         ]
+        self._ids = {folder["id"] for folder in self.folders}
         self.below = functools.lru_cache(maxsize=8)(self._below)
 
     def _below(self, folder: str) -> np.ndarray:
+        if folder and folder not in self._ids:
+            raise UserError("no photo of the index lies in that folder: choose another")
         return chosen(self.index, folder=os.fsdecode(unquote_to_bytes(folder)) or None)
 
     def number(self, key: str) -> int | None:

@@ -1,6 +1,7 @@
 """Small JPEGs of photos, made when they are asked for."""
 
 import os
+import stat
 import threading
 from collections import OrderedDict
 from pathlib import Path
@@ -32,6 +33,8 @@ class Thumbnails:
             status = os.stat(path)
         except OSError as error:
             raise BadImage(error.strerror) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImage("no file of a photo")  # a pipe would be read for ever
         key = (os.fspath(path), side, status.st_size, status.st_mtime_ns)
         with self._lock:
             if key in self._held:

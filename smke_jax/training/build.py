@@ -320,6 +320,8 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
     facts["data"] = _counts(experiment)
     record.check_or_write(workdir, flat, config.to_json(indent=2), facts, recorded)
     _warn_of_length(config, experiment.task)
+    if left_out := [name for name in config.terms if name not in experiment.recipe.terms]:
+        log.info("terms of weight 0 are neither computed nor logged: %s", ", ".join(left_out))
     options = {"micro_batch": config.micro_batch, "loss_impl": config.loss_impl}
     return Plan(
         experiment, tx, schedule, abstract, run_step,

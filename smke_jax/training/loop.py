@@ -19,7 +19,6 @@ from smke_jax.networks.start import describe_origins, started
 from smke_jax.parallel.mesh import put_batch, replicated
 from smke_jax.parallel.process import gather_rows, stop_requests
 from smke_jax.parallel.rules import undivided
-from smke_jax.reporting.evaluations import write_examples
 from smke_jax.tasks.base import BatchPlan
 from smke_jax.training.build import Plan, open_run
 from smke_jax.training.checkpoint import Checkpointer
@@ -76,6 +75,7 @@ class _Loop:
         self.plan, self.workdir, self.checkpoints, self.batches = plan, workdir, checkpoints, batches
         self.recipe, self.mesh, self.task = plan.experiment.recipe, plan.experiment.mesh, plan.experiment.task
         self.warned = False
+        self.reporter = Reporter(workdir) if plan.report and jax.process_index() == 0 else None
         for line in undivided(plan.abstract, self.mesh, spread(self.recipe)):
             log.warning("%s", line)
         self.splits = {name: self.task.split(x.split) for name, x in self.recipe.evaluators.items()}
@@ -133,7 +133,6 @@ class _Loop:
         self.plan = plan = plan._replace(starts={})  # files that were read: their memory is free again
         step, figures, pending = start, {}, None
         progress = Progress(plan.total_steps, plan.batch_size, start)
-        reporter = Reporter(self.workdir) if plan.report and jax.process_index() == 0 else None
         with (
             MetricWriter(self.workdir, tensorboard=plan.tensorboard) as writer,
             Profiler(self.workdir / "profile", plan.profile_steps) as profiler,
@@ -157,8 +156,8 @@ class _Loop:
                             raise
                         figures = found or figures
                         self._save(state, step, found)
-                        if found and reporter:
-                            reporter.evaluated(step, last=last)
+                        if found and self.reporter:
+                            self.reporter.evaluated(step, last=last)
                 if last:
                     break
                 batch = self._next_batch(progress, state, step)
@@ -253,11 +252,11 @@ class _Loop:
         figures = evaluator.run(encode, self.task, split)
         if jax.process_index() == 0:
             write_figures(self.workdir / "evals" / str(step) / name, figures)
-            if self.plan.report and figures.examples:
-                write_examples(self.workdir / "evals", name, step, figures.examples)
+            if self.reporter:
+                self.reporter.keep_examples(name, step, figures)
             log.info("step %d\n%s", step, figures.summary)
         writer.write(step, {f"eval/{name}/{what}": value for what, value in figures.scalars.items()})
-        return figures
+        return figures._replace(examples=None)  # they hold the embeddings of the whole split
 
     def _save(self, state: TrainState, step: int, found: Mapping[str, Figures]) -> None:
         """Writes a checkpoint, ranked by one evaluator: the first that has a scalar to rank by."""

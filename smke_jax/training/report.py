@@ -4,7 +4,9 @@ import logging
 import time
 from pathlib import Path
 
+from smke_jax.evaluators.base import Figures
 from smke_jax.parts import departures, filled
+from smke_jax.reporting.evaluations import write_examples
 from smke_jax.training.record import read_config
 
 log = logging.getLogger("smke_jax")
@@ -23,21 +25,31 @@ class Reporter:
     """Makes the report of the run in `workdir` at evaluations.
 
     Where evaluations follow each other so fast that the reports would take more than a SHARE of the time, some of them
-    get none; the last one gets one in any case.
+    get none; the last one gets one in any case.  What goes wrong is said in one line, whatever it is: the training is
+    worth more than its report.
     """
 
     def __init__(self, workdir: Path, clock=time.monotonic):
         self._workdir, self._clock = workdir, clock
         self._done, self._took = clock(), 0.0
 
+    def keep_examples(self, name: str, step: int, figures: Figures) -> None:
+        """Keeps what the evaluator `name` has to show; the pictures may be unreadable, and the disk full."""
+        if figures.examples is None:
+            return
+        try:
+            write_examples(self._workdir / "evals", name, step, figures.examples())
+        except Exception as error:
+            log.warning("step %d: no examples of %s (%s: %s); the run goes on", step, name, type(error).__name__, error)
+
     def evaluated(self, step: int, *, last: bool) -> None:
-        """Makes the report; what goes wrong is said in one line."""
+        """Makes the report."""
         start = self._clock()
         if not last and (start - self._done) * SHARE < self._took:
             return
         try:
             report_run(self._workdir)
-        except Exception as error:  # whatever it is: the training is worth more than its report
+        except Exception as error:
             log.warning("step %d: no report (%s: %s); the run goes on", step, type(error).__name__, error)
         self._done = self._clock()
         self._took = self._done - start

@@ -14,6 +14,7 @@ from smke_jax.evaluators.recalls import (
     top_matches,
     write_json,
 )
+from smke_jax.evaluators.retrieval import Retrieval, _examples
 from smke_jax.evaluators.top_k import match_ranks
 
 DIRECTIONS = ("image_to_text", "text_to_image")
@@ -283,3 +284,14 @@ def test_table_and_json(tmp_path):
         write_json(path, {"loss": float("nan")})
     assert json.loads(path.read_text()) == metrics, "a failed write must leave the old file"
     assert [file.name for file in path.parent.iterdir()] == ["retrieval.json"]
+
+
+def test_examples_of_more_images_than_captions():
+    images = np.eye(4, dtype=np.float32)
+    found = Retrieval({}, None, images, images[[0, 2]], np.array([0, 2]), ["a", "b"])
+    shown = _examples(found, lambda i: int(i))
+    best = {caption: images[0] for caption, images in shown["text_to_image"]}
+    assert best == {"a": (0, True), "b": (2, True)}
+    assert {image: captions[0][1] for image, captions in shown["image_to_text"]}.items() <= {
+        0: True, 1: False, 2: True, 3: False
+    }.items()  # fmt: skip

@@ -136,6 +136,15 @@ def test_many_epochs_and_a_steep_rate_are_warned_of_before_the_run(tmp_path, cap
         plan = open_run(c, tmp_path / "b")
     assert "rises to 0.00113" in caplog.text and "WARNING" not in caplog.text
     assert max(float(plan.schedule(i)) for i in range(90)) == pytest.approx(1e-4 * 4 * 8**0.5)
+    assert "weight 0" not in caplog.text
+
+
+def test_terms_of_weight_0_are_named_once_before_the_run(tmp_path, caplog):
+    c = two_matrices_config("alike")
+    c.terms.itc, c.terms.late = part("itc", weight=0.0), part("alike", weight=0.0, final_weight=1.0)
+    with caplog.at_level(logging.INFO, "smke_jax"):
+        open_run(c, tmp_path / "run")
+    assert [x for x in caplog.messages if "weight 0" in x] == ["terms of weight 0 are neither computed nor logged: itc"]
 
 
 # ---- errors of a contributor

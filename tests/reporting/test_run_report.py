@@ -38,7 +38,7 @@ def run(tmp_path):
         {"split": "train", "data": "flickr8k", "images": 6000, "captions": 29997, "skipped": 12},
         {"split": "gallery", "data": "flickr8k", "images": 1000, "captions": 5000, "skipped": 0},
     ]
-    record |= {"command": ["smke", "train", "--config=x.py"], "versions": {"jax": "0.10.2"}}
+    record |= {"command": ["smke", "train", "--config=x.py", "--workdir=my runs/a"], "versions": {"jax": "0.10.2"}}
     (path / "run.json").write_text(json.dumps(record))
     write_examples(path / "evals", "retrieval", 40, examples())
     return path
@@ -57,7 +57,7 @@ def test_what_a_run_was_and_found(run):
         "Step 40 of 40, finished.",
         "Trained on 6,000 images with 29,997 captions of flickr8k.",
         "50.0",  # R@1
-        "smke train --config=x.py",
+        "smke train --config=x.py '--workdir=my runs/a'",
         "jax 0.10.2",
     ):
         assert page.has(said) and said in markdown, said

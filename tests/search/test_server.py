@@ -267,7 +267,7 @@ def test_long_and_odd_queries_get_a_clear_answer(server):
     )
     assert search(server, q="   ")["message"] == "61 photos, the newest first"
     assert search(server, 400, from_="-1")["error"] == "'from' is no number of photos"
-    assert "no photo of the index lies there" in search(server, 400, folder="../..")["error"]
+    assert "no photo of the index lies in that folder" in search(server, 400, folder="../..")["error"]
     assert "too many parts" in error(server, "/search?" + "&".join(["q=a"] * 20))[1]
     assert ask(server, "/search?q=photo+1&q=%ff%00+photo+2&from=")[0] == 200
 

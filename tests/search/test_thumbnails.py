@@ -63,3 +63,9 @@ def test_files_are_decoded_no_larger_than_needed(tmp_path):
 def test_one_that_is_larger_than_the_cache_is_not_held(photos):
     cache = Thumbnails(max_bytes=10)
     assert cache.get(photos[0], 64) and cache.num_bytes == 0
+
+
+def test_a_pipe_in_the_place_of_a_photo_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    with pytest.raises(BadImage, match="no file"):
+        Thumbnails().get(tmp_path / "a.jpg", 64)

@@ -63,6 +63,13 @@ def test_only_what_differs_is_named_and_terms_come_first(tmp_path):
     assert (second["batch"], second["steps"], second["devices"]) == ("128", "20", "2 × NVIDIA H200")
 
 
+def test_without_a_final_weight_a_term_keeps_its_first_one(tmp_path):
+    make_run(tmp_path / "a", terms__itc__weight=0.5)
+    make_run(tmp_path / "b", terms__itc__weight=0.5, terms__itc__final_weight=0.0)
+    first, second = table(compare([tmp_path]))
+    assert (first["config"], second["config"]) == ("terms.itc.final_weight=0.5", "terms.itc.final_weight=0.0")
+
+
 def test_a_part_that_some_do_not_have_is_one_difference(tmp_path):
     teacher = {f"networks__teacher__{key}": value for key, value in FORM.teacher().items() if key != "model"}
     model = {f"networks__teacher__model__{key}": value for key, value in FORM.teacher().model.items()}

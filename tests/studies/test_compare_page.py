@@ -66,4 +66,4 @@ def test_a_run_without_figures_is_no_obstacle(tmp_path):
     (path / "metrics.jsonl").unlink()
     compare([path], tmp_path / "out")
     made = Page(tmp_path / "out" / "compare.html")
-    assert made.has("1 runs beside each other") and made.has("0 of 40, not finished") and not made.has("Curves")
+    assert made.has("Run begun") and made.has("0 of 40, not finished") and not made.has("Curves")

@@ -8,6 +8,7 @@ from pages import Page
 from two_matrices import two_matrices_config
 
 from smke_jax.__main__ import main
+from smke_jax.evaluators.base import Figures
 from smke_jax.parts import departures
 from smke_jax.training import loop, report
 from smke_jax.training.report import Reporter
@@ -56,6 +57,21 @@ def test_a_report_that_fails_is_said_in_one_line_and_the_run_goes_on(tmp_path, m
     said = [r.getMessage() for r in caplog.records if "report" in r.getMessage()]
     assert said[-1] == "step 6: no report (ZeroDivisionError: a bug in a picture); the run goes on"
     assert not (tmp_path / "report.html").exists()
+
+
+def test_examples_that_fail_are_said_in_one_line_and_the_run_goes_on(tmp_path, caplog):
+    """As where a photo cannot be read any more."""
+
+    def unreadable():
+        raise OSError("photo 3 is gone")
+
+    reporter, figures = Reporter(tmp_path), Figures({}, {})
+    with caplog.at_level(logging.WARNING, "smke_jax"):
+        reporter.keep_examples("retrieval", 6, figures)
+        assert not caplog.records
+        reporter.keep_examples("retrieval", 6, figures._replace(examples=unreadable))
+    (said,) = [r.getMessage() for r in caplog.records]
+    assert said == "step 6: no examples of retrieval (OSError: photo 3 is gone); the run goes on"
 
 
 def test_log_report_turns_it_off(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from smke_jax.reporting import html, plots
 from smke_jax.reporting.evaluations import read_evaluations, read_examples
 from smke_jax.reporting.metrics_log import read_metrics, series
 from smke_jax.reporting.report import DIRECTIONS, drawings, whole_page
-from smke_jax.reporting.run_report import curve_row
+from smke_jax.reporting.run_report import curve_row, value_text
 from smke_jax.studies.compare.rows import Row
 from smke_jax.studies.runs import Run
 
@@ -39,13 +39,14 @@ def comparison_page(
         "examples": _examples(runs[:MOST_RUNS]),
     }
     present = {name: part for name, part in parts.items() if part}
-    return whole_page(f"{len(runs)} runs beside each other", (), (), present)
+    title = f"{len(runs)} runs beside each other" if len(runs) > 1 else f"Run {runs[0].name}"
+    return whole_page(title, (), (), present)
 
 
 def _differences(rows: Sequence[Row]) -> str:
     """The fields in which the configs differ, with a column for each row of the comparison."""
     fields = dict.fromkeys(key for row in rows for key in row.different)
-    lines = [(key.removeprefix("config."), *(str(row.different.get(key, "–")) for row in rows)) for key in fields]
+    lines = [(key.removeprefix("config."), *(value_text(row.different.get(key)) for row in rows)) for key in fields]
     if not lines:
         return ""
     return html.section(

@@ -47,7 +47,15 @@ def make_rows(runs: Sequence[Run]) -> list[Row]:
         rest = {key: value for key, value in run.config.items() if key not in (SEED, "config.num_devices")}
         alike = _json([rest, run.identity, run.devices, run.device])
         groups.setdefault(alike if run.is_finished else run.path, []).append(run)
-    return [_row(tuple(group), {key: configs[group[0].path].get(key) for key in varied}) for group in groups.values()]
+    return [
+        _row(tuple(group), {key: _said(configs[group[0].path], key) for key in varied}) for group in groups.values()
+    ]
+
+
+def _said(config: Mapping[str, Any], key: str) -> Any:
+    """The value of a field.  A term without a final weight keeps the weight that it begins with."""
+    value, first = config.get(key), key.removesuffix("final_weight") + "weight"
+    return config.get(first) if value is None and key.endswith(".final_weight") else value
 
 
 def _place(key: str) -> int:

@@ -12,6 +12,7 @@ from smke_jax.errors import UserError
 from smke_jax.reporting.evaluations import RECALLS, Evaluation
 from smke_jax.reporting.markdown import markdown_table
 from smke_jax.reporting.plots import png_bytes
+from smke_jax.reporting.run_report import value_text
 from smke_jax.studies.compare.page import comparison_page
 from smke_jax.studies.compare.plots import quality_figure, throughput_figure
 from smke_jax.studies.compare.rows import SEED, Row, make_rows
@@ -124,7 +125,7 @@ def _differences(different: dict[str, Any]) -> str:
 
 
 def _short(value) -> str:
-    text = ", ".join(map(str, value)) if isinstance(value, list) else "–" if value is None else str(value)
+    text = value_text(value)
     return text if len(text) <= 40 else f"…{text[-39:]}"
 
 

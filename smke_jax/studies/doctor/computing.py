@@ -1,6 +1,7 @@
 """Whether the devices compute the right numbers: a sum over all of them, and a tiny training."""
 
 import time
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +28,17 @@ TOLERANCE = {
     ("float32", "cpu"): 1e-5, ("float32", "gpu"): 4e-3, ("float32", "tpu"): 2e-2,
     ("bfloat16", "cpu"): 2e-2, ("bfloat16", "gpu"): 2e-2, ("bfloat16", "tpu"): 2e-2,
 }  # fmt: skip
+
+
+def check_computing() -> Iterator[Finding]:
+    """Both checks.  A device that fails in them is a finding, too, and the last one."""
+    try:
+        yield check_collective()
+        yield from check_training()
+    except jax.errors.JaxRuntimeError as error:
+        why = str(error).strip().partition("\n")[0]
+        yield Finding("computing", False, f"a device fails ({why}): end what else runs on it, or leave it out by "
+                                          "CUDA_VISIBLE_DEVICES")  # fmt: skip
 
 
 def check_collective() -> Finding:
@@ -58,7 +70,7 @@ def check_training() -> list[Finding]:
         if not error <= allowed:  # NaN is not
             wrong = [
                 f"the losses are {_listed(values)}, the right ones {_listed(LOSSES)}: do not train here; unset "
-                "XLA_FLAGS, and install the versions that `pip install smke_jax` chooses"
+                "XLA_FLAGS, or install another release of jax within the bounds of setup.cfg"
             ]
         said = f"{STEPS} steps on {devices} of {jax.device_count()} devices"
         said += f", losses within {error:.1g} of the right ones (allowed {allowed:g})"

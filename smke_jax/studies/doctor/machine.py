@@ -19,12 +19,15 @@ LEAST_DISK = 2.0  # GiB: two checkpoints of the thesis' student
 SLOW_DISK = 30.0  # MB/s of writing: a checkpoint of 1.4 GB would take most of a minute
 PROBE = 64  # MB that are written and read
 OTHERS = 0.1  # share of a GPU's memory that others may hold
+NO_DEVICE = "JAX starts none"
 UNLIMITED = 2**60  # bytes: what a control group of the first version says instead of 'max'
 
 
 class Gpu(NamedTuple):
-    """What the driver says of a GPU, in MiB."""
+    """What the driver says of a GPU: its number and identifier, its name, and memory in MiB."""
 
+    number: int
+    uuid: str
     name: str
     used: float
     total: float
@@ -32,11 +35,11 @@ class Gpu(NamedTuple):
 
 def gpus_of_driver() -> list[Gpu]:
     """The GPUs that NVIDIA's driver knows; ask before JAX takes their memory.  Empty where there is no driver."""
-    command = ["nvidia-smi", "--query-gpu=name,memory.used,memory.total", "--format=csv,noheader,nounits"]
+    command = ["nvidia-smi", "--query-gpu=index,uuid,name,memory.used,memory.total", "--format=csv,noheader,nounits"]
     try:
         lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.splitlines()
-        fields = [line.rsplit(",", 2) for line in lines]
-        return [Gpu(name, float(used), float(total)) for name, used, total in fields]
+        fields = [[x.strip() for x in line.split(",")] for line in lines]
+        return [Gpu(int(number), uuid, name, float(used), float(total)) for number, uuid, name, used, total in fields]
     except (OSError, ValueError, subprocess.SubprocessError):
         return []
 
@@ -47,15 +50,16 @@ def check_devices(gpus: list[Gpu]) -> Finding:
         devices = jax.devices()
     except RuntimeError as error:
         remedy = "install the build of JAX for this device (pip install 'jax[cuda13]' or 'jax[tpu]'), or JAX_PLATFORMS="
-        return Finding("devices", False, f"JAX starts none ({str(error).splitlines()[0]}): {remedy}")
+        return Finding("devices", False, f"{NO_DEVICE} ({str(error).splitlines()[0]}): {remedy}")
     kinds = ", ".join(sorted({d.device_kind for d in devices}))
-    wrong = []
+    wrong, visible = [], _visible(gpus, os.environ)
     if gpus and devices[0].platform == "cpu":
-        wrong.append(f"{gpus[0].name} is here and JAX computes on the CPU: {_why_not_the_gpu(os.environ)}")
-    for number, gpu in enumerate(gpus):
+        remedy = _to_the_gpu(os.environ, is_visible=bool(visible))
+        wrong.append(f"{gpus[0].name} is here and JAX computes on the CPU: {remedy}")
+    for gpu in visible:
         if gpu.used > OTHERS * gpu.total:
             wrong.append(
-                f"other processes hold {gpu.used / 1024:.1f} of {gpu.total / 1024:.1f} GiB of GPU {number}: "
+                f"other processes hold {gpu.used / 1024:.1f} of {gpu.total / 1024:.1f} GiB of GPU {gpu.number}: "
                 "end them, or set CUDA_VISIBLE_DEVICES to another"
             )
     simulated = " (simulated: they share the cores)" if devices[0].platform == "cpu" and len(devices) > 1 else ""
@@ -63,9 +67,19 @@ def check_devices(gpus: list[Gpu]) -> Finding:
     return judged("devices", said, wrong)
 
 
-def _why_not_the_gpu(environment: Mapping[str, str]) -> str:
+def _visible(gpus: list[Gpu], environment: Mapping[str, str]) -> list[Gpu]:
+    """Those that CUDA_VISIBLE_DEVICES leaves to JAX, named there by number or by the start of the identifier."""
+    if "CUDA_VISIBLE_DEVICES" not in environment:
+        return gpus
+    names = [name.strip() for name in environment["CUDA_VISIBLE_DEVICES"].split(",")]
+    return [gpu for gpu in gpus if any(x and (x == str(gpu.number) or gpu.uuid.startswith(x)) for x in names)]
+
+
+def _to_the_gpu(environment: Mapping[str, str], *, is_visible: bool) -> str:
     if "cpu" in environment.get("JAX_PLATFORMS", ""):
         return "unset JAX_PLATFORMS"
+    if not is_visible:
+        return "CUDA_VISIBLE_DEVICES hides it, unset that"
     return "pip install 'jax[cuda13]'"
 
 

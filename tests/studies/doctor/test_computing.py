@@ -1,5 +1,6 @@
 """The tiny training of the doctor against PyTorch in 64 bits, and that wrong numbers are noticed."""
 
+import jax
 import numpy as np
 import torch
 
@@ -62,3 +63,12 @@ def test_a_sound_machine_passes_and_wrong_numbers_are_noticed(monkeypatch):
 def test_every_device_has_the_sum():
     finding = check_collective()
     assert finding.ok and "8 devices" in finding.said
+
+
+def test_a_device_that_fails_is_a_finding(monkeypatch):
+    def fails():
+        raise jax.errors.JaxRuntimeError("INTERNAL: link is down\n  at some place")
+
+    monkeypatch.setattr(computing, "check_collective", fails)
+    (finding,) = computing.check_computing()
+    assert not finding.ok and finding.said.startswith("a device fails (INTERNAL: link is down): ")

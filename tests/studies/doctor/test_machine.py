@@ -51,14 +51,37 @@ def test_a_full_container_is_wrong(tmp_path, monkeypatch):
 
 
 def test_a_gpu_that_jax_does_not_use_and_one_that_others_use(monkeypatch):
-    gpus = [Gpu("H100", 100.0, 81559.0), Gpu("H100", 40960.0, 81920.0)]
+    gpus = [Gpu(0, "GPU-a1", "H100", 100.0, 81559.0), Gpu(1, "GPU-b2", "H100", 40960.0, 81920.0)]
     monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     finding = machine.check_devices(gpus)
     assert not finding.ok and "pip install 'jax[cuda13]'" in finding.said
     assert "other processes hold 40.0 of 80.0 GiB of GPU 1: end them" in finding.said
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     assert "unset JAX_PLATFORMS" in machine.check_devices(gpus).said
     assert machine.check_devices([]).ok
+
+
+@pytest.mark.parametrize("visible, is_busy", [("0", False), ("GPU-a", False), ("1", True), ("0, GPU-b2", True)])
+def test_a_gpu_that_is_left_out_is_not_looked_at(monkeypatch, visible, is_busy):
+    gpus = [Gpu(0, "GPU-a1", "H100", 100.0, 81559.0), Gpu(1, "GPU-b2", "H100", 40960.0, 81920.0)]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert ("of GPU 1" in machine.check_devices(gpus).said) == is_busy
+
+
+def test_gpus_that_are_all_hidden_are_named(monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    finding = machine.check_devices([Gpu(0, "GPU-a1", "H100", 100.0, 81559.0)])
+    assert not finding.ok and "CUDA_VISIBLE_DEVICES hides it" in finding.said
+
+
+def test_what_the_driver_says_is_read(monkeypatch):
+    said = "0, GPU-5f, NVIDIA H200, 12, 143771\n1, GPU-6a, NVIDIA H200, 0, 143771\n"
+    monkeypatch.setattr(machine.subprocess, "run", lambda *args, **fields: SimpleNamespace(stdout=said))
+    assert machine.gpus_of_driver() == [
+        Gpu(0, "GPU-5f", "NVIDIA H200", 12.0, 143771.0), Gpu(1, "GPU-6a", "NVIDIA H200", 0.0, 143771.0)
+    ]  # fmt: skip
 
 
 def test_settings_that_slow_a_run_down():
