@@ -31,6 +31,7 @@ SMALL = {
     "smke train --config=configs/lit.py:flickr8k": [
         *SHORT,
         "--config.networks.dinov2.layers=1",
+        "--config.networks.lite0.layers=1",
     ],
     "smke convert --checkpoint=package": None,  # tests/programs/test_real_weights.py
     "smke report": [],
