@@ -1,5 +1,6 @@
 """`smke <program> …`: a dispatcher, nothing else."""
 
+import argparse
 import errno
 import importlib
 import logging
@@ -87,6 +88,15 @@ def run_program(program_main, argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def program_parser(name: str, text: str, *more: str) -> argparse.ArgumentParser:
+    """The parser of `smke NAME`, whose help has the first paragraph of `text` before the flags and the rest behind."""
+    summary, _, rest = text.partition("\n\n")
+    return argparse.ArgumentParser(
+        f"smke {name}", description=summary, epilog="\n".join([rest, *more]), allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
 
 
 def keep_compiled_programs() -> None:

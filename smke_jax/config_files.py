@@ -71,9 +71,15 @@ def _run(location: str, use: Callable[[ModuleType, list[str]], Any]) -> Any:
 @functools.cache
 def shipped_configs() -> dict[str, Path]:
     """{name: file} of the configs that came with the package, in its repository or in its wheel."""
-    root = Path(smke_jax.__file__).parents[1]
-    files = (root / "configs").glob("*.py") if (root / "setup.cfg").is_file() else _installed_configs()
+    root = repository()
+    files = _installed_configs() if root is None else (root / "configs").glob("*.py")
     return {path.stem: path for path in files}
+
+
+def repository() -> Path | None:
+    """The folder of the repository that the package runs from; None where it is installed without one."""
+    root = Path(smke_jax.__file__).resolve().parents[1]
+    return root if (root / "setup.cfg").is_file() else None
 
 
 def _installed_configs() -> Iterator[Path]:

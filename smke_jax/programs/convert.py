@@ -7,7 +7,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from smke_jax.__main__ import run_program
+from smke_jax.__main__ import program_parser, run_program
 from smke_jax.convert.convert import Conversion, convert, tokenizer_files, write
 from smke_jax.convert.interpolate import for_image_size
 from smke_jax.convert.layouts import LAYOUTS
@@ -67,12 +67,8 @@ def _with_pixel_statistics(conversion: Conversion, arguments: argparse.Namespace
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, more = __doc__.partition("\n\n")
     layouts = "\n".join(f"  {name:20} {layout.summary}" for name, layout in sorted(LAYOUTS.items()))
-    parser = argparse.ArgumentParser(
-        "smke convert", description=summary, epilog=f"{more}\nlayouts:\n{layouts}", allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = program_parser("convert", __doc__, "layouts:", layouts)
     parser.add_argument("--from", dest="layout", default="auto", metavar="LAYOUT", help="default: auto")
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="FILE",

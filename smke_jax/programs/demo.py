@@ -16,12 +16,11 @@ from ml_collections import ConfigDict
 import smke_jax
 from smke_jax import atomic
 from smke_jax.__main__ import run_program
-from smke_jax.config_files import load_config
+from smke_jax.config_files import load_config, shipped_configs
 from smke_jax.data.datasets import scenes
 from smke_jax.data.scenes import ceiling
 from smke_jax.data.scenes.world import BACKGROUNDS, COLOURS, SHAPES
 from smke_jax.embedder import Embedder
-from smke_jax.errors import UserError
 from smke_jax.evaluators.examples import image_to_text, text_to_image
 from smke_jax.evaluators.recalls import chance_recall
 from smke_jax.evaluators.retrieval import Retrieval, retrieve
@@ -34,7 +33,6 @@ from smke_jax.training.restore import TrainedRun, exported, restore_run
 from smke_jax.training.stages import EXPORT
 from smke_jax.training.state import count_parameters
 
-CONFIGS = Path(smke_jax.__file__).parents[1] / "configs"
 RECORDED = Path(smke_jax.__file__).parent / "shipped" / "demo_itc_alone.json"  # fields of Recall
 SMALL_TEACHER_STEPS = 300
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
@@ -60,7 +58,7 @@ def main(argv: list[str]) -> int:
     """Parses the command line, trains, evaluates and writes the report; returns the exit status."""
     arguments = _parser().parse_args(argv)
     workdir, clock = arguments.workdir, Clock(arguments.workdir / "seconds.json")
-    config = _config("scenes.py", steps=arguments.steps)
+    config = _config("scenes", steps=arguments.steps)
     if arguments.train_teacher:
         with clock.running("teacher"):
             teacher = _train_teacher(workdir / "teacher", arguments.teacher_steps)
@@ -103,11 +101,8 @@ class Clock:
 
 
 def _config(name: str, variant: str = "", steps: int | None = None) -> ConfigDict:
-    """One of the configs that stand beside the package in its repository, for other `steps` where they are given."""
-    path = CONFIGS / name
-    if not path.is_file():
-        raise UserError(f"no {path}: install from a clone of the repository with `pip install -e .`")
-    config = load_config(f"{path}:{variant}")
+    """One of the configs that came with the package, for other `steps` where they are given."""
+    config = load_config(f"{shipped_configs()[name]}:{variant}")
     config.total_steps = steps or config.total_steps
     return config
 
@@ -122,7 +117,7 @@ def _train(config: ConfigDict, workdir: Path) -> TrainedRun:
 
 def _train_teacher(workdir: Path, steps: int) -> Path:
     """A small teacher from images alone, remade on the spot."""
-    _train(_config("teacher_scenes.py", steps=steps), workdir)
+    _train(_config("teacher_scenes", steps=steps), workdir)
     path = workdir / EXPORT
     shutil.rmtree(path, ignore_errors=True)
     export_run(workdir, path)
@@ -132,7 +127,7 @@ def _train_teacher(workdir: Path, steps: int) -> Path:
 def _compare(workdir: Path, steps: int | None, clock: Clock) -> list[Recall]:
     """The same student by ITC alone, on the spot; its config takes more steps, as each is faster."""
     with clock.running("itc_alone"):
-        run = _train(_config("scenes.py", "itc", steps), workdir)
+        run = _train(_config("scenes", "itc", steps), workdir)
     return [Recall("ITC alone", _retrieve(run).metrics, f"trained on the spot in {clock.minutes('itc_alone'):.1f} min")]
 
 

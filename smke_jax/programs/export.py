@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from smke_jax.__main__ import run_program
+from smke_jax.__main__ import program_parser, run_program
 from smke_jax.convert.export import FORMATS
 from smke_jax.convert.export.base import DTYPES
 from smke_jax.convert.export.card import likeness_lines
@@ -33,12 +33,8 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, more = __doc__.partition("\n\n")
     formats = "\n".join(f"  {name:8} {form.summary}" for name, form in FORMATS.items())
-    parser = argparse.ArgumentParser(
-        "smke export", description=summary, epilog=f"{more}\nformats:\n{formats}", allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = program_parser("export", __doc__, "formats:", formats)
     parser.add_argument("--workdir", type=Path, required=True, help="run directory of `smke train`")
     parser.add_argument("--step", type=step_argument, metavar="N|best|latest", help="default: latest")
     parser.add_argument("--format", choices=FORMATS, default="flax", help="default: flax")

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 
 import smke_jax
-from smke_jax.__main__ import run_program
+from smke_jax.__main__ import program_parser, run_program
 from smke_jax.embedder import Embedder
 from smke_jax.errors import UserError
 from smke_jax.programs.evaluate import step_argument
@@ -82,11 +82,7 @@ def _summary(counts: Counts, out: Path, seconds: float) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, more = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "smke index", description=summary, epilog=more, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = program_parser("index", __doc__)
     parser.add_argument("--model", required=True, metavar="RUN|EXPORT", help="what `smke_jax.load` opens")
     parser.add_argument("--step", type=step_argument, metavar="N|best|latest", help="of a run; default: latest")
     parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos")

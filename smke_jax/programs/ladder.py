@@ -19,7 +19,7 @@ import signal
 import sys
 from pathlib import Path
 
-from smke_jax.__main__ import run_program
+from smke_jax.__main__ import program_parser, run_program
 from smke_jax.config_files import override_key, split_overrides
 from smke_jax.errors import UserError, nearest
 from smke_jax.forms import FORMS
@@ -86,11 +86,7 @@ def _check(arguments, overrides: list[str]) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, more = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "smke ladder", description=summary, epilog=more, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = program_parser("ladder", __doc__)
     add = parser.add_argument
     add("--out", type=Path, default=Path("runs/ladder"), metavar="DIR", help="default: runs/ladder")
     add("--configs", type=Path, default=Path("configs"), metavar="DIR", help="folder of configs; default: configs")

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 import jax
 import numpy as np
 
-from smke_jax.__main__ import run_program
+from smke_jax.__main__ import program_parser, run_program
 from smke_jax.errors import UserError
 from smke_jax.search.query import (
     NEARLY_THE_SAME,
@@ -65,7 +65,7 @@ def _search(arguments: argparse.Namespace, index: Index, mask: np.ndarray) -> in
     elif arguments.paths:
         _print_paths(hit.path for hit in hits)
     else:
-        print("".join(f"{hit.score:6.3f}  {hit.taken[:10]}  {shown(hit.path)}\n" for hit in hits), end="")
+        _print_lines(hits)
     notes = _notes(answer, title, is_text or arguments.min_score is not None)
     print("".join(f"{note}\n" for note in notes), end="", file=sys.stderr)
     _write_html(arguments.html, title, notes, [(f"{len(hits)} photos", hits)])
@@ -87,7 +87,7 @@ def _similar(arguments: argparse.Namespace, index: Index, mask: np.ndarray) -> i
         if arguments.paths:
             _print_paths(hit.path for hit in group)
         else:
-            print("".join(f"{hit.score:6.3f}  {hit.taken[:10]}  {shown(hit.path)}\n" for hit in group), end="")
+            _print_lines(group)
     total = f"{len(found)} groups of photos that are nearly the same (cosine {least:g} or more)"
     notes = [f"{total}; {len(groups)} are shown (--top)" if len(groups) < len(found) else total]
     print(notes[0], file=sys.stderr)
@@ -150,6 +150,10 @@ def _as_json(hit: Hit) -> dict:
     return {"path": str(hit.path), "score": round(hit.score, 4), "fit": hit.fit, "taken": hit.taken}
 
 
+def _print_lines(hits: Iterable[Hit]) -> None:
+    print("".join(f"{hit.score:6.3f}  {hit.taken[:10]}  {shown(hit.path)}\n" for hit in hits), end="")
+
+
 def _print_paths(paths: Iterable[Path]) -> None:
     """The bytes of each path as they are, for other programs."""
     sys.stdout.flush()
@@ -167,11 +171,7 @@ def _write_html(path: Path | None, title: str, notes: list[str], groups: list[tu
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, more = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "smke search", description=summary, epilog=more, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = program_parser("search", __doc__)
     add = parser.add_argument
     add("texts", nargs="*", metavar="TEXT", help="what to look for, in quotes; several are added up")
     add("--index", type=Path, required=True, metavar="INDEX", help="what `smke index` wrote")

@@ -13,7 +13,7 @@ import threading
 import webbrowser
 from pathlib import Path
 
-from smke_jax.__main__ import run_program
+from smke_jax.__main__ import program_parser, run_program
 from smke_jax.programs.search import model_of
 from smke_jax.search.query import searchable
 from smke_jax.search.server import Server
@@ -47,11 +47,7 @@ def _open(address: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, more = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "smke serve", description=summary, epilog=more, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = program_parser("serve", __doc__)
     parser.add_argument("--index", type=Path, required=True, metavar="INDEX", help="what `smke index` wrote")
     parser.add_argument("--model", metavar="RUN|EXPORT", help="where the model of the index is; default: where it was")
     parser.add_argument("--port", type=_port, default=PORT, metavar="N", help=f"0: any free one; default: {PORT}")

@@ -13,7 +13,7 @@ import signal
 import sys
 from pathlib import Path
 
-from smke_jax.__main__ import run_program
+from smke_jax.__main__ import program_parser, run_program
 from smke_jax.config_files import load_sweep, override_key, split_overrides
 from smke_jax.errors import UserError
 from smke_jax.studies.compare.table import compare
@@ -62,11 +62,7 @@ def _simulated(devices: int) -> dict[str, str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    summary, _, more = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser(
-        "smke sweep", description=summary, epilog=more, allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    parser = program_parser("sweep", __doc__)
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="as of `smke train`")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the run directories")
     parser.add_argument("--axis", type=_axis, action="append", default=[], metavar="config.KEY=A,B,…")

@@ -1,5 +1,6 @@
 """The report of one run, from the files in its directory: as one HTML page and as Markdown."""
 
+import functools
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -69,10 +70,16 @@ class RunFiles:
     def devices(self) -> int:
         return self.config["config.num_devices"] or len(self.record["devices"])
 
-    @property
+    @functools.cached_property
     def hours(self) -> float:
         """Of the training steps alone."""
         return float(training_seconds(self.rows, self.config["config.batch_size"]).sum()) / 3600
+
+    @property
+    def rate(self) -> str:
+        """Median of the examples per second; '' where none are logged."""
+        rates = sorted(series(self.rows, "examples_per_second")[1])
+        return f"{rates[len(rates) // 2]:,.0f}" if rates else ""
 
     def evaluators(self) -> dict[str, list[Evaluation]]:
         """{evaluator: what it found, newest first}."""
@@ -171,9 +178,8 @@ def headline(run: RunFiles) -> list[tuple[str, str]]:
             tiles += [(f"R@1 {DIRECTIONS[d]}", f"{newest.record[d]['r1']:.1f} %") for d in DIRECTIONS]
         else:
             tiles += [(f"{name} {key}", f"{value:.4g}") for key, value in list(newest.numbers().items())[:2]]
-    rates = series(run.rows, "examples_per_second")[1]
-    if rates:
-        tiles.append(("examples per second, median", f"{sorted(rates)[len(rates) // 2]:,.0f}"))
+    if run.rate:
+        tiles.append(("examples per second, median", run.rate))
         tiles.append((f"device-hours on {run.devices} × {run.record['devices'][0]}", f"{run.hours * run.devices:.2f}"))
     if (dollars := cost(run)) is not None:
         tiles.append(("so far, at list price", f"${dollars:,.2f}"))
@@ -227,13 +233,13 @@ def config_table(departures: Mapping[str, tuple[Any, Any]]) -> Table:
 def cost_table(run: RunFiles) -> Table:
     """What the run has taken so far."""
     steps, batch = run.step, run.config["config.batch_size"]
-    waits, rates = series(run.rows, "data_wait")[1], series(run.rows, "examples_per_second")[1]
+    waits = series(run.rows, "data_wait")[1]
     memory, dollars = series(run.rows, "peak_memory_gib")[1], cost(run)
     rows = [("steps", f"{steps:,} of {run.total_steps:,}"), ("examples", f"{steps * batch:,}")]
-    if rates:
+    if run.rate:
         rows.append(("hours of training steps", f"{run.hours:.2f}"))
         rows.append(("device-hours", f"{run.hours * run.devices:.2f}"))
-        rows.append(("examples per second, median", f"{sorted(rates)[len(rates) // 2]:,.0f}"))
+        rows.append(("examples per second, median", run.rate))
     if waits:
         rows.append(("time spent waiting for data, mean", f"{100 * sum(waits) / len(waits):.1f} %"))
     if memory:

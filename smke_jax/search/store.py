@@ -16,7 +16,6 @@ a kill, and the next writer removes them.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -30,6 +29,7 @@ import numpy as np
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
+from smke_jax.lock import locked
 from smke_jax.search.photos import DIGEST_BYTES, Photo
 
 ABOUT, LOCK = "index.json", "lock"
@@ -250,11 +250,8 @@ def writing(directory: Path, about: About) -> Iterator[Writer]:
     if not (directory / ABOUT).is_file() and _holds_something(directory):
         raise UserError(f"{directory} holds files and no index: give --out an empty or a new folder")
     directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / LOCK, "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"another `smke index` is writing to {directory}: wait until it is done") from None
+    busy = f"another `smke index` is writing to {directory}: wait until it is done"
+    with locked(directory / LOCK, lambda holder: busy):
         if (directory / ABOUT).is_file():
             old = read_about(directory)
             _check_same(directory, old, about)

@@ -41,7 +41,7 @@ def init_state(
     sharding: str = "replicated",
     arrays: Specs | None = None,
 ) -> TrainState:
-    """A fresh state, made on the host; of its arrays a device gets its part alone.
+    """A fresh state, made on the host.  Each device gets its own part of every array.
 
     `batch` gives shapes and types only; `sharding` is a key of `smke_jax.parallel.rules.RULES`.  `arrays` are those of
     `shapes_of` the batch, where the caller has them: to find them, all passes are traced.

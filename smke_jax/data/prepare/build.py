@@ -16,7 +16,6 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 from PIL import Image
 
@@ -129,37 +128,32 @@ def _write_split(
 ) -> tuple[dict, object]:
     """Writes one split; returns its part of the manifest and its tfds SplitInfo (None when empty)."""
     journal, listing = Journal(directory, split), ListingWriter(directory, split)
-    shards = SplitWriter(
-        directory, split, lengths=journal.lengths, num_bytes=journal.num_bytes, closed=journal.seal
-    )  # fmt: skip
+    shards = SplitWriter(directory, split, lengths=journal.lengths, num_bytes=journal.num_bytes, closed=journal.seal)
     items, length = iter(items), operator.length_hint(items)
     if journal.done:
         log.info("%s: %s items were finished before an interruption", split, f"{len(journal.done):,}")
     progress = Progress(split, length)
     digest = hashlib.sha256()
     num_captions = dropped = seen = reencoded = 0
-    for item, loaded in itertools.chain(_finished(journal, items, directory), _checked(items, max_side)):
+    for item, outcome, data in itertools.chain(_finished(journal, items, directory), _checked(items, max_side)):
         seen += 1
         progress.update(seen)
         captions = [text for text in map(clean_caption, item.captions) if text]  # '' for what is no text
         dropped += len(item.captions) - len(captions)
-        is_bad = isinstance(loaded, BadImage)
-        outcome = Outcome(found(item), reason=loaded.reason) if is_bad else Outcome(found(item), *loaded[1:])
-        if is_bad or not captions:
-            reason = loaded.reason if is_bad else "image has no caption"
+        if reason := outcome.reason or ("" if captions else "image has no caption"):
             skips.add(item.where, reason, split=split, name=item.name, listed=True)
             journal.add(outcome)
             continue
         name = item.name.encode("utf-8", "backslashreplace").decode()
         image_id = len(listing) if item.image_id is None else item.image_id
-        if loaded.data is not None:
-            shards.write({"image": loaded.data, "image_id": image_id})
+        if data is not None:
+            shards.write({"image": data, "image_id": image_id})
         journal.add(outcome)
         listing.write(Entry(image_id, name, tuple(captions)))
         num_captions += len(captions)
-        reencoded += loaded.is_new
+        reencoded += outcome.is_new
         digest.update("\0".join([name, *captions]).encode("utf-8", "replace"))
-        digest.update(bytes.fromhex(loaded.digest))
+        digest.update(bytes.fromhex(outcome.digest))
     listing.close()
     report = {
         "n_listed": seen,
@@ -175,43 +169,36 @@ def _write_split(
     return report, info
 
 
-class _Loaded(NamedTuple):
-    """The bytes to store of one image, None where a closed shard has them; the rest as of `Outcome`."""
-
-    data: bytes | None
-    digest: str
-    is_new: bool
+Checked = tuple[Item, Outcome, bytes | None]  # and the bytes to store, None for a bad image
 
 
-def _finished(journal: Journal, items: Iterator[Item], directory: Path) -> Iterator[tuple[Item, _Loaded | BadImage]]:
-    """Yields the items that an interrupted run has finished, as `_checked` does."""
+def _finished(journal: Journal, items: Iterator[Item], directory: Path) -> Iterator[Checked]:
+    """Yields the items that an interrupted run has finished, without bytes: closed shards have them."""
     for outcome in journal.done:
         item = next(items, None)
         if item is None or found(item) != outcome.item:
             where = "the end of the dataset" if item is None else item.where
             raise UserError(f"{where} is not what it was before an interruption: delete {directory} to begin anew")
-        if outcome.reason:
-            yield item, BadImage(outcome.reason)
-        else:
-            yield item, _Loaded(None, outcome.digest, outcome.is_new)
+        yield item, outcome, None
 
 
-def _checked(items: Iterator[Item], max_side: int | None) -> Iterator[tuple[Item, _Loaded | BadImage]]:
-    """Yields each item in order with what to store, or with what is wrong with its image."""
+def _checked(items: Iterator[Item], max_side: int | None) -> Iterator[Checked]:
+    """Yields each item in order with what became of it."""
 
-    def load(item: Item) -> _Loaded | BadImage:
+    def check(item: Item) -> Checked:
         try:
             data, is_new = _load(item, max_side)
-            return _Loaded(data, hashlib.sha256(data).hexdigest(), is_new)
+            return item, Outcome(found(item), hashlib.sha256(data).hexdigest(), is_new), data
         except BadImage as error:
-            return error
+            reason = error.reason
         except Exception as error:  # whatever one picture does to its decoder, the others are sound
             log.debug("%s", item.where, exc_info=True)
-            return BadImage(f"cannot be read: {type(error).__name__}")
+            reason = f"cannot be read: {type(error).__name__}"
+        return item, Outcome(found(item), reason=reason), None
 
     with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         while chunk := list(itertools.islice(items, CHUNK)):
-            yield from zip(chunk, pool.map(load, chunk), strict=True)
+            yield from pool.map(check, chunk)
 
 
 def _load(item: Item, max_side: int | None) -> tuple[bytes, bool]:
@@ -261,13 +248,14 @@ def _partial_sibling(out: Path, about: str) -> Iterator[Path]:
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    for leftover in out.parent.glob(f"{out.name}.partial-*"):
-        pid = leftover.name.rpartition("-")[2]
-        if pid == str(os.getpid()) or not _is_running(pid):
-            if _goes_on(leftover, about) and not (leftover != partial and partial.exists()):
-                leftover.rename(partial)
-            else:
-                shutil.rmtree(leftover, ignore_errors=True)
+    pids = {leftover: leftover.name.rpartition("-")[2] for leftover in out.parent.glob(f"{out.name}.partial-*")}
+    dead = [leftover for leftover, pid in pids.items() if pid == str(os.getpid()) or not _is_running(pid)]
+    kept = next((leftover for leftover in dead if _goes_on(leftover, about)), None)
+    for leftover in dead:
+        if leftover != kept:
+            shutil.rmtree(leftover, ignore_errors=True)
+    if kept:
+        kept.rename(partial)
     partial.mkdir(exist_ok=True)
     (partial / ABOUT).write_text(about)
     try:

@@ -22,6 +22,11 @@ def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def reason_of(error: Exception) -> str:
+    """What went wrong, as a cell of a table."""
+    return f"{type(error).__name__}: {error}".splitlines()[0].replace("|", "/")
+
+
 def require_torch() -> None:
     """Raises UserError where there is nothing to compare with."""
     if importlib.util.find_spec("torch") is None:

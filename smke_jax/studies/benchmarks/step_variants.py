@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 from smke_jax.__main__ import run_program
 from smke_jax.models.attention import attention_by
 from smke_jax.studies.benchmarks import record
-from smke_jax.studies.benchmarks.measure import in_turns, matmul_rate, say, spread
+from smke_jax.studies.benchmarks.measure import in_turns, matmul_rate, reason_of, say, spread
 from smke_jax.studies.benchmarks.sizes import SIZES, flops_per_example, made_up_batch, step_config
-from smke_jax.studies.benchmarks.train_step import DEVICES, WARM_UP, Contender, jax_contender, start
+from smke_jax.studies.benchmarks.train_step import DEVICES, WARM_UP, Contender, jax_contender, start, warmed_up
 
 
 class Variant(NamedTuple):
@@ -68,11 +68,10 @@ def variants(config, *, until: float) -> tuple[dict[str, Contender], dict[str, s
         try:
             with attention_by(variant.attention):
                 contender = jax_contender(config, batch, variant.options or None)
-            first = contender.run(1)
-            found[name] = contender._replace(losses=(first, contender.run(WARM_UP)), initial=None)
+            found[name] = warmed_up(contender)._replace(initial=None)
         except Exception as error:  # what this device or release does not take: the others are measured all the same
             traceback.print_exc()
-            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0].replace("|", "/")[:200]
+            failed[name] = reason_of(error)[:200]
         say(f"{name}: {failed.get(name) or f'compiled in {found[name].compiled_s:.1f} s'}")
     return found, failed
 

@@ -29,6 +29,7 @@ from smke_jax.studies.benchmarks.measure import (
     in_turns,
     matmul_rate,
     peak_resident_gib,
+    reason_of,
     require_torch,
     resident_gib,
     say,
@@ -93,9 +94,9 @@ def jax_contender(config, batch, options: dict[str, Any] | None = None) -> Conte
     on_device = put_batch(batch, mesh)
     jax.block_until_ready((state, frozen, on_device))
     say("networks are initialised, the step compiles")
-    start = time.perf_counter()
+    begun = time.perf_counter()
     step = train_step.lower(state, frozen, on_device).compile(compiler_options=options)
-    compiled_s = time.perf_counter() - start
+    compiled_s = time.perf_counter() - begun
     initial = jax.device_get((state.params, frozen["teacher"], state.slots))
 
     def run(steps: int) -> float:
@@ -144,22 +145,23 @@ def contenders(config, device: Device) -> tuple[dict[str, Contender], dict[str, 
     batch = made_up_batch(config)
     ours = jax_contender(config, batch)
     say(f"{JAX}: compiled in {ours.compiled_s:.1f} s, {ours.gib:.2f} GiB")
-    found, failed = {JAX: _warmed_up(ours)}, {}
+    found, failed = {JAX: warmed_up(ours)}, {}
     for name in device.against:
         try:
             found[name] = _pytorch_beside(found[JAX], config, batch, device, compiled=name == COMPILED)
         except Exception as error:  # PyTorch's compiler, or the memory: the others are measured all the same
             traceback.print_exc()
-            failed[name] = f"{type(error).__name__}: {error}".splitlines()[0].replace("|", "/")
+            failed[name] = reason_of(error)
     return found, failed
 
 
-def _warmed_up(contender: Contender) -> Contender:
+def warmed_up(contender: Contender) -> Contender:
+    """The same after its first steps, with their losses; says how long a step takes by then."""
     first = contender.run(1)
     contender = contender._replace(losses=(first, contender.run(WARM_UP)))
-    start = time.perf_counter()
+    begun = time.perf_counter()
     contender.run(WARM_UP)
-    say(f"a step takes {(time.perf_counter() - start) / WARM_UP:.4f} s at first")
+    say(f"a step takes {(time.perf_counter() - begun) / WARM_UP:.4f} s at first")
     return contender
 
 
@@ -167,9 +169,9 @@ def _pytorch_beside(ours: Contender, config, batch, device: Device, *, compiled:
     """A form of PyTorch from the start of `ours`, warmed up.  Raises UserError where its first loss is another."""
     before = _reset_cuda_peak(device)
     theirs = pytorch_contender(config, batch, ours.initial, device=device.torch, compiled=compiled)
-    start = time.perf_counter()
+    begun = time.perf_counter()
     loss = theirs.run(1)
-    compiled_s = time.perf_counter() - start if compiled else 0.0
+    compiled_s = time.perf_counter() - begun if compiled else 0.0
     reference = ours.losses[0]
     if not abs(loss - reference) <= TOLERANCE[config.networks.student.dtype] * abs(reference):
         raise UserError(f"its first loss is {loss}, that of {JAX} {reference}: they do not compute the same")

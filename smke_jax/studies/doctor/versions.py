@@ -4,12 +4,11 @@ import configparser
 import importlib.metadata
 import platform
 from collections.abc import Iterable
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-import smke_jax
+from smke_jax.config_files import repository
 from smke_jax.studies.doctor.findings import Finding, judged
 
 SHOWN = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -28,10 +27,9 @@ def check_versions() -> Finding:
 
 def stated() -> tuple[str, list[Requirement], list[Requirement]]:
     """(bounds of Python, requirements, those of extras) of setup.cfg in a clone, else of the installed package."""
-    path = Path(smke_jax.__file__).resolve().parents[1] / "setup.cfg"
-    if path.is_file():
+    if root := repository():
         said = configparser.ConfigParser()
-        said.read(path, encoding="utf-8")
+        said.read(root / "setup.cfg", encoding="utf-8")
         extras = "\n".join(said["options.extras_require"].values())
         return said["options"]["python_requires"], _parsed(said["options"]["install_requires"]), _parsed(extras)
     about = importlib.metadata.metadata("smke_jax")
