@@ -7,6 +7,7 @@ import jax
 import pytest
 from packaging.requirements import Requirement
 
+import smke_jax
 from smke_jax.studies.doctor import machine, versions
 from smke_jax.studies.doctor.machine import Gpu
 
@@ -134,6 +135,6 @@ def test_the_bounds_are_those_of_the_package(monkeypatch, tmp_path):
     python, needed, extras = versions.stated()
     assert python == ">=3.11" and "jax" in {x.name for x in needed} and "torch" in {x.name for x in extras}
     assert versions.check_versions().ok, versions.check_versions().said
-    monkeypatch.setattr(versions.smke_jax, "__file__", os.fspath(tmp_path / "smke_jax" / "__init__.py"))
+    monkeypatch.setattr(smke_jax, "__file__", os.fspath(tmp_path / "smke_jax" / "__init__.py"))
     again, installed, others = versions.stated()
     assert again == python and "flax" in {x.name for x in installed} and "torch" in {x.name for x in others}
