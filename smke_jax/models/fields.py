@@ -76,5 +76,8 @@ def _field(name: str, value: Any) -> Any:
     if name in TUPLES and value is not None:
         TUPLES[name].check(name, value)
     if name.endswith("dtype"):
-        return jnp.dtype(value)
+        try:
+            return jnp.dtype(value)
+        except TypeError:
+            raise UserError(f"{name} is {value!r}: give the name of a type, such as bfloat16") from None
     return tuple(value) if isinstance(value, (list, tuple)) else value

@@ -20,12 +20,15 @@ from made_runs import made_ranks, make_run
 from mutations import MUTATIONS, VALUES, cut, extreme, flip, node, zero
 from PIL import Image
 from planted import WIDTH
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 from served import Reader, index_photos, serving
 from tiny_export import save_model
 
 import smke_jax
 from smke_jax.__main__ import main
 from smke_jax.config_files import load_config, override
+from smke_jax.convert.params_file import DESCRIPTION, PARAMS
 from smke_jax.data.decode import BadImage, decode_image
 from smke_jax.data.sources import open_prepared
 from smke_jax.data.tokenizer import load_tokenizer, train_wordpiece
@@ -295,6 +298,22 @@ def use_model(folder: Path, scratch: Path, name: str, sound: bytes) -> str:
     return "used"
 
 
+def make_description(folder: Path) -> None:
+    save_model(folder / "model")
+    with safe_open(folder / "model" / PARAMS, framework="numpy") as file:
+        (folder / "description.json").write_text(file.metadata()[DESCRIPTION], encoding="utf-8")
+
+
+def use_description(folder: Path, scratch: Path, name: str, sound: bytes) -> str:
+    """What is damaged is the description in the file of parameters."""
+    path = folder / "model" / PARAMS
+    with safe_open(path, framework="numpy") as file:
+        metadata = file.metadata()
+    said = (folder / name).read_bytes().decode(errors="replace")
+    save_file(load_file(path), path, metadata | {DESCRIPTION: said})
+    return use_model(folder / "model", scratch, name, sound)
+
+
 def make_finished_run(folder: Path) -> None:
     make_run(folder / "run", ranks=made_ranks(0.5, images=20))
 
@@ -410,6 +429,7 @@ KINDS = {
     "weights": Kind(make_bert, ("model.safetensors", "config.json"), use_weights, JSON),
     "pickles": Kind(make_pickles, ("new.pt", "old.pt"), use_weights),
     "models": Kind(save_model, ("params.safetensors", "tokenizer/tokenizer.json"), use_model, JSON),
+    "descriptions": Kind(make_description, ("description.json",), use_description, (node,)),
     "runs": Kind(
         make_finished_run,
         tuple(
