@@ -1,4 +1,4 @@
-"""Places that cannot be written to: one line that names the place, nothing half-written, and the same command goes on."""
+"""Places that cannot be written to: one line names the place, nothing is half-written, and the same command goes on."""
 
 import json
 import os
