@@ -76,10 +76,8 @@ def _described(text: str, path: str | Path) -> tuple[dict, dict[str, str]]:
     try:
         description = parse_json(text)
         sums = description.pop(SUMS, {})
-        if isinstance(description["model"]["type"], str) and sums.get("description") in (
-            None,
-            _sum([json.dumps(description).encode()]),
-        ):
+        is_whole = sums.get("description") in (None, _sum([json.dumps(description).encode()]))
+        if is_whole and isinstance(description["model"]["type"], str):
             return description, sums
     except (ValueError, AttributeError, TypeError, KeyError):
         pass
