@@ -21,7 +21,7 @@ LAYERS = (
     ("parts", "forms", "config_files"),
     ("training.build", "training.report"),
     ("training.loop", "training.restore"),
-    ("embedder", "training.export", "training.stages"),
+    ("embedder", "training.export", "training.stages", "flags"),
     ("studies", "__main__"),
     ("programs", "notebook"),
 )
@@ -50,7 +50,9 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
-BELOW_PROGRAMS = [m for m in MODULES if m and not m.startswith(("programs", "__main__", "studies", "config_files"))]
+BELOW_PROGRAMS = [
+    m for m in MODULES if m and not m.startswith(("programs", "flags", "__main__", "studies", "config_files"))
+]
 
 
 @functools.cache
