@@ -1,6 +1,7 @@
 """`smke search`: the work behind smke_jax/flags/search.py, which says what it does."""
 
 import argparse
+import concurrent.futures
 import json
 import os
 import sys
@@ -8,12 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 
 from smke_jax.__main__ import run_program
 from smke_jax.errors import UserError
 from smke_jax.flags.search import parser
+from smke_jax.search import words_files
 from smke_jax.search.query import (
     NEARLY_THE_SAME,
     Answer,
@@ -27,11 +28,11 @@ from smke_jax.search.query import (
     shown,
 )
 from smke_jax.search.store import Index
-from smke_jax.search.words import WORDS, Words
-from smke_jax.search.words import load as load_words
+from smke_jax.search.words_files import WORDS
 
 if TYPE_CHECKING:
     from smke_jax.embedder import Embedder
+    from smke_jax.search.words import Words
 
 
 def main(argv: list[str]) -> int:
@@ -93,13 +94,16 @@ def model_of(index: Index, given: str | None, *, texts_alone: bool) -> "Words | 
     Raises:
       UserError: there is no such model, or another one.
     """
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the first query waits for its compilation
     return (texts_alone and not given and _words(index)) or _model(index, given)
 
 
-def _words(index: Index) -> Words | None:
+def _words(index: Index) -> "Words | None":
     """The half of the model that reads texts, which the index holds."""
-    words = load_words(index.directory, index.about.digest)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        kept = pool.submit(words_files.read, index.directory)
+        from smke_jax.search.words import opened  # imports JAX, which takes longer than to read the files meanwhile
+
+        words = opened(kept.result(), index.about.digest)
     if words is None and (index.directory / WORDS).exists():
         print(f"{index.directory / WORDS} is damaged or of another JAX: opening the model", file=sys.stderr)
     return words
@@ -107,8 +111,11 @@ def _words(index: Index) -> Words | None:
 
 def _model(index: Index, given: str | None) -> "Embedder":
     """The model that made the index."""
-    import smke_jax.embedder  # a text alone goes without: the imports take longer than the query
+    import jax  # a text alone goes without the model: the imports take longer than the query
 
+    import smke_jax.embedder
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the first query waits for its compilation
     where = given or index.about.model
     try:
         model = smke_jax.embedder.load(where, step=index.about.step)
