@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from smke_jax.__main__ import run_program
+from smke_jax.__main__ import quick_imports, run_program
 from smke_jax.errors import UserError
 from smke_jax.flags.search import parser
 from smke_jax.search import words_files
@@ -101,8 +101,8 @@ def _words(index: Index) -> "Words | None":
     """The half of the model that reads texts, which the index holds."""
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
         kept = pool.submit(words_files.read, index.directory)
-        from smke_jax.search.words import opened  # imports JAX, which takes longer than to read the files meanwhile
-
+        with quick_imports():  # of JAX, which take longer than to read the files meanwhile
+            from smke_jax.search.words import opened
         words = opened(kept.result(), index.about.digest)
     if words is None and (index.directory / WORDS).exists():
         print(f"{index.directory / WORDS} is damaged or of another JAX: opening the model", file=sys.stderr)

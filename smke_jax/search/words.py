@@ -21,7 +21,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
 from smke_jax import atomic
-from smke_jax.data.given import text_of
+from smke_jax.data.texts import text_of
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.errors import UserError
 from smke_jax.search import words_files

@@ -21,7 +21,7 @@ LAYERS = (
     ("parts", "forms", "config_files"),
     ("training.build", "training.report"),
     ("training.loop", "training.restore"),
-    ("embedder", "training.export", "training.stages", "flags"),
+    ("embedder_kinds", "embedder", "training.export", "training.stages", "flags"),
     ("studies", "__main__"),
     ("programs", "notebook"),
 )
