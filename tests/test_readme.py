@@ -123,10 +123,11 @@ def small(command: str) -> list[str] | None:
 
 
 def test_the_examples_of_the_programs_are_commands_of_the_readme():
-    """So the test below runs them, but for the two that other tests run."""
+    """So the test below runs them, but for those that other tests run."""
     elsewhere = {
         "train": "smke train --config=configs/scenes.py --workdir=runs/scenes",  # tests/programs/test_demo.py
         "ladder": "smke ladder --minutes=5",  # tests/studies/ladder/test_ladder_program.py
+        "completion": "smke completion bash",  # tests/flags/test_completion.py
     }
     assert {name: x.example for name, x in PROGRAMS.items() if x.example not in commands()} == elsewhere
 

@@ -81,6 +81,10 @@ PROGRAMS = {
         "the same on a page in the browser of this machine: --index=INDEX [--port=N] [--open]",
         "smke serve --index=photos.index --open",
     ),
+    "completion": Program(
+        "what makes a shell complete programs and flags: bash|zsh",
+        "smke completion bash",
+    ),
 }
 
 
