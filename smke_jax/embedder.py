@@ -26,12 +26,10 @@ from smke_jax.data.texts import BadText, text_of
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.embedder_kinds import NETWORK, kind_of
 from smke_jax.errors import UserError
-from smke_jax.evaluators.encode import divisible
 from smke_jax.models.build import image_sizes
-from smke_jax.parallel.mesh import make_mesh, put_batch, replicated
+from smke_jax.parallel.mesh import divisible, make_mesh, put_batch, replicated
 from smke_jax.passes.aligned import by_network
 from smke_jax.search.words import TextHalf
-from smke_jax.training.restore import exported, restore_run
 
 ImageLike = Any  # see smke_jax.data.given.pixels_of
 
@@ -56,6 +54,9 @@ def load(path: str | Path, *, step: int | str | None = None, trust_code: bool = 
     if fields and (is_run or is_ours):
         raise UserError(f"{path} says itself what model it holds: leave {', '.join(fields)} out")
     if is_run:
+        # Only here: what trains takes a second to import.
+        from smke_jax.training.restore import exported, restore_run
+
         run = restore_run(path, step=step)
         params, model = exported(run)
         return Embedder(model, jax.device_get(params), run.experiment.task.tokenizer)

@@ -17,8 +17,8 @@ from smke_jax.convert.rules import to_torch
 from smke_jax.data.progress import Progress
 from smke_jax.embedder import Embedder, _length
 from smke_jax.errors import UserError
-from smke_jax.evaluators.encode import divisible
 from smke_jax.models.build import build_model, param_shapes
+from smke_jax.parallel.mesh import divisible
 from smke_jax.passes.base import MEAN, STD
 from smke_jax.training.restore import exported, restore_run
 
