@@ -31,6 +31,7 @@ from smke_jax.parallel.mesh import divisible, make_mesh, put_batch, replicated
 from smke_jax.passes.aligned import by_network
 from smke_jax.search.words import TextHalf
 
+SORTED = 16  # batches of texts that are sorted by length together
 ImageLike = Any  # see smke_jax.data.given.pixels_of
 
 
@@ -137,8 +138,7 @@ class Embedder:
         Raises:
           UserError: a model without images, nothing to embed; of 'raise', the position and reason of a bad image.
         """
-        view = self._image_view()
-        return self._embed("image", images, is_one_image(images), view, _stack, batch_size, on_error, progress)
+        return self._embed(self._of_images(batch_size), images, is_one_image(images), on_error, progress)
 
     def image_batches(self, images: Iterable[ImageLike], *, batch_size: int = 64) -> Iterator["Found"]:
         """`encode_images` of what is too long to be held: `Found` of the next `batch_size` images, and so on.
@@ -146,7 +146,7 @@ class Embedder:
         What cannot be read is skipped; positions count from the first image.  The next batch is read meanwhile.
         Raises UserError for a model without images.
         """
-        return self._batches("image", images, self._image_view(), _stack, batch_size)
+        return self._batches(self._of_images(batch_size), images)
 
     @property
     def reads_texts(self) -> bool:
@@ -177,6 +177,7 @@ class Embedder:
     ) -> "np.ndarray | Found":
         """Texts -> (N, D), or one text -> (D,), fp32 and contiguous; what is longer than the model reads is cut.
 
+        Texts of a length are embedded together, so that little is computed for padding.
         Args and errors as of `encode_images`, and UserError for a model without its vocabulary.
         """
         if not self._max_length:
@@ -187,12 +188,8 @@ class Embedder:
                 f"into tokenizer/ beside its {PARAMS}"
             )
 
-        def stack(texts):
-            ids, mask = self.tokenizer.encode(texts, self._max_length)
-            length = min(_length(int(mask.sum(1).max(initial=1))), self._max_length)
-            return {"text": ids[:, :length], "text_mask": mask[:, :length]}
-
-        return self._embed("text", texts, isinstance(texts, str), text_of, stack, batch_size, on_error, progress)
+        way = _Way("text", text_of, self._embedded_texts, _check_batch_size(batch_size), SORTED * batch_size, 0)
+        return self._embed(way, texts, isinstance(texts, str), on_error, progress)
 
     def similarity(self, images: Iterable[ImageLike] | np.ndarray, texts: Iterable[str] | np.ndarray) -> np.ndarray:
         """Cosine of every image with every text -> (N, M); embeddings (N, D) are taken in their place."""
@@ -201,7 +198,7 @@ class Embedder:
         images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
         return images @ texts.T
 
-    def _image_view(self) -> Callable[[ImageLike], dict[str, np.ndarray]]:
+    def _of_images(self, batch_size: int) -> "_Way":
         if not self._image_sizes:
             raise UserError(f"a model of type {self.description['type']} embeds no images")
 
@@ -209,21 +206,33 @@ class Embedder:
             pixels = pixels_of(image)
             return {array: self._kind.view(pixels, size) for array, size in self._image_sizes.items()}
 
-        return view
+        def embed(views, batch_size):
+            return self._run("image", {array: np.stack([x[array] for x in views]) for array in views[0]}, batch_size)
 
-    def _embed(self, modality, given, is_one, read, stack, batch_size, on_error, progress):
-        """read: an item -> what one row is made of, in threads; stack: several of them -> arrays by name."""
+        return _Way("image", view, embed, _check_batch_size(batch_size), batch_size, os.cpu_count())
+
+    def _embedded_texts(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
+        ids, mask = self.tokenizer.encode(texts, self._max_length)
+        lengths = mask.sum(1)
+        order = np.argsort(lengths, kind="stable")
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            rows = order[start : start + batch_size]
+            length = min(_length(int(lengths[rows[-1]])), self._max_length)
+            parts.append(self._run("text", {"text": ids[rows, :length], "text_mask": mask[rows, :length]}, batch_size))
+        return np.concatenate(parts)[np.argsort(order)]
+
+    def _embed(self, way: "_Way", given, is_one: bool, on_error: str, progress: bool):
+        modality = way.modality
         if on_error not in ("raise", "skip"):
             raise UserError(f"on_error={on_error!r}: give 'raise' or 'skip'")
-        if type(batch_size) is not int or batch_size < 1:
-            raise UserError(f"batch_size={batch_size!r}: give how many are embedded at once")
         if is_one:
             given, on_error = [given], "raise"
         elif not isinstance(given, Iterable):
             raise UserError(f"a {type(given).__name__} holds no {modality}s: give a list of them, or one")
         parts, skipped, seen = [], [], 0
         line = Progress(f"embedding {modality}s", operator.length_hint(given))
-        for found in self._batches(modality, given, read, stack, batch_size, on_error, is_one):
+        for found in self._batches(way, given, on_error, is_one):
             if len(found.embeddings):
                 parts.append(found.embeddings)
             skipped += found.skipped
@@ -238,21 +247,20 @@ class Embedder:
             return x[0]
         return x if on_error == "raise" else Found(x, skipped)
 
-    def _batches(self, modality, given, read, stack, batch_size, on_error="skip", is_one=False) -> Iterator["Found"]:
-        """`Found` of each group of `batch_size` items in turn."""
+    def _batches(self, way: "_Way", given, on_error: str = "skip", is_one: bool = False) -> Iterator["Found"]:
+        """`Found` of each group of `way.at_once` items in turn."""
         seen = 0
-        threads = os.cpu_count() if modality == "image" else 0
-        for group in _read_ahead(given, read, batch_size, threads):
+        for group in _read_ahead(given, way.read, way.at_once, way.threads):
             rows, skipped = [], []
             for item, made in group:
                 if isinstance(made, (BadImage, BadText)):
                     if on_error == "raise":
-                        raise UserError(_complaint(modality, seen, item, made, is_one)) from made
+                        raise UserError(_complaint(way.modality, seen, item, made, is_one)) from made
                     skipped.append(Skipped(seen, str(made)))
                 else:
                     rows.append(made)
                 seen += 1
-            x = self._run(modality, stack(rows), batch_size) if rows else np.zeros((0, 0))
+            x = way.embed(rows, way.batch_size) if rows else np.zeros((0, 0))
             yield Found(np.ascontiguousarray(x, np.float32), skipped)
 
     def _run(self, modality: str, arrays: Mapping[str, np.ndarray], batch_size: int) -> np.ndarray:
@@ -271,6 +279,24 @@ class Embedder:
         for p in passes:
             arrays |= p.run(params, {need: arrays[need] for need in p.needs}, None, False)
         return arrays[name]
+
+
+class _Way(NamedTuple):
+    """How items of one kind are embedded.
+
+    modality:   image or text
+    read:       an item -> what is embedded of it, in so many `threads`; 0 are none
+    embed:      (several of these, batch size) -> (N, D)
+    batch_size: of the networks
+    at_once:    items that are read and given to `embed` together
+    """
+
+    modality: str
+    read: Callable
+    embed: Callable[[Sequence, int], np.ndarray]
+    batch_size: int
+    at_once: int
+    threads: int
 
 
 class Skipped(NamedTuple):
@@ -322,8 +348,10 @@ def _complaint(modality: str, position: int, item: Any, error: Exception, is_one
     return f"{which}{named} cannot be read: {error}{also}"
 
 
-def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {array: np.stack([row[array] for row in rows]) for array in rows[0]}
+def _check_batch_size(batch_size: int) -> int:
+    if type(batch_size) is not int or batch_size < 1:
+        raise UserError(f"batch_size={batch_size!r}: give how many are embedded at once")
+    return batch_size
 
 
 def _is_matrix(x) -> bool:

@@ -167,6 +167,13 @@ def test_a_query_is_not_filled_up_to_a_whole_batch(model, monkeypatch):
     assert [rows for rows, _ in shapes] == [divisible(n, model._mesh) for n in (1, 4, 64, 64, 8)]
 
 
+def test_texts_of_any_lengths_come_back_in_their_order(model):
+    texts = ["a red dog runs over the blue snow and more", "dog", "red dog", "a red dog", "snow", "the dog runs", ""]
+    together = model.encode_texts(texts, batch_size=2)
+    np.testing.assert_allclose(together, [model.encode_texts(text) for text in texts], atol=1e-6)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
+
+
 def test_texts_are_padded_to_few_lengths():
     assert [_length(x) for x in (1, 8, 9, 12, 13, 16, 17, 25, 33, 50)] == [8, 8, 12, 12, 16, 16, 24, 32, 48, 64]
 

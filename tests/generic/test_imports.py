@@ -202,6 +202,7 @@ def test_pytorch_is_imported_only_where_it_is_used():
     # What is copied into exports is PyTorch code, and no module of this package imports it.
     copied = {"convert.modeling_smke", "convert.modeling_aligned"}
     pytorch_code = copied | {"studies.benchmarks.pytorch", "studies.benchmarks.pytorch_data"}
+    pytorch_code |= {"studies.benchmarks.pytorch_inference"}
     assert not {m for m in MODULES if "torch" in imported_at_the_top(m)} - pytorch_code
     at_once = {m for m in MODULES for node in tree(m).body if isinstance(node, ast.ImportFrom)
                if node.module in {f"smke_jax.{name}" for name in pytorch_code}}  # fmt: skip

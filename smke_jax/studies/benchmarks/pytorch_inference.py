@@ -1,7 +1,7 @@
 """The PyTorch export of a model, and the same network in onnxruntime, as embedders of photos and texts.
 
 Both are given what makes them fast: photos are read, decoded and made small in as many threads as there are cores,
-while the batch before is embedded, and a batch of texts is padded to its longest.
+while the batch before is embedded.  Texts are sorted by length, and a batch is padded to its longest.
 """
 
 import concurrent.futures
@@ -49,11 +49,11 @@ def in_pytorch(export: Path) -> Other:
             return np.concatenate([model(x)["image_embeds"].numpy() for x in pixels_of(model, paths, batch_size)])
 
     def texts(given, batch_size):
+        def embed(ids, mask):
+            return model(input_ids=torch.from_numpy(ids), attention_mask=torch.from_numpy(mask))["text_embeds"].numpy()
+
         with torch.inference_mode():
-            batches = (map(torch.from_numpy, words(group)) for group in groups(given, batch_size))
-            return np.concatenate(
-                [model(input_ids=ids, attention_mask=mask)["text_embeds"].numpy() for ids, mask in batches]
-            )
+            return words.embedded(given, batch_size, embed)
 
     return Other(images, texts)
 
@@ -72,11 +72,10 @@ def in_onnxruntime(graphs: Path, export: Path) -> Other:
         return np.concatenate(found)
 
     def texts(given, batch_size):
-        found = []
-        for group in groups(given, batch_size):
-            ids, mask = words(group)
-            found += text.run(None, {"input_ids": ids, "attention_mask": mask})
-        return np.concatenate(found)
+        def embed(ids, mask):
+            return text.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+
+        return words.embedded(given, batch_size, embed)
 
     return Other(images, texts)
 
@@ -86,7 +85,7 @@ def session(path: Path) -> onnxruntime.InferenceSession:
 
 
 class Words:
-    """The tokenizer of the export: texts -> (ids, mask), int64 (B, L), L being the longest of them."""
+    """The tokenizer of the export: texts -> (ids, mask), int64 (B, L), with L tokens in the longest of them."""
 
     def __init__(self, export: Path):
         self._tokenizer = tokenizers.Tokenizer.from_file(str(export / "tokenizer.json"))
@@ -94,6 +93,16 @@ class Words:
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         encodings = self._tokenizer.encode_batch_fast(list(texts))
         return np.array([x.ids for x in encodings]), np.array([x.attention_mask for x in encodings])
+
+    def embedded(self, texts: Sequence[str], batch_size: int, embed: Callable) -> np.ndarray:
+        """What `embed` makes of (ids, mask) of each batch, in the order of `texts`; texts of a length go together."""
+        ids, mask = self(texts)
+        lengths = mask.sum(1)
+        order, parts = np.argsort(lengths, kind="stable"), []
+        for rows in groups(order, batch_size):
+            length = lengths[rows[-1]]
+            parts.append(embed(ids[rows, :length], mask[rows, :length]))
+        return np.concatenate(parts)[np.argsort(order)]
 
 
 def groups(items: Sequence, size: int) -> Iterator[Sequence]:
