@@ -10,7 +10,7 @@ import smke_jax
 from smke_jax.convert.export import hf, pytorch
 from smke_jax.convert.export.base import Network
 from smke_jax.errors import UserError
-from smke_jax.studies.benchmarks import inference
+from smke_jax.studies.benchmarks import inference, pytorch_inference
 
 ARGUMENTS = ["--count=5", "--texts=6", "--batch_size=2", "--rounds=2", "--seconds=0.02", "--tries=2"]
 
@@ -21,7 +21,8 @@ def export(tmp_path_factory):
     model = smke_jax.load(save_model(tmp_path_factory.mktemp("model")))
     folder = tmp_path_factory.mktemp("export")
     params = jax.device_get(model._networks["embedder"])
-    description = {**model.description, "logit_scales": {"itc": {"out": 1.0}}, "token_types_at": "after"}
+    image = {**model.description["image"], "type": "data2vec2"}
+    description = {**model.description, "image": image, "logit_scales": {"itc": {"out": 1.0}}}
     network = Network(params, description, model.tokenizer, None)
     hf.FORMAT.write(folder, network, "float32")
     pytorch.write_tokenizer(folder, network)
@@ -37,8 +38,24 @@ def photos(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
+def test_the_embedders_are_of_one_network(export, photos, tmp_path):
+    paths, texts = sorted(photos.iterdir()), inference.TEXTS[:3]
+    pytorch_inference.write_graphs(export, tmp_path)
+    runs = inference.contenders(export, tmp_path).values()
+    (images, words) = ([run[i](given, 2) for run in runs] for i, given in enumerate((paths, texts)))
+    for ours, *others in (images, words):
+        for other in others:
+            np.testing.assert_allclose(other, ours, atol=1e-5)
+    assert {x.shape for x in images} == {(5, 8)} and {x.shape for x in words} == {(3, 8)}
+
+
 def test_the_program_writes_ratios(export, photos, tmp_path, monkeypatch):
-    # Imports of PyTorch in processes of their own take longer than this test may.
+    # The graphs, and PyTorch in processes of its own, take longer than this test may.
+    monkeypatch.setattr(pytorch_inference, "write_graphs", lambda export, directory: None)
+    monkeypatch.setattr(
+        pytorch_inference, "in_onnxruntime", lambda graphs, export: pytorch_inference.in_pytorch(export)
+    )
     monkeypatch.setattr(inference, "COLD", dict.fromkeys(inference.COLD, "import sys; assert len(sys.argv) == 4"))
     out = tmp_path / "out.md"
     arguments = [f"--export={export}", f"--photos={photos}", *ARGUMENTS, f"--out={out}"]
