@@ -111,6 +111,11 @@ class Embedder:
         networks = by_network(description, params, NETWORK)
         self._networks = jax.device_put(networks, replicated(self._mesh))
         self._passes = self._kind.passes(description)
+        # To pass the others takes a call longer, too.
+        self._params = {
+            modality: {name: self._networks[name] for p in passes for name in p.networks}
+            for modality, (passes, _) in self._passes.items()
+        }
         self._programs = {  # each is compiled for every size of batch
             modality: jax.jit(functools.partial(self._embedding, modality), out_shardings=replicated(self._mesh))
             for modality in self._passes
@@ -269,7 +274,7 @@ class Embedder:
         size = divisible(min(batch_size, _power_of_two(count)), self._mesh)
         # With a row that is there already: no row that could make a NaN.
         filled = {name: np.concatenate([x, *[x[-1:]] * (size - count)]) for name, x in arrays.items()}
-        x = np.asarray(self._programs[modality](self._networks, put_batch(filled, self._mesh)))[:count]
+        x = np.asarray(self._programs[modality](self._params[modality], put_batch(filled, self._mesh)))[:count]
         return x / np.linalg.norm(x, axis=1, keepdims=True) if self._kind.normalise else x
 
     def _embedding(self, modality: str, params: Any, arrays: Mapping[str, jax.Array]) -> jax.Array:
