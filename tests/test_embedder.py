@@ -15,9 +15,10 @@ from smke_jax.convert.layouts import LAYOUTS
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, save_params
 from smke_jax.convert.rules import to_torch
 from smke_jax.data.progress import Progress
-from smke_jax.embedder import Embedder
+from smke_jax.embedder import Embedder, _length
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model, param_shapes
+from smke_jax.parallel.mesh import divisible
 from smke_jax.passes.base import MEAN, STD
 from smke_jax.training.restore import exported, restore_run
 
@@ -153,16 +154,28 @@ def test_progress_of_many(model, pictures, capsys, monkeypatch):
     assert "embedding images: 4/5" in capsys.readouterr().err
 
 
-def test_a_query_is_not_filled_up_to_a_whole_batch(model):
-    sizes = []
-    encoder = model._encoder
-    model._encoder = lambda size: sizes.append(size) or encoder(size)
-    try:
-        for count in (1, 3, 64, 70):
-            model.encode_texts(["dog"] * count)
-    finally:
-        del model._encoder
-    assert sizes == [1, 4, 64, 64, 8]
+def test_a_query_is_not_filled_up_to_a_whole_batch(model, monkeypatch):
+    shapes, program = [], model._programs["text"]
+
+    def noted(params, arrays):
+        shapes.append(arrays["text"].shape)
+        return program(params, arrays)
+
+    monkeypatch.setitem(model._programs, "text", noted)
+    for count in (1, 3, 64, 70):
+        model.encode_texts(["dog"] * count)
+    assert [rows for rows, _ in shapes] == [divisible(n, model._mesh) for n in (1, 4, 64, 64, 8)]
+
+
+def test_texts_of_any_lengths_come_back_in_their_order(model):
+    texts = ["a red dog runs over the blue snow and more", "dog", "red dog", "a red dog", "snow", "the dog runs", ""]
+    together = model.encode_texts(texts, batch_size=2)
+    np.testing.assert_allclose(together, [model.encode_texts(text) for text in texts], atol=1e-6)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
+
+
+def test_texts_are_padded_to_few_lengths():
+    assert [_length(x) for x in (1, 8, 9, 12, 13, 16, 17, 25, 33, 50)] == [8, 8, 12, 12, 16, 16, 24, 32, 48, 64]
 
 
 def test_an_export_is_the_run(trained, model, pictures, tmp_path):

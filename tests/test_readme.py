@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from made_up import jpeg, write
 
-from smke_jax.__main__ import EXAMPLES, main
+from smke_jax.__main__ import main
+from smke_jax.flags import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[1]
 SIZES = {"width": 32, "depth": 1, "num_heads": 2, "mlp_dim": 48}
@@ -122,12 +123,13 @@ def small(command: str) -> list[str] | None:
 
 
 def test_the_examples_of_the_programs_are_commands_of_the_readme():
-    """So the test below runs them, but for the two that other tests run."""
+    """So the test below runs them, but for those that other tests run."""
     elsewhere = {
         "train": "smke train --config=configs/scenes.py --workdir=runs/scenes",  # tests/programs/test_demo.py
         "ladder": "smke ladder --minutes=5",  # tests/studies/ladder/test_ladder_program.py
+        "completion": "smke completion bash",  # tests/flags/test_completion.py
     }
-    assert {name: x for name, x in EXAMPLES.items() if x not in commands()} == elsewhere
+    assert {name: x.example for name, x in PROGRAMS.items() if x.example not in commands()} == elsewhere
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""Whatever callers hold a picture or a text in -> what the models take, or a plain reason why not."""
+"""Whatever callers hold a picture in -> what the models take, or a plain reason why not."""
 
 import os
 from typing import Any, BinaryIO
@@ -9,10 +9,6 @@ from PIL import Image, ImageOps
 from smke_jax.data.decode import BadImage, decode_image, to_rgb
 
 MOST_BYTES = 1 << 30  # of one picture's file
-
-
-class BadText(ValueError):
-    """No text, or one with characters that cannot be encoded; says why in a few words."""
 
 
 def is_one_image(x: Any) -> bool:
@@ -43,17 +39,6 @@ def pixels_of(x: Any, *, min_side: int | None = None) -> np.ndarray:
     if hasattr(x, "shape"):
         return _of_array(x)
     raise BadImage(f"a {type(x).__name__} is no picture: give a path, bytes, a PIL image or an array")
-
-
-def text_of(x: Any) -> str:
-    """`x` where it is a text; BadText where it is none or cannot be encoded."""
-    if not isinstance(x, str):
-        raise BadText(f"a {type(x).__name__} is no text")
-    try:
-        x.encode()
-    except UnicodeEncodeError as error:
-        raise BadText(f"character {error.start} is half a surrogate pair, which cannot be encoded") from None
-    return str(x)
 
 
 def _of_pil(image: Image.Image) -> np.ndarray:

@@ -92,6 +92,8 @@ class PreparedSource(Source):
 
     def __init__(self, directory: str | Path, split: str):
         import tensorflow_datasets as tfds  # slow to import, and in-memory sources do without it
+        from google.protobuf.message import DecodeError
+        from tensorflow_datasets.proto import tf_example_pb2
 
         self.directory, self.split = Path(directory).absolute(), split
         self.manifest = _read_manifest(self.directory)
@@ -106,7 +108,9 @@ class PreparedSource(Source):
         for path in builder.info.splits[split].filepaths:
             if not path.exists():
                 raise UserError(f"{path} is missing: run `smke prepare` again")
-        self._records = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+        # Read as bytes and taken apart here, which takes a quarter of the time of tfds' own features.
+        self._records = builder.as_data_source(split, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES)
+        self._parse, self._parse_error = tf_example_pb2.Example.FromString, DecodeError
         if not len(self._records) == len(self._listing) == report["n_images"]:
             raise UserError(f"{directory} does not hold what its manifest says: run `smke prepare` again")
 
@@ -123,12 +127,15 @@ class PreparedSource(Source):
     def __getitem__(self, index: int) -> Example:
         entry = self._entry(index)
         try:
-            record = self._records[index]
-        except (RuntimeError, ValueError, OSError) as error:  # array_record's, for a block whose checksum is wrong
+            fields = self._parse(self._records[index]).features.feature
+        except (RuntimeError, ValueError, OSError, self._parse_error) as error:  # as for a block of a wrong checksum
             raise DamagedImage(entry.name, str(error).partition("(")[0].strip()) from error
-        if record["image_id"] != entry.image_id:
-            raise DamagedImage(entry.name, f"the record here is of image {record['image_id']}, not {entry.image_id}")
-        return Example(record["image"], entry.captions, entry.name)
+        numbers, images = fields["image_id"].int64_list.value, fields["image"].bytes_list.value
+        if len(numbers) != 1 or len(images) != 1:  # of a file that was cut short
+            raise DamagedImage(entry.name, "the record here holds no image")
+        if numbers[0] != entry.image_id:
+            raise DamagedImage(entry.name, f"the record here is of image {numbers[0]}, not {entry.image_id}")
+        return Example(images[0], entry.captions, entry.name)
 
     def captions(self, index: int) -> tuple[str, ...]:
         return self._entry(index).captions

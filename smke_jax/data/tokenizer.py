@@ -1,6 +1,7 @@
 """BERT WordPiece: captions to fixed-length ids, from a saved vocabulary or one trained on captions."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import logging
@@ -49,12 +50,14 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, *, pad_id: int, settings: Mapping[str, str] | None = None):
         """`settings`: class and special tokens in transformers' tokenizer_config.json; None are those of BERT."""
         self._backend, self._settings = backend, settings
-        vocab = backend.get_vocab()
-        ordered = sorted(vocab, key=vocab.get)
-        self.vocab_size = len(ordered)
+        self.vocab_size = backend.get_vocab_size()
         self.pad_id = pad_id
-        lines = [*ordered, f"lowercase={_lowercases(backend)}", *_unusual(backend)]
-        self.digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+    @functools.cached_property
+    def digest(self) -> str:
+        vocab = self._backend.get_vocab()
+        lines = [*sorted(vocab, key=vocab.get), f"lowercase={_lowercases(self._backend)}", *_unusual(self._backend)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def encode(self, captions: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """One row for each caption: `[CLS] tokens [SEP]`, or CLIP's start and end around the tokens, then padding.
@@ -168,6 +171,14 @@ def _readable(directory: Path) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise UserError(f"the tokenizer at {directory} cannot be read: {error}") from error
+
+
+def saved_tokenizer(file: bytes, pad_id: int) -> Tokenizer:
+    """Of a tokenizer.json that `Tokenizer.save` wrote, unchecked; ValueError where it cannot be read."""
+    try:
+        return Tokenizer(plain(tokenizers.Tokenizer.from_buffer(file)), pad_id=pad_id)
+    except Exception as error:  # tokenizers raises no other
+        raise ValueError(str(error)) from error
 
 
 def _of_words(directory: Path) -> tokenizers.Tokenizer:

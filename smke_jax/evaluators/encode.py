@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from smke_jax.data.progress import Progress
-from smke_jax.parallel.mesh import put_batch, replicated
+from smke_jax.parallel.mesh import divisible, put_batch, replicated
 from smke_jax.passes.base import Pass
 from smke_jax.tasks.base import Split
 
@@ -85,8 +85,3 @@ class Encoder:
         options = grain.ReadOptions(num_threads=self._threads, prefetch_buffer_size=max(1, self._threads))
         for number, batch in enumerate(dataset.to_iter_dataset(options)):
             yield number * self._batch_size, batch
-
-
-def divisible(batch_size: int, mesh) -> int:
-    """`batch_size` rounded up to what divides over the devices."""
-    return -(-batch_size // mesh.size) * mesh.size

@@ -65,6 +65,11 @@ def sharded_chunks(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, DATA_AXES))
 
 
+def divisible(batch_size: int, mesh: jax.sharding.Mesh) -> int:
+    """`batch_size` rounded up to what divides over the devices."""
+    return -(-batch_size // mesh.size) * mesh.size
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
     """Every process's rows, one process's after the other's, as global arrays sharded over the devices."""
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharded(mesh), x), dict(batch))

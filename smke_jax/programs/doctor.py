@@ -1,10 +1,5 @@
-"""`smke doctor`: whether this machine and this installation can train, and what to do where they cannot.
+"""`smke doctor`: the work behind smke_jax/flags/doctor.py, which says what it does."""
 
-With --config also whether the data and the weights of a config are there: the checks of `smke train` before its first
-step.  Status 1 says that something is wrong.
-"""
-
-import argparse
 import json
 import os
 import sys
@@ -13,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from smke_jax.__main__ import run_program
-from smke_jax.config_files import load_stages, override_stages, split_overrides
+from smke_jax.config_files import load_stages, override_stages
 from smke_jax.errors import UserError
+from smke_jax.flags.doctor import parser
 from smke_jax.studies.doctor.computing import check_computing
 from smke_jax.studies.doctor.config import check_config
 from smke_jax.studies.doctor.findings import Finding
@@ -32,11 +28,10 @@ from smke_jax.studies.doctor.versions import check_versions
 
 def main(argv: list[str]) -> int:
     """Parses the command line, looks and prints; returns the exit status: 1 where something is wrong."""
-    argv, overrides = split_overrides(argv)
-    arguments = _parser().parse_args(argv)
-    if overrides and not arguments.config:
-        raise UserError(f"{overrides[0]} changes a config: give --config=FILE too")
-    stages = override_stages(load_stages(arguments.config), overrides) if arguments.config else {}
+    arguments = parser().parse_args(argv)
+    if arguments.overrides and not arguments.config:
+        raise UserError(f"{arguments.overrides[0]} changes a config: give --config=FILE too")
+    stages = override_stages(load_stages(arguments.config), arguments.overrides) if arguments.config else {}
     start, findings = time.perf_counter(), []
     for finding in _look(arguments.workdir, stages):
         findings.append(finding)
@@ -64,14 +59,6 @@ def _look(workdir: Path, stages) -> Iterator[Finding]:
     yield from check_computing()
     if stages:
         yield from check_config(stages)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("smke doctor", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="also look at its data and its weights")
-    parser.add_argument("--workdir", type=Path, default=Path("."), help="where runs are to lie; default: this folder")
-    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,9 +1,4 @@
-"""`smke evaluate`: what the evaluators of a run find, at any of its checkpoints and on any split or prepared folder.
-
-Neither the training data nor files of weights are needed that no evaluator reads.
-`--config.evaluators.NAME.FIELD=VALUE` changes a field of an evaluator; what departs from the run's own evaluation
-stands in the name of its file, such as evals/STEP/retrieval-test.json.
-"""
+"""`smke evaluate`: the work behind smke_jax/flags/evaluate.py, which says what it does."""
 
 import argparse
 import re
@@ -16,8 +11,9 @@ from ml_collections import ConfigDict
 
 from smke_jax import atomic
 from smke_jax.__main__ import run_program
-from smke_jax.config_files import override, override_key, split_overrides
+from smke_jax.config_files import override, override_key
 from smke_jax.errors import UserError, nearest
+from smke_jax.flags.evaluate import parser
 from smke_jax.programs.evaluate_model import evaluate_model, holds_no_run
 from smke_jax.tasks.base import Task
 from smke_jax.training import record
@@ -32,13 +28,12 @@ SHORT = ("split", "level")  # fields of evaluators that have flags of their own
 
 def main(argv: list[str]) -> int:
     """Parses the command line, evaluates and writes; returns the exit status."""
-    argv, overrides = split_overrides(argv)
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     if holds_no_run(arguments.workdir):
-        return evaluate_model(arguments, overrides)
+        return evaluate_model(arguments)
     config = record.read_config(arguments.workdir)
     names = _chosen(config, arguments)
-    changed = _changed(config, names, arguments, overrides)
+    changed = _changed(config, names, arguments)
     evaluators = {name: build_part("evaluators", name, changed.evaluators[name]) for name in names}
     evaluators = {name: evaluator for name, evaluator in evaluators.items() if evaluator.split}
     if not evaluators:
@@ -57,32 +52,6 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    summary, _, more = __doc__.partition("\n\n")
-    parser = argparse.ArgumentParser("smke evaluate", description=summary, epilog=more, allow_abbrev=False)
-    parser.add_argument(
-        "--workdir", type=Path, required=True, help="run directory of `smke train`, or an export, or converted weights"
-    )
-    parser.add_argument("--evaluator", metavar="NAME", help="one of config.evaluators (default: all of them)")
-    parser.add_argument("--data", type=Path, help="folder written by `smke prepare` (default: the run's own)")
-    parser.add_argument("--split", help="default: each evaluator's own")
-    parser.add_argument("--step", type=step_argument, metavar="N|best|latest", help="default: latest")
-    parser.add_argument("--level", help="what is compared: fc1, out or head (default: each evaluator's own)")
-    parser.add_argument(
-        "--out", type=Path, metavar="FILE", help="write the figures of one evaluator there too, as JSON"
-    )
-    return parser
-
-
-def step_argument(text: str) -> int | str | None:
-    """For --step: a number, 'best', or None for 'latest'."""
-    if text in ("best", "latest"):
-        return None if text == "latest" else text
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a step number nor best or latest")
-    return int(text)
-
-
 def _chosen(config: ConfigDict, arguments: argparse.Namespace) -> list[str]:
     """The names of the evaluators that are asked for."""
     known = list(config.evaluators)
@@ -99,14 +68,12 @@ def _chosen(config: ConfigDict, arguments: argparse.Namespace) -> list[str]:
     return names
 
 
-def _changed(
-    config: ConfigDict, names: Iterable[str], arguments: argparse.Namespace, overrides: list[str]
-) -> ConfigDict:
+def _changed(config: ConfigDict, names: Iterable[str], arguments: argparse.Namespace) -> ConfigDict:
     """`config` with what the command line changes of the evaluators `names` and of the data."""
-    for argument in overrides:
+    for argument in arguments.overrides:
         if not override_key(argument).startswith("config.evaluators."):
             raise UserError(f"{override_key(argument)} cannot be changed after training: only config.evaluators.… can")
-    config = override(config.copy_and_resolve_references(), overrides)
+    config = override(config.copy_and_resolve_references(), arguments.overrides)
     for field in SHORT:
         value = getattr(arguments, field)
         having = [name for name in names if field in config.evaluators[name]]

@@ -25,9 +25,9 @@ def holds_no_run(path: Path) -> bool:
     return not (path / "run.json").exists() and any(any(path.glob(pattern)) for pattern in WEIGHTS)
 
 
-def evaluate_model(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+def evaluate_model(arguments: argparse.Namespace) -> int:
     """Embeds a split of a prepared folder by `smke_jax.load`, prints recalls, and writes them where asked."""
-    if given := [f"--{name}" for name in OF_RUNS if getattr(arguments, name) is not None] + list(overrides):
+    if given := [f"--{name}" for name in OF_RUNS if getattr(arguments, name) is not None] + arguments.overrides:
         raise UserError(f"{arguments.workdir} is no run of `smke train`: leave {given[0]} out")
     if arguments.data is None:
         raise UserError(f"{arguments.workdir} names no data: give --data, a folder written by `smke prepare`")

@@ -1,14 +1,5 @@
-"""`smke index`: embeds the photos below a folder, so that `smke search` finds them.
+"""`smke index`: the work behind smke_jax/flags/index.py, which says what it does."""
 
-  smke index --model=runs/flickr8k --photos=$HOME/Pictures --out=photos.index
-
-The same command brings the index up to date: photos that are new or changed are embedded, those that were deleted are
-forgotten, and those that were moved or renamed keep their embedding.  It also continues after a kill.  Hidden files,
-hidden and system folders and links to folders are passed over.  What cannot be read is skipped and listed in
-skipped.jsonl with its reason.  The photos stay where they are, and nothing leaves this machine.
-"""
-
-import argparse
 import collections
 import sys
 import time
@@ -18,10 +9,10 @@ import jax
 import numpy as np
 
 import smke_jax
-from smke_jax.__main__ import program_parser, run_program
+from smke_jax.__main__ import run_program
 from smke_jax.embedder import Embedder
 from smke_jax.errors import UserError
-from smke_jax.programs.evaluate import step_argument
+from smke_jax.flags.index import parser
 from smke_jax.search.cutoff import PHRASES
 from smke_jax.search.store import About, writing
 from smke_jax.search.update import SKIPPED, Counts, update
@@ -30,7 +21,7 @@ from smke_jax.search.words import keep
 
 def main(argv: list[str]) -> int:
     """Parses the command line, writes or updates the index and says what became of the photos."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     photos = arguments.photos.expanduser().resolve()
     if not photos.is_dir():
         raise UserError(f"{photos} is no folder: give --photos a folder of photos")
@@ -79,22 +70,6 @@ def _summary(counts: Counts, out: Path, seconds: float) -> list[str]:
     embedded = counts.new + counts.changed
     rate = f", {embedded / seconds:.1f} embedded photos/s with loading the model" if embedded else ""
     return [*lines, f"wrote {out} in {seconds:.0f} s{rate}"]
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = program_parser("index", __doc__)
-    parser.add_argument("--model", required=True, metavar="RUN|EXPORT", help="what `smke_jax.load` opens")
-    parser.add_argument("--step", type=step_argument, metavar="N|best|latest", help="of a run; default: latest")
-    parser.add_argument("--photos", type=Path, required=True, metavar="DIR", help="folder of photos")
-    parser.add_argument("--out", type=Path, required=True, metavar="INDEX", help="folder of the index")
-    parser.add_argument("--batch_size", type=_positive, default=32, metavar="N", help="photos at once; default: 32")
-    return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of photos")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`smke prepare`: make a dataset, or a tokenizer, ready for training."""
+"""`smke prepare`: the work behind smke_jax/flags/prepare.py, which says what it does."""
 
 import argparse
 import sys
@@ -6,59 +6,21 @@ import time
 from pathlib import Path
 
 from smke_jax.__main__ import run_program
-from smke_jax.data.prepare import PREPARERS
+from smke_jax.data.prepare import reader_of
 from smke_jax.data.prepare.build import build, check_free
 from smke_jax.data.prepare.items import Options, Skips
 from smke_jax.data.sources import open_prepared
 from smke_jax.data.tokenizer import Normaliser, train_wordpiece
 from smke_jax.errors import UserError
+from smke_jax.flags.prepare import parser
 
-# Flags that only some readers know, so that no other takes one and ignores it.
-SPLIT_READERS = ("flickr8k", "flickr30k", "cc", "jsonl", "folder")
-NORMALISER_FLAGS = {
-    "lowercase": "keep capital letters",
-    "strip_accents": "keep the marks on letters, which tell words apart in Vietnamese, Hindi, Thai and Japanese",
-    "split_cjk": "do not make every Chinese character a word of its own",
-}
 SHOWN = 8  # reasons
-HOLDOUT_READERS = ("folder",)
 
 
 def main(argv: list[str]) -> int:
     """Parses the command line and runs it; returns the exit status."""
-    arguments = _parser().parse_args(argv)
-    return arguments.run(arguments)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("smke prepare", description=__doc__, allow_abbrev=False)
-    commands = parser.add_subparsers(metavar="DATASET", required=True)
-    for name, reader in PREPARERS.items():
-        command = commands.add_parser(name, help=reader.__doc__.splitlines()[0], allow_abbrev=False)
-        command.add_argument("--source", type=Path, required=True, help="folder with the unpacked dataset")
-        command.add_argument("--out", type=Path, required=True, help="folder to write")
-        command.add_argument(
-            "--name", default=name, help="of the dataset in reports, such as cc3m (default: %(default)s)"
-        )
-        command.add_argument(
-            "--max_side", type=_positive, metavar="N",
-            help="shrink images whose shorter side has more than N pixels, to JPEG (default: keep all as they are)",
-        )  # fmt: skip
-        command.add_argument("--splits", type=_names, metavar="A,B", help="only these splits (default: all)")
-        if name in SPLIT_READERS:
-            command.add_argument("--split", default="train", help="name the split of data that has none")
-        if name in HOLDOUT_READERS:
-            command.add_argument("--holdout", type=_positive, default=0, metavar="N", help="N images for dev")
-        command.set_defaults(run=_prepare, dataset=name)
-    command = commands.add_parser("tokenizer", help="train a WordPiece vocabulary", allow_abbrev=False)
-    command.add_argument("--data", type=Path, required=True, help="folder written by `smke prepare`")
-    command.add_argument("--out", type=Path, required=True, help="folder to write")
-    command.add_argument("--vocab_size", type=_positive, default=8000, metavar="N")
-    command.add_argument("--splits", type=_names, default=["train"], metavar="A,B", help="default: train")
-    for name, what in NORMALISER_FLAGS.items():
-        command.add_argument(f"--no_{name}", dest=name, action="store_false", help=what)
-    command.set_defaults(run=_tokenizer)
-    return parser
+    arguments = parser().parse_args(argv)
+    return _tokenizer(arguments) if arguments.dataset is None else _prepare(arguments)
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
@@ -67,7 +29,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
     check_free(arguments.out)
     skips = Skips()
     options = Options(**{key: value for key, value in vars(arguments).items() if key in Options._fields})
-    splits = PREPARERS[arguments.dataset](arguments.source, options, skips)
+    splits = reader_of(arguments.dataset)(arguments.source, options, skips)
     unknown = [name for name in arguments.splits or [] if name not in splits]
     if unknown:
         raise UserError(f"{arguments.source} has no split {unknown[0]!r}: it has {', '.join(splits)}")
@@ -76,7 +38,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         arguments.out,
         dataset=arguments.name,
         skips=skips,
-        created_by={key: _plain(value) for key, value in vars(arguments).items() if key != "run"},
+        created_by={key: _plain(value) for key, value in vars(arguments).items()},
         max_side=arguments.max_side,
     )
     _print_table(manifest, skips, arguments.out)
@@ -121,17 +83,6 @@ def _tokenizer(arguments: argparse.Namespace) -> int:
 
 def _plain(value):
     return str(value) if isinstance(value, Path) else value
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
-    return value
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 if __name__ == "__main__":

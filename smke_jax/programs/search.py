@@ -1,17 +1,7 @@
-"""`smke search`: finds photos of an index by a text, by a photo, or by both.
-
-  smke search "two dogs in the snow" --index=photos.index
-  smke search --image=a.jpg --minus="a red car" --index=photos.index
-  smke search --similar --index=photos.index
-
-Several texts and images are added up, and each --minus is taken away.  A text alone shows the photos that answer the
-text by the cut-off of smke_jax/search/cutoff.py, or says that none does.  Anything else shows the best ones.
---min_score sets a cosine in place of the cut-off; -1 shows all.  The exit status is 0 where something was found, 1
-where nothing was, 2 after an error.  The model knows the languages and things that it was trained on, and reads no
-text inside of photos.
-"""
+"""`smke search`: the work behind smke_jax/flags/search.py, which says what it does."""
 
 import argparse
+import concurrent.futures
 import json
 import os
 import sys
@@ -19,11 +9,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import jax
 import numpy as np
 
-from smke_jax.__main__ import program_parser, run_program
+from smke_jax.__main__ import quick_imports, run_program
 from smke_jax.errors import UserError
+from smke_jax.flags.search import parser
+from smke_jax.search import words_files
 from smke_jax.search.query import (
     NEARLY_THE_SAME,
     Answer,
@@ -34,20 +25,19 @@ from smke_jax.search.query import (
     left_out,
     query_vector,
     searchable,
-    seconds_of,
     shown,
 )
 from smke_jax.search.store import Index
-from smke_jax.search.words import WORDS, Words
-from smke_jax.search.words import load as load_words
+from smke_jax.search.words_files import WORDS
 
 if TYPE_CHECKING:
     from smke_jax.embedder import Embedder
+    from smke_jax.search.words import Words
 
 
 def main(argv: list[str]) -> int:
     """Parses the command line and prints the photos; returns the exit status."""
-    arguments = _parser().parse_args(argv)
+    arguments = parser().parse_args(argv)
     index = searchable(arguments.index)
     mask = chosen(index, since=arguments.since, folder=arguments.folder)
     return _similar(arguments, index, mask) if arguments.similar else _search(arguments, index, mask)
@@ -104,13 +94,16 @@ def model_of(index: Index, given: str | None, *, texts_alone: bool) -> "Words | 
     Raises:
       UserError: there is no such model, or another one.
     """
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the first query waits for its compilation
     return (texts_alone and not given and _words(index)) or _model(index, given)
 
 
-def _words(index: Index) -> Words | None:
+def _words(index: Index) -> "Words | None":
     """The half of the model that reads texts, which the index holds."""
-    words = load_words(index.directory, index.about.digest)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        kept = pool.submit(words_files.read, index.directory)
+        with quick_imports():  # of JAX, which take longer than to read the files meanwhile
+            from smke_jax.search.words import opened
+        words = opened(kept.result(), index.about.digest)
     if words is None and (index.directory / WORDS).exists():
         print(f"{index.directory / WORDS} is damaged or of another JAX: opening the model", file=sys.stderr)
     return words
@@ -118,8 +111,11 @@ def _words(index: Index) -> Words | None:
 
 def _model(index: Index, given: str | None) -> "Embedder":
     """The model that made the index."""
-    import smke_jax.embedder  # a text alone goes without: the imports take longer than the query
+    import jax  # a text alone goes without the model: the imports take longer than the query
 
+    import smke_jax.embedder
+
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the first query waits for its compilation
     where = given or index.about.model
     try:
         model = smke_jax.embedder.load(where, step=index.about.step)
@@ -168,40 +164,6 @@ def _write_html(path: Path | None, title: str, notes: list[str], groups: list[tu
         from smke_jax.search.page import write_page
 
         print(f"wrote {write_page(path, title, notes, groups)}", file=sys.stderr)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = program_parser("search", __doc__)
-    add = parser.add_argument
-    add("texts", nargs="*", metavar="TEXT", help="what to look for, in quotes; several are added up")
-    add("--index", type=Path, required=True, metavar="INDEX", help="what `smke index` wrote")
-    add("--model", metavar="RUN|EXPORT", help="where the model of the index is now; default: where it was")
-    add("--image", type=Path, action="append", default=[], metavar="FILE", help="a photo to add to the query")
-    add("--minus", action="append", default=[], metavar="TEXT", help="a text to take away from the query")
-    add("--similar", action="store_true", help="instead of a query: groups of photos that are nearly the same")
-    add("--top", type=_positive, default=12, metavar="N", help="photos, or groups of --similar; default: 12")
-    add("--min_score", "--min-score", type=float, metavar="X", help="lowest cosine, in place of the cut-off")
-    add("--since", type=_date, metavar="DATE", help="photos of that day or later: YYYY, YYYY-MM or YYYY-MM-DD")
-    add("--folder", metavar="DIR", help="photos below this folder only")
-    add("--sort", choices=("score", "date"), default="score", help="date: of what is shown, the newest first")
-    form = parser.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="print one JSON object")
-    form.add_argument("--paths", action="store_true", help="print paths alone")
-    add("--html", type=Path, metavar="FILE", help="write a page with the photos, too")
-    return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of photos")
-    return int(text)
-
-
-def _date(text: str) -> int:
-    try:
-        return seconds_of(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no date: give YYYY, YYYY-MM or YYYY-MM-DD") from None
 
 
 if __name__ == "__main__":

@@ -1,21 +1,13 @@
-"""`smke sweep`: a config over a grid of values, one run directory for each combination.
-
-    smke sweep --config=configs/scaling.py --out=runs/scaling
-    smke sweep --config=FILE --out=DIR --axis config.batch_size=256,512 --axis config.num_devices=1,2 --seeds=1,2,3
-
-A config may name its own grid in `get_sweep()`; --axis replaces or adds to it, and any --config.key=value holds for
-all runs. The same command leaves finished runs alone and continues interrupted ones.
-"""
+"""`smke sweep`: the work behind smke_jax/flags/sweep.py, which says what it does."""
 
 import argparse
-import re
 import signal
 import sys
-from pathlib import Path
 
-from smke_jax.__main__ import program_parser, run_program
-from smke_jax.config_files import load_sweep, override_key, split_overrides
+from smke_jax.__main__ import run_program
+from smke_jax.config_files import load_sweep, override_key
 from smke_jax.errors import UserError
+from smke_jax.flags.sweep import parser
 from smke_jax.studies.compare.table import compare
 from smke_jax.studies.jobs import report_outcome, run_jobs
 from smke_jax.studies.sweep import plan_jobs, without_devices
@@ -23,9 +15,8 @@ from smke_jax.studies.sweep import plan_jobs, without_devices
 
 def main(argv: list[str]) -> int:
     """Parses the command line, trains what is not finished and compares; returns the exit status."""
-    argv, overrides = split_overrides(argv)
-    arguments = _parser().parse_args(argv)
-    jobs = plan_jobs(arguments.config, _axes(arguments, overrides), overrides)
+    arguments = parser().parse_args(argv)
+    jobs = plan_jobs(arguments.config, _axes(arguments), arguments.overrides)
     environment = _simulated(arguments.simulate_devices)
     skipped = without_devices(jobs, environment)
     if arguments.dry_run:
@@ -41,8 +32,8 @@ def main(argv: list[str]) -> int:
     return report_outcome(records)
 
 
-def _axes(arguments, overrides: list[str]) -> dict[str, tuple]:
-    given = {override_key(argument) for argument in overrides}
+def _axes(arguments: argparse.Namespace) -> dict[str, tuple]:
+    given = {override_key(argument) for argument in arguments.overrides}
     axes = {key: values for key, values in load_sweep(arguments.config).items() if key not in given}
     axes |= dict(arguments.axis)
     if arguments.seeds:
@@ -59,29 +50,6 @@ def _axes(arguments, overrides: list[str]) -> dict[str, tuple]:
 
 def _simulated(devices: int) -> dict[str, str]:
     return {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)} if devices else {}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = program_parser("sweep", __doc__)
-    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="as of `smke train`")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="directory of the run directories")
-    parser.add_argument("--axis", type=_axis, action="append", default=[], metavar="config.KEY=A,B,…")
-    parser.add_argument("--seeds", type=_values, metavar="A,B,…", help="short for --axis config.seed=A,B,…")
-    parser.add_argument("--dry_run", action="store_true", help="print the runs and their commands alone")
-    parser.add_argument(
-        "--simulate_devices", type=int, default=0, metavar="N", help="train on N simulated devices on the CPU"
-    )
-    return parser
-
-
-def _axis(text: str) -> tuple[str, tuple[str, ...]]:
-    key, _, values = text.partition("=")
-    return key, _values(values)
-
-
-def _values(text: str) -> tuple[str, ...]:
-    """Separated at the commas outside brackets, each once."""
-    return tuple(dict.fromkeys(re.findall(r"(?:\([^()]*\)|\[[^\[\]]*\]|[^,])+", text)))
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
 from smke_jax.data.prepare.items import IMAGE_SUFFIXES
 
 RAW_SUFFIXES = frozenset(".3fr .arw .cr2 .cr3 .dng .erf .nef .nrw .orf .pef .raf .raw .rw2 .srw .x3f".split())
@@ -130,6 +128,8 @@ def wall_clock(mtime: int) -> int:
 
 def time_taken(data: bytes, otherwise: int) -> int:
     """What the EXIF of a picture says, in seconds of the clock on the wall."""
+    from PIL import Image  # which a search goes without
+
     try:
         exif = Image.open(io.BytesIO(data)).getexif()
         text = exif.get_ifd(EXIF).get(ORIGINAL) or exif.get(CHANGED)

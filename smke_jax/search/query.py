@@ -1,9 +1,6 @@
 """What an index answers: the photos that are most like a query, and photos that are nearly the same."""
 
-import calendar
-import datetime
 import os
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -12,13 +9,11 @@ import numpy as np
 
 from smke_jax.errors import UserError
 from smke_jax.search.cutoff import answering, fits
+from smke_jax.search.dates import date_of
 from smke_jax.search.scores import alike, best, scores_of
 from smke_jax.search.store import Index
 
 NEARLY_THE_SAME = 0.95  # cosine; of 600 different photos of Flickr8k the two most alike have 0.92 in the README's model
-
-
-EPOCH = datetime.datetime(1970, 1, 1)
 
 
 class Hit(NamedTuple):
@@ -100,7 +95,7 @@ def chosen(
 ) -> np.ndarray:
     """bool (N,): the photos that are there, taken at `since` or later, before `before`, and that lie below `folder`.
 
-    since, before: as `seconds_of` gives them
+    since, before: as `dates.seconds_of` gives them
     folder: below the folder of photos, or a whole path; UserError where none of the photos lies there
     """
     mask = index.live.copy()
@@ -197,20 +192,10 @@ def groups_alike(index: Index, mask: np.ndarray, least: float) -> list[list[Hit]
     return sorted(groups.values(), key=len, reverse=True)
 
 
-def seconds_of(date: str) -> int:
-    """'YYYY', 'YYYY-MM' or 'YYYY-MM-DD' -> its first second, as a photo's record has it; ValueError otherwise."""
-    for form in ("%Y-%m-%d", "%Y-%m", "%Y"):
-        try:
-            return calendar.timegm(time.strptime(date, form))
-        except ValueError:
-            continue
-    raise ValueError(date)
-
-
 def _hit(index: Index, number: int, score: float | None, fit: float) -> Hit:
-    moment = EPOCH + datetime.timedelta(seconds=int(index.records["taken"][number]))
+    taken = date_of(int(index.records["taken"][number]))
     score, fit = None if score is None else float(score), None if np.isnan(fit) else float(fit)
-    return Hit(number, index.path(number), score, fit, f"{moment:%Y-%m-%d %H:%M:%S}")
+    return Hit(number, index.path(number), score, fit, taken)
 
 
 def _first_there(index: Index, numbers: np.ndarray, order: Iterable[int], top: int) -> tuple[list[int], int, int]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from smke_jax.data.decode import BadImage
 from smke_jax.errors import UserError
+from smke_jax.search.dates import seconds_of
 from smke_jax.search.query import (
     Answer,
     Hit,
@@ -23,7 +24,6 @@ from smke_jax.search.query import (
     newest,
     query_vector,
     searchable,
-    seconds_of,
     shown,
 )
 from smke_jax.search.store import Index, read_about, state_of

@@ -1,13 +1,15 @@
 """The half of a model that reads texts, kept inside an index: traced ahead of time, without the half that sees photos.
 
 A new process then embeds a text in little more than the time that JAX needs to start.  No module is imported or built,
-no parameters of image towers are read, and JAX's cache of compiled programs has the program already.
+no parameters of image towers are read, and the cache of compiled programs has the program already.
 """
 
-import json
-import shutil
-import zlib
-from collections.abc import Callable, Sequence
+import contextlib
+import hashlib
+import logging
+import os
+import platform
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,17 +17,16 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
+from jax.experimental.compilation_cache import compilation_cache
+from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
 from smke_jax import atomic
-from smke_jax.data.clip_tokenizer import load_vocabulary
-from smke_jax.data.given import text_of
+from smke_jax.data.given_texts import text_of
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.errors import UserError
-from smke_jax.json_text import parse_json
+from smke_jax.search import words_files
 
-WORDS = "words"  # the folder in the index
-FUNCTION, PARAMS, ABOUT = "function.bin", "params.safetensors", "about.json"
+log = logging.getLogger("smke_jax")
 
 
 class TextHalf(NamedTuple):
@@ -64,7 +65,6 @@ def keep(index: Path, half: TextHalf, digest: str) -> None:
     """
     if load(index, digest) is not None:
         return
-    shutil.rmtree(index / WORDS, ignore_errors=True)
     leaves, tree = jax.tree.flatten(half.params)
     text = jax.ShapeDtypeStruct((1, half.max_length), jnp.int32)
 
@@ -81,35 +81,84 @@ def keep(index: Path, half: TextHalf, digest: str) -> None:
 
     read = export(range(len(leaves))).module_kept_var_idx
     kept = [place for place in read if place < len(leaves)]
-    function = export(kept).serialize()
-    params = safetensors.numpy.save({f"{i:05}": np.asarray(leaves[x], order="C") for i, x in enumerate(kept)})
-    about = {"max_length": half.max_length, "crc": zlib.crc32(params, zlib.crc32(function)), **_made_for(digest)}
-    with atomic.replacing(index / WORDS) as folder:
-        folder.mkdir()
-        (folder / FUNCTION).write_bytes(function)
-        (folder / PARAMS).write_bytes(params)
-        half.tokenizer.save(folder)
-        (folder / ABOUT).write_text(json.dumps(about))
-    load(index, digest).encode_texts(["a photo"])  # compiles, which JAX's cache of programs keeps
+    function, params = export(kept).serialize(), [np.asarray(leaves[place]) for place in kept]
+    words_files.write(index, bytes(function), params, half.tokenizer, half.max_length, _made_for(digest))
+    load(index, digest)  # compiles, and the cache keeps that
+    load(index, digest).encode_texts(["a photo"])  # by the one from the cache, as a search has it
 
 
 def load(index: Path, digest: str) -> Words | None:
     """What `keep` wrote for the model of that digest; None where it is missing, damaged or of another JAX or device."""
-    folder = index / WORDS
-    try:
-        about = parse_json((folder / ABOUT).read_bytes())
-        function, params = ((folder / name).read_bytes() for name in (FUNCTION, PARAMS))
-        crc, max_length = about.pop("crc"), about.pop("max_length")
-        tokenizer = load_vocabulary(folder)
-    except (OSError, ValueError, AttributeError, KeyError, UserError):
+    return opened(words_files.read(index), digest)
+
+
+def opened(kept: words_files.Kept | None, digest: str) -> Words | None:
+    """`load` of what has been read already."""
+    if kept is None or kept.made_for != _made_for(digest):
         return None
-    if about != _made_for(digest) or crc != zlib.crc32(params, zlib.crc32(function)):
-        return None
-    by_name = safetensors.numpy.load(params)
-    values = jax.device_put([by_name[name] for name in sorted(by_name)])
-    call = jax.jit(jax.export.deserialize(bytearray(function)).call)
-    return Words(lambda ids, mask: call(values, ids, mask), tokenizer, max_length)
+    params = jax.device_put(kept.params)
+    run = _compiled(kept.function, params, kept.max_length)
+    return Words(lambda ids, mask: run(params, ids, mask), kept.tokenizer, kept.max_length)
 
 
 def _made_for(digest: str) -> dict[str, str]:
     return {"digest": digest, "jax": jax.__version__, "platform": jax.default_backend()}
+
+
+def _compiled(function: bytes, params: list[jax.Array], max_length: int) -> Callable:
+    """The exported function for one text, compiled, from the cache of compiled programs where it lies there.
+
+    JAX keeps compiled programs, too, but it finds them by the lowered program, and lowering takes longer than all else.
+    """
+    text = jax.ShapeDtypeStruct((1, max_length), jnp.int32)
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in params]
+    path = _place(function)
+    if path is not None and path.exists():
+        try:
+            trees = jax.tree.structure(((shapes, text, text), {})), jax.tree.structure(0)
+            return deserialize_and_load(path.read_bytes(), *trees, execution_devices=jax.devices()[:1])
+        except Exception as error:  # a damaged file may end in any
+            log.warning("%s cannot be used and is made anew: %s", path, str(error).partition("\n")[0])
+    lowered = jax.jit(jax.export.deserialize(bytearray(function)).call).lower(shapes, text, text)
+    if path is None:
+        return lowered.compile()
+    with _without_jax_cache():
+        compiled = lowered.compile()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic.write_bytes(path, serialize(compiled)[0])
+    return compiled
+
+
+@contextlib.contextmanager
+def _without_jax_cache() -> Iterator[None]:
+    """A program that JAX took from its own cache lacks functions when it is written again (jaxlib 0.10.2, CPU)."""
+    before = jax.config.jax_enable_compilation_cache
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        compilation_cache.reset_cache()  # JAX looks at the setting once
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
+
+
+def _place(function: bytes) -> Path | None:
+    """The file for the function as it is compiled by this JAX for this device; None where no cache is wanted."""
+    folder = jax.config.jax_compilation_cache_dir
+    if not folder:
+        return None
+    device = jax.devices()[0]
+    decides = (jax.__version__, device.client.platform_version, device.device_kind, os.environ.get("XLA_FLAGS", ""))
+    found = hashlib.sha256(function)
+    for part in (*decides, _instructions()):
+        found.update(part.encode() + b"\0")
+    return Path(folder) / f"smke-words-{found.hexdigest()}"
+
+
+def _instructions() -> str:
+    """What the processor can do: another one, which uses the same home directory, may lack some of it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -35,7 +35,7 @@ def export_run(
     """Writes the network of a run to the directory `out`, which must not be there, and checks it.
 
     step: of the checkpoint; None is the newest
-    format, dtype: of smke_jax.convert.export.FORMATS and .base.DTYPES
+    format, dtype: of FORMATS and DTYPES in smke_jax.convert.export
     Of several processes all have to call it; process 0 writes, and the others get None.
     """
     written, first = None, jax.process_index() == 0

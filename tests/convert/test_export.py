@@ -30,8 +30,8 @@ from transformers import (
 
 import smke_jax
 from smke_jax.__main__ import main
-from smke_jax.convert.export import FORMATS, check, pytorch, thesis
-from smke_jax.convert.export.base import DTYPES, Network, Record
+from smke_jax.convert.export import DTYPES, FORMATS, check, flax, pytorch, thesis
+from smke_jax.convert.export.base import Network, Record
 from smke_jax.convert.export.write import write
 from smke_jax.convert.params_file import load_params, params_path, read_description, save_params
 from smke_jax.convert.temperatures import as_lists, by_level
@@ -419,13 +419,13 @@ def test_a_full_disk(network, samples, tmp_path, format):
 
 @pytest.mark.parametrize("spoil", [lambda x: -x, lambda x: x * np.nan], ids=["turned", "NaN"])
 def test_what_embeds_otherwise_is_not_written(network, samples, tmp_path, monkeypatch, spoil):
-    form = FORMATS["flax"]
+    form = flax.FORMAT
 
     def embed(directory, batch):
         reps = form.embed(directory, batch)
         return reps | {"text/out": spoil(reps["text/out"])}
 
-    monkeypatch.setitem(FORMATS, "flax", form._replace(embed=embed))
+    monkeypatch.setattr(flax, "FORMAT", form._replace(embed=embed))
     with pytest.raises(UserError, match="was not written: it would not embed as") as error:
         write(tmp_path / "x", network, samples, format="flax")
     assert "| text/out | " in str(error.value)
@@ -461,7 +461,7 @@ def test_a_missing_package_is_named(network, samples, tmp_path, monkeypatch, pac
 def test_a_student_that_the_thesis_does_not_know(network, samples, tmp_path):
     text = network.description["text"] | {"norm_order": "pre"}
     with pytest.raises(UserError, match=r"the student's text\.norm_order is 'pre'"):
-        thesis.LIGHTNING.write(tmp_path, network._replace(description=network.description | {"text": text}), "float32")
+        thesis.FORMAT.write(tmp_path, network._replace(description=network.description | {"text": text}), "float32")
 
 
 # ---- what is no student

@@ -9,7 +9,8 @@ from two_matrices import ROWS, SIZES, two_matrices_config
 from smke_jax.errors import UserError
 from smke_jax.evaluators import EVALUATORS
 from smke_jax.evaluators.base import Evaluator, Figures
-from smke_jax.evaluators.encode import Encoder, divisible
+from smke_jax.evaluators.encode import Encoder
+from smke_jax.parallel.mesh import divisible
 from smke_jax.parts import part
 from smke_jax.tasks.base import Column, Split, first_rows
 from smke_jax.training.build import build_experiment, resolve

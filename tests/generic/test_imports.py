@@ -21,7 +21,7 @@ LAYERS = (
     ("parts", "forms", "config_files"),
     ("training.build", "training.report"),
     ("training.loop", "training.restore"),
-    ("embedder", "training.export", "training.stages"),
+    ("embedder_kinds", "embedder", "training.export", "training.stages", "flags"),
     ("studies", "__main__"),
     ("programs", "notebook"),
 )
@@ -50,7 +50,9 @@ def module_name(path: Path) -> str:
 
 
 MODULES = {module_name(path): path for path in sorted(ROOT.rglob("*.py"))}
-BELOW_PROGRAMS = [m for m in MODULES if m and not m.startswith(("programs", "__main__", "studies", "config_files"))]
+BELOW_PROGRAMS = [
+    m for m in MODULES if m and not m.startswith(("programs", "flags", "__main__", "studies", "config_files"))
+]
 
 
 @functools.cache
@@ -200,6 +202,7 @@ def test_pytorch_is_imported_only_where_it_is_used():
     # What is copied into exports is PyTorch code, and no module of this package imports it.
     copied = {"convert.modeling_smke", "convert.modeling_aligned"}
     pytorch_code = copied | {"studies.benchmarks.pytorch", "studies.benchmarks.pytorch_data"}
+    pytorch_code |= {"studies.benchmarks.pytorch_inference"}
     assert not {m for m in MODULES if "torch" in imported_at_the_top(m)} - pytorch_code
     at_once = {m for m in MODULES for node in tree(m).body if isinstance(node, ast.ImportFrom)
                if node.module in {f"smke_jax.{name}" for name in pytorch_code}}  # fmt: skip

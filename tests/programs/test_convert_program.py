@@ -303,3 +303,10 @@ def test_a_file_that_cannot_be_read(folder, make, refuses):
     """All kinds of them are in tests/convert/test_read_source.py."""
     path = make(folder)
     assert f"error: {path} " in refuses(path)[0] or f"no file {path}:" in refuses(path)[0]
+
+
+def test_the_kinds_of_files_are_listed(capsys, fails):
+    assert main(["convert", "--layouts"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == sorted(LAYOUTS) and LAYOUTS["bert"].summary in "\n".join(listed)
+    assert "give --checkpoint=FILE, the file to read, or --layouts" in fails("convert", "--out=x")

@@ -9,7 +9,8 @@ from planted import WIDTH, Planted, embedding, picture, run, write_photos
 
 from smke_jax.errors import UserError
 from smke_jax.search.cutoff import ABOVE_CHANCE, PHRASES, answering, by_chance, fits, usual_scores
-from smke_jax.search.query import chosen, find, groups_alike, query_vector, seconds_of
+from smke_jax.search.dates import seconds_of
+from smke_jax.search.query import chosen, find, groups_alike, query_vector
 from smke_jax.search.store import Index
 
 NAMES = {f"{folder}/{i}.png": 10 * i + len(folder) for folder in ("a", "ab", "a/deep") for i in range(8)}

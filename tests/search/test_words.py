@@ -1,6 +1,7 @@
 """The half of a model that reads texts gives what the whole model gives."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,6 +10,7 @@ from tiny_export import save_model
 
 import smke_jax
 from smke_jax.errors import UserError
+from smke_jax.search import words_files
 from smke_jax.search.words import keep, load
 
 TEXTS = ["red dog", "snow", "a red dog runs over the blue snow over the red dog and more than it reads", ""]
@@ -55,12 +57,62 @@ def test_it_is_written_once(index, embedder):
 def test_of_another_model_jax_or_device_it_is_not_used(index, embedder, field, tmp_path):
     keep(tmp_path, embedder.text_half(), embedder.digest)
     path = tmp_path / "words/about.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {field: "another"}))
+    about = json.loads(path.read_text())
+    (about if field == "crc" else about["made_for"])[field] = "another"
+    path.write_text(json.dumps(about))
     assert load(tmp_path, embedder.digest) is None
     path.write_text("{")
     assert load(tmp_path, embedder.digest) is None
     keep(tmp_path, embedder.text_half(), embedder.digest)
     assert load(tmp_path, embedder.digest) is not None
+
+
+@pytest.fixture
+def cache(tmp_path):
+    """A cache of compiled programs of its own."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
+    yield tmp_path / "cache"
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def test_the_compiled_program_is_found_again(index, embedder, cache, monkeypatch):
+    compiled = load(index, embedder.digest).encode_texts(TEXTS)
+    assert len(list(cache.glob("smke-words-*"))) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(jax.export, "deserialize", None)  # so it cannot be compiled
+        np.testing.assert_array_equal(load(index, embedder.digest).encode_texts(TEXTS), compiled)
+        patch.setenv("XLA_FLAGS", "--another")
+        with pytest.raises(TypeError):
+            load(index, embedder.digest)
+
+
+def test_a_damaged_compiled_program_is_made_anew(index, embedder, cache, caplog):
+    whole = load(index, embedder.digest).encode_texts(TEXTS)
+    (path,) = cache.glob("smke-words-*")
+    path.write_bytes(path.read_bytes()[:1000])
+    np.testing.assert_array_equal(load(index, embedder.digest).encode_texts(TEXTS), whole)
+    assert "is made anew" in caplog.text and path.stat().st_size > 1000
+
+
+def test_parameters_stay_in_their_file(index):
+    """JAX takes what is aligned as it is, so a search reads each byte once."""
+    for x in words_files.read(index).params:
+        assert not x.flags.owndata
+    first = words_files.read(index).params[0]
+    assert first.ctypes.data % 64 == 0 and jax.device_put(first).unsafe_buffer_pointer() == first.ctypes.data
+
+
+def test_a_damaged_file_is_not_used(index, embedder, tmp_path):
+    for name in (words_files.FUNCTION, words_files.PARAMS, words_files.TOKENIZER):
+        shutil.copytree(index, tmp_path / name)
+        path = tmp_path / name / words_files.WORDS / name
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+        assert words_files.read(tmp_path / name) is None
+    path.write_bytes(b"")
+    assert words_files.read(tmp_path / name) is None
 
 
 def test_nothing_kept_is_nothing(tmp_path):

@@ -1,5 +1,21 @@
-"""Every form in which a trained network leaves.  A new one is a file here and a line in FORMATS."""
+"""Every form in which a trained network leaves.  A new one is a file here, with its FORMAT, and a line in FORMATS."""
 
-from smke_jax.convert.export import flax, hf, onnx, thesis
+import importlib
+from typing import TYPE_CHECKING
 
-FORMATS = {"flax": flax.FLAX, "hf": hf.HF, "thesis": thesis.LIGHTNING, "onnx": onnx.ONNX}
+if TYPE_CHECKING:
+    from smke_jax.convert.export.base import Format
+
+# What each one is, for its model card and for `smke export --help`, which opens none of them.
+FORMATS = {
+    "flax": "parameters for JAX",
+    "hf": "directory for PyTorch, of a student also for transformers",
+    "thesis": "checkpoint for the thesis' PyTorch modules",
+    "onnx": "two graphs for onnxruntime",
+}
+DTYPES = ("float32", "float16", "bfloat16")  # of the weights
+
+
+def format_of(name: str) -> "Format":
+    """The form `name` of FORMATS."""
+    return importlib.import_module(f"smke_jax.convert.export.{name}").FORMAT

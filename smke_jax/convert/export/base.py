@@ -4,12 +4,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from smke_jax.data.tokenizer import Tokenizer
 
-DTYPES = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # 'image', a list of uint8 (H, W, 3) of any size, for an image-text model also 'text' and 'text_mask' (M, L); for a
 # quantizer 'cls' (N, D).
 Batch = Mapping[str, Any]
@@ -51,15 +49,13 @@ class Network(NamedTuple):
 class Format(NamedTuple):
     """One form of exports.
 
-    summary:  what it is, in a few words
-    write:    (directory, network, dtype of DTYPES) -> None; raises UserError for a network that does not fit
+    write:    (directory, network, one of DTYPES) -> None; raises UserError for a network that does not fit
     embed:    (directory, batch) -> representations (N, D) by name: what `write` left there, read back and run
     usage:    for the model card, {type of the model, or '' for any other: how it is used, in Markdown}
     metadata: for the model card, the same of lines of YAML
     types:    of the models that it can hold; () is any
     """
 
-    summary: str
     write: Callable[[Path, Network, str], None]
     embed: Callable[[Path, Batch], dict[str, np.ndarray]]
     usage: Mapping[str, str]

@@ -6,22 +6,23 @@ from typing import Any
 import jax
 
 import smke_jax
-from smke_jax.convert.export.base import Format, Network, Record
+from smke_jax.convert.export import FORMATS, format_of
+from smke_jax.convert.export.base import Network, Record
 from smke_jax.convert.export.check import BARS, Likeness, Samples
 
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 RECALLS = ("r1", "r5", "r10")
 
 
-def model_card(network: Network, form: Format, dtype: str, likeness: Mapping[str, Likeness], samples: Samples) -> str:
+def model_card(network: Network, format: str, dtype: str, likeness: Mapping[str, Likeness], samples: Samples) -> str:
     """README.md of an export, in Markdown."""
-    description, record = network.description, network.record
+    form, description, record = format_of(format), network.description, network.record
     kind, pairs = description["type"], "level" in description
     count = sum(x.size for x in jax.tree.leaves(network.params))
     header = ["---", *form.metadata.get(kind, ()), "tags:", *(f"- {tag}" for tag in _tags(pairs)), "---"]
     about = (
         f"{_network(description)} {count:,} parameters, stored in {dtype}; step {record.step} of "
-        f"{record.config['total_steps']}. Written by smke_jax {smke_jax.__version__}: {form.summary}."
+        f"{record.config['total_steps']}. Written by smke_jax {smke_jax.__version__}: {FORMATS[format]}."
     )
     sections = {
         "Use": form.usage.get(kind, form.usage.get("", "")).strip(),

@@ -5,7 +5,7 @@ from pathlib import Path
 import jax
 
 from smke_jax.convert.export import check
-from smke_jax.convert.export.base import DTYPES, Batch, Format, Network
+from smke_jax.convert.export.base import Batch, Format, Network
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, read_description, save_params
 
 USAGE = """
@@ -26,7 +26,7 @@ of a `quantizer`.
 
 
 def _write(directory: Path, network: Network, dtype: str) -> None:
-    params = jax.tree.map(lambda x: x.astype(DTYPES[dtype]), network.params)
+    params = jax.tree.map(lambda x: x.astype(dtype), network.params)
     record = network.record
     source = {
         "steps": record.step,
@@ -44,4 +44,4 @@ def _embed(directory: Path, batch: Batch):
     return check.embed(read_description(directory)["model"], load_params(directory), batch)
 
 
-FLAX = Format("parameters for JAX", _write, _embed, {"": USAGE}, types=())
+FORMAT = Format(_write, _embed, {"": USAGE}, types=())

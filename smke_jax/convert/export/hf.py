@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from smke_jax.convert.export import pytorch
-from smke_jax.convert.export.base import DTYPES, Batch, Format, Network
+from smke_jax.convert.export.base import Batch, Format, Network
 from smke_jax.convert.export.hf_aligned import MODELING, embed_aligned, write_aligned
 from smke_jax.convert.export.hf_aligned import USAGE as ALIGNED_USAGE
 from smke_jax.convert.layouts.student import SMKE_HF
@@ -79,7 +79,7 @@ def _write_student(directory: Path, network: Network, dtype: str) -> None:
         **pytorch.smke_config(network.description),
     }
     pytorch.write_json(directory / "config.json", config)
-    state = to_torch(SMKE_HF, network.params, network.description, dtype=DTYPES[dtype])
+    state = to_torch(SMKE_HF, network.params, network.description, dtype=dtype)
     pytorch.write_weights(directory, state)
     shutil.copyfile(pytorch.SOURCE, directory / pytorch.MODELING)
     pytorch.write_preprocessing(directory, network)
@@ -94,8 +94,8 @@ def _embed(directory: Path, batch: Batch):
     return pytorch.embed(modeling.SmkeModel.from_directory(directory), batch)
 
 
-HF = Format(
-    "directory for PyTorch, of a student also for transformers", _write, _embed,
+FORMAT = Format(
+    _write, _embed,
     {"student": USAGE, "aligned": ALIGNED_USAGE}, metadata={"student": METADATA},
     types=("student", "aligned"),
 )  # fmt: skip

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from smke_jax.convert.export import pytorch
-from smke_jax.convert.export.base import DTYPES, Batch, Network
+from smke_jax.convert.export.base import Batch, Network
 from smke_jax.convert.layouts.aligned import MODEL_TYPE, RULES, aligned_rules
 from smke_jax.convert.rules import state_of
 from smke_jax.convert.temperatures import as_lists
@@ -38,7 +38,7 @@ def write_aligned(directory: Path, network: Network, dtype: str) -> None:
         "logit_scales": as_lists(description["logit_scales"]),
     }
     pytorch.write_json(directory / "config.json", config)
-    state = state_of(aligned_rules(description), network.params, "aligned", dtype=DTYPES[dtype])
+    state = state_of(aligned_rules(description), network.params, "aligned", dtype=dtype)
     pytorch.write_weights(directory, state)
     for source in (SOURCE, pytorch.SOURCE):
         shutil.copyfile(source, directory / source.name)

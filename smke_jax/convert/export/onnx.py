@@ -118,4 +118,4 @@ def _embed(directory: Path, batch: Batch) -> dict[str, np.ndarray]:
     }
 
 
-ONNX = Format("two graphs for onnxruntime", _write, _embed, {"": USAGE})
+FORMAT = Format(_write, _embed, {"": USAGE})

@@ -10,7 +10,7 @@ import numpy as np
 from smke_jax import atomic
 from smke_jax.convert.convert import convert
 from smke_jax.convert.export import pytorch
-from smke_jax.convert.export.base import DTYPES, Batch, Format, Network
+from smke_jax.convert.export.base import Batch, Format, Network
 from smke_jax.convert.layouts.student import THESIS
 from smke_jax.convert.rules import to_torch
 from smke_jax.convert.source import EXPORTED, read_source
@@ -106,7 +106,7 @@ def _check_heads_and_depths(description: dict) -> None:
 
 def _write(directory: Path, network: Network, dtype: str) -> None:
     torch = pytorch.require("torch", "torch")
-    state = state_dict(network.params, network.description, DTYPES[dtype])
+    state = state_dict(network.params, network.description, dtype)
     tensors = {name: pytorch.tensor(x) for name, x in state.items()}
     file = io.BytesIO()  # to a file, a full disk would be a RuntimeError without the system's reason
     checkpoint = {
@@ -127,4 +127,4 @@ def _embed(directory: Path, batch: Batch):
     return pytorch.embed(pytorch.build(conversion.params, conversion.description), batch)
 
 
-LIGHTNING = Format("checkpoint for the thesis' PyTorch modules", _write, _embed, {"": USAGE})
+FORMAT = Format(_write, _embed, {"": USAGE})

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from smke_jax.convert.export import FORMATS
+from smke_jax.convert.export import FORMATS, format_of
 from smke_jax.convert.export.base import Network
 from smke_jax.convert.export.card import likeness_lines, model_card
 from smke_jax.convert.export.check import BARS, Likeness, Samples, compare, embed, make_batch
@@ -19,8 +19,8 @@ def write(
     Raises UserError where they are less like than BARS demands, where the network does not fit the format, and where
     there is no room.
     """
-    form, description = FORMATS[format], network.description
-    able = [name for name, other in FORMATS.items() if not other.types or description["type"] in other.types]
+    form, description = format_of(format), network.description
+    able = [name for name in FORMATS if not (types := format_of(name).types) or description["type"] in types]
     if format not in able:
         raise UserError(
             f"this run trained a model of type {description['type']}, and --format={format} is for models of type "
@@ -34,6 +34,6 @@ def write(
         if not all(x.cosine >= BARS[dtype] for x in likeness.values()):
             lines = "\n".join(likeness_lines(likeness, samples, dtype))
             raise UserError(f"{directory} was not written: it would not embed as the network it is made from\n{lines}")
-        card = model_card(network, form, dtype, likeness, samples)
+        card = model_card(network, format, dtype, likeness, samples)
         (partial / "README.md").write_text(card, encoding="utf-8")
     return likeness

@@ -16,7 +16,8 @@ import jax
 from ml_collections import ConfigDict
 
 from smke_jax.__main__ import run_program
-from smke_jax.config_files import load_config, override, split_overrides
+from smke_jax.config_files import load_config, override
+from smke_jax.flags import split_overrides
 from smke_jax.parallel.devices import DEVICES, HIGHEST, Device
 from smke_jax.studies.benchmarks import record
 from smke_jax.studies.plan.assumed import planned

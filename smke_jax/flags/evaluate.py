@@ -1,0 +1,27 @@
+"""`smke evaluate`: what the evaluators of a run find, at any of its checkpoints and on any split or prepared folder.
+
+Neither the training data nor files of weights are needed that no evaluator reads.
+`--config.evaluators.NAME.FIELD=VALUE` changes a field of an evaluator; what departs from the run's own evaluation
+stands in the name of its file, such as evals/STEP/retrieval-test.json.
+"""
+
+from pathlib import Path
+
+from smke_jax.flags import Parser, program_parser, step
+
+
+def parser() -> Parser:
+    """The parser of `smke evaluate`."""
+    parser = program_parser("evaluate", __doc__, changes_config=True)
+    parser.add_argument(
+        "--workdir", type=Path, required=True, help="run directory of `smke train`, or an export, or converted weights"
+    )
+    parser.add_argument("--evaluator", metavar="NAME", help="one of config.evaluators (default: all of them)")
+    parser.add_argument("--data", type=Path, help="folder written by `smke prepare` (default: the run's own)")
+    parser.add_argument("--split", help="default: each evaluator's own")
+    parser.add_argument("--step", type=step, metavar="N|best|latest", help="default: latest")
+    parser.add_argument("--level", help="what is compared: fc1, out or head (default: each evaluator's own)")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="write the figures of one evaluator there too, as JSON"
+    )
+    return parser

@@ -1,0 +1,47 @@
+"""`smke prepare`: make a dataset, or a tokenizer, ready for training."""
+
+from pathlib import Path
+
+from smke_jax.data.prepare import READERS
+from smke_jax.flags import Parser, names, positive, program_parser
+
+# Flags that only some readers know, so that no other takes one and ignores it.
+SPLIT_READERS = ("flickr8k", "flickr30k", "cc", "jsonl", "folder")
+NORMALISER_FLAGS = {
+    "lowercase": "keep capital letters",
+    "strip_accents": "keep the marks on letters, which tell words apart in Vietnamese, Hindi, Thai and Japanese",
+    "split_cjk": "do not make every Chinese character a word of its own",
+}
+HOLDOUT_READERS = ("folder",)
+
+
+def parser() -> Parser:
+    """The parser of `smke prepare`."""
+    parser = program_parser("prepare", __doc__)
+    commands = parser.add_subparsers(metavar="DATASET", required=True)
+    for name, summary in READERS.items():
+        command = commands.add_parser(name, help=summary, allow_abbrev=False)
+        command.add_argument("--source", type=Path, required=True, help="folder with the unpacked dataset")
+        command.add_argument("--out", type=Path, required=True, help="folder to write")
+        command.add_argument(
+            "--name", default=name, help="of the dataset in reports, such as cc3m (default: %(default)s)"
+        )
+        command.add_argument(
+            "--max_side", type=positive, metavar="N",
+            help="shrink images whose shorter side has more than N pixels, to JPEG (default: keep all as they are)",
+        )  # fmt: skip
+        command.add_argument("--splits", type=names, metavar="A,B", help="only these splits (default: all)")
+        if name in SPLIT_READERS:
+            command.add_argument("--split", default="train", help="name the split of data that has none")
+        if name in HOLDOUT_READERS:
+            command.add_argument("--holdout", type=positive, default=0, metavar="N", help="N images for dev")
+        command.set_defaults(dataset=name)
+    command = commands.add_parser("tokenizer", help="train a WordPiece vocabulary", allow_abbrev=False)
+    command.add_argument("--data", type=Path, required=True, help="folder written by `smke prepare`")
+    command.add_argument("--out", type=Path, required=True, help="folder to write")
+    command.add_argument("--vocab_size", type=positive, default=8000, metavar="N")
+    command.add_argument("--splits", type=names, default=["train"], metavar="A,B", help="default: train")
+    for name, what in NORMALISER_FLAGS.items():
+        command.add_argument(f"--no_{name}", dest=name, action="store_false", help=what)
+    command.set_defaults(dataset=None)
+    return parser
