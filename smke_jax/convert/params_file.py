@@ -76,8 +76,11 @@ def _described(text: str, path: str | Path) -> tuple[dict, dict[str, str]]:
     try:
         description = parse_json(text)
         sums = description.pop(SUMS, {})
-        is_whole = sums.get("description") in (None, _sum([json.dumps(description).encode()]))
-        if is_whole and isinstance(description["model"]["type"], str):
+        if sums:
+            is_sound = sums["description"] == _sum([json.dumps(description).encode()])
+        else:  # a file of an earlier version
+            is_sound = isinstance(description["model"]["type"], str)
+        if is_sound:
             return description, sums
     except (ValueError, AttributeError, TypeError, KeyError):
         pass
