@@ -160,10 +160,8 @@ def train_batches(
             arrays["text"], arrays["text_mask"] = tokenizer.encode(captions, max_length)
         return _Part(arrays, [damage for e in examples for damage in e["skipped"]])
 
-    share = batch_size // process[1]
     blank = {} if views is None else views(Image.new("RGB", (64, 64)), np.random.default_rng(0))
     example_bytes = sum(x.nbytes for x in blank.values()) + (8 * max_length if tokenizer is not None else 0)
-    part, waiting = divide(share, example_bytes, threads=threads, prefetch_mib=prefetch_mib)
     examples = (
         grain.MapDataset.source(rows)
         .seed(seed)
@@ -172,6 +170,58 @@ def train_batches(
         .repeat()
         .random_map(load)
     )
+    return spread_batches(
+        examples, collate, damages, batch_size=batch_size, example_bytes=example_bytes, process=process,
+        threads=threads, prefetch_mib=prefetch_mib,
+    )  # fmt: skip
+
+
+def array_batches(
+    read: Callable[[list[int]], dict[str, np.ndarray]],
+    rows: int,
+    *,
+    batch_size: int,
+    seed: int,
+    example_bytes: int,
+    process: tuple[int, int] = (0, 1),
+    threads: int = 2,
+    prefetch_mib: float = 256,
+) -> "Batches":
+    """An endless iterator of `read` of rows of which none is damaged, in the order of `train_batches`.
+
+    Args:
+      read: numbers of rows -> their arrays, stacked; 'id' (b,) among them.
+      rows: R, of an epoch.
+      example_bytes: of one row of these arrays.
+      batch_size, seed, process, threads, prefetch_mib: see `train_batches`.
+
+    Raises:
+      UserError: an epoch has fewer rows than one batch.
+    """
+    if rows < batch_size:
+        raise UserError(f"an epoch has {rows} rows, fewer than one batch of {batch_size}: lower batch_size")
+    numbers = grain.MapDataset.range(rows).seed(seed).shuffle()
+    numbers = numbers.slice(slice(0, rows // batch_size * batch_size)).repeat()
+    return spread_batches(
+        numbers, lambda numbers: _Part(read([int(i) for i in numbers]), []), Damages("", rows), batch_size=batch_size,
+        example_bytes=example_bytes, process=process, threads=threads, prefetch_mib=prefetch_mib,
+    )  # fmt: skip
+
+
+def spread_batches(
+    examples: grain.MapDataset,
+    collate: Callable[[list[Any]], "_Part"],
+    damages: Damages,
+    *,
+    batch_size: int,
+    example_bytes: int,
+    process: tuple[int, int],
+    threads: int,
+    prefetch_mib: float,
+) -> "Batches":
+    """The process's share of every batch of `examples`, which `collate` makes of some consecutive ones at a time."""
+    share = batch_size // process[1]
+    part, waiting = divide(share, example_bytes, threads=threads, prefetch_mib=prefetch_mib)
     parts = _PartsOfProcess(examples.batch(part, drop_remainder=True, batch_fn=collate), share // part, process)
     options = grain.ReadOptions(num_threads=min(threads, waiting), prefetch_buffer_size=waiting)
     return Batches(iter(parts.to_iter_dataset(options)), share // part, damages)

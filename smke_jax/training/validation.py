@@ -17,6 +17,7 @@ from smke_jax.models.layers import ACTIVATIONS, REMAT
 from smke_jax.models.student import TOKEN_TYPES_AT
 from smke_jax.parallel.rules import RULES
 from smke_jax.passes.encode import LEVELS
+from smke_jax.tasks.labelled_text import FILES
 from smke_jax.training.optimizer import OPTIMIZERS
 
 CHOICES = {
@@ -31,6 +32,7 @@ CHOICES = {
     "same_image": SAME_IMAGE,
     "activation": ACTIVATIONS,
     "norm_order": ("pre", "post"),
+    "files": FILES,
     "unit": ("pairs", "images"),
 }
 
