@@ -5,6 +5,7 @@ from smke_jax.networks.codes import autoencoder, quantizer
 from smke_jax.networks.encoder import encoder
 from smke_jax.networks.frozen import frozen
 from smke_jax.networks.projections import projections
+from smke_jax.networks.text_classifier import text_classifier
 from smke_jax.networks.text_tower import text_tower
 from smke_jax.networks.two_towers import two_towers
 
@@ -15,6 +16,7 @@ NETWORKS = {
     "frozen": frozen,
     "projections": projections,
     "quantizer": quantizer,
+    "text_classifier": text_classifier,
     "text_tower": text_tower,
     "two_towers": two_towers,
 }

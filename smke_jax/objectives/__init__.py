@@ -13,6 +13,7 @@ from smke_jax.objectives.ranking import ranking
 from smke_jax.objectives.reconstruct import reconstruct
 from smke_jax.objectives.regress import regress
 from smke_jax.objectives.relational_kl import relational_kl
+from smke_jax.objectives.score import score
 from smke_jax.objectives.siglip import siglip
 from smke_jax.objectives.structure import structure
 from smke_jax.objectives.target_cmli import target_cmli
@@ -35,6 +36,7 @@ TERMS = {
     "reconstruct": reconstruct,
     "regress": regress,
     "relational_kl": relational_kl,
+    "score": score,
     "siglip": siglip,
     "structure": structure,
     "target_cmli": target_cmli,
