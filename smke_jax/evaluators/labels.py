@@ -39,7 +39,7 @@ def labels(
 def label_figures(outputs: np.ndarray, on: Split, metrics: Sequence[str]) -> Figures:
     """What `outputs`, (N, C) logits or (N, 1) scores, say of the labels of `on`, with 95 % bootstrap intervals.
 
-    The record of classes has their confusion matrix, a row for each right class.  Where the split has texts, it also
+    The record of classes has their confusion matrix, a row for each right class.  Where the split has sentences, it also
     has the first rows that are right and that are wrong; of scores the best and the worst.
     Raises UserError for metrics of another kind of label, a split without labels, and outputs that are not finite.
     """
@@ -90,15 +90,15 @@ def _scores(outputs: np.ndarray, on: Split, metrics: Sequence[str]):
 
 
 def _samples(on: Split, arrays: dict[str, np.ndarray], error: np.ndarray) -> dict:
-    """{'right': rows, 'wrong': rows} with texts, label and prediction, for people; {} where the split has no texts."""
-    if "texts" not in on.facts:
+    """{'right': rows, 'wrong': rows} with sentences, label and prediction, for people; {} where the split has no sentences."""
+    if "sentences" not in on.facts:
         return {}
     order = np.argsort(error, kind="stable")
     names = on.facts.get("classes") or None
 
     def row(i):
         values = {key: names[x[i]] if names else round(float(x[i]), 3) for key, x in arrays.items()}
-        return {"texts": [column[i] for column in on.facts["texts"]], **values}
+        return {"sentences": [column[i] for column in on.facts["sentences"]], **values}
 
     chosen = {"right": order[:SHOWN], "wrong": order[::-1][:SHOWN]}
     if error.dtype == bool:

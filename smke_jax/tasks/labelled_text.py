@@ -51,7 +51,7 @@ def labelled_text(
     """
     form = glue_task(glue)
     opened = functools.cache(lambda name: FILES[files](glue, form, data, name))
-    facts = dict(known) if known is not None else {"classes": form.outputs}
+    facts = {**(known or {}), "classes": form.outputs}
     if keep is None:
         words = Assumed(vocab_size)
     else:
@@ -107,7 +107,7 @@ def _task(
 
     def counts(name: str) -> list[dict]:
         found = opened(name)
-        return [{"data": found.name, "sentences": len(found.labels), "skipped": dict(found.skipped)}]
+        return [{"data": found.name, "rows": len(found.labels), "skipped": sum(found.skipped.values())}]
 
     return Task(
         facts=facts,
@@ -124,19 +124,22 @@ def _task(
 
 
 def encode_rows(words: Tokenizer, texts, rows, length: int) -> dict[str, np.ndarray]:
-    """{'text', 'text_mask', and of pairs 'text_types': int32 (R, L)} of the rows `rows` of one or two lists of texts."""
+    """{'text', 'text_mask', of pairs 'text_types': int32 (R, L)} of the rows `rows` of one or two lists of texts."""
     columns = [[column[row] for row in rows] for column in texts]
     made = words.encode(*columns, length) if len(columns) == 1 else words.encode_pairs(*columns, length)
     return dict(zip(TOKENS, made, strict=False))
 
 
 def sentence_split(found: Sentences, form: GlueTask, words: Tokenizer, length: int) -> Split:
-    """All rows of `found`, with their 'labels', 'texts' and the names of the 'classes' as facts."""
+    """All rows of `found`, with their 'labels', 'sentences' (one or two lists) and the names of the 'classes'.
+
+    The fact 'texts' is the first sentence of every row.
+    """
     count = len(found.labels)
 
     def column(name):
         return Column(count, lambda rows: encode_rows(words, found.texts, rows, length)[name], f"{length} tokens")
 
     columns = {name: column(name) for name in TOKENS[: len(found.texts) + 1]}
-    facts = {"labels": found.labels, "texts": found.texts, "classes": form.classes}
+    facts = {"labels": found.labels, "texts": found.texts[0], "sentences": found.texts, "classes": form.classes}
     return Split(found.name, found.digest, columns, facts)

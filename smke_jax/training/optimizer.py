@@ -17,16 +17,28 @@ MAX_LOG_SCALE = math.log(100.0)
 NO_DECAY = re.compile(r"(^|/)(bias|cls_token|(\w+_)?embedding)$")
 
 
-def learning_rate_schedule(
-    *, peak: float, total_steps: int, warmup_fraction: float
-) -> Callable[[jax.Array], jax.Array]:
-    """Linear warm-up from 0 over int(warmup_fraction · total_steps), then half a cosine to 0 (spec 0.3).
+def _cosine(peak: float, warmup: int, total: int, final: float) -> optax.Schedule:
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps=warmup, decay_steps=total, end_value=final)
 
+
+def _linear(peak: float, warmup: int, total: int, final: float) -> optax.Schedule:
+    rise, fall = optax.linear_schedule(0.0, peak, warmup), optax.linear_schedule(peak, final, total - warmup)
+    return optax.join_schedules([rise, fall], [warmup])
+
+
+SCHEDULES = {"cosine": _cosine, "linear": _linear}
+
+
+def learning_rate_schedule(
+    *, peak: float, total_steps: int, warmup_fraction: float, shape: str = "cosine", final: float = 0.0
+) -> Callable[[jax.Array], jax.Array]:
+    """Linear warm-up from 0 over int(warmup_fraction · total_steps), then down to `final` at the last step.
+
+    shape: of the way down, of SCHEDULES: half a cosine (spec 0.3), or a line (spec 4)
     A pure function of the step and the stored total, so that a resumed run continues the same curve.
     """
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0, peak_value=peak, warmup_steps=int(warmup_fraction * total_steps), decay_steps=total_steps
-    )
+    warmup = int(warmup_fraction * total_steps)
+    return SCHEDULES[shape](peak, warmup, total_steps, final)
 
 
 def paths(tree: Any) -> Any:
@@ -88,7 +100,10 @@ def build_optimizer(
     reference_batch: int = 0,
     sqrt_above: int = 0,
     warmup_fraction: float = 0.1,
+    schedule: str = "cosine",
+    final_rate: float = 0.0,
     weight_decay: float = 0.01,
+    decay_all: bool = False,
     betas: Sequence[float] = (0.9, 0.98),
     eps: float = 1e-6,
     mu_dtype: str = "float32",
@@ -98,16 +113,20 @@ def build_optimizer(
     """(transformation, schedule of the learning rate) of the fields of `config.optimizer`.
 
     name:       of OPTIMIZERS
+    schedule:   of SCHEDULES; final_rate: the learning rate of the last step
+    decay_all:  weight decay of every parameter, and not of those alone that `decays` says
     clip_norm:  of the gradients of all trained parameters together; 0 clips nothing
     lr_rules:   (regex on the parameter's path, factor), first match wins
     The other fields are those of `peak_rate` and `learning_rate_schedule`.
     """
     rate = peak_rate(learning_rate, batch_size=batch_size, reference_batch=reference_batch, sqrt_above=sqrt_above)
-    schedule = learning_rate_schedule(peak=rate, total_steps=total_steps, warmup_fraction=warmup_fraction)
+    rates = learning_rate_schedule(
+        peak=rate, total_steps=total_steps, warmup_fraction=warmup_fraction, shape=schedule, final=final_rate
+    )
     rules = [(pattern, float(factor)) for pattern, factor in lr_rules]
 
     def decay_mask(params):
-        return jax.tree.map(decays, paths(params), params)
+        return jax.tree.map(lambda path, x: decay_all or decays(path, x), paths(params), params)
 
     def scale_by_rules(updates, params):
         return jax.tree.map(lambda path, u: u * first_match(path, rules, 1.0), paths(updates), updates)
@@ -117,9 +136,9 @@ def build_optimizer(
         OPTIMIZERS[name](betas, eps, mu_dtype),
         optax.add_decayed_weights(weight_decay, mask=decay_mask),
         optax.stateless(scale_by_rules),
-        optax.scale_by_learning_rate(schedule),
+        optax.scale_by_learning_rate(rates),
     )
-    return optax.chain(tx, clamp_log_scales()), schedule
+    return optax.chain(tx, clamp_log_scales()), rates
 
 
 def _adam(betas, eps, mu_dtype):

@@ -18,7 +18,7 @@ from smke_jax.models.student import TOKEN_TYPES_AT
 from smke_jax.parallel.rules import RULES
 from smke_jax.passes.encode import LEVELS
 from smke_jax.tasks.labelled_text import FILES
-from smke_jax.training.optimizer import OPTIMIZERS
+from smke_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 CHOICES = {
     "sharding": RULES,
@@ -26,6 +26,7 @@ CHOICES = {
     "remat": REMAT,
     "token_types_at": TOKEN_TYPES_AT,
     "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES,
     "source": SOURCES,
     "teacher_view": TEACHER_VIEWS,
     "level": LEVELS,
@@ -40,11 +41,13 @@ CHOICES = {
 AT_LEAST_0, AT_LEAST_1, SHARE, BELOW_1 = (0, None, True), (1, None, True), (0, 1, True), (0, 1, False)
 RANGES = {
     **dict.fromkeys(("total_steps", "epochs", "num_devices", "fsdp_size", "micro_batch", "threads"), AT_LEAST_0),
-    **dict.fromkeys(("reference_batch", "sqrt_above", "clip_norm", "every", "stand_in_classes"), AT_LEAST_0),
+    **dict.fromkeys(
+        ("reference_batch", "sqrt_above", "clip_norm", "final_rate", "every", "stand_in_classes"), AT_LEAST_0
+    ),
     **dict.fromkeys(("batch_size", "eval_batch_size", "num_codes", "code_dim", "keep", "log.every"), AT_LEAST_1),
     **dict.fromkeys(("depth", "num_heads", "mlp_dim", "head", "patch_size", "image_size", "levels"), AT_LEAST_1),
     **dict.fromkeys(("flip", "jitter", "grayscale", "masked"), SHARE),
-    **dict.fromkeys(("decay", "token_drop", "dropout", "warmup_fraction"), BELOW_1),
+    **dict.fromkeys(("decay", "token_drop", "dropout", "head_dropout", "warmup_fraction"), BELOW_1),
     "max_length": (3, None, True),
     **dict.fromkeys(("stand_in_temperature", "temperature", "teacher_temperature"), (1e-3, None, True)),
 }

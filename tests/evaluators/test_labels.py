@@ -117,17 +117,20 @@ def test_rows_of_a_padded_last_batch_count_once(batch_size, devices):
 
 def test_scores_with_the_texts_of_the_best_and_the_worst():
     texts = (["a", "b", "c"], ["d", "e", "f"])
-    on = split([[0.5], [1.0], [2.0]], labels=np.float32([1.0, 2.5, 4.0]), texts=texts, classes=())
+    on = split([[0.5], [1.0], [2.0]], labels=np.float32([1.0, 2.5, 4.0]), sentences=texts, classes=())
     figures = label_figures(2 * on.columns["x"].read([0, 1, 2]), on, ("pearson", "spearman"))
     assert figures.scalars["spearman"] == 100 and 98 < figures.scalars["pearson"] < 100
     samples = figures.record["samples"]
-    assert samples["wrong"][0] == {"texts": ["b", "e"], "label": 2.5, "predicted": 2.0} == samples["right"][-1]
+    assert samples["wrong"][0] == {"sentences": ["b", "e"], "label": 2.5, "predicted": 2.0} == samples["right"][-1]
     classes = label_figures(
-        np.eye(3), split(np.eye(3), labels=np.array([0, 1, 0]), texts=texts[:1], classes="xyz"), ("accuracy",)
+        np.eye(3), split(np.eye(3), labels=np.array([0, 1, 0]), sentences=texts[:1], classes="xyz"), ("accuracy",)
     )
     assert classes.record["samples"] == {
-        "right": [{"texts": ["a"], "label": "x", "predicted": "x"}, {"texts": ["b"], "label": "y", "predicted": "y"}],
-        "wrong": [{"texts": ["c"], "label": "x", "predicted": "z"}],
+        "right": [
+            {"sentences": ["a"], "label": "x", "predicted": "x"},
+            {"sentences": ["b"], "label": "y", "predicted": "y"},
+        ],
+        "wrong": [{"sentences": ["c"], "label": "x", "predicted": "z"}],
     }
 
 

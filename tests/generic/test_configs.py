@@ -118,7 +118,7 @@ def without_files(config: ConfigDict) -> ConfigDict:
         if network.type == "frozen" and network.start == "random" and network.model is None:
             network.model = load_config(str(FOLDER / "teacher_flickr8k.py")).networks.views.model
             network.layers = network.layers[:1] and (1,)
-        if network.type == "text_tower" and network.start == "random" and network.model is None:
+        if network.type in ("text_tower", "text_classifier") and network.start == "random" and network.model is None:
             network.model = parts.part("bert", width=16, num_heads=2, mlp_dim=8)
         for model in (x for x in network.values() if isinstance(x, ConfigDict)):
             model.update({key: 1 for key in model if key == "depth"})

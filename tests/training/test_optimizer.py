@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from flax.traverse_util import unflatten_dict
+from transformers import get_polynomial_decay_schedule_with_warmup
 
 from smke_jax.config import base
 from smke_jax.errors import UserError
@@ -63,6 +65,40 @@ def test_the_schedule_is_a_linear_warm_up_and_half_a_cosine(total, fraction):
         rise = 3.0 * step / warmup
         fall = 1.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
         np.testing.assert_allclose(float(schedule(step)), rise if step < warmup else fall, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("total", [30, 40])
+def test_a_line_down_is_transformers_polynomial_of_power_1(total):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    adam = torch.optim.AdamW([parameter], lr=2e-5)
+    theirs = get_polynomial_decay_schedule_with_warmup(adam, int(0.1 * total), total, lr_end=1e-7, power=1.0)
+    ours = learning_rate_schedule(peak=2e-5, total_steps=total, warmup_fraction=0.1, shape="linear", final=1e-7)
+    for step in range(total + 2):
+        np.testing.assert_allclose(float(ours(step)), theirs.get_last_lr()[0], rtol=1e-5)
+        adam.step()
+        theirs.step()
+    cosine = learning_rate_schedule(peak=2e-5, total_steps=total, warmup_fraction=0.1, final=1e-6)
+    np.testing.assert_allclose([float(cosine(total)), float(cosine(total // 10))], [1e-6, 2e-5], rtol=1e-5)
+
+
+def test_decay_of_everything_is_pytorchs_without_groups():
+    params = {"block_0": {"mlp": {"kernel": 0, "bias": 0}}, "word_embedding": 0}
+    params = jax.tree.map(lambda _: jnp.zeros((3, 3)), params) | {"norm": {"scale": jnp.zeros(3)}}
+    params, grads = random_like(params, 0), random_like(params, 1)
+    fields = {"weight_decay": 0.3, "schedule": "linear", "final_rate": 1e-7, "betas": (0.9, 0.98), "eps": 1e-6}
+    tx, rates = build_optimizer(
+        batch_size=BATCH, total_steps=TOTAL, learning_rate=RATE, warmup_fraction=0.0, decay_all=True, **fields
+    )
+    new = by_path(one_update(tx, params, grads, steps=3)[0])
+    theirs = {name: torch.nn.Parameter(torch.tensor(x)) for name, x in by_path(params).items()}
+    adam = torch.optim.AdamW(list(theirs.values()), lr=1.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.3)
+    for step in range(3):
+        adam.param_groups[0]["lr"] = float(rates(step))
+        for name, x in by_path(grads).items():
+            theirs[name].grad = torch.tensor(x)
+        adam.step()
+    for name, x in theirs.items():
+        np.testing.assert_allclose(new[name], x.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_the_thesis_warm_up_of_two_gpus_is_4463_steps():
