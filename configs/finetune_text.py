@@ -3,8 +3,9 @@
     smke train --config=configs/finetune_text.py --workdir=runs/cola --config.task.data=data/glue/CoLA
     smke train --config=configs/finetune_text.py:rte --workdir=runs/rte --config.task.data=data/glue/RTE
 
-The variants are GLUE's tasks: cola, the first one, rte, stsb, wnli, mrpc, qqp, sst2, qnli and mnli.  The folder holds the task's files
-as GLUE has them (train.tsv and dev.tsv; of CoLA also its raw layout, of MRPC also Microsoft's own files).
+The variants are GLUE's tasks: cola, which is also meant without one, rte, stsb, wnli, mrpc, qqp, sst2, qnli and mnli.
+The folder holds the task's files as GLUE has them, train.tsv and dev.tsv; of CoLA also its raw layout, of MRPC also
+Microsoft's own files.
 `--config.networks.text.start=runs/lit/export` begins with the text tower of an aligned model, whose vocabulary is then
 given by `--config.task.tokenizer=runs/lit/export/tokenizer`.
 

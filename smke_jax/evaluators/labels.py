@@ -39,8 +39,8 @@ def labels(
 def label_figures(outputs: np.ndarray, on: Split, metrics: Sequence[str]) -> Figures:
     """What `outputs`, (N, C) logits or (N, 1) scores, say of the labels of `on`, with 95 % bootstrap intervals.
 
-    The record of classes has their confusion matrix, a row for each right class.  Where the split has sentences, it also
-    has the first rows that are right and that are wrong; of scores the best and the worst.
+    The record of classes has their confusion matrix, a row for each right class.  Where the split has sentences, it
+    also has the first rows that are right and that are wrong; of scores the best and the worst.
     Raises UserError for metrics of another kind of label, a split without labels, and outputs that are not finite.
     """
     _check(metrics)
@@ -90,7 +90,7 @@ def _scores(outputs: np.ndarray, on: Split, metrics: Sequence[str]):
 
 
 def _samples(on: Split, arrays: dict[str, np.ndarray], error: np.ndarray) -> dict:
-    """{'right': rows, 'wrong': rows} with sentences, label and prediction, for people; {} where the split has no sentences."""
+    """{'samples': {'right': rows, 'wrong': rows}} with sentences, label and prediction; {} of a split without them."""
     if "sentences" not in on.facts:
         return {}
     order = np.argsort(error, kind="stable")
