@@ -28,6 +28,7 @@ def text_classifier(
     depth: int | None = None,
     dropout: float = 0.0,
     head_dropout: float = 0.1,
+    scratch: bool = False,
     trained: tuple[str, ...] = (),
     remat: str = "none",
     dtype: str = "float32",
@@ -43,6 +44,7 @@ def text_classifier(
     model:   fields that differ from the part's defaults have to agree with the file
     depth:   how many of the first layers are kept; None is all of them
     dropout: in every layer; head_dropout: before the last matrix.  Both while it is trained
+    scratch: the file says what model it is, and the weights are drawn at random: what pretraining is measured against
     trained: regexes of the parameters that are trained, such as '^(pooler|head)/'; () is all
     remat:   of smke_jax.models.layers.REMAT
     described: what the file said when the run began
@@ -68,7 +70,7 @@ def text_classifier(
         return module.init(key, tokens, tokens)["params"]
 
     def begin(shapes) -> Start | None:
-        if start == RANDOM:
+        if start == RANDOM or scratch:
             return None
         found = tower_start("text", start, shapes["encoder"], fields)
         params, origins = {"encoder": found.params}, {"encoder": found.origins[""]}

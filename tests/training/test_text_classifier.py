@@ -156,6 +156,12 @@ def test_what_it_exports_it_begins_with_again(weights, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, again[name], params[name])
 
 
+def test_from_scratch_only_the_sizes_are_those_of_the_file(weights):
+    network = text_classifier(vocab_size=30, classes=3, start=str(weights), scratch=True)
+    shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), {}))
+    assert network.start(shapes) is None and shapes["encoder"]["word_embedding"].shape == (30, 16)
+
+
 def test_fields_that_do_not_fit_are_refused(weights):
     with pytest.raises(UserError, match="has 2 layers: set depth to 2 or less"):
         begun(weights, depth=3)
