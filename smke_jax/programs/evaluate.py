@@ -3,6 +3,8 @@
 Neither the training data nor files of weights are needed that no evaluator reads.
 `--config.evaluators.NAME.FIELD=VALUE` changes a field of an evaluator; what departs from the run's own evaluation
 stands in the name of its file, such as evals/STEP/retrieval-test.json.
+`--evaluator=encoders --data=data/glue` probes the encoders of any run on the tasks in this folder, beside the files
+that they began with.
 """
 
 import argparse
@@ -18,6 +20,7 @@ from smke_jax import atomic
 from smke_jax.__main__ import run_program
 from smke_jax.config_files import override, override_key, split_overrides
 from smke_jax.errors import UserError, nearest
+from smke_jax.programs.evaluate_encoders import ENCODERS, evaluate_encoders
 from smke_jax.programs.evaluate_model import evaluate_model, holds_no_run
 from smke_jax.tasks.base import Task
 from smke_jax.training import record
@@ -37,6 +40,8 @@ def main(argv: list[str]) -> int:
     if holds_no_run(arguments.workdir):
         return evaluate_model(arguments, overrides)
     config = record.read_config(arguments.workdir)
+    if arguments.evaluator == ENCODERS and ENCODERS not in config.evaluators:
+        return evaluate_encoders(arguments, overrides)
     names = _chosen(config, arguments)
     changed = _changed(config, names, arguments, overrides)
     evaluators = {name: build_part("evaluators", name, changed.evaluators[name]) for name in names}
