@@ -47,13 +47,8 @@ COVERING = {
 # Of what is added.  The order of rows does not matter to `structure`, so that it can read the rows that `mixup` names.
 FIELDS = {"structure": {"before": ("image/fc1@mixup",), "after": ("image/out@mixup",)}}
 ELSEWHERE = {"projections", "text_tower"}  # tests/training/test_stored_views.py trains them
-ELSEWHERE |= {
-    "labelled_text",
-    "text_classifier",
-    "classify",
-    "score",
-    "labels",
-}  # tests/training/test_finetune_text.py does
+ELSEWHERE |= {"labelled_text", "text_classifier", "classify", "score", "labels"}  # tests/training/test_finetune_text.py
+ELSEWHERE |= {"accuracy"}  # tests/evaluators/test_accuracy.py
 ROUNDED = "shre_ranking"  # runs in bfloat16, as its config has it: no number is expected of it
 
 
