@@ -26,6 +26,7 @@ from smke_jax.reporting.report import (
     text_to_image_section,
     whole_page,
 )
+from smke_jax.reporting.sentences import sample_tables
 
 HTML, MARKDOWN = "report.html", "report.md"
 MOST_STEPS = 8  # of an evaluator in its table
@@ -113,6 +114,8 @@ def write_run_report(workdir: Path, departures: Mapping[str, tuple[Any, Any]]) -
     """
     run = read_files(workdir)
     tables = [what_was_trained(run), data_table(run), config_table(departures), cost_table(run), logged_table(run)]
+    newest = [found[0] for found in run.evaluators().values()]
+    tables += [Table(*found, said=True) for found in sample_tables(newest, run.problems)]
     tables = [table for table in tables if table.rows]
     return [
         atomic.write_text(workdir / HTML, as_html(run, tables)),

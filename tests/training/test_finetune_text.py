@@ -78,7 +78,10 @@ def test_a_score_is_trained_and_evaluated_and_the_report_has_it(tmp_path, capsys
     assert figures["rows"] == 21 and set(figures["ci95"]) == {"spearman", "pearson"}
     assert outcome.figures["dev"].scalars["spearman"] == figures["spearman"]
     assert len(figures["samples"]["wrong"]) == 5 and len(figures["samples"]["wrong"][0]["sentences"]) == 2
-    assert "Trained on 48 rows of scenes train." in (workdir / "report.md").read_text()
+    report = (workdir / "report.md").read_text()
+    worst = figures["samples"]["wrong"][0]["sentences"]
+    assert "Trained on 48 rows of scenes train." in report
+    assert "## Sentences (dev, step 2)" in report and f"| wrong | {' — '.join(worst)}" in report
     assert main(["evaluate", f"--workdir={workdir}", "--split=train", "--config.evaluators.dev.metrics=pearson"]) == 0
     assert "scenes train, 48 rows" in capsys.readouterr().out
     (written,) = (workdir / "evals/2").glob("dev-train-metrics=*.json")
