@@ -1,6 +1,7 @@
 """Objectives.  A new one is one file here, one line below, and its name in a config's `terms`."""
 
 from smke_jax.objectives.bank_itc import bank_itc
+from smke_jax.objectives.classify import classify
 from smke_jax.objectives.cmli import cmli
 from smke_jax.objectives.cosine import cosine
 from smke_jax.objectives.image_vq import image_vq
@@ -22,6 +23,7 @@ from smke_jax.objectives.vicreg import vicreg
 
 TERMS = {
     "bank_itc": bank_itc,
+    "classify": classify,
     "cmli": cmli,
     "cosine": cosine,
     "image_vq": image_vq,

@@ -25,6 +25,8 @@ CASES = {
         "bank_itc",
         {"keys": "momentum/", "bank_size": 21, "random_bank": True, "same_image": "masked"},
     ),
+    "classify": ("classify", {}),
+    "classify, shares, smoothed": ("classify", {"label": "mixed/label", "smoothing": 0.1}),
     "cmli": ("cmli", {}),
     "cmli, projected, same image masked": ("cmli", {"width": 3, "same_image": "masked"}),
     "cosine": ("cosine", {"margin": -0.9}),
@@ -80,6 +82,7 @@ SHAPES = {  # of one example
     "image/head_tokens": (4, 6), "text/head_tokens": (5, 6),
     "momentum/image/out": (8,), "momentum/text/out": (8,),
     "code/latent": (3,), "code/similarity": (12,), "code/reconstruction": (6,), "target/code": (),
+    "class/logits": (6,), "label": (), "mixed/label": (6,),
     "target/cls": (6,), "target/logits": (6,), "target/tokens": (4, 6),
     "view1/cls": (7,), "view2/cls": (7,),
     "view1/projection": (6,), "view2/projection": (6,),
@@ -87,6 +90,8 @@ SHAPES = {  # of one example
 }  # fmt: skip
 DATA = (
     "id",
+    "label",
+    "mixed/label",
     "text/mask",
     "target/feature",
     "words/feature",
@@ -123,7 +128,7 @@ def made_up(names, seed):
     for name in sorted(names):
         if name == "id":
             reps[name] = rng.integers(0, 10, BATCH).astype(np.int32)
-        elif name == "target/code":
+        elif name in ("target/code", "label"):
             reps[name] = rng.integers(0, 6, BATCH).astype(np.int32)
         elif name == "text/mask":
             reps[name] = (np.arange(5) < rng.integers(1, 6, (BATCH, 1))).astype(np.int32)
@@ -251,7 +256,7 @@ def test_the_same_on_any_devices_by_gather_and_ring(case, way):
 def test_a_new_state_has_no_weak_types(case):
     """A weakly typed parameter turns strong in the first update, and the whole step compiles a second time."""
     term = build(case)
-    whole = lambda name: jnp.int32 if name == "id" else jnp.float32  # noqa: E731
+    whole = lambda name: jnp.int32 if name in ("id", "label") else jnp.float32  # noqa: E731
     shapes = {k: jax.ShapeDtypeStruct((BATCH, *shape_of(k)), whole(k)) for k in term.needs}
     state = jax.eval_shape(lambda: term.init(jax.random.key(0), shapes))
     assert not any(x.weak_type for x in jax.tree.leaves(state))
