@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from PIL import Image, ImageOps
 
 from smke_jax.convert.convert import VOCABULARIES, convert
 from smke_jax.convert.packaged import opened
@@ -26,7 +25,7 @@ from smke_jax.data.decode import BadImage
 from smke_jax.data.given import BadText, is_one_image, pixels_of, text_of
 from smke_jax.data.progress import Progress
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer
-from smke_jax.data.transforms import BICUBIC, squash
+from smke_jax.data.transforms import centre_crop, squash
 from smke_jax.errors import UserError
 from smke_jax.evaluators.encode import Encoder
 from smke_jax.models.build import build_model, image_sizes
@@ -121,11 +120,6 @@ class _Kind:
     vocabulary: str = "vocab.txt or tokenizer.json"
 
 
-def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Shorter side to `size`, then the centre: what image encoders are evaluated with."""
-    return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), BICUBIC))
-
-
 def _student(description):
     model, level = build_model(description), description.get("level", "out")
     return {
@@ -176,12 +170,12 @@ KINDS = {
     "aligned": _Kind(_aligned, normalise=True),
     "clip": _Kind(
         _clip,
-        _centre_crop,
+        centre_crop,
         normalise=True,
         load_tokenizer=load_clip_tokenizer,
         vocabulary="tokenizer.json, or vocab.json and merges.txt",
     ),
-    **dict.fromkeys(TEACHERS, _Kind(_teacher, _centre_crop)),
+    **dict.fromkeys(TEACHERS, _Kind(_teacher, centre_crop)),
     "bert": _Kind(_bert, load_tokenizer=load_tokenizer),
 }
 

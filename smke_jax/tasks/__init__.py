@@ -1,5 +1,6 @@
 """Tasks.  A new one is a function that returns a `Draft`, and a line below."""
 
+from smke_jax.tasks.labelled_images import labelled_images
 from smke_jax.tasks.pairs import images, pairs
 
-TASKS = {"images": images, "pairs": pairs}
+TASKS = {"images": images, "labelled_images": labelled_images, "pairs": pairs}
