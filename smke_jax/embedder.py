@@ -33,6 +33,7 @@ from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
 from smke_jax.passes.aligned import aligned, by_network
 from smke_jax.passes.base import Pass, statistics_of, to_network
+from smke_jax.passes.classify import Mixing, classify_image
 from smke_jax.passes.encode import encode_image, encode_text
 from smke_jax.passes.features import features
 from smke_jax.search.words import TextHalf
@@ -137,6 +138,11 @@ def _teacher(description):
     return {"image": ((features(build_model(description), NETWORK, **statistics_of(description)),), "target/cls")}
 
 
+def _classifier(description):
+    passes = classify_image(build_model(description), NETWORK, mixing=Mixing(), **statistics_of(description))
+    return {"image": (passes[:1], "class/feature")}
+
+
 def _bert(description):
     model = build_model(description)
 
@@ -175,6 +181,7 @@ KINDS = {
         load_tokenizer=load_clip_tokenizer,
         vocabulary="tokenizer.json, or vocab.json and merges.txt",
     ),
+    "classifier": _Kind(_classifier, centre_crop),
     **dict.fromkeys(TEACHERS, _Kind(_teacher, centre_crop)),
     "bert": _Kind(_bert, load_tokenizer=load_tokenizer),
 }

@@ -1,4 +1,4 @@
-"""An encoder in a file of weights: the model that the file holds, or the tower of the CLIP in it."""
+"""An encoder in a file of weights: the model that the file holds, or the tower of a model of several in it."""
 
 from typing import Any
 
@@ -7,20 +7,31 @@ from smke_jax.errors import UserError
 from smke_jax.models.clip import tower_of
 
 CLIP = "clip"
+# {type of a model: {tower: where its parameters lie}}
+BOTH = {"image": "image_encoder", "text": "text_encoder"}
+INSIDE = {CLIP: BOTH, "student": BOTH, "classifier": {"image": "encoder"}}
 IMAGENETS = ("data2vec2",)  # families whose files need not say it: all were trained with ImageNet's statistics
 
 
 def describe_encoder(path: str, tower: str) -> dict[str, Any]:
-    """The description {'type': …, fields} of the encoder in `path`; `tower` 'image' or 'text' is that of a CLIP."""
+    """The description {'type': …, fields} of the encoder in `path`.
+
+    tower: 'image' or 'text': which one of a CLIP's, of an image-text student's, or of a classifier's
+    """
     model = read_description(path).get("model", {})
-    return tower_of(model, tower) if model.get("type") == CLIP else dict(model)
+    if model.get("type") == CLIP:
+        return tower_of(model, tower)
+    if model.get("type") not in INSIDE or tower not in INSIDE[model["type"]]:
+        return dict(model)
+    of_whole = ("mean", "std") if tower == "image" else ("vocab_size",)
+    return {**model[tower], **{name: model[name] for name in of_whole if name in model}}
 
 
 def load_encoder(path: str, tower: str) -> Any:
     """Its parameters, a nested dict of fp32 arrays."""
     params = load_params(path)
-    is_clip = read_description(path).get("model", {}).get("type") == CLIP
-    return params[f"{tower}_encoder"] if is_clip else params
+    kind = read_description(path).get("model", {}).get("type")
+    return params[INSIDE[kind][tower]] if tower in INSIDE.get(kind, ()) else params
 
 
 def check_pixels(path: str, description: dict[str, Any]) -> None:
