@@ -1,7 +1,15 @@
 """Evaluators.  A new one is a function that returns an `Evaluator`, and a line below."""
 
 from smke_jax.evaluators.accuracy import accuracy
+from smke_jax.evaluators.probe import probe
 from smke_jax.evaluators.retrieval import retrieval
 from smke_jax.evaluators.scene_probe import scene_probe
+from smke_jax.evaluators.zero_shot import zero_shot
 
-EVALUATORS = {"accuracy": accuracy, "retrieval": retrieval, "scene_probe": scene_probe}
+EVALUATORS = {
+    "accuracy": accuracy,
+    "probe": probe,
+    "retrieval": retrieval,
+    "scene_probe": scene_probe,
+    "zero_shot": zero_shot,
+}

@@ -44,6 +44,8 @@ class Evaluator(NamedTuple):
     split: a split of the task; '' in a config leaves the evaluator out
     every: steps; 0 measures after the last step alone
     best:  the scalar that ranks checkpoints; of a name that ends in 'loss' the lowest value is the best.  '' ranks none
+    stored: whether features that an asset keeps of the split may stand for what they were made of; False for an
+           evaluator that runs the networks on rows of its own
     """
 
     needs: tuple[str, ...]
@@ -51,6 +53,7 @@ class Evaluator(NamedTuple):
     split: str
     every: int = 0
     best: str = ""
+    stored: bool = True
 
     def rank(self, figures: Figures) -> float | None:
         """The number by which checkpoints are ranked: higher is better.  None where this evaluator ranks none."""
