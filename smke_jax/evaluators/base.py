@@ -25,8 +25,9 @@ class Figures(NamedTuple):
     record:  everything there is to say, as JSON
     arrays:  what to keep beside it, such as the rank of every query
     summary: the same for people
-    examples: () -> what a report shows of it: {'text_to_image': [(caption, [(image, is right), …]), …],
-             'image_to_text': [(image, [(caption, is right), …]), …]}, images as uint8 (H, W, 3); None without pictures
+    examples: () -> what a report shows of it, images as uint8 (H, W, 3); None without pictures.  Any of these keys:
+             {'text_to_image': [(caption, [(image, is right), …]), …], 'image_to_text': [(image, [(caption, is right),
+             …]), …], 'predictions' and 'mistakes': [(image, its class, [(class found, is right), …]), …]}
     """
 
     scalars: Mapping[str, float]

@@ -72,7 +72,9 @@ class LabelledSource(Source):
     def __init__(self, dataset: str, split: str, classes: Sequence[str], rows: Rows, *, in_memory: bool = False):
         if not len(rows.names):
             raise UserError(f"split {split!r} of {dataset} has no images: choose another one, or more to hold back")
-        self.dataset, self.split, self.classes, self._skipped = dataset, split, tuple(classes), 0
+        self.dataset, self.split, self._skipped = dataset, split, 0
+        # The name of a folder need not be UTF-8, as files that hold the names of classes are.
+        self.classes = tuple(name.encode("utf-8", "replace").decode() for name in classes)
         self._images: list[np.ndarray] | None = None
         if in_memory:
             rows = self._decoded(rows)

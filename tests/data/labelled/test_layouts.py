@@ -103,6 +103,11 @@ def test_an_unreadable_photo_is_named_or_left_out_and_counted(flowers, caplog):
     np.testing.assert_array_equal(kept.whole(1), source.whole(2))
 
 
+def test_the_name_of_a_class_need_not_be_utf8(tmp_path):
+    root = write(tmp_path / "x", photos(a=2, **{"b\udcff": 2}))
+    assert open_labelled("folders", str(root), "train").classes == ("a", "b?")
+
+
 def test_loose_photos_are_counted(flowers, caplog):
     write(flowers, {"train/loose.jpg": jpeg(3)})
     with caplog.at_level(logging.WARNING, "smke_jax"):
