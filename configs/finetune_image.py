@@ -46,10 +46,10 @@ def get_config(variant: str = ""):
         # The LayerNorm of this post-norm encoder stands before its first block: layer 0 of 7.
         c.optimizer.lr_rules = (("^classifier/encoder/norm/", decay**7),)
     elif form.name == "flickr8k":
-        c.batch_size, c.total_steps, c.epochs, c.checkpoint.every, c.log.every = 48, 0, 6.0, 25, 10
+        c.batch_size, c.total_steps, c.epochs, c.checkpoint.every, c.log.every = 48, 0, 4.0, 50, 10
         c.optimizer.learning_rate, epoch = 5e-4, 0
         c.eval_batch_size, fields = 48, fields | {"in_memory": kind == "flowers", "crop_scale": (0.35, 1.0)}
-        network = {"start": "weights/dinov2", "image_size": 98, "depth": 6}
+        network = {"start": "weights/dinov2", "model": vit(**form.dinov2), "image_size": 98, "depth": 6}
     elif form.name == "scenes":
         c.total_steps, fields, split, epoch = 300, SCENES | {"crop_scale": (0.7, 1.0)}, "gallery", 0
         network = {"start": form.start}
