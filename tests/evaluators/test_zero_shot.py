@@ -13,7 +13,10 @@ from tiny_export import save_model
 
 from smke_jax import load
 from smke_jax.__main__ import main
+from smke_jax.config_files import load_config
+from smke_jax.data import datasets
 from smke_jax.data.labelled.prompts import PLACE, TEMPLATES, prompts, read_names, read_templates
+from smke_jax.data.scenes import make_scenes
 from smke_jax.data.transforms import squash
 from smke_jax.errors import UserError
 from smke_jax.evaluators.encode import Encoder
@@ -138,6 +141,17 @@ def test_a_run_is_ranked_by_it_and_others_are_evaluated_so_later(run, photos, ca
     assert "no evaluator 'prob' among zero_shot: did you mean probe" in capsys.readouterr().err
     assert main(["evaluate", f"--workdir={run}", "--evaluator=probe"]) == 2
     assert "has no labels" in capsys.readouterr().err
+
+
+def test_features_that_are_stored_do_not_stand_for_other_photos(photos, tmp_path, monkeypatch):
+    """The gallery's features come from disk in this run; those of the photos need the frozen tower itself."""
+    few = make_scenes(32, 16)
+    monkeypatch.setattr(datasets, "scenes", lambda: few)
+    c = load_config("configs/lit.py:smoke")
+    c.num_devices, c.total_steps = 1, 1
+    c.evaluators.zero_shot = part("zero_shot", data=str(photos), split="gallery", held_back=0.4)
+    done = train_and_evaluate(c, tmp_path / "run")
+    assert done.figures["zero_shot"].record["rows"] == 6
 
 
 def test_an_export_classifies_too(photos, tmp_path, capsys):
