@@ -45,6 +45,7 @@ def base() -> ConfigDict:
     c.optimizer.eps = 1e-6
     c.optimizer.mu_dtype = "float32"  # of the first moment; bfloat16 saves two bytes per parameter
     c.optimizer.clip_norm = 0.0  # 0 clips nothing
+    c.optimizer.layer_decay = 1.0  # factor on the rate of every encoder layer below the last; 1 is the same for all
     c.optimizer.lr_rules = ()  # ((regex on the parameter's path, factor), …), first match wins
 
     c.checkpoint = ConfigDict()

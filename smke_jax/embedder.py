@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict
-from PIL import Image, ImageOps
 
 from smke_jax.convert.convert import VOCABULARIES, convert
 from smke_jax.convert.packaged import opened
@@ -26,7 +25,7 @@ from smke_jax.data.decode import BadImage
 from smke_jax.data.given import BadText, is_one_image, pixels_of, text_of
 from smke_jax.data.progress import Progress
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer
-from smke_jax.data.transforms import BICUBIC, squash
+from smke_jax.data.transforms import centre_crop, squash
 from smke_jax.errors import UserError
 from smke_jax.evaluators.encode import Encoder
 from smke_jax.models.build import build_model, image_sizes
@@ -34,6 +33,7 @@ from smke_jax.models.teachers import TEACHERS
 from smke_jax.parallel.mesh import make_mesh, replicated
 from smke_jax.passes.aligned import aligned, by_network
 from smke_jax.passes.base import Pass, statistics_of, to_network
+from smke_jax.passes.classify import Mixing, classify_image
 from smke_jax.passes.encode import encode_image, encode_text
 from smke_jax.passes.features import features
 from smke_jax.search.words import TextHalf
@@ -121,11 +121,6 @@ class _Kind:
     vocabulary: str = "vocab.txt or tokenizer.json"
 
 
-def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Shorter side to `size`, then the centre: what image encoders are evaluated with."""
-    return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), BICUBIC))
-
-
 def _student(description):
     model, level = build_model(description), description.get("level", "out")
     return {
@@ -141,6 +136,11 @@ def _aligned(description):
 
 def _teacher(description):
     return {"image": ((features(build_model(description), NETWORK, **statistics_of(description)),), "target/cls")}
+
+
+def _classifier(description):
+    passes = classify_image(build_model(description), NETWORK, mixing=Mixing(), **statistics_of(description))
+    return {"image": (passes[:1], "class/feature")}
 
 
 def _bert(description):
@@ -176,12 +176,13 @@ KINDS = {
     "aligned": _Kind(_aligned, normalise=True),
     "clip": _Kind(
         _clip,
-        _centre_crop,
+        centre_crop,
         normalise=True,
         load_tokenizer=load_clip_tokenizer,
         vocabulary="tokenizer.json, or vocab.json and merges.txt",
     ),
-    **dict.fromkeys(TEACHERS, _Kind(_teacher, _centre_crop)),
+    "classifier": _Kind(_classifier, centre_crop),
+    **dict.fromkeys(TEACHERS, _Kind(_teacher, centre_crop)),
     "bert": _Kind(_bert, load_tokenizer=load_tokenizer),
 }
 

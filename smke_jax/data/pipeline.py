@@ -98,11 +98,12 @@ def train_batches(
     unit: str,
     tokenizer: Tokenizer | None = None,
     max_length: int = 64,
+    labels: np.ndarray | None = None,
     process: tuple[int, int] = (0, 1),
     threads: int = 2,
     prefetch_mib: float = 256,
 ) -> "Batches":
-    """An endless iterator of {'id' (b,), 'text', 'text_mask' (b, L), and the uint8 arrays of `views`}.
+    """An endless iterator of {'id' (b,), 'text', 'text_mask' (b, L), 'label' (b,), and the uint8 arrays of `views`}.
 
     Each epoch is shuffled anew, and its incomplete last batch is dropped. Neither `process` nor `threads` nor
     `prefetch_mib` changes the rows of a batch, its random numbers or the positions that are saved.
@@ -116,6 +117,7 @@ def train_batches(
       unit: 'pairs' or 'images', see `make_rows`.
       tokenizer: None leaves the text out.
       max_length: L, tokens of a caption.
+      labels: (N,) of the images; None leaves 'label' out.
       process: (p, number of processes). Process p has the rows [p·b, (p + 1)·b) of every batch of B = b · number rows.
       threads: that make batches ahead; with 0 the caller makes its batches itself.
       prefetch_mib: MiB of finished examples that may wait. One batch of b may wait in any case.
@@ -136,11 +138,14 @@ def train_batches(
             number = int(rng.integers(len(captions)))
         return captions[number % len(captions)]  # another image may have fewer captions than the row's own
 
+    def numbers(image: int) -> dict[str, np.int32]:
+        return {"id": np.int32(image)} | ({} if labels is None else {"label": np.int32(labels[image])})
+
     def load(row: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
         image, caption = row
         skipped = []
         if views is None:
-            return {"id": np.int32(image), "caption": choose(source.captions(image), caption, rng), "skipped": skipped}
+            return {**numbers(image), "caption": choose(source.captions(image), caption, rng), "skipped": skipped}
         while True:
             try:
                 example = source[image]
@@ -151,7 +156,7 @@ def train_batches(
                 damages.check(skipped)
                 image = (image + 1) % len(source)
         text = choose(example.captions, caption, rng)
-        return {"id": np.int32(image), "caption": text, "skipped": skipped, **views(photo, rng)}
+        return {**numbers(image), "caption": text, "skipped": skipped, **views(photo, rng)}
 
     def collate(examples: list[dict[str, Any]]) -> _Part:
         arrays = {k: np.stack([e[k] for e in examples]) for k in examples[0] if k not in ("caption", "skipped")}

@@ -2,7 +2,16 @@
 
 from smke_jax.evaluators.accuracy import accuracy
 from smke_jax.evaluators.labels import labels
+from smke_jax.evaluators.probe import probe
 from smke_jax.evaluators.retrieval import retrieval
 from smke_jax.evaluators.scene_probe import scene_probe
+from smke_jax.evaluators.zero_shot import zero_shot
 
-EVALUATORS = {"accuracy": accuracy, "labels": labels, "retrieval": retrieval, "scene_probe": scene_probe}
+EVALUATORS = {
+    "accuracy": accuracy,
+    "labels": labels,
+    "probe": probe,
+    "retrieval": retrieval,
+    "scene_probe": scene_probe,
+    "zero_shot": zero_shot,
+}

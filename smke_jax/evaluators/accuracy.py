@@ -1,5 +1,7 @@
 """How often the class of a row is found: top-1 and top-5 over a whole split."""
 
+import functools
+
 import numpy as np
 
 from smke_jax.errors import UserError
@@ -10,6 +12,7 @@ from smke_jax.tasks.base import Split, Task
 
 AT = (1, 5)  # top-5 says nothing of five classes or fewer
 RESAMPLES = 2000
+SHOWN, SHOWN_CLASSES = 8, 3  # images in a report, and classes for each
 
 
 def accuracy(*, split: str = "dev", logits: str = "class/logits", every: int = 0) -> Evaluator:
@@ -38,8 +41,22 @@ def accuracy_figures(scores: np.ndarray, on: Split, protocol: str) -> Figures:
     lines = [
         f"{name}  {value:.2f} ({intervals[name][0]:.2f} to {intervals[name][1]:.2f})" for name, value in found.items()
     ]
+    examples = functools.partial(_examples, scores, labels, names, on) if "pixels" in on.facts else None
     arrays = {"label": labels.astype(np.int32), "predicted": np.argmax(scores, axis=1).astype(np.int32)}
-    return Figures(found, record, arrays, "\n".join([f"{protocol}, {len(ranks)} rows", *lines]))
+    return Figures(found, record, arrays, "\n".join([f"{protocol}, {len(ranks)} rows", *lines]), examples)
+
+
+def _examples(scores: np.ndarray, labels: np.ndarray, names: list[str], on: Split) -> dict:
+    """Rows drawn at random, the same at every evaluation, and the wrong ones whose first class leads by the most."""
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :SHOWN_CLASSES]
+    drawn = np.random.default_rng(0).choice(len(labels), min(SHOWN, len(labels)), replace=False)
+    lead = np.max(scores, axis=1) - np.take_along_axis(scores, labels[:, None], axis=1)[:, 0]
+    surest = [i for i in np.argsort(-lead, kind="stable")[:SHOWN] if best[i, 0] != labels[i]]
+
+    def shown(row):
+        return on.facts["pixels"](int(row)), names[labels[row]], [(names[y], bool(y == labels[row])) for y in best[row]]
+
+    return {"predictions": [shown(row) for row in drawn], "mistakes": [shown(row) for row in surest]}
 
 
 def labels_of(on: Split, classes: int) -> tuple[np.ndarray, list[str]]:

@@ -1,6 +1,7 @@
 """Networks.  A new one is a function that returns a `Network`, and a line below."""
 
 from smke_jax.networks.average import average
+from smke_jax.networks.classifier import classifier
 from smke_jax.networks.codes import autoencoder, quantizer
 from smke_jax.networks.encoder import encoder
 from smke_jax.networks.frozen import frozen
@@ -12,6 +13,7 @@ from smke_jax.networks.two_towers import two_towers
 NETWORKS = {
     "autoencoder": autoencoder,
     "average": average,
+    "classifier": classifier,
     "encoder": encoder,
     "frozen": frozen,
     "projections": projections,

@@ -11,7 +11,6 @@ from smke_jax.models.towers import TEXT_TOWERS
 
 CLIP = "clip"
 IMAGENETS = ("data2vec2",)  # families whose files need not say it: all were trained with ImageNet's statistics
-
 BESIDE = {"image": ("mean", "std"), "text": ("vocab_size",)}  # what a student's export says of both towers at once
 USE = ("makes", "image", "pool", "pools", "layers")  # how an aligned export runs an encoder
 
@@ -19,8 +18,8 @@ USE = ("makes", "image", "pool", "pools", "layers")  # how an aligned export run
 def describe_encoder(path: str, tower: str) -> dict[str, Any]:
     """The description {'type': …, fields} of the encoder in `path`.
 
-    Of a CLIP, and of an export of image and text, that is the one of its `tower`, 'image' or 'text'.  Raises UserError
-    for an export with no such encoder or with several.
+    Of a CLIP, of a classifier of images, and of an export of image and text, that is the one of its `tower`, 'image' or
+    'text'.  Raises UserError for an export with no such encoder or with several.
     """
     return _located(path, tower)[1]
 
@@ -49,6 +48,12 @@ def _in_student(model: Mapping[str, Any], tower: str, path: str):
     return (f"{tower}_encoder",), {**model[tower], **beside}
 
 
+def _in_classifier(model: Mapping[str, Any], tower: str, path: str):
+    if tower != "image":
+        return (), dict(model)
+    return ("encoder",), {**model["image"], **{name: model[name] for name in BESIDE["image"] if name in model}}
+
+
 def _in_aligned(model: Mapping[str, Any], tower: str, path: str):
     kinds = {"image": TEACHERS, "text": TEXT_TOWERS}[tower]
     found = {name: own for name, own in model["networks"].items() if own["type"] in kinds}
@@ -60,7 +65,7 @@ def _in_aligned(model: Mapping[str, Any], tower: str, path: str):
     return (name,), {key: value for key, value in own.items() if key not in USE}
 
 
-_INSIDE = {CLIP: _in_clip, "student": _in_student, "aligned": _in_aligned}
+_INSIDE = {CLIP: _in_clip, "student": _in_student, "classifier": _in_classifier, "aligned": _in_aligned}
 
 
 def check_pixels(path: str, description: dict[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 Neither the training data nor files of weights are needed that no evaluator reads.
 `--config.evaluators.NAME.FIELD=VALUE` changes a field of an evaluator; what departs from the run's own evaluation
-stands in the name of its file, such as evals/STEP/retrieval-test.json.
+stands in the name of its file, such as evals/STEP/retrieval-test.json.  --evaluator also takes an evaluator that the
+run does not have, such as `--evaluator=zero_shot --config.evaluators.zero_shot.data=data/flowers`.
 `--evaluator=encoders --data=data/glue` probes the encoders of any run on the tasks in this folder, beside the files
 that they began with.
 """
@@ -20,6 +21,8 @@ from smke_jax import atomic
 from smke_jax.__main__ import run_program
 from smke_jax.config_files import override, override_key, split_overrides
 from smke_jax.errors import UserError, nearest
+from smke_jax.evaluators import EVALUATORS
+from smke_jax.parts import part
 from smke_jax.programs.evaluate_encoders import ENCODERS, evaluate_encoders
 from smke_jax.programs.evaluate_model import evaluate_model, holds_no_run
 from smke_jax.tasks.base import Task
@@ -42,6 +45,7 @@ def main(argv: list[str]) -> int:
     config = record.read_config(arguments.workdir)
     if arguments.evaluator == ENCODERS and ENCODERS not in config.evaluators:
         return evaluate_encoders(arguments, overrides)
+    config = _with_evaluator(config, arguments.evaluator)
     names = _chosen(config, arguments)
     changed = _changed(config, names, arguments, overrides)
     evaluators = {name: build_part("evaluators", name, changed.evaluators[name]) for name in names}
@@ -68,7 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--workdir", type=Path, required=True, help="run directory of `smke train`, or an export, or converted weights"
     )
-    parser.add_argument("--evaluator", metavar="NAME", help="one of config.evaluators (default: all of them)")
+    parser.add_argument(
+        "--evaluator",
+        metavar="NAME",
+        help="of the run, or another one (default: all of the run's)",
+    )
     parser.add_argument("--data", type=Path, help="folder written by `smke prepare` (default: the run's own)")
     parser.add_argument("--split", help="default: each evaluator's own")
     parser.add_argument("--step", type=step_argument, metavar="N|best|latest", help="default: latest")
@@ -88,6 +96,14 @@ def step_argument(text: str) -> int | str | None:
     return int(text)
 
 
+def _with_evaluator(config: ConfigDict, name: str | None) -> ConfigDict:
+    """`config` with the evaluator `name` at its defaults, where the run has none of that name."""
+    if name in EVALUATORS and name not in config.evaluators:
+        config = ConfigDict(config.to_dict())
+        config.evaluators[name] = part(name)
+    return config
+
+
 def _chosen(config: ConfigDict, arguments: argparse.Namespace) -> list[str]:
     """The names of the evaluators that are asked for."""
     known = list(config.evaluators)
@@ -96,7 +112,7 @@ def _chosen(config: ConfigDict, arguments: argparse.Namespace) -> list[str]:
     if arguments.evaluator is not None and arguments.evaluator not in known:
         raise UserError(
             f"the run in {arguments.workdir} has no evaluator {arguments.evaluator!r} among {', '.join(known)}"
-            f"{nearest(arguments.evaluator, known)}"
+            f"{nearest(arguments.evaluator, [*known, *EVALUATORS])}"
         )
     names = [arguments.evaluator] if arguments.evaluator else known
     if arguments.out and len(names) > 1:

@@ -1,6 +1,7 @@
 """Tasks.  A new one is a function that returns a `Draft`, and a line below."""
 
+from smke_jax.tasks.labelled_images import labelled_images
 from smke_jax.tasks.labelled_text import labelled_text
 from smke_jax.tasks.pairs import images, pairs
 
-TASKS = {"images": images, "labelled_text": labelled_text, "pairs": pairs}
+TASKS = {"images": images, "labelled_images": labelled_images, "labelled_text": labelled_text, "pairs": pairs}

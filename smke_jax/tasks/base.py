@@ -54,7 +54,8 @@ class Split(NamedTuple):
 class Task(NamedTuple):
     """The data of a run.  Nothing is opened before it is asked for, but for the vocabulary.
 
-    facts:     {name: number} that networks and terms may ask for: 'vocab_size', 'num_images', …; a run records them
+    facts:     {name: number} that networks and terms may ask for: 'vocab_size', 'num_images', 'classes', …, and the
+               names of classes, 'class_names'; a run records them
     example:   () -> {array: shape and type of one row} of a training batch
     length:    () -> rows of an epoch
     identity:  () -> {what: digest} of the data
@@ -71,7 +72,7 @@ class Task(NamedTuple):
     threads:   for reading the rows of a split; with 0 the caller reads them itself
     """
 
-    facts: Mapping[str, int]
+    facts: Mapping[str, Any]
     example: Callable[[], dict[str, Any]]
     length: Callable[[], int]
     identity: Callable[[], dict[str, str]]
@@ -92,7 +93,7 @@ class Draft(NamedTuple):
     finish: ({array: pixels per side}) -> Task
     """
 
-    facts: Mapping[str, int]
+    facts: Mapping[str, Any]
     finish: Callable[[Mapping[str, int]], Task]
 
 

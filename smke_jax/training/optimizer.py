@@ -16,6 +16,9 @@ MAX_LOG_SCALE = math.log(100.0)
 # embedding tables.
 NO_DECAY = re.compile(r"(^|/)(bias|cls_token|(\w+_)?embedding)$")
 
+BLOCK = re.compile(r"(.*?)block_(\d+)/")
+EMBEDDING = re.compile(r"patch_embed/|cls_token$|(\w+_)?embedding(s|_norm|_projection)?(/|$)|stem/")
+
 
 def _cosine(peak: float, warmup: int, total: int, final: float) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps=warmup, decay_steps=total, end_value=final)
@@ -51,6 +54,27 @@ def paths(tree: Any) -> Any:
 def first_match(path: str, rules: Sequence[tuple[str, float]], default: float) -> float:
     """Value of the first rule whose regex is found in the path."""
     return next((value for pattern, value in rules if re.search(pattern, path)), default)
+
+
+def depths_of(names: Sequence[str]) -> dict[str, int]:
+    """{'classifier/encoder/': number of its layers} of the encoders among paths, by their 'block_<i>'."""
+    depths: dict[str, int] = {}
+    for prefix, number in (found.groups() for name in names if (found := BLOCK.match(name))):
+        depths[prefix] = max(depths.get(prefix, 0), int(number) + 1)
+    return depths
+
+
+def layer_factor(path: str, depths: dict[str, int], decay: float) -> float:
+    """decay^(L + 1 - l) of a parameter in layer l of an encoder of L layers (spec 3).
+
+    l is 1 … L in the blocks, and 0 in what embeds the patches or tokens.  It is L + 1 in all that is no encoder, such
+    as a head, and in what else stands in an encoder beside its blocks: a last norm or convolution.
+    Source: BEiT (Bao et al. 2022), which decays the rates of fine-tuning so.
+    """
+    if found := BLOCK.match(path):
+        return decay ** (depths[found[1]] - int(found[2]))
+    own = next((prefix for prefix in depths if path.startswith(prefix)), None)
+    return decay ** (depths[own] + 1) if own is not None and EMBEDDING.match(path.removeprefix(own)) else 1.0
 
 
 def decays(path: str, leaf: jax.Array) -> bool:
@@ -109,6 +133,7 @@ def build_optimizer(
     mu_dtype: str = "float32",
     clip_norm: float = 0.0,
     lr_rules: Sequence[tuple[str, float]] = (),
+    layer_decay: float = 1.0,
 ) -> tuple[optax.GradientTransformation, Callable]:
     """(transformation, schedule of the learning rate) of the fields of `config.optimizer`.
 
@@ -117,6 +142,7 @@ def build_optimizer(
     decay_all:  weight decay of every parameter, and not of those alone that `decays` says
     clip_norm:  of the gradients of all trained parameters together; 0 clips nothing
     lr_rules:   (regex on the parameter's path, factor), first match wins
+    layer_decay: factor for every layer below the last, see `layer_factor`; it comes on top of lr_rules
     The other fields are those of `peak_rate` and `learning_rate_schedule`.
     """
     rate = peak_rate(learning_rate, batch_size=batch_size, reference_batch=reference_batch, sqrt_above=sqrt_above)
@@ -129,7 +155,10 @@ def build_optimizer(
         return jax.tree.map(lambda path, x: decay_all or decays(path, x), paths(params), params)
 
     def scale_by_rules(updates, params):
-        return jax.tree.map(lambda path, u: u * first_match(path, rules, 1.0), paths(updates), updates)
+        named = paths(updates)
+        depths = depths_of(jax.tree.leaves(named))
+        factor = lambda path: first_match(path, rules, 1.0) * layer_factor(path, depths, layer_decay)  # noqa: E731
+        return jax.tree.map(lambda path, u: u * factor(path), named, updates)
 
     tx = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from smke_jax.data.datasets import SOURCES
+from smke_jax.data.labelled import LAYOUTS
 from smke_jax.data.transforms import TEACHER_VIEWS
 from smke_jax.errors import UserError
 from smke_jax.losses.collective import IMPLEMENTATIONS
@@ -28,6 +29,7 @@ CHOICES = {
     "optimizer.name": OPTIMIZERS,
     "optimizer.schedule": SCHEDULES,
     "source": SOURCES,
+    "layout": LAYOUTS,
     "teacher_view": TEACHER_VIEWS,
     "level": LEVELS,
     "same_image": SAME_IMAGE,
@@ -46,8 +48,10 @@ RANGES = {
     ),
     **dict.fromkeys(("batch_size", "eval_batch_size", "num_codes", "code_dim", "keep", "log.every"), AT_LEAST_1),
     **dict.fromkeys(("depth", "num_heads", "mlp_dim", "head", "patch_size", "image_size", "levels"), AT_LEAST_1),
-    **dict.fromkeys(("flip", "jitter", "grayscale", "masked"), SHARE),
-    **dict.fromkeys(("decay", "token_drop", "dropout", "head_dropout", "warmup_fraction"), BELOW_1),
+    **dict.fromkeys(("flip", "jitter", "grayscale", "masked", "erasing"), SHARE),
+    **dict.fromkeys(
+        ("decay", "token_drop", "dropout", "head_dropout", "warmup_fraction", "held_back", "smoothing"), BELOW_1
+    ),
     "max_length": (3, None, True),
     **dict.fromkeys(("stand_in_temperature", "temperature", "teacher_temperature"), (1e-3, None, True)),
 }

@@ -28,7 +28,7 @@ from smke_jax.training.step import needed
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
 SCENES = make_scenes(96, 16)
-FACTS = {"num_images": 1000, "vocab_size": 30_522}
+FACTS = {"num_images": 1000, "vocab_size": 30_522, "classes": 5, "class_names": list("abcde")}
 
 
 def module_of(path: Path):
@@ -120,6 +120,9 @@ def without_files(config: ConfigDict) -> ConfigDict:
             network.layers = network.layers[:1] and (1,)
         if network.type in ("text_tower", "text_classifier") and network.start == "random" and network.model is None:
             network.model = parts.part("bert", width=16, num_heads=2, mlp_dim=8)
+        if network.type == "classifier" and network.start == "random" and network.model is None:
+            network.model = parts.part("vit", width=16, num_heads=2, mlp_dim=8, patch_size=14)
+            network.depth = 1
         for model in (x for x in network.values() if isinstance(x, ConfigDict)):
             model.update({key: 1 for key in model if key == "depth"})
             model.update({key: (1, 1) for key in model if key == "depths"})

@@ -20,7 +20,9 @@ from smke_jax.training.optimizer import (
     MAX_LOG_SCALE,
     build_optimizer,
     decays,
+    depths_of,
     is_muon_matrix,
+    layer_factor,
     learning_rate_schedule,
     paths,
     peak_rate,
@@ -298,3 +300,48 @@ def test_clip_norm_scales_the_gradient_as_a_whole():
     np.testing.assert_allclose(plain["b"] / clipped["b"], 5.0, rtol=0.02)
     far, _ = one_update(optimizer(clip_norm=100.0, eps=1e3), params, grads)
     np.testing.assert_allclose(far["b"], plain["b"])
+
+
+# ---- layers
+
+
+@pytest.mark.parametrize(("path", "layer"), [
+    ("net/encoder/patch_embed/kernel", 0),
+    ("net/encoder/cls_token", 0),
+    ("net/encoder/position_embedding", 0),
+    ("net/encoder/stem/conv/kernel", 0),
+    ("net/encoder/block_0/mlp/fc1/kernel", 1),
+    ("net/encoder/block_5/norm1/scale", 6),
+    ("net/encoder/norm/scale", 7),
+    ("net/norm/scale", 7),
+    ("net/head/kernel", 7),
+    ("terms/itc/logit_scale/out", 7),
+    ("net/other/block_1/attention/qkv/kernel", 2 + 4),  # an encoder of two layers: the last is one below the head
+])  # fmt: skip
+def test_rates_fall_from_layer_to_layer(path, layer):
+    names = [f"net/encoder/block_{i}/mlp/fc1/kernel" for i in range(6)] + [f"net/other/block_{i}/x" for i in range(2)]
+    assert layer_factor(path, depths_of([*names, path]), 0.81) == pytest.approx(0.81 ** (7 - layer))
+
+
+def test_the_published_rates_of_six_layers():
+    """Spec 3: of the stem, the blocks and the head, at a decay of 0.81."""
+    names = [f"e/block_{i}/x" for i in range(6)]
+    factors = [layer_factor(path, depths_of(names), 0.81) for path in ("e/patch_embed/kernel", *names, "head/kernel")]
+    published = [2.3e-4, 2.8e-4, 3.5e-4, 4.3e-4, 5.3e-4, 6.6e-4, 8.1e-4, 1e-3]
+    np.testing.assert_allclose(1e-3 * np.array(factors), published, rtol=0.02)
+
+
+def test_layer_decay_scales_the_update_and_comes_on_top_of_rules(every_kind):
+    grads, before = random_like(every_kind, 3), by_path(every_kind)
+    rules = (("image_encoder/", 0.5),)
+    plain = by_path(one_update(optimizer(weight_decay=0.1), every_kind, grads)[0])
+    slower = by_path(one_update(optimizer(weight_decay=0.1, layer_decay=0.7, lr_rules=rules), every_kind, grads)[0])
+    depths, seen = depths_of(list(before)), set()
+    for path in before:
+        if "logit_scale" in path:
+            continue
+        factor = layer_factor(path, depths, 0.7) * (0.5 if "image_encoder/" in path else 1.0)
+        seen.add(round(factor, 6))
+        change = factor * (plain[path] - before[path])
+        np.testing.assert_allclose(slower[path] - before[path], change, rtol=1e-3, atol=2e-6, err_msg=path)
+    assert len(seen) > 3

@@ -38,7 +38,7 @@ def model_card(network: Network, form: Format, dtype: str, likeness: Mapping[str
 def _title(description: dict) -> str:
     if "level" in description:
         return "Image-text retrieval model"
-    titles = {"quantizer": "Codebook of images"}
+    titles = {"quantizer": "Codebook of images", "classifier": "Image classifier"}
     return titles.get(description["type"], f"Image encoder ({description['type']})")
 
 
@@ -55,6 +55,10 @@ def _network(description: dict) -> str:
     sizes = f"images of {image['image_size']} px"
     if "patch_size" in image:
         sizes += f" in patches of {image['patch_size']}, {image['depth']} layers, {image['width']} wide"
+    if "class_names" in description:
+        return (
+            f"A classifier of {len(description['class_names'])} classes on the mean of an encoder's patches: {sizes}."
+        )
     if text is None:
         return f"An image encoder: {sizes}."
     shared = description["shared"]

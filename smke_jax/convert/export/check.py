@@ -15,6 +15,7 @@ from smke_jax.models.build import build_model, image_sizes
 from smke_jax.models.quantizer import Down
 from smke_jax.passes.aligned import aligned, by_network
 from smke_jax.passes.base import Pass, narrowed, statistics_of
+from smke_jax.passes.classify import Mixing, classify_image
 from smke_jax.passes.encode import LEVELS, encode_image, encode_text
 from smke_jax.passes.features import features
 from smke_jax.tasks.base import Split, Task
@@ -66,7 +67,8 @@ def draw_samples(task: Task, splits: Sequence[str], description: Mapping[str, An
         except (UserError, OSError) as error:
             log.info("the split %s cannot be read: %s", name, error)
         else:
-            return Samples({"image": images}, captions, f"{len(images)} images of {split.name} with a caption each")
+            beside = " with a caption each" if captions else ""
+            return Samples({"image": images}, captions, f"{len(images)} images of {split.name}{beside}")
     size = max(image_sizes(description).values())
     noise = list(np.random.default_rng(0).integers(0, 256, (COUNT, size, size, 3), dtype=np.uint8))
     origin = f"{COUNT} pictures of noise and {len(SENTENCES)} sentences, as the data is gone"
@@ -75,6 +77,9 @@ def draw_samples(task: Task, splits: Sequence[str], description: Mapping[str, An
 
 def _first(split: Split) -> tuple[list[np.ndarray], list[str]]:
     """The first COUNT images, as they are, and the first caption of each."""
+    if "captions" not in split.facts:
+        rows = range(min(COUNT, len(split.facts["labels"])))
+        return [split.facts["pixels"](row) for row in rows], []
     captions, images = split.facts["captions"], split.facts["caption_image"]
     rows = np.unique(images, return_index=True)[1][:COUNT]
     return [split.facts["pixels"](images[row]) for row in rows], [captions[row] for row in rows]
@@ -119,6 +124,8 @@ def _passes(description: dict) -> Sequence[Pass]:
     model, pixels = build_model(description), statistics_of(description)
     if description["type"] == "student":
         return [narrowed(p, levels) for p in (encode_image(model, NETWORK, **pixels), encode_text(model, NETWORK))]
+    if description["type"] == "classifier":
+        return [narrowed(classify_image(model, NETWORK, mixing=Mixing(), **pixels)[0], ["class/logits"])]
     return [narrowed(features(model, NETWORK, **pixels), ["target/cls"])]
 
 
