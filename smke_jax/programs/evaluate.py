@@ -133,7 +133,8 @@ def _changed(
     if arguments.data:
         if "data" not in config.task:
             raise UserError(f"--data: the task {config.task.type} reads no prepared folder; leave it out")
-        config.task.update(source="prepared", data=(str(arguments.data),), weights=(), caps=())
+        prepared = {"source": "prepared", "data": (str(arguments.data),), "weights": (), "caps": ()}
+        config.task.update({"data": str(arguments.data)} if isinstance(config.task.data, str) else prepared)
     validate(flatten(config))
     return config
 
@@ -149,7 +150,7 @@ def _file_name(name: str, config: Mapping[str, Any], changed: Mapping[str, Any])
     """The evaluator's name for the run's own evaluation; every departure from it stands behind the name."""
     parts = [name]
     if "data" in config.task and _places(config.task) != _places(changed.task):
-        parts.append(Path(changed.task.data[0]).resolve().name)
+        parts.append(_places(changed.task)[1].name)
     own, before = changed.evaluators[name], config.evaluators[name]
     departing = [field for field in own if own[field] != before[field]]
     parts += [str(own[field]) for field in SHORT if field in departing]
@@ -158,7 +159,8 @@ def _file_name(name: str, config: Mapping[str, Any], changed: Mapping[str, Any])
 
 
 def _places(task: Mapping[str, Any]) -> tuple:
-    return task.get("source"), tuple(Path(folder).resolve() for folder in task.data)
+    folders = (task.data,) if isinstance(task.data, str) else task.data
+    return task.get("source"), *(Path(folder).resolve() for folder in folders)
 
 
 def _copy(path: Path, out: Path) -> Path:
