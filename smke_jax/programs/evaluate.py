@@ -138,11 +138,11 @@ def _changed(
                 config.evaluators[name][field] = value
     if arguments.data:
         if "data" not in config.task:
-            raise UserError(f"--data: the task {config.task.type} reads no folder; leave it out")
+            raise UserError(f"--data: the task {config.task.type} reads no prepared folder; leave it out")
         folder = str(arguments.data)
-        whole = {"source": "prepared", "weights": (), "caps": (), "files": "glue"}
+        of_files = {"source": "prepared", "files": "glue", "weights": (), "caps": ()}
         config.task.data = folder if isinstance(config.task.data, str) else (folder,)
-        config.task.update({field: value for field, value in whole.items() if field in config.task})
+        config.task.update({field: value for field, value in of_files.items() if field in config.task})
     validate(flatten(config))
     return config
 
@@ -158,7 +158,7 @@ def _file_name(name: str, config: Mapping[str, Any], changed: Mapping[str, Any])
     """The evaluator's name for the run's own evaluation; every departure from it stands behind the name."""
     parts = [name]
     if "data" in config.task and _places(config.task) != _places(changed.task):
-        parts.append(_places(changed.task)[1][0].name)
+        parts.append(_places(changed.task)[1].name)
     own, before = changed.evaluators[name], config.evaluators[name]
     departing = [field for field in own if own[field] != before[field]]
     parts += [str(own[field]) for field in SHORT if field in departing]
@@ -168,7 +168,7 @@ def _file_name(name: str, config: Mapping[str, Any], changed: Mapping[str, Any])
 
 def _places(task: Mapping[str, Any]) -> tuple:
     folders = (task.data,) if isinstance(task.data, str) else task.data
-    return task.get("source", task.get("files")), tuple(Path(folder).resolve() for folder in folders)
+    return task.get("source", task.get("files")), *(Path(folder).resolve() for folder in folders)
 
 
 def _copy(path: Path, out: Path) -> Path:

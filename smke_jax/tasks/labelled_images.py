@@ -18,6 +18,8 @@ from smke_jax.errors import UserError
 from smke_jax.parallel.process import failing_together
 from smke_jax.tasks.base import BatchPlan, Column, Draft, Split, Task
 
+CLASSES = {"cifar10": 10, "cifar100": 100, "imagenet": 1000}  # of layouts that always have as many
+
 
 def labelled_images(
     *,
@@ -44,7 +46,8 @@ def labelled_images(
     Evaluated are the centres of the images, the shorter side of which has been resized to S.  The facts have the number
     of 'classes' and their 'class_names'.
 
-    known:     the facts that a run recorded; None where it is about to begin
+    known:     the facts that a run recorded; None where it is about to begin.  A plan knows no classes: for layouts in
+               CLASSES nothing has to be opened
     layout:    of smke_jax.data.labelled.LAYOUTS: folders | imagenet | cifar10 | cifar100 | scenes
     data:      folder of the images
     held_back: share of each class of 'train' that becomes 'dev' by a digest of the names, where there is no dev split
@@ -57,7 +60,9 @@ def labelled_images(
         raise UserError(f"rand_magnitude is {rand_magnitude}: give 0, which is none, to 10")
     opened = functools.cache(lambda name: open_labelled(layout, data, name, share=held_back, in_memory=in_memory))
     with failing_together():
-        facts = dict(known) if known is not None else _facts(opened(split))
+        facts = dict(known or {})
+        if "class_names" not in facts:
+            facts |= _planned(layout) if known is not None and layout in CLASSES else _facts(opened(split))
 
     def finish(sizes: Mapping[str, int]) -> Task:
         if set(sizes) - {"image"}:
@@ -69,6 +74,10 @@ def labelled_images(
         return _task(opened, facts, views, split, threads, prefetch_mib)
 
     return Draft(facts, finish)
+
+
+def _planned(layout: str) -> dict[str, Any]:
+    return {"classes": CLASSES[layout], "class_names": [f"class {i}" for i in range(CLASSES[layout])]}
 
 
 def _facts(source: LabelledSource) -> dict[str, Any]:

@@ -48,7 +48,7 @@ COVERING = {
 FIELDS = {"structure": {"before": ("image/fc1@mixup",), "after": ("image/out@mixup",)}}
 ELSEWHERE = {"projections", "text_tower"}  # tests/training/test_stored_views.py trains them
 ELSEWHERE |= {"labelled_text", "text_classifier", "classify", "score", "labels"}  # tests/training/test_finetune_text.py
-ELSEWHERE |= {"accuracy"}  # tests/evaluators/test_accuracy.py
+ELSEWHERE |= {"labelled_images", "classifier", "accuracy", "probe", "zero_shot"}  # tests of their own
 ROUNDED = "shre_ranking"  # runs in bfloat16, as its config has it: no number is expected of it
 
 

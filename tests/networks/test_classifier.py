@@ -1,13 +1,17 @@
 """The classifier on an image encoder: against PyTorch, from every file it can begin with, on 1 and 8 devices."""
 
+import json
+
 import jax
 import numpy as np
 import pytest
 import torch
 from flax.traverse_util import flatten_dict
+from made_up import jpeg, write
 
 from smke_jax import load
-from smke_jax.config_files import load_config, override
+from smke_jax.__main__ import main
+from smke_jax.config_files import load_config
 from smke_jax.convert.params_file import PARAMS, load_params, save_params
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
@@ -140,17 +144,32 @@ def test_mixed_training_is_the_same_on_one_and_eight_devices():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), params, other)
 
 
-def test_a_run_names_its_classes_trains_the_head_alone_and_is_exported(tmp_path):
+def photos(folder, names=NAMES):
+    files = {f"train/{c}/{i}.jpg": jpeg(i + 50 * k) for k, c in enumerate(names) for i in range(8)}
+    return str(write(folder, files))
+
+
+def test_a_run_names_its_classes_trains_the_head_alone_and_is_exported(tmp_path, capsys):
     c = config()
     c.networks.classifier.trained = ("^norm/", "^head/")
-    c = override(c, ["--config.evaluators.accuracy.every=1"])
+    c.task.update(layout="folders", data=photos(tmp_path / "photos"), held_back=0.25)
+    c.evaluators.accuracy.update(split="dev", every=1)
     done = train_and_evaluate(c, tmp_path / "run")
+    facts = json.loads((tmp_path / "run/run.json").read_text())
+    assert facts["facts"] == {"num_images": 18, "classes": 3, "class_names": list(NAMES)}
+    assert facts["data"][0] == {"split": "train", "data": "photos", "images": 18, "classes": 3}
     assert set(done.params["classifier"]) == {"norm", "head"}
     assert 0 <= done.figures["accuracy"].scalars["top1"] <= 100
     written = export_run(tmp_path / "run", tmp_path / "out")
-    assert written.network.description["class_names"] == ["black", "white", "gray", "brown"]
+    assert written.network.description["class_names"] == list(NAMES)
+    assert "photos`" in (tmp_path / "out/README.md").read_text()
     model = load(tmp_path / "out")
     assert model.encode_images(SCENES.train.images[:3]).shape == (3, TOWER["width"])
     assert set(load_params(tmp_path / "out")) == {"encoder", "norm", "head"}
+    evaluate = lambda data: main(["evaluate", f"--workdir={tmp_path / 'run'}", f"--data={data}"])  # noqa: E731
+    assert evaluate(photos(tmp_path / "others")) == 0
+    assert (tmp_path / "run/evals/2/accuracy-others.json").is_file()
+    assert evaluate(photos(tmp_path / "strange", ("x", "y", "z"))) == 2
+    assert "strange has other classes (x, y, z …) than the run (ant, bee, cow …)" in capsys.readouterr().err
     begun = classifier(class_names=NAMES, start=str(tmp_path / "out"))
     assert begun.described["patch_size"] == TOWER["patch_size"]

@@ -77,6 +77,13 @@ def test_data_of_other_classes_is_refused(flowers, tmp_path):
         draft.finish({"image": 16}).split("dev")
 
 
+def test_a_plan_opens_nothing_where_the_layout_says_how_many_classes_there_are():
+    task = labelled_images(layout="cifar100", data="nowhere", known={"num_images": 0}).finish({"image": 16})
+    assert task.facts["classes"] == len(task.facts["class_names"]) == 100 and "label" in task.example()
+    with pytest.raises(UserError, match="no folder at nowhere"):
+        labelled_images(data="nowhere", known={"num_images": 0})
+
+
 def test_what_cannot_be_made_is_refused(flowers):
     with pytest.raises(UserError, match="no network takes the images"):
         labelled_images(data=str(flowers)).finish({})

@@ -174,7 +174,8 @@ def _network_part(name: str, part: Mapping[str, Any]) -> str:
 
 def _data(record: Record) -> str:
     task, identity = record.config["task"], record.run["identity"]
-    where = ", ".join(task.get("data") or [task.get("source", task["type"])])
+    data = task.get("data") or task.get("source", task["type"])
+    where = data if isinstance(data, str) else ", ".join(data)
     unit = f", by {task['unit']}" if "unit" in task else ""
     digests = _table(("what", "SHA-256, as the run recorded it"), ((k, f"`{v}`") for k, v in identity.items()))
     return "\n".join([f"Split `{task.get('split', 'train')}` of `{where}`{unit}.", "", *digests])
