@@ -35,5 +35,5 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> Path:
-    """`write_bytes` for text, as UTF-8."""
-    return write_bytes(path, text.encode("utf-8"))
+    """`write_bytes` for text, as UTF-8; what is no character, such as half of one in a file's name, is spelt out."""
+    return write_bytes(path, text.encode("utf-8", "backslashreplace"))

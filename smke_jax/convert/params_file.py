@@ -6,7 +6,8 @@ Beside it lies what belongs to the model: `tokenizer/` for one that reads text.
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,17 @@ from smke_jax.errors import UserError
 
 PARAMS = "params.safetensors"
 TOKENIZER = "tokenizer"
+# Entries of the file's metadata.  A flipped byte is no error to safetensors, and a model of other weights looks sound.
+DESCRIPTION, SUM_OF_DESCRIPTION, SUM_OF_ARRAYS = "smke_jax", "smke_jax_crc", "smke_jax_arrays_crc"
 
 
 def save_params(path: str | Path, params: Any, description: dict) -> None:
     """Writes `params` (nested dict of arrays) and `description` (JSON-able), whole or not at all."""
     flat = {key: np.asarray(value, order="C") for key, value in flatten_dict(params, sep="/").items()}
+    text = json.dumps(description)
+    metadata = {DESCRIPTION: text, SUM_OF_DESCRIPTION: _sum([text.encode()]), SUM_OF_ARRAYS: _sum_of(flat)}
     # Not save_file: it hides the system's reason for a failure and makes the file unreadable for others.
-    atomic.write_bytes(path, safetensors.numpy.save(flat, metadata={"smke_jax": json.dumps(description)}))
+    atomic.write_bytes(path, safetensors.numpy.save(flat, metadata=metadata))
 
 
 @contextlib.contextmanager
@@ -49,16 +54,33 @@ def read_description(path: str | Path) -> dict:
     """The description in a file or directory that `save_params` wrote: {'model': …, 'source': …}."""
     with _open(path) as file:
         metadata = file.metadata() or {}
-    if "smke_jax" not in metadata:
+    if DESCRIPTION not in metadata:
         raise UserError(f"{path} does not say what model it holds: run `smke convert` on it first")
-    return json.loads(metadata["smke_jax"])
+    text = metadata[DESCRIPTION]
+    if metadata.get(SUM_OF_DESCRIPTION) not in (None, _sum([text.encode()])):  # files of earlier versions have none
+        raise UserError(f"what {path} says of its model is damaged: fetch or convert it again")
+    return json.loads(text)
 
 
 def load_params(path: str | Path) -> Any:
-    """Nested dict of fp32 arrays."""
+    """Nested dict of fp32 arrays; UserError where they are not those that were saved."""
     with _open(path) as file:
-        flat = {key: file.get_tensor(key).astype(np.float32) for key in file.keys()}
-    return unflatten_dict(flat, sep="/")
+        flat = {key: file.get_tensor(key) for key in file.keys()}
+        expected = (file.metadata() or {}).get(SUM_OF_ARRAYS)
+    if expected not in (None, _sum_of(flat)):  # files of earlier versions have none
+        raise UserError(f"the weights in {path} are damaged: fetch or convert them again")
+    return unflatten_dict({key: x.astype(np.float32) for key, x in flat.items()}, sep="/")
+
+
+def _sum(pieces: Iterable[bytes]) -> str:
+    total = 0
+    for piece in pieces:
+        total = zlib.crc32(piece, total)
+    return f"{total:08x}"
+
+
+def _sum_of(flat: dict[str, np.ndarray]) -> str:
+    return _sum(piece for key in sorted(flat) for piece in (key.encode(), flat[key].tobytes()))
 
 
 def file_digest(path: str | Path) -> str:

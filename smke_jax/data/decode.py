@@ -19,8 +19,9 @@ JPEGS = ("JPEG", "MPO")
 HEIF_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1")
 PNG_MARK = b"\x89PNG\r\n\x1a\n"
 PNG_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-# PIL's own warning would be a second message about the same picture.
+# PIL's own warnings would be a second message about the same picture, and do not name it.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class BadImage(ValueError):

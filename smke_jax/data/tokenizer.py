@@ -1,10 +1,11 @@
 """BERT WordPiece: captions to fixed-length ids, from a saved vocabulary or one trained on captions."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from smke_jax.errors import UserError
 log = logging.getLogger("smke_jax")
 
 MANY = 500  # words of which one may lose its accent without a word
+PROBE = "A red dog, 3 caf\u00e9s; \u72d7 \U0001f600"  # what any tokenizer can read
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 
 
@@ -162,12 +164,8 @@ def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> Toke
             f"no tokenizer at {directory}: it needs vocab.txt or tokenizer.json; "
             "train one with `smke prepare tokenizer`"
         )
-    try:
+    with _readable(directory):
         backend = tokenizers.Tokenizer.from_file(str(whole)) if whole.is_file() else _of_words(directory)
-    except Exception as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"the tokenizer at {directory} cannot be read: {error}") from error
     vocab = backend.get_vocab()
     missing = [token for token in SPECIAL_TOKENS if token not in vocab]
     if missing or len(vocab) <= len(SPECIAL_TOKENS):
@@ -181,10 +179,27 @@ def load_tokenizer(directory: str | Path, vocab_size: int | None = None) -> Toke
             "use the tokenizer the model was trained with"
         )
     backend = plain(backend)
-    # A vocabulary that somebody trained with the package tokenizers may have no such template.
-    if backend.encode("").ids != [vocab["[CLS]"], vocab["[SEP]"]]:
-        backend.post_processor = _template(vocab)
+    # A vocabulary that somebody trained with the package tokenizers may have no such template, or half of one.
+    backend.post_processor = _template(vocab)
+    with _readable(directory):
+        backend.encode(PROBE)
     return Tokenizer(backend, pad_id=vocab["[PAD]"])
+
+
+@contextlib.contextmanager
+def _readable(directory: Path) -> Iterator[None]:
+    """Whatever the package tokenizers complains of becomes a UserError.
+
+    Where a file contradicts itself the package panics, by an exception that is none of `Exception`.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(f"the tokenizer at {directory} cannot be read: {error}") from error
 
 
 def _of_words(directory: Path) -> tokenizers.Tokenizer:

@@ -8,9 +8,29 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from smke_jax.errors import UserError, nearest
+from smke_jax.limits import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, LAYERS, Entries, Range
 
 # Of modules without a default of their own: those of a ViT-B.
 SIZES = {"image_size": 224, "patch_size": 16, "width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072}
+
+# {field of a module: its limits}, whether a config or a file says it
+RANGES = {
+    **dict.fromkeys(("image_size", "patch_size", "vocab_size", "max_positions", "type_vocab_size"), AT_LEAST_1),
+    **dict.fromkeys(("num_heads", "mlp_dim", "stem_width", "num_codes", "code_dim", "head", "levels"), AT_LEAST_1),
+    **dict.fromkeys(
+        ("layer_scale", "init_std", "num_classes", "token_type_scale", "width", "dead_below", "stand_in_classes"),
+        AT_LEAST_0,
+    ),
+    **dict.fromkeys(("token_drop", "dropout", "drop_path"), BELOW_1),
+    "depth": Range(0, 1000),
+    "norm_eps": Range(0, 1, open_below=True),
+    "stand_in_temperature": Range(1e-3),
+    "mixup_alpha": ABOVE_0,
+}
+TUPLES = {
+    "depths": Entries(int, None, LAYERS),
+    **dict.fromkeys(("layers", "projector"), Entries(int, None, AT_LEAST_1)),
+}
 
 
 def defaults_of(module: type[nn.Module]) -> dict[str, Any]:
@@ -51,6 +71,13 @@ def build_from(config: Any, module: type[nn.Module]) -> nn.Module:
 
 
 def _field(name: str, value: Any) -> Any:
+    if name in RANGES:
+        RANGES[name].check(name, value)
+    if name in TUPLES and value is not None:
+        TUPLES[name].check(name, value)
     if name.endswith("dtype"):
-        return jnp.dtype(value)
+        try:
+            return jnp.dtype(value)
+        except TypeError:
+            raise UserError(f"{name} is {value!r}: give the name of a type, such as bfloat16") from None
     return tuple(value) if isinstance(value, (list, tuple)) else value

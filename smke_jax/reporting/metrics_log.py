@@ -31,9 +31,9 @@ def read_metrics(path) -> MetricsLog:
             continue
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict):
+        if isinstance(row, dict) and not any(isinstance(value, list | dict) for value in row.values()):
             log.append(row)
         else:
             log.unreadable += 1

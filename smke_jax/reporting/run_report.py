@@ -1,7 +1,6 @@
 """The report of one run, from the files in its directory: as one HTML page and as Markdown."""
 
 import functools
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from smke_jax.reporting.report import (
     text_to_image_section,
     whole_page,
 )
+from smke_jax.reporting.run_file import read_run
 from smke_jax.reporting.sentences import sample_tables
 
 HTML, MARKDOWN = "report.html", "report.md"
@@ -101,12 +101,7 @@ class RunFiles:
 
 def read_files(workdir: Path) -> RunFiles:
     """What `workdir` says of its run.  Raises UserError where it is no run."""
-    path, problems = workdir / "run.json", []
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        record["config"]["config.total_steps"], record["devices"][0]  # noqa: B018
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        raise UserError(f"no run at {workdir}: its run.json is missing or damaged") from None
+    record, problems = read_run(workdir), []
     try:
         rows = read_metrics(workdir / "metrics.jsonl")
     except UserError as error:

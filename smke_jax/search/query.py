@@ -70,7 +70,7 @@ def searchable(directory: Path) -> Index:
     index = Index(directory)
     if not index.live.any():
         raise UserError(f"{directory} holds no photos yet: run `smke index` first")
-    if not Path(index.about.photos).is_dir():
+    if not os.path.isdir(index.about.photos):
         raise UserError(f"{index.about.photos} is not there: connect its disk, or give `smke index` the new place")
     return index
 

@@ -36,6 +36,7 @@ ABOUT, LOCK = "index.json", "lock"
 RECORDS, ROWS, NAMES, GONE = "photos.bin", "rows.bin", "names.bin", "gone.bin"
 FORMAT = 1
 GENERATIONS = re.compile(r"(photos|rows|names|gone)(\.[0-9]+)?\.bin")
+WIDEST = 1 << 20  # numbers of an embedding
 MOST_GONE = 0.2  # of the rows, before the index is written anew
 COPIED_AT_ONCE = 4096  # rows
 RECORD = np.dtype(
@@ -154,7 +155,7 @@ def read_about(directory: str | Path) -> About:
         if about.pop("format") != FORMAT:
             raise UserError(f"{directory} was written by another version of smke: delete it and index again")
         about = About(**about)
-        if type(about.width) is not int or about.width < 1 or not isinstance(about.photos, str):
+        if type(about.width) is not int or not 0 < about.width <= WIDEST or not isinstance(about.photos, str):
             raise ValueError
         if type(about.generation) is not int or about.generation < 0:
             raise ValueError
@@ -271,7 +272,7 @@ def _holds_something(directory: Path) -> bool:
 def _check_same(directory: Path, old: About, new: About) -> None:
     if old.digest != new.digest:
         raise UserError(f"{directory} was made by another model, {old.model}: give --out a new folder, or that model")
-    if old.photos != new.photos and Path(old.photos).is_dir():
+    if old.photos != new.photos and os.path.isdir(old.photos):
         raise UserError(f"{directory} is of the photos in {old.photos}: give --out a new folder for others")
 
 

@@ -10,6 +10,7 @@ from smke_jax.config_files import load_stages, override_stages
 from smke_jax.convert.params_file import params_path
 from smke_jax.errors import UserError
 from smke_jax.networks.start import RANDOM
+from smke_jax.reporting.run_file import read_run
 from smke_jax.training import record
 from smke_jax.training.build import resolve
 from smke_jax.training.stages import EXPORT, MARK
@@ -92,7 +93,7 @@ def start_files(fields: Mapping[str, Any]) -> dict[str, str]:
 def is_trained(directory: Path) -> bool:
     """Whether the run in `directory` has saved its last step."""
     try:
-        total = record.read_run(directory)["config"]["config.total_steps"]
+        total = read_run(directory)["config"]["config.total_steps"]
     except (UserError, KeyError, TypeError):  # none there, or damaged, which `smke train` will say
         return False
     return (directory / "checkpoints" / str(total)).is_dir()

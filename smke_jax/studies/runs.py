@@ -13,8 +13,9 @@ from smke_jax.config import base
 from smke_jax.errors import UserError
 from smke_jax.reporting.evaluations import Evaluation, newest_evaluations
 from smke_jax.reporting.metrics_log import read_metrics, series, training_seconds
+from smke_jax.reporting.run_file import FILE, read_run
 from smke_jax.studies.jobs import FAILED, SKIPPED, Ledger
-from smke_jax.training.record import flatten, read_run
+from smke_jax.training.record import flatten
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,8 @@ def _read_run(path: Path, name: str, problems: list[str]) -> Run:
         config = {**flatten(base()), **said["config"]}
         devices = config["config.num_devices"] or len(said["devices"])
         identity, device = dict(said["identity"]), said["devices"][0]
-    except (KeyError, TypeError, ValueError, IndexError):
-        raise UserError(f"{path / 'run.json'} is not the record of a run: give directories of `smke train`") from None
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path / FILE} is not the record of a run: give directories of `smke train`") from None
     try:
         rows = read_metrics(path / "metrics.jsonl")
         if rows.unreadable:

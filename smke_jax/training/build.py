@@ -18,6 +18,7 @@ from smke_jax.parallel.process import check_same, failing_together
 from smke_jax.parts import ROOMS, filled
 from smke_jax.passes.averaged import averaged
 from smke_jax.passes.base import Pass
+from smke_jax.reporting.run_file import read_run
 from smke_jax.tasks.base import Draft, Task
 from smke_jax.training import record
 from smke_jax.training.memory import remedies
@@ -298,7 +299,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
         config = resolve(config)
         record.check_workdir(workdir)
         begun = (workdir / "run.json").exists()
-        run = record.read_run(workdir) if begun else {}
+        run = read_run(workdir) if begun else {}
         recorded = record.flatten(filled(record.read_config(workdir))) if begun else {}
     check_same(record.flatten(config))
     workdir.mkdir(parents=True, exist_ok=True)

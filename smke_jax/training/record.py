@@ -17,6 +17,7 @@ from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import check_shared, failing_together
 from smke_jax.reporting.machine import commit
+from smke_jax.reporting.run_file import read_run
 from smke_jax.tasks.vocabulary import is_left_over
 
 # What may change when a run is continued: where and how it is computed, what is logged, saved and evaluated, and where
@@ -72,7 +73,7 @@ def check_or_write(
 def _check_or_write(workdir, flat, text, found, recorded):
     path = workdir / "run.json"
     if recorded:
-        then = {**recorded, **_read(path)["identity"]}
+        then = {**recorded, **read_run(workdir)["identity"]}
         if different := differences(then, {**flat, **found["identity"]}):
             raise UserError(
                 f"{workdir} holds a run of another config ({different}): give those values, or another --workdir"
@@ -104,14 +105,6 @@ def read_config(workdir: Path) -> ConfigDict:
     if not path.is_file():
         raise UserError(f"no run at {workdir}: it has no config.json; give the --workdir of `smke train`")
     return ConfigDict(_tuples(_read(path)))
-
-
-def read_run(workdir: Path) -> dict:
-    """What run.json says: the flattened config, the digests in 'identity', facts of the task, command, versions."""
-    path = workdir / "run.json"
-    if not path.is_file():
-        raise UserError(f"no run at {workdir}: it has no run.json; give the --workdir of `smke train`")
-    return _read(path)
 
 
 def _tuples(value):

@@ -12,6 +12,7 @@ from smke_jax.evaluators.base import Evaluator, Figures
 from smke_jax.evaluators.encode import Encoder
 from smke_jax.networks.base import Network
 from smke_jax.parts import filled
+from smke_jax.reporting.run_file import read_run
 from smke_jax.tasks.base import Split
 from smke_jax.training import record
 from smke_jax.training.build import Experiment, build_experiment, build_step, read_starts
@@ -68,7 +69,7 @@ class TrainedRun(NamedTuple):
 def restore_run(workdir: str | Path, step: int | Literal["best"] | None = None) -> TrainedRun:
     """The newest sound, the best or a given checkpoint of the run in `workdir`, on all devices of this machine."""
     workdir = Path(workdir)
-    config, run = filled(record.read_config(workdir)), record.read_run(workdir)
+    config, run = filled(record.read_config(workdir)), read_run(workdir)
     config.update(num_devices=0, sharding="replicated")  # however it was trained
     experiment = build_experiment(config, workdir, run["facts"], run.get("networks"))
     words = experiment.task.tokenizer

@@ -12,8 +12,11 @@ from smke_jax.data.datasets import SOURCES
 from smke_jax.data.labelled import LAYOUTS
 from smke_jax.data.transforms import TEACHER_VIEWS
 from smke_jax.errors import UserError
+from smke_jax.limits import ABOVE_0, ANY, AT_LEAST_0, AT_LEAST_1, BELOW_1, LAYERS, SHARE, Entries, OneOrMore, Range
 from smke_jax.losses.collective import IMPLEMENTATIONS
 from smke_jax.losses.same_image import SAME_IMAGE
+from smke_jax.models.fields import RANGES as MODEL_RANGES
+from smke_jax.models.fields import TUPLES as MODEL_TUPLES
 from smke_jax.models.layers import ACTIVATIONS, REMAT
 from smke_jax.models.student import TOKEN_TYPES_AT
 from smke_jax.parallel.rules import RULES
@@ -39,21 +42,37 @@ CHOICES = {
     "unit": ("pairs", "images"),
 }
 
-# {field: (lowest, highest, whether the highest itself is allowed)}; None is no limit.
-AT_LEAST_0, AT_LEAST_1, SHARE, BELOW_1 = (0, None, True), (1, None, True), (0, 1, True), (0, 1, False)
+# {field: its limits}
 RANGES = {
-    **dict.fromkeys(("total_steps", "epochs", "num_devices", "fsdp_size", "micro_batch", "threads"), AT_LEAST_0),
+    **MODEL_RANGES,
     **dict.fromkeys(
-        ("reference_batch", "sqrt_above", "clip_norm", "final_rate", "every", "stand_in_classes"), AT_LEAST_0
+        ("total_steps", "epochs", "num_devices", "fsdp_size", "micro_batch", "threads", "seed"), AT_LEAST_0
     ),
-    **dict.fromkeys(("batch_size", "eval_batch_size", "num_codes", "code_dim", "keep", "log.every"), AT_LEAST_1),
-    **dict.fromkeys(("depth", "num_heads", "mlp_dim", "head", "patch_size", "image_size", "levels"), AT_LEAST_1),
-    **dict.fromkeys(("flip", "jitter", "grayscale", "masked", "erasing"), SHARE),
-    **dict.fromkeys(
-        ("decay", "token_drop", "dropout", "head_dropout", "warmup_fraction", "held_back", "smoothing"), BELOW_1
-    ),
-    "max_length": (3, None, True),
-    **dict.fromkeys(("stand_in_temperature", "temperature", "teacher_temperature"), (1e-3, None, True)),
+    **dict.fromkeys(("reference_batch", "sqrt_above", "clip_norm", "every", "learning_rate", "final_rate"), AT_LEAST_0),
+    **dict.fromkeys(("cutmix_alpha", "rand_magnitude", "rand_std"), AT_LEAST_0),
+    **dict.fromkeys(("augmentations", "bank_size", "commitment", "covariance", "invariance", "variance"), AT_LEAST_0),
+    **dict.fromkeys(("optimizer.weight_decay", "final_weight", "proximal", "frozen_layers", "hidden"), AT_LEAST_0),
+    **dict.fromkeys(("batch_size", "eval_batch_size", "keep", "log.every", "size", "views", "rand_count"), AT_LEAST_1),
+    **dict.fromkeys(("flip", "jitter", "grayscale", "masked", "erasing", "cutmix_share", "mix_probability"), SHARE),
+    **dict.fromkeys(("decay", "warmup_fraction", "head_dropout", "held_back", "smoothing"), BELOW_1),
+    **dict.fromkeys(("eps", "layer_decay", "prefetch_mib", "mixup_alpha", "hardness"), ABOVE_0),
+    **dict.fromkeys(("margin", "weight"), ANY),
+    **dict.fromkeys(("temperature", "teacher_temperature"), Range(1e-3)),
+    "max_length": Range(3),
+    "depth": LAYERS,  # a module of none is a stem alone, which no config asks for
+}
+# {field: what its tuple holds}
+TUPLES = {
+    **MODEL_TUPLES,
+    **dict.fromkeys(("crop_scale", "crop_ratio"), Entries(float, 2, ABOVE_0)),
+    "betas": Entries(float, 2, BELOW_1),
+    "mean": Entries(float, 3),
+    "std": Entries(float, 3, ABOVE_0),
+    **dict.fromkeys(("profile_steps", "weights"), Entries(int, None, AT_LEAST_1)),
+    "caps": Entries(int, None, AT_LEAST_0),
+    "pair": Entries(str, 2),
+    **dict.fromkeys(("evaluated", "pools", "before", "after", "metrics"), Entries(str)),
+    "data": OneOrMore(),  # one folder, or several that are one set
 }
 TYPED = ("dtype", "residual_dtype", "mu_dtype")  # fields
 DTYPES = ("float32", "bfloat16")  # float16 would need a scaled loss
@@ -65,17 +84,30 @@ def validate(flat: Mapping[str, Any]) -> None:
         if (known := _of(CHOICES, key)) is not None and value not in known:
             raise UserError(f"{key} is {value!r}: known are {', '.join(sorted(known))}")
         if (limits := _of(RANGES, key)) is not None and value is not None:
-            _check_range(key, value, *limits)
+            limits.check(key, value)
+        if (entries := _of(TUPLES, key)) is not None and value is not None:
+            entries.check(key, value)
         if key.rpartition(".")[2] in TYPED and value not in DTYPES:
             raise UserError(f"{key} is {value!r}: give {' or '.join(DTYPES)}")
+    for key, value in flat.items():
+        if key.endswith(("crop_scale", "crop_ratio")) and value[0] > value[1]:
+            raise UserError(f"{key} is {tuple(value)}: give the smallest first, and then the largest")
     steps = flat["config.profile_steps"]
-    if steps and not (len(steps) == 2 and 0 < steps[0] <= steps[1]):
+    if steps and not (len(steps) == 2 and steps[0] <= steps[1]):
         raise UserError(f"config.profile_steps is {tuple(steps)}: give (first, last), such as (10,13)")
-    for pattern, factor in flat["config.optimizer.lr_rules"]:
+    for rule in flat["config.optimizer.lr_rules"]:
+        if not (isinstance(rule, (list, tuple)) and [type(x) for x in rule] in ([str, int], [str, float])):
+            raise UserError(
+                f"config.optimizer.lr_rules has {rule!r}: give pairs of a pattern and a factor, such as "
+                "(('^words/',0.2),)"
+            )
+        pattern, factor = rule
         try:
             re.compile(pattern)
         except re.error as error:
             raise UserError(f"config.optimizer.lr_rules: {pattern!r} is no regular expression ({error})") from None
+        if not 0 <= factor < float("inf"):
+            raise UserError(f"config.optimizer.lr_rules: {pattern!r} has the factor {factor}: give a positive number")
         if not factor:
             raise UserError(
                 f"config.optimizer.lr_rules: {pattern!r} has the factor 0; a part that is not to be trained is named "
@@ -89,11 +121,3 @@ def _of(table: Mapping[str, Any], key: str) -> Any:
     """The entry of the last two parts of a key, or of its last."""
     parts = key.split(".")
     return table.get(".".join(parts[-2:]), table.get(parts[-1]))
-
-
-def _check_range(key, value, low, high, closed):
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    if value < low or (high is not None and (value > high or (value == high and not closed))):
-        upper = "" if high is None else f" and {'at most' if closed else 'below'} {high}"
-        raise UserError(f"{key} is {value}: it has to be at least {low}{upper}")

@@ -5,9 +5,11 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from smke_jax.convert.convert import convert
 from smke_jax.convert.layouts import LAYOUTS
+from smke_jax.convert.params_file import PARAMS, load_params, read_description, save_params
 from smke_jax.convert.pixels import HALF, IMAGENET
 from smke_jax.convert.rules import to_torch
 from smke_jax.convert.source import Source
@@ -147,3 +149,19 @@ def test_weights_that_are_no_numbers(value, dtype):
     state["norm.bias"][3] = value
     report = read("vit-timm", state).report
     assert report.wrong == {"norm.bias": "it holds NaN or infinity"} and not report.sound
+
+
+def test_a_flipped_bit_of_weights_or_of_their_description_is_noticed(tmp_path):
+    path = tmp_path / PARAMS
+    save_params(path, {"a": {"b": np.arange(6, dtype=np.float32)}, "c": np.float32(3)}, {"model": {"type": "bert"}})
+    whole = path.read_bytes()
+    assert load_params(path)["a"]["b"].tolist() == [0, 1, 2, 3, 4, 5] and read_description(path)["model"]
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(UserError, match="the weights in .* are damaged: fetch or convert them again"):
+        load_params(path)
+    path.write_bytes(whole.replace(b"bert", b"beit"))
+    with pytest.raises(UserError, match="says of its model is damaged"):
+        read_description(path)
+    # A file of an earlier version has no sums.
+    safetensors.numpy.save_file({"c": np.ones(2)}, path, {"smke_jax": '{"model": {"type": "bert"}}'})
+    assert load_params(path)["c"].dtype == np.float32 and read_description(path)["model"]["type"] == "bert"

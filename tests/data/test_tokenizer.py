@@ -126,6 +126,14 @@ def test_mistakes_are_named(directory, tmp_path):
         load_tokenizer(tmp_path)
 
 
+def test_half_a_template_is_none(directory, tmp_path):
+    """The package tokenizers panics at it, by an exception that is none of `Exception`."""
+    said = json.loads((directory / "tokenizer.json").read_text())
+    del said["post_processor"]["special_tokens"]["[SEP]"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(said))
+    assert load_tokenizer(tmp_path).encode(["a dog"], 6)[0][0, [0, 3]].tolist() == [2, 3]
+
+
 def test_training_needs_words_and_room():
     with pytest.raises(UserError, match="no words"):
         train_wordpiece(["", "  "], 100)

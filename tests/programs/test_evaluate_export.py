@@ -15,8 +15,9 @@ from smke_jax.convert.params_file import load_params, read_description
 from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.evaluators.ranks import read_ranks
 from smke_jax.models.build import build_model
+from smke_jax.reporting.run_file import read_run
 from smke_jax.training import loop
-from smke_jax.training.record import read_config, read_run
+from smke_jax.training.record import read_config
 from smke_jax.training.restore import restore_run
 
 pytestmark = pytest.mark.slow  # two runs, compiled once for all of them

@@ -13,6 +13,7 @@ from planted import WIDTH, Planted, embedding, picture, run, write_photos
 
 from smke_jax.errors import UserError
 from smke_jax.search import store
+from smke_jax.search.query import searchable
 from smke_jax.search.store import RECORD, About, Index, writing
 
 NAMES = {"a.png": 1, "b.png": 2, "sub/c.png": 3, "sub/d.png": 4, "e.png": 5}
@@ -340,6 +341,18 @@ def test_damaged_files_are_mended(photos, out, name, damage):
     run(photos, out)
     assert holds(out, photos)
     assert counted(run(photos, out)) == {"unchanged": 4}
+
+
+def test_a_folder_of_photos_that_cannot_exist_is_not_there(photos, out):
+    run(photos, out)
+    said = json.loads((out / "index.json").read_text())
+    for name in ("x" * 5000, "a\0b"):
+        (out / "index.json").write_text(json.dumps(said | {"photos": name}))
+        with pytest.raises(UserError, match="is not there: connect its disk"):
+            searchable(out)
+    (out / "index.json").write_text(json.dumps(said | {"width": 1 << 40}))
+    with pytest.raises(UserError, match="index.json is damaged"):
+        searchable(out)
 
 
 def test_a_search_says_that_rows_are_cut(photos, out):
