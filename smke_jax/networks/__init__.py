@@ -4,6 +4,7 @@ from smke_jax.networks.average import average
 from smke_jax.networks.codes import autoencoder, quantizer
 from smke_jax.networks.encoder import encoder
 from smke_jax.networks.frozen import frozen
+from smke_jax.networks.layered import layered_image, layered_text
 from smke_jax.networks.projections import projections
 from smke_jax.networks.text_tower import text_tower
 from smke_jax.networks.two_towers import two_towers
@@ -13,6 +14,8 @@ NETWORKS = {
     "average": average,
     "encoder": encoder,
     "frozen": frozen,
+    "layered_image": layered_image,
+    "layered_text": layered_text,
     "projections": projections,
     "quantizer": quantizer,
     "text_tower": text_tower,

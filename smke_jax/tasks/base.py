@@ -98,5 +98,15 @@ class Draft(NamedTuple):
 
 def first_rows(split: Split, count: int) -> Split:
     """`split` with at most `count` rows in each column; what else is known of it stays."""
-    columns = {name: column._replace(rows=min(count, column.rows)) for name, column in split.columns.items()}
-    return split._replace(columns=columns)
+    return some_rows(split, 0, count)
+
+
+def some_rows(split: Split, first: int, count: int) -> Split:
+    """`split` with at most `count` rows in each column, from row `first` on; what else is known of it stays."""
+
+    def part(column: Column) -> Column:
+        rows = max(0, min(count, column.rows - first))
+        read = column.read if first == 0 else lambda rows: column.read([first + row for row in rows])
+        return column._replace(rows=rows, read=read)
+
+    return split._replace(columns={name: part(column) for name, column in split.columns.items()})
