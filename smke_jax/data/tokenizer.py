@@ -78,6 +78,15 @@ class Tokenizer:
             mask[row, : len(tokens)] = 1
         return ids, mask
 
+    def encode_parts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, however long, without the tokens that mark its start and its end."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def marks(self) -> tuple[int, int]:
+        """The ids of the tokens that mark where a text starts and ends, such as [CLS] and [SEP]."""
+        start, end = self._backend.encode("").ids
+        return start, end
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids without special tokens; lower-cased and spaced as WordPiece leaves it."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)

@@ -15,7 +15,7 @@ def layer_agreement(
     """Of `prediction` and `target` (rows, L, D) over a whole split, the teacher's tokens being what is right:
 
     'loss', the mean squared error per token and channel; 'cosine', its mean over tokens; and 'explained', 1 - the
-    squared error as a share of the squares of the target, which are its variance: every channel of it has the mean 0.
+    squared error as a share of the target's variance over the tokens of each row.
     mask: the array (rows, L) that is 1 at tokens, 'text_mask' of texts; '' counts every position, of images
     Checkpoints are ranked by the loss.  The loss of every row is kept beside the figures.
     """
@@ -31,7 +31,8 @@ def layer_agreement(
             kept = part.columns[mask].read(range(here.stop - first)) if mask else np.ones(a.shape[:2])
             tokens[here] = kept.sum(1)
             losses[here] = (np.square(a - b).mean(2) * kept).sum(1)
-            squares[here] = (np.square(b).mean(2) * kept).sum(1)
+            mean = (b * kept[:, :, None]).sum(1, keepdims=True) / np.maximum(tokens[here], 1)[:, None, None]
+            squares[here] = (np.square(b - mean).mean(2) * kept).sum(1)
             cosines[here] = (_cosine(a, b) * kept).sum(1)
         count = tokens.sum()
         scalars = {

@@ -159,6 +159,9 @@ def as_markdown(run: RunFiles, tables: Sequence[Table]) -> str:
     return ("\n".join(lines) + "\n").encode("utf-8", "replace").decode("utf-8")
 
 
+COUNTED = ("images", "captions", "rows", "tokens")  # of the data that is trained on
+
+
 def summary(run: RunFiles) -> list[str]:
     """Plain sentences: how far it is, of what it learns."""
     done = run.step >= run.total_steps
@@ -166,8 +169,13 @@ def summary(run: RunFiles) -> list[str]:
     terms = [key.split(".")[2] for key in run.config if key.startswith("config.terms.") and key.count(".") >= 3]
     second = f"Losses: {', '.join(dict.fromkeys(terms))}." if terms else ""
     trained = [x for x in run.record.get("data", ()) if x["split"] == run.config.get("config.task.split", "train")]
-    third = "; ".join(f"{x['images']:,} images with {x['captions']:,} captions of {x['data']}" for x in trained)
+    third = "; ".join(f"{_counted(x)} of {x['data']}" for x in trained)
     return [*filter(None, (first, second, third and f"Trained on {third}.")), *run.problems]
+
+
+def _counted(data: Mapping[str, Any]) -> str:
+    """'6,000 images with 30,000 captions', or '1,381 rows with 242,863 tokens'."""
+    return " with ".join(f"{data[what]:,} {what}" for what in COUNTED if what in data)
 
 
 def headline(run: RunFiles) -> list[tuple[str, str]]:

@@ -67,7 +67,8 @@ class Task(NamedTuple):
     augmented: (number) -> the split that is trained on, with its images in the random view of that number, which is the
                same in every run; None where the task has no such views
     tokenizer: of a task that reads text
-    counts:    (split) -> [{'data', 'images', 'captions', …}], what a report says of the data sets in it
+    counts:    (split) -> [{'data', 'images', 'captions', …}], of text [{'data', 'rows', 'tokens'}], what a report says
+               of the data sets in it
     threads:   for reading the rows of a split; with 0 the caller reads them itself
     """
 
