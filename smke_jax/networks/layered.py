@@ -58,7 +58,7 @@ def layered_image(
     said = dict(
         described
         or described_by(
-            start, model, IMAGES, tower="image", what="image encoder of layers", example="vit",
+            start, model, IMAGES, tower="image", what="layered image encoder", example="vit",
             besides=("mean", "std"),
         )
     )  # fmt: skip
@@ -118,7 +118,7 @@ def layered_text(
     """
     said = dict(
         described
-        or described_by(start, model, TEXT_TOWERS, tower="text", what="text encoder", example="bert",
+        or described_by(start, model, TEXT_TOWERS, tower="text", what="layered text encoder", example="bert",
                         besides=("pooler",))
     )  # fmt: skip
     kept = _depth(start, said["depth"], depth)

@@ -173,7 +173,7 @@ def test_what_does_not_go_together_is_said_in_a_line(made, tmp_path):
         UserError, match="config.networks.student: .* has 2 layers, and depth is 3: set depth to 1 to 2"
     ):
         train_and_evaluate(c, tmp_path / "run")
-    with pytest.raises(UserError, match="an image encoder of layers of random weights needs a model|needs a model"):
+    with pytest.raises(UserError, match="a layered image encoder of random weights needs a model"):
         layered_image(start="random")
 
 
