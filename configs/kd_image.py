@@ -31,7 +31,7 @@ VARIANTS = ("activations",)
 SMALL = {"image_size": 32, "patch_size": 16, "width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 48}
 # {form: (fields of teacher and student, layers of the student)}
 SIZES = {
-    "": ({"start": "weights/data2vec2-base", "dtype": "bfloat16"}, 6),
+    "": ({"start": "weights/data2vec2-base", "model": part("data2vec2"), "dtype": "bfloat16"}, 6),
     "flickr8k": ({"start": "weights/dinov2", "image_size": 98}, 6),
     "scenes": ({}, 2),
     "smoke": ({"start": "random", "model": part("data2vec2", **SMALL)}, 1),

@@ -38,7 +38,11 @@ TINY = {"width": 32, "depth": 2, "num_heads": 2, "mlp_dim": 48, "max_positions":
 SCENES = {"source": "scenes", "vocab_size": 300, "max_length": 64}
 # {form: (the text, fields of teacher and student, layers of teacher and student)}
 SIZES = {
-    "": ({"data": ("data/openwebtext",)}, {"start": "weights/bert-base-uncased", "dtype": "bfloat16"}, (12, 6)),
+    "": (
+        {"data": ("data/openwebtext",)},
+        {"start": "weights/bert-base-uncased", "model": part("bert"), "dtype": "bfloat16"},
+        (12, 6),
+    ),
     "flickr8k": ({"data": ("data/wikitext",), "max_length": 128}, {"start": "weights/minilm"}, (6, 3)),
     "scenes": (SCENES, {"start": "random", "model": part("bert", **TINY)}, (2, 1)),
     "smoke": (SCENES, {"start": "random", "model": part("bert", **TINY)}, (2, 1)),

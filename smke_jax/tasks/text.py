@@ -48,7 +48,7 @@ def text(
         if source == PREPARED and known is None:
             _check_vocabulary(data, vocab_size)
     if keep is None:
-        words = Assumed(vocab_size if known is None else known["vocab_size"])
+        words = Assumed(vocab_size)
     else:
         words = open_vocabulary(
             Path(keep) / "tokenizer",
