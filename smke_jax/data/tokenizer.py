@@ -80,6 +80,15 @@ class Tokenizer:
             mask[row, : len(tokens)] = 1
         return ids, mask
 
+    def encode_parts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, however long, without the tokens that mark its start and its end."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def marks(self) -> tuple[int, int]:
+        """The ids of the tokens that mark where a text starts and ends, such as [CLS] and [SEP]."""
+        start, end = self._backend.encode("").ids
+        return start, end
+
     def encode_pairs(
         self, firsts: Sequence[str], seconds: Sequence[str], max_length: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -96,15 +105,11 @@ class Tokenizer:
           ids, mask: int32 (B, L), as `encode` makes them.
           types: int32 (B, L), 1 = the second text and the [SEP] after it.
         """
-        start, end = self._backend.encode("").ids
+        start, end = self.marks()
         ids = np.full((len(firsts), max_length), self.pad_id, np.int32)
         mask, types = np.zeros_like(ids), np.zeros_like(ids)
-        encoded = (
-            self._backend.encode_batch_fast(list(texts), add_special_tokens=False) for texts in (firsts, seconds)
-        )
         room = max_length - 3
-        for row, (first, second) in enumerate(zip(*encoded, strict=True)):
-            a, b = first.ids, second.ids
+        for row, (a, b) in enumerate(zip(self.encode_parts(firsts), self.encode_parts(seconds), strict=True)):
             a = a[: max(room - len(b), (room + 1) // 2)]
             b = b[: room - len(a)]
             ids[row, : len(a) + len(b) + 3] = [start, *a, end, *b, end]

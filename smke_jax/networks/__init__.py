@@ -5,6 +5,7 @@ from smke_jax.networks.classifier import classifier
 from smke_jax.networks.codes import autoencoder, quantizer
 from smke_jax.networks.encoder import encoder
 from smke_jax.networks.frozen import frozen
+from smke_jax.networks.layered import layered_image, layered_text
 from smke_jax.networks.projections import projections
 from smke_jax.networks.text_classifier import text_classifier
 from smke_jax.networks.text_tower import text_tower
@@ -16,6 +17,8 @@ NETWORKS = {
     "classifier": classifier,
     "encoder": encoder,
     "frozen": frozen,
+    "layered_image": layered_image,
+    "layered_text": layered_text,
     "projections": projections,
     "quantizer": quantizer,
     "text_classifier": text_classifier,

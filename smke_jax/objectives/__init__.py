@@ -8,6 +8,7 @@ from smke_jax.objectives.image_vq import image_vq
 from smke_jax.objectives.itc import itc
 from smke_jax.objectives.itm import itm
 from smke_jax.objectives.kl import kl
+from smke_jax.objectives.layer_means import layer_means
 from smke_jax.objectives.proximal_itc import proximal_itc
 from smke_jax.objectives.ranking import ranking
 from smke_jax.objectives.reconstruct import reconstruct
@@ -31,6 +32,7 @@ TERMS = {
     "itc": itc,
     "itm": itm,
     "kl": kl,
+    "layer_means": layer_means,
     "proximal_itc": proximal_itc,
     "ranking": ranking,
     "reconstruct": reconstruct,

@@ -1,4 +1,4 @@
-"""`smke prepare`: make a dataset, or a tokenizer, ready for training."""
+"""`smke prepare`: make a dataset, running text, or a tokenizer ready for training."""
 
 import argparse
 import sys
@@ -9,6 +9,7 @@ from smke_jax.__main__ import run_program
 from smke_jax.data.prepare import PREPARERS
 from smke_jax.data.prepare.build import build, check_free
 from smke_jax.data.prepare.items import Options, Skips
+from smke_jax.data.prepare.text import ROWS, prepare_text
 from smke_jax.data.sources import open_prepared
 from smke_jax.data.tokenizer import Normaliser, train_wordpiece
 from smke_jax.errors import UserError
@@ -50,6 +51,23 @@ def _parser() -> argparse.ArgumentParser:
         if name in HOLDOUT_READERS:
             command.add_argument("--holdout", type=_positive, default=0, metavar="N", help="N images for dev")
         command.set_defaults(run=_prepare, dataset=name)
+    command = commands.add_parser("text", help="running text, as rows of tokens of one length", allow_abbrev=False)
+    command.add_argument("files", type=Path, nargs="+", metavar="FILE", help="text files, one paragraph a line")
+    command.add_argument("--out", type=Path, required=True, help="folder to write")
+    command.add_argument("--tokenizer", type=Path, required=True, help="folder with vocab.txt or tokenizer.json")
+    command.add_argument("--name", default="text", help="of the dataset in reports (default: %(default)s)")
+    command.add_argument(
+        "--length", type=_positive, default=256, metavar="N",
+        help="tokens of a row, [CLS] and [SEP] included (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--rows", choices=ROWS, default="lines",
+        help="lines: as many whole lines as fit; running: cut wherever a row is full (default: %(default)s)",
+    )  # fmt: skip
+    held = command.add_mutually_exclusive_group()
+    held.add_argument("--dev", type=Path, nargs="+", default=(), metavar="FILE", help="text files of the split dev")
+    held.add_argument("--holdout", type=_positive, default=0, metavar="N", help="the last N rows for dev")
+    command.set_defaults(run=_text)
     command = commands.add_parser("tokenizer", help="train a WordPiece vocabulary", allow_abbrev=False)
     command.add_argument("--data", type=Path, required=True, help="folder written by `smke prepare`")
     command.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -80,6 +98,31 @@ def _prepare(arguments: argparse.Namespace) -> int:
         max_side=arguments.max_side,
     )
     _print_table(manifest, skips, arguments.out)
+    return 0
+
+
+def _text(arguments: argparse.Namespace) -> int:
+    skips = Skips()
+    manifest = prepare_text(
+        {"train": arguments.files} | ({"dev": arguments.dev} if arguments.dev else {}),
+        arguments.out,
+        tokenizer=arguments.tokenizer,
+        skips=skips,
+        length=arguments.length,
+        rows=arguments.rows,
+        holdout=arguments.holdout,
+        dataset=arguments.name,
+        created_by={key: _plain(value) for key, value in vars(arguments).items() if key != "run"},
+    )
+    print(f"{'split':<8}{'rows':>10}{'tokens':>12}{'filled':>10}")
+    for split, report in manifest["splits"].items():
+        filled = (report["tokens"] / report["rows"] + 2) / manifest["length"]
+        print(f"{split:<8}{report['rows']:>10}{report['tokens']:>12}{filled:>9.1%}")
+    for reason, count, where in skips.reasons()[:SHOWN]:
+        print(f"skipped {count}x: {reason} (first: {where})")
+    for note, count in skips.notes.items():
+        print(f"note {count}x: {note}")
+    print(f"wrote {arguments.out}")
     return 0
 
 
@@ -120,6 +163,8 @@ def _tokenizer(arguments: argparse.Namespace) -> int:
 
 
 def _plain(value):
+    if isinstance(value, list | tuple):
+        return [_plain(x) for x in value]
     return str(value) if isinstance(value, Path) else value
 
 

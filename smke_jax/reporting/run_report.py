@@ -38,6 +38,7 @@ from smke_jax.reporting.sentences import sample_tables
 
 HTML, MARKDOWN = "report.html", "report.md"
 MOST_STEPS = 8  # of an evaluator in its table
+COUNTED = ("images", "captions", "rows", "tokens")  # of the data that is trained on
 MOST_LINES = 6  # in a picture
 LOGGED = ("loss", "grad_norm", "update_norm", "learning_rate", "examples_per_second", "data_wait", "peak_memory_gib")
 
@@ -167,9 +168,6 @@ def as_markdown(run: RunFiles, tables: Sequence[Table]) -> str:
     lines += ["", "```", command(run), "```"]
     # A caption may carry lone surrogates, which UTF-8 cannot hold.
     return ("\n".join(lines) + "\n").encode("utf-8", "replace").decode("utf-8")
-
-
-COUNTED = ("images", "captions", "rows", "tokens")  # of the data that is trained on
 
 
 def summary(run: RunFiles) -> list[str]:

@@ -68,7 +68,8 @@ class Task(NamedTuple):
     augmented: (number) -> the split that is trained on, with its images in the random view of that number, which is the
                same in every run; None where the task has no such views
     tokenizer: of a task that reads text
-    counts:    (split) -> [{'data', 'images', 'captions', …}], what a report says of the data sets in it
+    counts:    (split) -> [{'data', 'images', 'captions', …}], of text [{'data', 'rows', 'tokens'}], what a report says
+               of the data sets in it
     threads:   for reading the rows of a split; with 0 the caller reads them itself
     """
 
@@ -99,5 +100,15 @@ class Draft(NamedTuple):
 
 def first_rows(split: Split, count: int) -> Split:
     """`split` with at most `count` rows in each column; what else is known of it stays."""
-    columns = {name: column._replace(rows=min(count, column.rows)) for name, column in split.columns.items()}
-    return split._replace(columns=columns)
+    return some_rows(split, 0, count)
+
+
+def some_rows(split: Split, first: int, count: int) -> Split:
+    """`split` with at most `count` rows in each column, from row `first` on; what else is known of it stays."""
+
+    def part(column: Column) -> Column:
+        rows = max(0, min(count, column.rows - first))
+        read = column.read if first == 0 else lambda rows: column.read([first + row for row in rows])
+        return column._replace(rows=rows, read=read)
+
+    return split._replace(columns={name: part(column) for name, column in split.columns.items()})

@@ -46,7 +46,10 @@ COVERING = {
 }
 # Of what is added.  The order of rows does not matter to `structure`, so that it can read the rows that `mixup` names.
 FIELDS = {"structure": {"before": ("image/fc1@mixup",), "after": ("image/out@mixup",)}}
-ELSEWHERE = {"projections", "text_tower"}  # tests/training/test_stored_views.py trains them
+ELSEWHERE = {
+    "projections", "text_tower",  # tests/training/test_stored_views.py trains them
+    "layered_image", "layered_text", "layer_means", "layer_agreement", "text",  # tests/training/test_layered.py
+}  # fmt: skip
 ELSEWHERE |= {"labelled_text", "text_classifier", "classify", "score", "labels"}  # tests/training/test_finetune_text.py
 ELSEWHERE |= {"labelled_images", "classifier", "accuracy", "probe", "zero_shot"}  # tests of their own
 ROUNDED = "shre_ranking"  # runs in bfloat16, as its config has it: no number is expected of it

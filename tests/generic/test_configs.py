@@ -123,7 +123,12 @@ def without_files(config: ConfigDict) -> ConfigDict:
         if network.type == "classifier" and network.start == "random" and network.model is None:
             network.model = parts.part("vit", width=16, num_heads=2, mlp_dim=8, patch_size=14)
             network.depth = 1
-        for model in (x for x in network.values() if isinstance(x, ConfigDict)):
+        if network.type.startswith("layered"):
+            if network.start == "random" and network.model is None:
+                kind = {"layered_image": ("vit", {"patch_size": 14}), "layered_text": ("bert", {})}[network.type]
+                network.model = parts.part(kind[0], width=16, num_heads=2, mlp_dim=8, **kind[1])
+            network.layers = network.layers and (1,)
+        for model in (network, *(x for x in network.values() if isinstance(x, ConfigDict))):
             model.update({key: 1 for key in model if key == "depth"})
             model.update({key: (1, 1) for key in model if key == "depths"})
     return config

@@ -39,6 +39,8 @@ CASES = {
     "itm": ("itm", {"width": 7}),
     "itm, gelu": ("itm", {"fusion": "gelu", "width": 7, "levels": ("out",)}),
     "kl": ("kl", {}),
+    "layer_means": ("layer_means", {}),
+    "layer_means, tokens alone": ("layer_means", {"mask": "text_mask"}),
     "ranking": ("ranking", {"margin": 0.9, "levels": ("fc1", "out")}),
     "ranking, symmetric, same image masked": (
         "ranking",
@@ -86,6 +88,7 @@ SHAPES = {  # of one example
     "class/logits": (6,), "label": (), "mixed/label": (6,),
     "score/logits": (1,), "score/label": (),
     "target/cls": (6,), "target/logits": (6,), "target/tokens": (4, 6),
+    "student/layers": (5, 6), "teacher/layers": (5, 6), "text_mask": (5,),
     "view1/cls": (7,), "view2/cls": (7,),
     "view1/projection": (6,), "view2/projection": (6,),
     "view1/pixels": (4, 4, 3), "view2/pixels": (4, 4, 3),
@@ -96,6 +99,8 @@ DATA = (
     "mixed/label",
     "score/label",
     "text/mask",
+    "text_mask",
+    "teacher/layers",
     "target/feature",
     "words/feature",
     "view1/pixels",
@@ -133,7 +138,7 @@ def made_up(names, seed):
             reps[name] = rng.integers(0, 10, BATCH).astype(np.int32)
         elif name in ("target/code", "label"):
             reps[name] = rng.integers(0, 6, BATCH).astype(np.int32)
-        elif name == "text/mask":
+        elif name in ("text/mask", "text_mask"):
             reps[name] = (np.arange(5) < rng.integers(1, 6, (BATCH, 1))).astype(np.int32)
         else:
             reps[name] = rng.normal(size=(BATCH, *shape_of(name))).astype(np.float32)

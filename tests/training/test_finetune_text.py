@@ -103,6 +103,9 @@ def test_a_run_of_files_is_evaluated_on_another_folder(tmp_path, capsys):
     assert main(["evaluate", f"--workdir={tmp_path / 'run'}", f"--data={tmp_path / 'theirs'}"]) == 0
     found = json.loads((tmp_path / "run/evals/2/dev-theirs.json").read_text())
     assert found["rows"] == 7 and np.sum(found["confusion"]) == 7
+    assert main(["export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'export'}"]) == 0
+    assert "on 8 texts of cola dev" in capsys.readouterr().out
+
     (tmp_path / "ours/dev.tsv").unlink()
     c.total_steps = 1
     with pytest.raises(UserError, match="no dev.tsv or in_domain_dev.tsv in .*ours: give the folder of cola's files"):

@@ -8,6 +8,7 @@ import jax
 import smke_jax
 from smke_jax.convert.export.base import Format, Network, Record
 from smke_jax.convert.export.check import BARS, Likeness, Samples
+from smke_jax.models.towers import TEXT_TOWERS
 
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 RECALLS = ("r1", "r5", "r10")
@@ -18,7 +19,7 @@ def model_card(network: Network, form: Format, dtype: str, likeness: Mapping[str
     description, record = network.description, network.record
     kind, pairs = description["type"], "level" in description
     count = sum(x.size for x in jax.tree.leaves(network.params))
-    header = ["---", *form.metadata.get(kind, ()), "tags:", *(f"- {tag}" for tag in _tags(pairs)), "---"]
+    header = ["---", *form.metadata.get(kind, ()), "tags:", *(f"- {tag}" for tag in _tags(kind, pairs)), "---"]
     about = (
         f"{_network(description)} {count:,} parameters, stored in {dtype}; step {record.step} of "
         f"{record.config['total_steps']}. Written by smke_jax {smke_jax.__version__}: {form.summary}."
@@ -39,7 +40,8 @@ def _title(description: dict) -> str:
     if "level" in description:
         return "Image-text retrieval model"
     titles = {"quantizer": "Codebook of images", "classifier": "Image classifier"}
-    return titles.get(description["type"], f"Image encoder ({description['type']})")
+    kind = "Text" if description["type"] in TEXT_TOWERS else "Image"
+    return titles.get(description["type"], f"{kind} encoder ({description['type']})")
 
 
 def _network(description: dict) -> str:
@@ -51,6 +53,8 @@ def _network(description: dict) -> str:
     if description["type"] == "aligned":
         types = (f"`{name}` ({own['type']})" for name, own in description["networks"].items())
         return f"Networks that make one embedding together: {', '.join(types)}."
+    if description["type"] in TEXT_TOWERS:
+        return f"A text encoder: {description['depth']} layers of {description['width']} channels."
     image, text = description.get("image", description), description.get("text")
     sizes = f"images of {image['image_size']} px"
     if "patch_size" in image:
@@ -83,7 +87,9 @@ def likeness_lines(likeness: Mapping[str, Likeness], samples: Samples, dtype: st
     ]
 
 
-def _tags(pairs: bool) -> tuple[str, ...]:
+def _tags(kind: str, pairs: bool) -> tuple[str, ...]:
+    if kind in TEXT_TOWERS:
+        return "smke", "feature-extraction"
     return ("smke", "image-text-retrieval", "feature-extraction") if pairs else ("smke", "image-feature-extraction")
 
 
