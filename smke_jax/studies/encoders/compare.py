@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Figures
 from smke_jax.reporting.markdown import markdown_table
+from smke_jax.studies.encoders.images import image_figures, image_tasks
 from smke_jax.studies.encoders.texts import FOLDERS, text_figures, text_tasks
 from smke_jax.studies.encoders.towers import OWN, Tower, towers_of
 from smke_jax.training.restore import TrainedRun
@@ -25,7 +26,10 @@ class Half(NamedTuple):
     wanted: str
 
 
-HALVES = {"text": Half(text_tasks, text_figures, f"folders of GLUE's tasks ({', '.join(FOLDERS)})")}
+HALVES = {
+    "image": Half(image_tasks, image_figures, "folders of labelled images, in which each class is a folder"),
+    "text": Half(text_tasks, text_figures, f"folders of GLUE's tasks ({', '.join(FOLDERS)})"),
+}
 
 
 def compare_encoders(run: TrainedRun, folder: Path) -> Figures:
@@ -57,7 +61,7 @@ def compare_encoders(run: TrainedRun, folder: Path) -> Figures:
         if rows:
             heads = [f"{side} encoder", *(f"{title}, {next(iter(x.scalars))}" for title, x in found.items())]
             lines += ["", *markdown_table(heads, rows).splitlines()]
-    if not scalars:
+    if not lines:
         raise UserError(f"{run.workdir} has no encoder to compare on {folder}: {next(iter(left.values()))}")
     lines += [f"left out: {name} ({why})" for name, why in left.items()]
     return Figures(scalars, {**record, "left_out": left}, summary="\n".join(lines[1:]))

@@ -6,6 +6,8 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
+from PIL import Image
 from scipy import stats
 
 from smke_jax.__main__ import main
@@ -134,6 +136,7 @@ def test_the_encoders_of_a_run_beside_what_it_began_with(weights, tmp_path, caps
     values = [own["stsb dev"]["spearman"] for own in found["text"].values()]
     assert len(set(values)) == 4 and all(own["cola dev"]["rows"] == 16 for own in found["text"].values())
 
+    (tmp_path / "empty").mkdir()
     (weights / PARAMS).rename(weights / "gone")
     assert main([*command, f"--data={data}"]) == 0
     assert f"left out: text: {weights}, with which the run began (" in capsys.readouterr().out
@@ -141,11 +144,31 @@ def test_the_encoders_of_a_run_beside_what_it_began_with(weights, tmp_path, caps
     for more, message in (
         ([], "--evaluator=encoders needs --data"),
         ([f"--data={tmp_path / 'no'}"], f"--data: there is no folder {tmp_path / 'no'}"),
-        (
-            [f"--data={run}"],
-            "run has nothing to compare encoders on: give a folder with folders of GLUE",
-        ),
+        ([f"--data={tmp_path / 'empty'}"], "empty has nothing to compare encoders on: give a folder with folders of"),
         ([f"--data={data}", "--split=dev"], "--split says nothing to --evaluator=encoders: leave it out"),
     ):
         assert main([*command, *more]) == 2
         assert message in capsys.readouterr().err
+
+
+def test_both_towers_of_an_image_text_run(tmp_path, capsys):
+    data, rng = glue(tmp_path / "tasks"), np.random.default_rng(0)
+    for number, name in enumerate(("blue", "green", "red")):
+        (data / "colours" / name).mkdir(parents=True)
+        for i in range(10):
+            pixels = rng.integers(0, 120, (40, 30, 3)) + 130 * np.eye(3, dtype=int)[number]
+            Image.fromarray(pixels.astype(np.uint8)).save(data / "colours" / name / f"{i}.png")
+    c = tiny.tiny_config()
+    c.update(total_steps=1, num_devices=1)
+    c.checkpoint.every = 1
+    del c.evaluators.retrieval
+    train_and_evaluate(c, tmp_path / "run")
+    assert main(["evaluate", f"--workdir={tmp_path / 'run'}", "--evaluator=encoders", f"--data={data}"]) == 0
+    found = json.loads((tmp_path / "run/evals/1/encoders-tasks.json").read_text())
+    assert {side: list(found[side]) for side in ("image", "text")} == dict.fromkeys(
+        ("image", "text"), ["the run's own", "random weights"]
+    )
+    for own in found["image"].values():
+        assert own["colours dev"]["rows"] == 6 and own["colours dev"]["top1"] == 100.0
+    assert set(found["text"]["the run's own"]) == {"cola dev", "stsb dev"} and not found["left_out"]
+    assert "| image encoder" in capsys.readouterr().out
