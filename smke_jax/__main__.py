@@ -46,10 +46,10 @@ EXAMPLES = {
     "search": 'smke search "two dogs in the snow" --index=photos.index --html=found.html',
     "serve": "smke serve --index=photos.index --open",
 }
-# What the system refuses and a user can mend.  Any other error of the system may be a bug, and keeps its traceback.
+# What the system refuses and a user can mend, whatever it is about.
 MENDABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.EISDIR,
-    errno.ENOTDIR,
+    errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENODEV,
 }  # fmt: skip
 
 
@@ -81,13 +81,26 @@ def run_program(program_main, argv: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in MENDABLE:
+        # Any other error of the system may be a bug and keeps its traceback, unless it is about what the user named.
+        if error.errno not in MENDABLE and not _is_named(error.filename, argv):
             raise
         print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _is_named(path: object, argv: list[str]) -> bool:
+    """Whether `path` is, lies in, or is a folder above a place that an argument names."""
+    if not isinstance(path, str):
+        return False
+    path, root = os.path.abspath(path), os.path.abspath(os.sep)
+    for argument in argv:
+        place = os.path.abspath(argument.rpartition("=")[2])
+        if place not in (root, os.getcwd()) and (path.startswith(place) or place.startswith(path + os.sep)):
+            return True
+    return False
 
 
 def program_parser(name: str, text: str, *more: str) -> argparse.ArgumentParser:

@@ -18,6 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 
 PARAMS = "params.safetensors"
 TOKENIZER = "tokenizer"
@@ -59,7 +60,7 @@ def read_description(path: str | Path) -> dict:
     text = metadata[DESCRIPTION]
     if metadata.get(SUM_OF_DESCRIPTION) not in (None, _sum([text.encode()])):  # files of earlier versions have none
         raise UserError(f"what {path} says of its model is damaged: fetch or convert it again")
-    return json.loads(text)
+    return parse_json(text)
 
 
 def load_params(path: str | Path) -> Any:

@@ -1,6 +1,5 @@
 """A file of weights from elsewhere, opened safely: names, arrays, and what the file says of its model."""
 
-import json
 import re
 import warnings
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from smke_jax.convert.inert import Code, load_inert, plain
 from smke_jax.convert.params_file import file_digest
 from smke_jax.convert.unreadable import damaged, first_line
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 
 # Where training code keeps the weights inside what it saves, in the order in which they are looked for.
 WRAPPERS = (
@@ -82,7 +82,7 @@ def read_source(path: str | Path, *, trust_code: bool = False) -> Source:
     for beside in map(path.with_name, SETTINGS):
         if beside.is_file():
             try:
-                config |= json.loads(beside.read_text(encoding="utf-8"))
+                config |= parse_json(beside.read_text(encoding="utf-8"))
             except (ValueError, TypeError):
                 raise UserError(f"{beside} is damaged: fetch it again") from None
     return Source(path, state, config, file_digest(path), notes=tuple(notes))

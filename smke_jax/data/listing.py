@@ -19,6 +19,7 @@ import numpy as np
 
 from smke_jax.data.damage import DamagedImage
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 
 
 class Entry(NamedTuple):
@@ -103,7 +104,7 @@ class Listing:
 
     def _entry(self, index: int, line: bytes) -> Entry:
         try:
-            entry = json.loads(line)
+            entry = parse_json(line)
             return Entry(entry["image_id"], entry["name"], tuple(entry["captions"]))
         except (ValueError, KeyError, TypeError):
             reason = f"line {index + 1} of {self._path.name} is damaged"

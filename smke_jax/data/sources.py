@@ -2,7 +2,6 @@
 
 import abc
 import functools
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 from smke_jax.data.damage import DamagedImage
 from smke_jax.data.listing import Listing
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 
 FORMAT_VERSION = 2  # of the prepared folder; raised when older folders can no longer be read
 
@@ -196,7 +196,7 @@ def _read_manifest(directory: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{directory} has no manifest.json: it was not made by `smke prepare`")
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"))
         version = manifest["format_version"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged: run `smke prepare` again") from None

@@ -11,6 +11,7 @@ import numpy as np
 from smke_jax import atomic
 from smke_jax.evaluators.ranks import RECALL_AT
 from smke_jax.evaluators.recalls import DIRECTIONS
+from smke_jax.json_text import parse_json
 from smke_jax.reporting.html import photo
 
 EXAMPLES = ".examples.json"  # of the newest evaluation, beside the folders of the steps
@@ -95,7 +96,7 @@ def read_examples(folder: Path, problems: list[str]) -> dict[str, dict]:
 
 
 def _read(path: Path) -> Mapping[str, Any]:
-    record = json.loads(path.read_text(encoding="utf-8"))
+    record = parse_json(path.read_text(encoding="utf-8"))
     if not isinstance(record, dict):
         raise TypeError("no object")
     return record

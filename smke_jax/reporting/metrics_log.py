@@ -1,12 +1,12 @@
 """Reading `metrics.jsonl`, including that of a run that was killed in the middle of a line or resumed."""
 
-import json
 import math
 from pathlib import Path
 
 import numpy as np
 
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 
 
 class MetricsLog(list):
@@ -30,8 +30,8 @@ def read_metrics(path) -> MetricsLog:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
+            row = parse_json(line)
+        except ValueError:
             row = None
         if isinstance(row, dict) and not any(isinstance(value, list | dict) for value in row.values()):
             log.append(row)

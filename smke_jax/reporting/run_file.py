@@ -1,11 +1,11 @@
 """`run.json`, what a run directory says of its run, read for whoever needs it."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 
 FILE = "run.json"
 SECTIONS = ("identity", "facts", "networks", "versions")
@@ -20,8 +20,8 @@ def read_run(workdir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"no run at {workdir}: it has no {FILE}; give the --workdir of `smke train`")
     try:
-        record = json.loads(path.read_bytes())
-    except (ValueError, RecursionError):
+        record = parse_json(path.read_bytes())
+    except ValueError:
         record = None
     if not _is_record(record):
         raise UserError(f"{path} is damaged: restore it, or start a new --workdir")

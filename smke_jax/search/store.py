@@ -29,6 +29,7 @@ import numpy as np
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 from smke_jax.lock import locked
 from smke_jax.search.photos import DIGEST_BYTES, Photo
 
@@ -151,7 +152,7 @@ def read_about(directory: str | Path) -> About:
     if not path.is_file():
         raise UserError(f"{directory} holds no index: make one with `smke index --out={shlex.quote(str(directory))} …`")
     try:
-        about = json.loads(path.read_bytes())
+        about = parse_json(path.read_bytes())
         if about.pop("format") != FORMAT:
             raise UserError(f"{directory} was written by another version of smke: delete it and index again")
         about = About(**about)

@@ -22,6 +22,7 @@ from smke_jax.data.clip_tokenizer import load_vocabulary
 from smke_jax.data.given import text_of
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 
 WORDS = "words"  # the folder in the index
 FUNCTION, PARAMS, ABOUT = "function.bin", "params.safetensors", "about.json"
@@ -96,7 +97,7 @@ def load(index: Path, digest: str) -> Words | None:
     """What `keep` wrote for the model of that digest; None where it is missing, damaged or of another JAX or device."""
     folder = index / WORDS
     try:
-        about = json.loads((folder / ABOUT).read_bytes())
+        about = parse_json((folder / ABOUT).read_bytes())
         function, params = ((folder / name).read_bytes() for name in (FUNCTION, PARAMS))
         crc, max_length = about.pop("crc"), about.pop("max_length")
         tokenizer = load_vocabulary(folder)

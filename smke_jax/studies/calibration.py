@@ -9,6 +9,7 @@ from typing import NamedTuple
 from smke_jax import atomic
 from smke_jax.config import base
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 from smke_jax.studies.job import Job
 from smke_jax.studies.jobs import FINISHED, run_jobs
 from smke_jax.studies.runs import read_runs
@@ -34,7 +35,7 @@ class Calibrations:
         self._known: dict[str, Calibration] = {}
         if self.path.exists():
             try:
-                read = json.loads(self.path.read_text(encoding="utf-8"))
+                read = parse_json(self.path.read_text(encoding="utf-8"))
                 self._known = {name: Calibration(**said) for name, said in read.items()}
             except (ValueError, TypeError, AttributeError):
                 raise UserError(f"{self.path} is damaged: remove it where no run beside it has begun") from None

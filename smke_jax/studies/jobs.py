@@ -15,6 +15,7 @@ from pathlib import Path
 from smke_jax import atomic
 from smke_jax.config import base
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 from smke_jax.studies.job import Job, is_trained
 from smke_jax.training import record
 from smke_jax.training.writers import format_duration
@@ -96,7 +97,7 @@ class Ledger:
         self.records: dict[str, dict] = {}
         if self.path.exists():
             try:
-                self.records = dict(json.loads(self.path.read_text(encoding="utf-8")))
+                self.records = dict(parse_json(self.path.read_text(encoding="utf-8")))
             except (ValueError, TypeError):
                 raise UserError(f"{self.path} is damaged: remove it, the runs beside it are kept") from None
 

@@ -1,6 +1,5 @@
 """A run's trained network as a directory for others to use."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,6 +10,7 @@ from smke_jax.convert.export.base import Network, Record
 from smke_jax.convert.export.check import Likeness, Samples, draw_samples
 from smke_jax.convert.export.write import write
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 from smke_jax.parallel.process import check_shared, failing_together
 from smke_jax.reporting.metrics_log import read_metrics, training_seconds
 from smke_jax.training.restore import TrainedRun, exported, restore_run
@@ -70,7 +70,7 @@ def network_of(run: TrainedRun) -> Network:
 def _figures(folder: Path) -> dict[str, Any]:
     """What each evaluation of a step found, by the name of its file."""
     return {
-        path.stem: json.loads(path.read_text(encoding="utf-8"))
+        path.stem: parse_json(path.read_text(encoding="utf-8"))
         for path in sorted(folder.glob("*.json"), key=lambda path: path.stem)
     }
 

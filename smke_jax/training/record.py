@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 from smke_jax.parallel.process import check_shared, failing_together
 from smke_jax.reporting.machine import commit
 from smke_jax.reporting.run_file import read_run
@@ -116,6 +117,6 @@ def _tuples(value):
 
 def _read(path):
     try:
-        return json.loads(path.read_text())
+        return parse_json(path.read_text())
     except ValueError:
         raise UserError(f"{path} is damaged: restore it, or start a new --workdir") from None

@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Asset, Encode
+from smke_jax.json_text import parse_json
 from smke_jax.parallel.process import failing_together
 from smke_jax.tasks.base import Column, Split, Task
 
@@ -127,7 +128,7 @@ def _write(path: Path, array: np.ndarray, about: Mapping[str, str]) -> None:
 def _check_record(path: Path, about: Mapping[str, str]) -> None:
     record = path.with_suffix(".json")
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
+        found = parse_json(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{record} is missing or damaged: delete {path.name}, and it is computed again") from None
     for what in sorted({*about, *found}):

@@ -12,7 +12,7 @@ ROOT = Path(smke_jax.__file__).resolve().parent
 
 # From the bottom up: a module may import from its own row and from the rows above it in this table.
 LAYERS = (
-    ("errors", "atomic", "limits", "lock", "config", "facts", "rungs"),
+    ("errors", "atomic", "json_text", "limits", "lock", "config", "facts", "rungs"),
     ("losses", "models", "parallel", "data.decode", "data.scenes"),
     ("objectives", "selections", "passes", "data"),
     ("convert", "tasks", "reporting.machine"),

@@ -35,7 +35,7 @@ if do == "refuse":
     print("error: config.x is 3: give 4", file=sys.stderr)
     sys.exit(2)
 workdir.mkdir(parents=True, exist_ok=True)
-(workdir / "run.json").write_text(json.dumps({"config": {"config.total_steps": 3}}))
+(workdir / "run.json").write_text(json.dumps({"config": {"config.total_steps": 3}, "devices": ["cpu"]}))
 (workdir / "starts").open("a").write(flags["config"] + os.environ.get("EXTRA", "") + "\\n")
 print("step 1/3", flush=True)
 if do == "crash":

@@ -4,7 +4,6 @@ A sample is all files of one key, which is the whole path up to the first dot of
 P. Sharma et al., "Conceptual Captions", ACL 2018; S. Changpinyo et al., "Conceptual 12M", CVPR 2021.
 """
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import NamedTuple
 from smke_jax.data.prepare.items import CAPTION_SUFFIXES, IMAGE_SUFFIXES, Item, Options, Skips, decode_text, files_below
 from smke_jax.data.prepare.tar_members import Member, TarMembers
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 
 ENDING = r"\.(tar|tar\.gz|tgz)$"
 KEY = re.compile(r"((?:.*/)?[^./][^./]*)\.([^/]+)")  # of hidden files, such as macOS puts into archives, there is none
@@ -146,8 +146,8 @@ class _Samples:
             sample.cut = True
         elif kind == "json":
             try:
-                about = json.loads(data)
-            except (ValueError, RecursionError):
+                about = parse_json(data)
+            except ValueError:
                 return  # the picture and its text may be whole all the same
             sample.about = about if isinstance(about, dict) else {}
         else:
@@ -169,7 +169,7 @@ def _captions_of(about: dict) -> list:
 def _stated(tar: Path) -> int | None:
     """How many samples img2dataset says that it put into the tar; None where it does not say."""
     try:
-        count = json.loads(tar.with_name(f"{re.sub(ENDING, '', tar.name)}_stats.json").read_bytes())["successes"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        count = parse_json(tar.with_name(f"{re.sub(ENDING, '', tar.name)}_stats.json").read_bytes())["successes"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     return count if type(count) is int and count >= 0 else None

@@ -3,13 +3,13 @@
 T.-Y. Lin et al., "Microsoft COCO: Common Objects in Context", ECCV 2014.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from smke_jax.data.prepare.items import Files, Item, Options, Skips, in_order_of_ids, whole_number
 from smke_jax.data.prepare.karpathy import karpathy_items
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 
 KARPATHY = "dataset_coco.json"
 # Of one year: those of 2014 and of 2017 hold the same photos in other splits.
@@ -40,11 +40,11 @@ def coco(source: Path, options: Options, skips: Skips) -> dict[str, Iterable[Ite
 
 def _published(path: Path, picture, skips: Skips) -> list[Item]:
     try:
-        content = json.loads(path.read_bytes())
+        content = parse_json(path.read_bytes())
         images, annotations = content["images"], content["annotations"]
         if not isinstance(images, list) or not isinstance(annotations, list):
             raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not a whole caption file of COCO: fetch it again") from None
     items: dict[int, Item] = {}
     for number, image in enumerate(images):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smke_jax.data.prepare.items import Item, existing
+from smke_jax.json_text import parse_json
 
 ENDING = ".journal.jsonl"
 
@@ -69,7 +70,7 @@ class Journal:
         outcomes, offset, closed = [], 0, 0
         for line in self._file:
             try:
-                row = json.loads(line)
+                row = parse_json(line)
             except ValueError:
                 break  # cut off by a crash
             offset += len(line)

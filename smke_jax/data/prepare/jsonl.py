@@ -4,13 +4,13 @@ A row holds `image_path` (absolute, or relative to the source folder) and `text`
 WordPiece tokens, as the thesis' files do) or `captions` (a list of strings). It may hold the image's `id`, a number.
 """
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from smke_jax.data.prepare.items import Item, Options, Skips, in_order_of_ids, numbered_lines, whole_number
 from smke_jax.data.prepare.splits import KNOWN, split_of
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 
 
 def jsonl(source: Path, options: Options, skips: Skips) -> dict[str, Iterable[Item]]:
@@ -46,8 +46,8 @@ def jsonl(source: Path, options: Options, skips: Skips) -> dict[str, Iterable[It
 def _row(line: str) -> tuple[str, list[str], int | None]:
     """One line -> (image_path, captions, id where it has one); ValueError says what is wrong with it."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
+        row = parse_json(line)
+    except ValueError:
         raise ValueError("line is not JSON") from None
     if not isinstance(row, dict) or not isinstance(row.get("image_path"), str):
         raise ValueError("row has no image_path")

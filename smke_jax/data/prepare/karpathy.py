@@ -3,13 +3,13 @@
 A. Karpathy, L. Fei-Fei, "Deep Visual-Semantic Alignments for Generating Image Descriptions", CVPR 2015.
 """
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 from smke_jax.data.prepare.items import Item, Skips, in_order_of_ids, whole_number
 from smke_jax.data.prepare.splits import SPLITS
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 
 
 def karpathy_items(path: Path, picture: Callable[[str], Path], skips: Skips) -> dict[str, list[Item]]:
@@ -19,10 +19,10 @@ def karpathy_items(path: Path, picture: Callable[[str], Path], skips: Skips) -> 
     the file's own tokens. `restval`, the part of COCO's validation images that the split gives to training, is train.
     """
     try:
-        images = json.loads(path.read_bytes())["images"]
+        images = parse_json(path.read_bytes())["images"]
         if not isinstance(images, list):
             raise TypeError
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not a whole Karpathy caption file: fetch it again") from None
     splits: dict[str, list[Item]] = {}
     for number, image in enumerate(images):

@@ -2,12 +2,12 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from smke_jax.data.prepare.items import Skips, numbered_lines
+from smke_jax.json_text import parse_json
 
 IMAGE = ("image", "image_name", "filename", "file_name", "image_path")
 MOST_LINES = 20  # of one caption in quotes
@@ -84,7 +84,7 @@ def _is_open(text: str) -> bool:
 
 def _captions(text: str) -> list:
     try:
-        value = json.loads(text) if text.lstrip().startswith("[") else text
-    except (ValueError, RecursionError):
+        value = parse_json(text) if text.lstrip().startswith("[") else text
+    except ValueError:
         value = text
     return value if isinstance(value, list) else [value]
