@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.optimize import minimize
 
-PENALTIES = tuple(10.0**k for k in range(-5, 3))
+PENALTIES = tuple(10.0**k for k in range(-4, 3))
 FOLDS = 5
 
 
@@ -47,19 +47,22 @@ def logistic(
 ) -> tuple[np.ndarray, float]:
     """(logits (M, C) of `other`, penalty) of multinomial logistic regression from standardised x (N, D).
 
-    It minimises the mean cross-entropy plus penalty / 2 · Σ weights², biases free, by L-BFGS.  The penalty is the one
-    with the lowest cross-entropy in cross-validation by fifths of the rows, which are drawn with a fixed seed.
+    It minimises the mean cross-entropy plus penalty / 2 · Σ weights², biases free, by L-BFGS.  The penalty is chosen by
+    cross-validation in fifths of the rows, which are drawn with a fixed seed: from the highest downwards, until the
+    cross-entropy rises.
     """
     fold = np.random.default_rng(0).permutation(len(x)) % FOLDS
-    losses = dict.fromkeys(sorted(penalties, reverse=True), 0.0)  # from the smoothest, each fit from the one before
-    for number in range(FOLDS) if len(losses) > 1 else ():
-        own = fold != number
-        part, rest = standardised(x[own], x[~own])
-        start = None
-        for candidate in losses:
-            start = fit_logistic(part, labels[own], classes, candidate, start)
-            losses[candidate] += np.sum(~own) * cross_entropy(scores_of(rest, start), labels[~own])
-    penalty = min(losses, key=losses.get)
+    parts = [(fold != number, *standardised(x[fold != number], x[fold == number])) for number in range(FOLDS)]
+    starts: list[np.ndarray | None] = [None] * FOLDS
+    penalty, least = max(penalties), np.inf
+    for candidate in sorted(penalties, reverse=True) if len(penalties) > 1 else ():
+        total = 0.0
+        for number, (own, part, rest) in enumerate(parts):
+            starts[number] = fit_logistic(part, labels[own], classes, candidate, starts[number])
+            total += len(rest) * cross_entropy(scores_of(rest, starts[number]), labels[~own])
+        if total >= least:
+            break
+        penalty, least = candidate, total
     x, other = standardised(x, other)
     return scores_of(other, fit_logistic(x, labels, classes, penalty)), penalty
 
@@ -82,7 +85,7 @@ def fit_logistic(
         return loss, gradient.ravel()
 
     begin = np.zeros(shape) if start is None else start
-    found = minimize(objective, begin.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 1000})
+    found = minimize(objective, begin.ravel(), jac=True, method="L-BFGS-B", options={"maxiter": 300})
     return found.x.reshape(shape)
 
 
