@@ -207,7 +207,7 @@ def test_what_cannot_be_read_is_said_in_a_line(prepared, words, tmp_path):
         ({"data": ()}, "config.task.data is empty"),
         ({"data": (str(tmp_path / "gone"),)}, "no prepared text at .*gone: write it with `smke prepare text FILE"),
         ({"data": (str(tmp_path / "photos"),)}, "holds prepared images, no text"),
-        ({"data": (folder, str(other))}, "were prepared with different tokenizers: prepare one of them anew"),
+        ({"data": (folder, str(other))}, "other was prepared with another tokenizer than this run reads"),
         ({"data": (str(other),)}, "a tokenizer of .* tokens: set config.task.vocab_size="),
         ({"data": (folder,), "max_length": 9}, "has rows of 10 tokens: set config.task.max_length=10"),
         ({"data": (folder,), "read": "test"}, "has no split 'test': it has train, dev"),
@@ -215,6 +215,11 @@ def test_what_cannot_be_read_is_said_in_a_line(prepared, words, tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             opened(**fields)
+    # Also where a run is evaluated on other text, as by `smke evaluate --data`.
+    text(keep=tmp_path / "run", vocab_size=size, data=(folder,))
+    later = text(keep=tmp_path / "run", known={"vocab_size": size}, vocab_size=size, data=(str(other),)).finish({})
+    with pytest.raises(UserError, match="other was prepared with another tokenizer than this run reads"):
+        later.split("train")
     with pytest.raises(UserError, match="the text has 8 rows, fewer than one batch of 9: lower batch_size"):
         text_batches((open_texts(folder, "train"),), batch_size=9, length=12, seed=0)
 

@@ -2,13 +2,18 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny  # noqa: F401  (the source 'tiny')
 
+from smke_jax.config_files import load_config
 from smke_jax.convert.params_file import PARAMS, load_params, save_params
+from smke_jax.data import datasets
+from smke_jax.data.datasets import SceneSource
+from smke_jax.data.scenes import make_scenes
 from smke_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model
@@ -24,6 +29,7 @@ from smke_jax.training.loop import train_and_evaluate
 SIZES = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
 IMAGE = {"type": "vit", "image_size": 32, "patch_size": 16, **SIZES, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
 STEPS = 6
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def save(folder, model, *inputs):
@@ -188,3 +194,22 @@ def test_text_of_another_tokenizer_is_refused(made, tmp_path):
     c.networks.teacher.start = c.networks.student.start = str(weights)
     with pytest.raises(UserError, match="made with another tokenizer .* of running text, --tokenizer of `smke prepare"):
         train_and_evaluate(c, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["kd_image", "kd_text"])
+def test_the_smallest_forms_need_no_data(name, tmp_path, monkeypatch):
+    """Pictures of drawn scenes, or their captions one after another in rows."""
+    scenes = make_scenes(96, 16)
+    monkeypatch.setattr(datasets, "scenes", lambda: scenes)
+    c = load_config(f"{CONFIGS / name}.py:smoke")
+    c.num_devices, c.log.report = 1, False
+    outcome = train_and_evaluate(c, tmp_path)
+    found = json.loads((tmp_path / "evals/2/layers.json").read_text())
+    assert outcome.step == 2 and np.isfinite(found["loss"])
+    if name == "kd_image":
+        assert found["tokens"] == 16 * 5
+    else:
+        captions = [x for own in SceneSource("gallery").all_captions() for x in own]
+        words = load_tokenizer(tmp_path / "tokenizer")
+        marks = 2 * found["rows"]
+        assert found["tokens"] - marks == sum(map(len, words.encode_parts(captions))) and found["rows"] < len(captions)
