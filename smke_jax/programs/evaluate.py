@@ -118,7 +118,8 @@ def _changed(
     if arguments.data:
         if "data" not in config.task:
             raise UserError(f"--data: the task {config.task.type} reads no prepared folder; leave it out")
-        config.task.update(source="prepared", data=(str(arguments.data),), weights=(), caps=())
+        of_folder = {"source": "prepared", "data": (str(arguments.data),), "weights": (), "caps": ()}
+        config.task.update({name: x for name, x in of_folder.items() if name in config.task})
     validate(flatten(config))
     return config
 

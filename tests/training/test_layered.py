@@ -22,6 +22,7 @@ from smke_jax.networks.layered import layered_image
 from smke_jax.networks.text_tower import text_tower
 from smke_jax.networks.two_towers import two_towers
 from smke_jax.parts import base, part
+from smke_jax.programs.evaluate import main as evaluate
 from smke_jax.programs.prepare import main as prepare
 from smke_jax.training.export import export_run
 from smke_jax.training.loop import train_and_evaluate
@@ -127,6 +128,21 @@ def test_eight_devices_learn_the_same(run, tmp_path):
     other = train_and_evaluate(c, tmp_path / "run")
     np.testing.assert_allclose(list(losses(tmp_path / "run").values()), list(losses(workdir).values()), rtol=1e-4)
     near(result.params["student"], other.params["student"])
+
+
+def test_another_split_or_folder_is_evaluated(run, made, tmp_path):
+    modality, c, workdir, result = run
+    again, name = tmp_path / "again", "layers-train"
+    shutil.copytree(workdir, again)
+    options = ["--split=train"]
+    if modality == "text":
+        name = "layers-moved-train"
+        shutil.copytree(c.task.data[0], tmp_path / "moved")
+        options.append(f"--data={tmp_path / 'moved'}")
+    assert evaluate([f"--workdir={again}", *options]) == 0
+    found = json.loads((again / f"evals/{STEPS}/{name}.json").read_text())
+    last = json.loads((again / f"evals/{STEPS}/layers.json").read_text())
+    assert found["rows"] > last["rows"] and found["loss"] != last["loss"]
 
 
 def test_other_configs_begin_with_the_student(run, tmp_path):
