@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from smke_jax.data.prepare.text import running, whole_lines
+from smke_jax.data.sources import open_prepared
 from smke_jax.data.texts import open_texts, read_rows, text_batches
 from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.errors import UserError
@@ -222,6 +223,11 @@ def test_what_cannot_be_read_is_said_in_a_line(prepared, words, tmp_path):
         later.split("train")
     with pytest.raises(UserError, match="the text has 8 rows, fewer than one batch of 9: lower batch_size"):
         text_batches((open_texts(folder, "train"),), batch_size=9, length=12, seed=0)
+
+
+def test_text_is_no_folder_of_images(prepared):
+    with pytest.raises(UserError, match="holds prepared text, no images with captions: give another folder"):
+        open_prepared(prepared[0], "train")
 
 
 def test_a_file_that_was_cut_short_is_refused(words, tmp_path):
