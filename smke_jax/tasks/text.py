@@ -58,7 +58,7 @@ def text(
             captions=lambda: _captions(split),
         )
     if source == PREPARED:
-        opened = functools.cache(lambda name: _prepared(tuple(data), name, max_length))
+        opened = functools.cache(lambda name: _prepared(tuple(data), name, words, max_length))
     else:
         opened = functools.cache(lambda name: (_of_scenes(name, words, max_length),))
     facts = {"vocab_size": words.vocab_size}
@@ -72,24 +72,27 @@ def text(
 
 
 def _check_vocabulary(data: Sequence[str], vocab_size: int) -> None:
-    """Raises UserError unless all folders were prepared with one vocabulary, of that size."""
+    """Raises UserError unless the first folder, whose vocabulary the run takes, has one of that size."""
     if not data:
         raise UserError("config.task.data is empty: name a folder that `smke prepare text` wrote")
-    manifests = {folder: read_manifest(folder) for folder in data}
-    first = manifests[data[0]]
-    for folder, manifest in manifests.items():
-        if manifest["tokenizer"] != first["tokenizer"]:
-            raise UserError(f"{folder} and {data[0]} were prepared with different tokenizers: prepare one of them anew")
-    if first["vocab_size"] != vocab_size:
+    there = read_manifest(data[0])["vocab_size"]
+    if there != vocab_size:
         raise UserError(
-            f"{data[0]} was prepared with a tokenizer of {first['vocab_size']} tokens: set "
-            f"config.task.vocab_size={first['vocab_size']}, or prepare the text again with the tokenizer that is meant"
+            f"{data[0]} was prepared with a tokenizer of {there} tokens: set config.task.vocab_size={there}, or "
+            "prepare the text again with the tokenizer that is meant"
         )
 
 
-def _prepared(data: Sequence[str], split: str, max_length: int) -> tuple[TextRows, ...]:
+def _prepared(data: Sequence[str], split: str, words: Tokenizer, max_length: int) -> tuple[TextRows, ...]:
     """A split of those folders that have it; of a split that none has, what the first one says."""
-    having = [folder for folder in data if split in read_manifest(folder)["splits"]]
+    manifests = {folder: read_manifest(folder) for folder in data}
+    for folder, manifest in manifests.items():
+        if manifest["tokenizer"] != words.digest:
+            raise UserError(
+                f"{folder} was prepared with another tokenizer than this run reads, that of the folder it began with: "
+                "prepare the text again with that one"
+            )
+    having = [folder for folder, manifest in manifests.items() if split in manifest["splits"]]
     found = {folder: open_texts(folder, split) for folder in having or data}
     for folder, rows in found.items():
         if rows.length > max_length:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from smke_jax.data.prepare.text import running, whole_lines
+from smke_jax.data.sources import open_prepared
 from smke_jax.data.texts import open_texts, read_rows, text_batches
 from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.errors import UserError
@@ -207,7 +208,7 @@ def test_what_cannot_be_read_is_said_in_a_line(prepared, words, tmp_path):
         ({"data": ()}, "config.task.data is empty"),
         ({"data": (str(tmp_path / "gone"),)}, "no prepared text at .*gone: write it with `smke prepare text FILE"),
         ({"data": (str(tmp_path / "photos"),)}, "holds prepared images, no text"),
-        ({"data": (folder, str(other))}, "were prepared with different tokenizers: prepare one of them anew"),
+        ({"data": (folder, str(other))}, "other was prepared with another tokenizer than this run reads"),
         ({"data": (str(other),)}, "a tokenizer of .* tokens: set config.task.vocab_size="),
         ({"data": (folder,), "max_length": 9}, "has rows of 10 tokens: set config.task.max_length=10"),
         ({"data": (folder,), "read": "test"}, "has no split 'test': it has train, dev"),
@@ -215,8 +216,18 @@ def test_what_cannot_be_read_is_said_in_a_line(prepared, words, tmp_path):
     ):
         with pytest.raises(UserError, match=said):
             opened(**fields)
+    # Also where a run is evaluated on other text, as by `smke evaluate --data`.
+    text(keep=tmp_path / "run", vocab_size=size, data=(folder,))
+    later = text(keep=tmp_path / "run", known={"vocab_size": size}, vocab_size=size, data=(str(other),)).finish({})
+    with pytest.raises(UserError, match="other was prepared with another tokenizer than this run reads"):
+        later.split("train")
     with pytest.raises(UserError, match="the text has 8 rows, fewer than one batch of 9: lower batch_size"):
         text_batches((open_texts(folder, "train"),), batch_size=9, length=12, seed=0)
+
+
+def test_text_is_no_folder_of_images(prepared):
+    with pytest.raises(UserError, match="holds prepared text, no images with captions: give another folder"):
+        open_prepared(prepared[0], "train")
 
 
 def test_a_file_that_was_cut_short_is_refused(words, tmp_path):

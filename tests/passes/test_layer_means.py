@@ -99,7 +99,9 @@ FAMILIES = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("fields", [{}, {"depth": 2}, {"depth": 3, "layers": (2, 3), "layer_norm": False}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"depth": 2, "remat": "blocks"}, {"depth": 3, "layers": (2, 3), "layer_norm": False}]
+)
 def test_mlp_outputs_of_image_encoders(family, fields, tmp_path):
     torch.manual_seed(0)
     theirs = FAMILIES[family]().eval()

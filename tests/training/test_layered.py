@@ -2,13 +2,18 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import tiny  # noqa: F401  (the source 'tiny')
 
+from smke_jax.config_files import load_config
 from smke_jax.convert.params_file import PARAMS, load_params, save_params
+from smke_jax.data import datasets
+from smke_jax.data.datasets import SceneSource
+from smke_jax.data.scenes import make_scenes
 from smke_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model
@@ -17,6 +22,7 @@ from smke_jax.networks.layered import layered_image
 from smke_jax.networks.text_tower import text_tower
 from smke_jax.networks.two_towers import two_towers
 from smke_jax.parts import base, part
+from smke_jax.programs.evaluate import main as evaluate
 from smke_jax.programs.prepare import main as prepare
 from smke_jax.training.export import export_run
 from smke_jax.training.loop import train_and_evaluate
@@ -24,6 +30,7 @@ from smke_jax.training.loop import train_and_evaluate
 SIZES = {"width": 16, "depth": 2, "num_heads": 2, "mlp_dim": 24}
 IMAGE = {"type": "vit", "image_size": 32, "patch_size": 16, **SIZES, "mean": (0.4, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
 STEPS = 6
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
 def save(folder, model, *inputs):
@@ -123,6 +130,21 @@ def test_eight_devices_learn_the_same(run, tmp_path):
     near(result.params["student"], other.params["student"])
 
 
+def test_another_split_or_folder_is_evaluated(run, made, tmp_path):
+    modality, c, workdir, result = run
+    again, name = tmp_path / "again", "layers-train"
+    shutil.copytree(workdir, again)
+    options = ["--split=train"]
+    if modality == "text":
+        name = "layers-moved-train"
+        shutil.copytree(c.task.data[0], tmp_path / "moved")
+        options.append(f"--data={tmp_path / 'moved'}")
+    assert evaluate([f"--workdir={again}", *options]) == 0
+    found = json.loads((again / f"evals/{STEPS}/{name}.json").read_text())
+    last = json.loads((again / f"evals/{STEPS}/layers.json").read_text())
+    assert found["rows"] > last["rows"] and found["loss"] != last["loss"]
+
+
 def test_other_configs_begin_with_the_student(run, tmp_path):
     modality, c, workdir, result = run
     out = tmp_path / "student"
@@ -188,3 +210,22 @@ def test_text_of_another_tokenizer_is_refused(made, tmp_path):
     c.networks.teacher.start = c.networks.student.start = str(weights)
     with pytest.raises(UserError, match="made with another tokenizer .* of running text, --tokenizer of `smke prepare"):
         train_and_evaluate(c, tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["kd_image", "kd_text"])
+def test_the_smallest_forms_need_no_data(name, tmp_path, monkeypatch):
+    """Pictures of drawn scenes, or their captions one after another in rows."""
+    scenes = make_scenes(96, 16)
+    monkeypatch.setattr(datasets, "scenes", lambda: scenes)
+    c = load_config(f"{CONFIGS / name}.py:smoke")
+    c.num_devices, c.log.report = 1, False
+    outcome = train_and_evaluate(c, tmp_path)
+    found = json.loads((tmp_path / "evals/2/layers.json").read_text())
+    assert outcome.step == 2 and np.isfinite(found["loss"])
+    if name == "kd_image":
+        assert found["tokens"] == 16 * 5
+    else:
+        captions = [x for own in SceneSource("gallery").all_captions() for x in own]
+        words = load_tokenizer(tmp_path / "tokenizer")
+        marks = 2 * found["rows"]
+        assert found["tokens"] - marks == sum(map(len, words.encode_parts(captions))) and found["rows"] < len(captions)

@@ -84,6 +84,7 @@ def prepare_text(
             }  # fmt: skip
             skips.write(partial / "skipped.jsonl")
             atomic.write_text(partial / MANIFEST, json.dumps(manifest, indent=2) + "\n")
+            check_free(out)  # hours may have passed
             if out.is_dir():  # an empty one: a folder only takes a place that is free
                 out.rmdir()
     except OSError as error:
