@@ -60,7 +60,7 @@ def classifier(
     said = dict(
         described
         or described_by(
-            start, model, IMAGE_TOWERS, tower="image", what="image encoder", example="vit", besides=OF_FILES,
+            start, model, IMAGE_TOWERS, tower="image", what="tower of images", example="vit", besides=OF_FILES,
         )
     )  # fmt: skip
     if start != RANDOM and not described and params_path(start).is_file():
@@ -69,7 +69,7 @@ def classifier(
     chosen = {"image_size": image_size, "depth": depth, "dropout": dropout or None, "token_drop": token_drop or None}
     chosen = {name: value for name, value in chosen.items() if value is not None}
     if wrong := [name for name in chosen if name not in known]:
-        raise UserError(f"{wrong[0]}: a {said['type']} has no such field; leave it out")
+        raise UserError(f"{wrong[0]}: an encoder of type {said['type']!r} has no such field; leave it out")
     if depth is not None and depth > said.get("depth", depth):
         raise UserError(f"{start} has {said['depth']} layers: set depth to {said['depth']} or less")
     fields = {**{name: value for name, value in said.items() if name in (*known, "type")}, **chosen}

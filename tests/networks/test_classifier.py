@@ -114,10 +114,10 @@ def test_what_does_not_fit_is_refused(tmp_path):
     path = saved(tmp_path / "vit", vit, random_like(param_shapes(vit)))
     with pytest.raises(UserError, match="has 2 layers: set depth to 2 or less"):
         classifier(class_names=NAMES, start=path, depth=3)
-    with pytest.raises(UserError, match="token_drop: a efficientnet_lite has no such field"):
+    with pytest.raises(UserError, match="token_drop: an encoder of type 'efficientnet_lite' has no such field"):
         classifier(class_names=NAMES, start="random", model=part("efficientnet_lite"), token_drop=0.5)
     bert = saved(tmp_path / "bert", {"type": "bert"}, {"x": np.zeros(1)})
-    with pytest.raises(UserError, match="holds a model of type 'bert', which is no image encoder"):
+    with pytest.raises(UserError, match="holds a model of type 'bert', which is no tower of images"):
         classifier(class_names=NAMES, start=bert)
 
 
