@@ -22,17 +22,17 @@ from smke_jax.json_text import parse_json
 
 PARAMS = "params.safetensors"
 TOKENIZER = "tokenizer"
-# Entries of the file's metadata.  A flipped byte is no error to safetensors, and a model of other weights looks sound.
-DESCRIPTION, SUM_OF_DESCRIPTION, SUM_OF_ARRAYS = "smke_jax", "smke_jax_crc", "smke_jax_arrays_crc"
+DESCRIPTION = "smke_jax"  # the one entry of the file's metadata: safetensors writes several in any order
+SUMS = "sums"  # in it: a flipped byte is no error to safetensors, and a model of other weights looks sound
 
 
 def save_params(path: str | Path, params: Any, description: dict) -> None:
     """Writes `params` (nested dict of arrays) and `description` (JSON-able), whole or not at all."""
     flat = {key: np.asarray(value, order="C") for key, value in flatten_dict(params, sep="/").items()}
-    text = json.dumps(description)
-    metadata = {DESCRIPTION: text, SUM_OF_DESCRIPTION: _sum([text.encode()]), SUM_OF_ARRAYS: _sum_of(flat)}
+    sums = {"description": _sum([json.dumps(description).encode()]), "arrays": _sum_of(flat)}
     # Not save_file: it hides the system's reason for a failure and makes the file unreadable for others.
-    atomic.write_bytes(path, safetensors.numpy.save(flat, metadata=metadata))
+    text = json.dumps({**description, SUMS: sums})
+    atomic.write_bytes(path, safetensors.numpy.save(flat, metadata={DESCRIPTION: text}))
 
 
 @contextlib.contextmanager
@@ -57,20 +57,31 @@ def read_description(path: str | Path) -> dict:
         metadata = file.metadata() or {}
     if DESCRIPTION not in metadata:
         raise UserError(f"{path} does not say what model it holds: run `smke convert` on it first")
-    text = metadata[DESCRIPTION]
-    if metadata.get(SUM_OF_DESCRIPTION) not in (None, _sum([text.encode()])):  # files of earlier versions have none
-        raise UserError(f"what {path} says of its model is damaged: fetch or convert it again")
-    return parse_json(text)
+    return _described(metadata[DESCRIPTION], path)[0]
 
 
 def load_params(path: str | Path) -> Any:
     """Nested dict of fp32 arrays; UserError where they are not those that were saved."""
     with _open(path) as file:
         flat = {key: file.get_tensor(key) for key in file.keys()}
-        expected = (file.metadata() or {}).get(SUM_OF_ARRAYS)
-    if expected not in (None, _sum_of(flat)):  # files of earlier versions have none
+        metadata = file.metadata() or {}
+    sums = _described(metadata[DESCRIPTION], path)[1] if DESCRIPTION in metadata else {}
+    if sums.get("arrays") not in (None, _sum_of(flat)):  # files of earlier versions have none
         raise UserError(f"the weights in {path} are damaged: fetch or convert them again")
     return unflatten_dict({key: x.astype(np.float32) for key, x in flat.items()}, sep="/")
+
+
+def _described(text: str, path: str | Path) -> tuple[dict, dict[str, str]]:
+    """(description, sums) of the file's entry; UserError where it is not what was written."""
+    try:
+        description = parse_json(text)
+        sums = description.pop(SUMS, {})
+        is_whole = sums.get("description") in (None, _sum([json.dumps(description).encode()]))
+        if is_whole and isinstance(description["model"]["type"], str):
+            return description, sums
+    except (ValueError, AttributeError, TypeError, KeyError):
+        pass
+    raise UserError(f"what {path} says of its model is damaged: fetch or convert it again")
 
 
 def _sum(pieces: Iterable[bytes]) -> str:

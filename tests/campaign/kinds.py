@@ -28,7 +28,7 @@ from tiny_export import save_model
 import smke_jax
 from smke_jax.__main__ import main
 from smke_jax.config_files import load_config, override
-from smke_jax.convert.params_file import DESCRIPTION, PARAMS
+from smke_jax.convert.params_file import DESCRIPTION, PARAMS, SUMS
 from smke_jax.data.decode import BadImage, decode_image
 from smke_jax.data.sources import open_prepared
 from smke_jax.data.tokenizer import load_tokenizer, train_wordpiece
@@ -305,11 +305,13 @@ def make_description(folder: Path) -> None:
 
 
 def use_description(folder: Path, scratch: Path, name: str, sound: bytes) -> str:
-    """What is damaged is the description in the file of parameters."""
+    """What is damaged is the description in the file of parameters, and not the sums in it."""
     path = folder / "model" / PARAMS
     with safe_open(path, framework="numpy") as file:
         metadata = file.metadata()
     said = (folder / name).read_bytes().decode(errors="replace")
+    with contextlib.suppress(ValueError, TypeError, RecursionError):
+        said = json.dumps({**json.loads(said), SUMS: json.loads(sound)[SUMS]})
     save_file(load_file(path), path, metadata | {DESCRIPTION: said})
     return use_model(folder / "model", scratch, name, sound)
 
