@@ -37,11 +37,15 @@ def base() -> ConfigDict:
     c.optimizer.reference_batch = 256  # in proportion to which it grows with batch_size; 0 takes it as it is
     c.optimizer.sqrt_above = 0  # from this batch on it grows with the square root of batch_size; 0: never
     c.optimizer.warmup_fraction = 0.1
+    c.optimizer.schedule = "cosine"  # of smke_jax.training.optimizer.SCHEDULES: cosine | linear, after the warm-up
+    c.optimizer.final_rate = 0.0  # learning rate of the last step
     c.optimizer.weight_decay = 0.01
+    c.optimizer.decay_all = False  # of vectors, biases, [CLS] and embedding tables as well
     c.optimizer.betas = (0.9, 0.98)
     c.optimizer.eps = 1e-6
     c.optimizer.mu_dtype = "float32"  # of the first moment; bfloat16 saves two bytes per parameter
     c.optimizer.clip_norm = 0.0  # 0 clips nothing
+    c.optimizer.layer_decay = 1.0  # factor on the rate of every encoder layer below the last; 1 is the same for all
     c.optimizer.lr_rules = ()  # ((regex on the parameter's path, factor), …), first match wins
 
     c.checkpoint = ConfigDict()

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image, ImageOps
 
 from smke_jax.data.clip_tokenizer import load_clip_tokenizer, load_vocabulary
 from smke_jax.data.tokenizer import Tokenizer, load_tokenizer
-from smke_jax.data.transforms import BICUBIC, squash
+from smke_jax.data.transforms import centre_crop, squash
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model
 from smke_jax.models.teachers import TEACHERS
 from smke_jax.passes.aligned import aligned
 from smke_jax.passes.base import Pass, statistics_of, to_network
+from smke_jax.passes.classify import Mixing, classify_image
 from smke_jax.passes.encode import encode_image, encode_text
 from smke_jax.passes.features import features
 
@@ -46,11 +46,6 @@ class Kind:
     vocabulary: str = "vocab.txt or tokenizer.json"
 
 
-def _centre_crop(image: np.ndarray, size: int) -> np.ndarray:
-    """Shorter side to `size`, then the centre: what image encoders are evaluated with."""
-    return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), BICUBIC))
-
-
 def _student(description):
     model, level = build_model(description), description.get("level", "out")
     return {
@@ -66,6 +61,11 @@ def _aligned(description):
 
 def _teacher(description):
     return {"image": ((features(build_model(description), NETWORK, **statistics_of(description)),), "target/cls")}
+
+
+def _classifier(description):
+    passes = classify_image(build_model(description), NETWORK, mixing=Mixing(), **statistics_of(description))
+    return {"image": (passes[:1], "class/feature")}
 
 
 def _bert(description):
@@ -101,11 +101,12 @@ KINDS = {
     "aligned": Kind(_aligned, normalise=True),
     "clip": Kind(
         _clip,
-        _centre_crop,
+        centre_crop,
         normalise=True,
         load_tokenizer=load_clip_tokenizer,
         vocabulary="tokenizer.json, or vocab.json and merges.txt",
     ),
-    **dict.fromkeys(TEACHERS, Kind(_teacher, _centre_crop)),
+    "classifier": Kind(_classifier, centre_crop),
+    **dict.fromkeys(TEACHERS, Kind(_teacher, centre_crop)),
     "bert": Kind(_bert, load_tokenizer=load_tokenizer),
 }

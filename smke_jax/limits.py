@@ -55,3 +55,12 @@ class Entries(NamedTuple):
             raise UserError(f"{name} is {value!r}: give {f'{self.count} ' if self.count else ''}{what} in parentheses")
         for x in value:
             self.range.check(name, x)
+
+
+class OneOrMore(NamedTuple):
+    """Of one text, or of a tuple of texts."""
+
+    def check(self, name: str, value: Any) -> None:
+        """Raises UserError where `value` is neither."""
+        if not isinstance(value, str):
+            Entries(str).check(name, value)

@@ -80,6 +80,7 @@ def test_every_number_and_every_tuple_of_a_config_has_limits(path: Path):
         ("config.networks.words.model.norm_eps", math.nan, "finite"),
         ("config.networks.words.model.depth", 10**9, "at most 1000"),
         ("config.profile_steps", [3, "x"], "whole numbers"),
+        ("config.task.data", [3], "give texts in parentheses"),
     ],
 )
 def test_a_value_that_no_run_could_work_with_is_refused(key, value, says):

@@ -98,11 +98,12 @@ def train_batches(
     unit: str,
     tokenizer: Tokenizer | None = None,
     max_length: int = 64,
+    labels: np.ndarray | None = None,
     process: tuple[int, int] = (0, 1),
     threads: int = 2,
     prefetch_mib: float = 256,
 ) -> "Batches":
-    """An endless iterator of {'id' (b,), 'text', 'text_mask' (b, L), and the uint8 arrays of `views`}.
+    """An endless iterator of {'id' (b,), 'text', 'text_mask' (b, L), 'label' (b,), and the uint8 arrays of `views`}.
 
     Each epoch is shuffled anew, and its incomplete last batch is dropped. Neither `process` nor `threads` nor
     `prefetch_mib` changes the rows of a batch, its random numbers or the positions that are saved.
@@ -116,6 +117,7 @@ def train_batches(
       unit: 'pairs' or 'images', see `make_rows`.
       tokenizer: None leaves the text out.
       max_length: L, tokens of a caption.
+      labels: (N,) of the images; None leaves 'label' out.
       process: (p, number of processes). Process p has the rows [p·b, (p + 1)·b) of every batch of B = b · number rows.
       threads: that make batches ahead; with 0 the caller makes its batches itself.
       prefetch_mib: MiB of finished examples that may wait. One batch of b may wait in any case.
@@ -136,11 +138,14 @@ def train_batches(
             number = int(rng.integers(len(captions)))
         return captions[number % len(captions)]  # another image may have fewer captions than the row's own
 
+    def numbers(image: int) -> dict[str, np.int32]:
+        return {"id": np.int32(image)} | ({} if labels is None else {"label": np.int32(labels[image])})
+
     def load(row: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
         image, caption = row
         skipped = []
         if views is None:
-            return {"id": np.int32(image), "caption": choose(source.captions(image), caption, rng), "skipped": skipped}
+            return {**numbers(image), "caption": choose(source.captions(image), caption, rng), "skipped": skipped}
         while True:
             try:
                 example = source[image]
@@ -151,7 +156,7 @@ def train_batches(
                 damages.check(skipped)
                 image = (image + 1) % len(source)
         text = choose(example.captions, caption, rng)
-        return {"id": np.int32(image), "caption": text, "skipped": skipped, **views(photo, rng)}
+        return {**numbers(image), "caption": text, "skipped": skipped, **views(photo, rng)}
 
     def collate(examples: list[dict[str, Any]]) -> _Part:
         arrays = {k: np.stack([e[k] for e in examples]) for k in examples[0] if k not in ("caption", "skipped")}
@@ -160,10 +165,8 @@ def train_batches(
             arrays["text"], arrays["text_mask"] = tokenizer.encode(captions, max_length)
         return _Part(arrays, [damage for e in examples for damage in e["skipped"]])
 
-    share = batch_size // process[1]
     blank = {} if views is None else views(Image.new("RGB", (64, 64)), np.random.default_rng(0))
     example_bytes = sum(x.nbytes for x in blank.values()) + (8 * max_length if tokenizer is not None else 0)
-    part, waiting = divide(share, example_bytes, threads=threads, prefetch_mib=prefetch_mib)
     examples = (
         grain.MapDataset.source(rows)
         .seed(seed)
@@ -172,6 +175,58 @@ def train_batches(
         .repeat()
         .random_map(load)
     )
+    return spread_batches(
+        examples, collate, damages, batch_size=batch_size, example_bytes=example_bytes, process=process,
+        threads=threads, prefetch_mib=prefetch_mib,
+    )  # fmt: skip
+
+
+def array_batches(
+    read: Callable[[list[int]], dict[str, np.ndarray]],
+    rows: int,
+    *,
+    batch_size: int,
+    seed: int,
+    example_bytes: int,
+    process: tuple[int, int] = (0, 1),
+    threads: int = 2,
+    prefetch_mib: float = 256,
+) -> "Batches":
+    """An endless iterator of `read` of rows of which none is damaged, in the order of `train_batches`.
+
+    Args:
+      read: numbers of rows -> their arrays, stacked; 'id' (b,) among them.
+      rows: R, of an epoch.
+      example_bytes: of one row of these arrays.
+      batch_size, seed, process, threads, prefetch_mib: see `train_batches`.
+
+    Raises:
+      UserError: an epoch has fewer rows than one batch.
+    """
+    if rows < batch_size:
+        raise UserError(f"an epoch has {rows} rows, fewer than one batch of {batch_size}: lower batch_size")
+    numbers = grain.MapDataset.range(rows).seed(seed).shuffle()
+    numbers = numbers.slice(slice(0, rows // batch_size * batch_size)).repeat()
+    return spread_batches(
+        numbers, lambda numbers: _Part(read([int(i) for i in numbers]), []), Damages("", rows), batch_size=batch_size,
+        example_bytes=example_bytes, process=process, threads=threads, prefetch_mib=prefetch_mib,
+    )  # fmt: skip
+
+
+def spread_batches(
+    examples: grain.MapDataset,
+    collate: Callable[[list[Any]], "_Part"],
+    damages: Damages,
+    *,
+    batch_size: int,
+    example_bytes: int,
+    process: tuple[int, int],
+    threads: int,
+    prefetch_mib: float,
+) -> "Batches":
+    """The process's share of every batch of `examples`, which `collate` makes of some consecutive ones at a time."""
+    share = batch_size // process[1]
+    part, waiting = divide(share, example_bytes, threads=threads, prefetch_mib=prefetch_mib)
     parts = _PartsOfProcess(examples.batch(part, drop_remainder=True, batch_fn=collate), share // part, process)
     options = grain.ReadOptions(num_threads=min(threads, waiting), prefetch_buffer_size=waiting)
     return Batches(iter(parts.to_iter_dataset(options)), share // part, damages)

@@ -207,6 +207,8 @@ def _read_manifest(directory: Path) -> dict:
         version = manifest["format_version"]
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged: run `smke prepare` again") from None
+    if "kind" in manifest:
+        raise UserError(f"{directory} holds prepared {manifest['kind']}, no images with captions: give another folder")
     if version != FORMAT_VERSION:
         raise UserError(f"{directory} has format {version}, not {FORMAT_VERSION}: run `smke prepare` again")
     return manifest

@@ -83,6 +83,43 @@ class Tokenizer:
             mask[row, : len(tokens)] = 1
         return ids, mask
 
+    def encode_parts(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, however long, without the tokens that mark its start and its end."""
+        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def marks(self) -> tuple[int, int]:
+        """The ids of the tokens that mark where a text starts and ends, such as [CLS] and [SEP]."""
+        start, end = self._backend.encode("").ids
+        return start, end
+
+    def encode_pairs(
+        self, firsts: Sequence[str], seconds: Sequence[str], max_length: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One row for each pair: `[CLS] first [SEP] second [SEP]`, then padding.
+
+        Of a pair that is too long, the last token of the longer text is left out until it fits, of two equally long
+        ones that of the second (BERT's rule, Devlin et al. 2019).
+
+        Args:
+          firsts, seconds: B texts each.
+          max_length: L, at least 3.
+
+        Returns:
+          ids, mask: int32 (B, L), as `encode` makes them.
+          types: int32 (B, L), 1 = the second text and the [SEP] after it.
+        """
+        start, end = self.marks()
+        ids = np.full((len(firsts), max_length), self.pad_id, np.int32)
+        mask, types = np.zeros_like(ids), np.zeros_like(ids)
+        room = max_length - 3
+        for row, (a, b) in enumerate(zip(self.encode_parts(firsts), self.encode_parts(seconds), strict=True)):
+            a = a[: max(room - len(b), (room + 1) // 2)]
+            b = b[: room - len(a)]
+            ids[row, : len(a) + len(b) + 3] = [start, *a, end, *b, end]
+            mask[row, : len(a) + len(b) + 3] = 1
+            types[row, len(a) + 2 : len(a) + len(b) + 3] = 1
+        return ids, mask, types
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids without special tokens; lower-cased and spaced as WordPiece leaves it."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=True)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageOps
 
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -80,6 +80,13 @@ def squash(image: np.ndarray, size: int) -> np.ndarray:
     if image.shape[:2] == (size, size):
         return image
     return np.asarray(Image.fromarray(image).resize((size, size), BICUBIC))
+
+
+def centre_crop(image: np.ndarray, size: int) -> np.ndarray:
+    """Shorter side to `size`, then the centre: what image encoders are evaluated with.  -> uint8 (size, size, 3)."""
+    if image.shape[:2] == (size, size):
+        return image
+    return np.asarray(ImageOps.fit(Image.fromarray(image), (size, size), BICUBIC))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,19 @@
 """Evaluators.  A new one is a function that returns an `Evaluator`, and a line below."""
 
+from smke_jax.evaluators.accuracy import accuracy
+from smke_jax.evaluators.labels import labels
+from smke_jax.evaluators.layer_agreement import layer_agreement
+from smke_jax.evaluators.probe import probe
 from smke_jax.evaluators.retrieval import retrieval
 from smke_jax.evaluators.scene_probe import scene_probe
+from smke_jax.evaluators.zero_shot import zero_shot
 
-EVALUATORS = {"retrieval": retrieval, "scene_probe": scene_probe}
+EVALUATORS = {
+    "accuracy": accuracy,
+    "labels": labels,
+    "layer_agreement": layer_agreement,
+    "probe": probe,
+    "retrieval": retrieval,
+    "scene_probe": scene_probe,
+    "zero_shot": zero_shot,
+}

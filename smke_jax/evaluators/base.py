@@ -25,8 +25,9 @@ class Figures(NamedTuple):
     record:  everything there is to say, as JSON
     arrays:  what to keep beside it, such as the rank of every query
     summary: the same for people
-    examples: () -> what a report shows of it: {'text_to_image': [(caption, [(image, is right), …]), …],
-             'image_to_text': [(image, [(caption, is right), …]), …]}, images as uint8 (H, W, 3); None without pictures
+    examples: () -> what a report shows of it, images as uint8 (H, W, 3); None without pictures.  Any of these keys:
+             {'text_to_image': [(caption, [(image, is right), …]), …], 'image_to_text': [(image, [(caption, is right),
+             …]), …], 'predictions' and 'mistakes': [(image, its class, [(class found, is right), …]), …]}
     """
 
     scalars: Mapping[str, float]
@@ -44,6 +45,8 @@ class Evaluator(NamedTuple):
     split: a split of the task; '' in a config leaves the evaluator out
     every: steps; 0 measures after the last step alone
     best:  the scalar that ranks checkpoints; of a name that ends in 'loss' the lowest value is the best.  '' ranks none
+    stored: whether features that an asset keeps of the split may stand for what they were made of; False for an
+           evaluator that runs the networks on rows of its own
     """
 
     needs: tuple[str, ...]
@@ -51,6 +54,7 @@ class Evaluator(NamedTuple):
     split: str
     every: int = 0
     best: str = ""
+    stored: bool = True
 
     def rank(self, figures: Figures) -> float | None:
         """The number by which checkpoints are ranked: higher is better.  None where this evaluator ranks none."""

@@ -2,7 +2,10 @@
 
 Neither the training data nor files of weights are needed that no evaluator reads.
 `--config.evaluators.NAME.FIELD=VALUE` changes a field of an evaluator; what departs from the run's own evaluation
-stands in the name of its file, such as evals/STEP/retrieval-test.json.
+stands in the name of its file, such as evals/STEP/retrieval-test.json.  --evaluator also takes an evaluator that the
+run does not have, such as `--evaluator=zero_shot --config.evaluators.zero_shot.data=data/flowers`.
+`--evaluator=encoders --data=data/glue` probes the encoders of any run on the tasks in this folder, beside the files
+that they began with.
 """
 
 from pathlib import Path
@@ -16,7 +19,7 @@ def parser() -> Parser:
     parser.add_argument(
         "--workdir", type=Path, required=True, help="run directory of `smke train`, or an export, or converted weights"
     )
-    parser.add_argument("--evaluator", metavar="NAME", help="one of config.evaluators (default: all of them)")
+    parser.add_argument("--evaluator", metavar="NAME", help="of the run, or another one (default: all of the run's)")
     parser.add_argument("--data", type=Path, help="folder written by `smke prepare` (default: the run's own)")
     parser.add_argument("--split", help="default: each evaluator's own")
     parser.add_argument("--step", type=step, metavar="N|best|latest", help="default: latest")

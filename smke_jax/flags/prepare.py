@@ -1,4 +1,4 @@
-"""`smke prepare`: make a dataset, or a tokenizer, ready for training."""
+"""`smke prepare`: make a dataset, running text, or a tokenizer ready for training."""
 
 from pathlib import Path
 
@@ -13,6 +13,7 @@ NORMALISER_FLAGS = {
     "split_cjk": "do not make every Chinese character a word of its own",
 }
 HOLDOUT_READERS = ("folder",)
+TEXT, TOKENIZER = "text", "tokenizer"  # what is prepared besides image-text data
 
 
 def parser() -> Parser:
@@ -36,12 +37,29 @@ def parser() -> Parser:
         if name in HOLDOUT_READERS:
             command.add_argument("--holdout", type=positive, default=0, metavar="N", help="N images for dev")
         command.set_defaults(dataset=name)
-    command = commands.add_parser("tokenizer", help="train a WordPiece vocabulary", allow_abbrev=False)
+    command = commands.add_parser(TEXT, help="running text, as rows of tokens of one length", allow_abbrev=False)
+    command.add_argument("files", type=Path, nargs="+", metavar="FILE", help="text files, one paragraph a line")
+    command.add_argument("--out", type=Path, required=True, help="folder to write")
+    command.add_argument("--tokenizer", type=Path, required=True, help="folder with vocab.txt or tokenizer.json")
+    command.add_argument("--name", default="text", help="of the dataset in reports (default: %(default)s)")
+    command.add_argument(
+        "--length", type=positive, default=256, metavar="N",
+        help="tokens of a row, [CLS] and [SEP] included (default: %(default)s)",
+    )  # fmt: skip
+    command.add_argument(
+        "--rows", choices=("lines", "running"), default="lines",
+        help="lines: as many whole lines as fit; running: cut wherever a row is full (default: %(default)s)",
+    )  # fmt: skip
+    held = command.add_mutually_exclusive_group()
+    held.add_argument("--dev", type=Path, nargs="+", default=(), metavar="FILE", help="text files of the split dev")
+    held.add_argument("--holdout", type=positive, default=0, metavar="N", help="the last N rows for dev")
+    command.set_defaults(dataset=TEXT)
+    command = commands.add_parser(TOKENIZER, help="train a WordPiece vocabulary", allow_abbrev=False)
     command.add_argument("--data", type=Path, required=True, help="folder written by `smke prepare`")
     command.add_argument("--out", type=Path, required=True, help="folder to write")
     command.add_argument("--vocab_size", type=positive, default=8000, metavar="N")
     command.add_argument("--splits", type=names, default=["train"], metavar="A,B", help="default: train")
     for name, what in NORMALISER_FLAGS.items():
         command.add_argument(f"--no_{name}", dest=name, action="store_false", help=what)
-    command.set_defaults(dataset=None)
+    command.set_defaults(dataset=TOKENIZER)
     return parser

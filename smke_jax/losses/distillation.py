@@ -4,10 +4,27 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from smke_jax.losses.collective import ALONE, Scope, size, total
+
 
 def mean_squared_error(prediction: jax.Array, target: jax.Array) -> jax.Array:
-    """Mean over examples and channels, float32.  (b, D), (b, D) -> ().  Source: spec 8."""
+    """Mean over examples, tokens if any, and channels, float32.  (b, …), (b, …) -> ().  Source: spec 1, 8."""
     return jnp.mean(jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)))
+
+
+def mean_squared_error_of_tokens(
+    prediction: jax.Array, target: jax.Array, mask: jax.Array, *, scope: Scope = ALONE
+) -> jax.Array:
+    """Mean over channels and over the tokens of all devices, float32; padding does not count.
+
+    (b, L, D), (b, L, D), mask (b, L), 1 = token -> (): this device's share, of which the mean over devices is the loss.
+    Source: spec 2, disagreement (f).
+    """
+    kept = mask.astype(jnp.float32)
+    squared = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean(axis=2)
+    # Devices hold different numbers of tokens: the sum here is divided by the tokens of an average device.
+    count = jnp.maximum(total(kept.sum(), scope), 1) / size(scope)
+    return jnp.sum(squared * kept) / count
 
 
 def kl_divergence(logits: jax.Array, target: jax.Array) -> jax.Array:

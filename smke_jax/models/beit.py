@@ -81,6 +81,7 @@ class BeitEncoder(nn.Module):
         if added is not None:
             x += added.astype(self.residual_dtype)
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)
+        self.sow("intermediates", "layer_0", x)
         grid = self.image_size // self.patch_size
         shared = RelativePositionBias(grid, self.num_heads, name="relative_bias")() if self.shared_bias else None
         for i in range(self.depth):
@@ -100,8 +101,10 @@ class BeitEncoder(nn.Module):
                 residual_dtype=self.residual_dtype,
                 name=f"block_{i}",
             )
-            x = run_block(block, self.remat, x, bias=bias, deterministic=deterministic).out
+            made = run_block(block, self.remat, x, bias=bias, deterministic=deterministic)
+            x = made.out
             self.sow("intermediates", f"layer_{i + 1}", x)
+            self.sow("intermediates", f"mlp_{i + 1}", made.mlp)
         return x.astype(jnp.float32)
 
     def last_norm(self):

@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from smke_jax.models.classifier import build_classifier
 from smke_jax.models.clip import build_clip
 from smke_jax.models.fields import fields_of
 from smke_jax.models.quantizer import Quantizer
@@ -26,6 +27,7 @@ def _quantizer(description: dict) -> nn.Module:
 BUILDERS = {
     "student": _student,
     "quantizer": _quantizer,
+    "classifier": build_classifier,
     "clip": build_clip,
     **dict.fromkeys(TEACHERS, build_teacher),
     **dict.fromkeys(TEXT_ENCODERS, build_text_encoder),

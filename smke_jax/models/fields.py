@@ -29,7 +29,8 @@ RANGES = {
 }
 TUPLES = {
     "depths": Entries(int, None, LAYERS),
-    **dict.fromkeys(("layers", "projector"), Entries(int, None, AT_LEAST_1)),
+    "layers": Entries(int, None, AT_LEAST_0),  # 0 are the embeddings, where a network reads them
+    "projector": Entries(int, None, AT_LEAST_1),
 }
 
 

@@ -175,9 +175,12 @@ def run_blocks(encoder: nn.Module, x, mask=None, bias=None, *, layer_scale=None,
 
     It is called inside the compact method of `encoder`.  It reads the fields of `encoder` that are named as those of
     Block, and `depth` and `remat`; its parameters belong to `encoder`.  `mask` and `bias` are those of Attention,
-    `layer_scale` that of Block.  It sows 'layer_<i>' (B, L, D) of the layers i = 1 … depth, before the last LayerNorm.
+    `layer_scale` that of Block.  It sows 'layer_<i>' (B, L, D), the residual stream after the layers i = 1 … depth and
+    before the last LayerNorm, 'layer_0', what the first layer gets, and 'mlp_<i>' (B, L, D), the output of the MLP of
+    layer i before the residual sum.
     """
     x = nn.Dropout(encoder.dropout, deterministic=deterministic)(x)
+    encoder.sow("intermediates", "layer_0", x)
     for i in range(encoder.depth):
         block = Block(
             encoder.num_heads,
@@ -192,8 +195,10 @@ def run_blocks(encoder: nn.Module, x, mask=None, bias=None, *, layer_scale=None,
             residual_dtype=encoder.residual_dtype,
             name=f"block_{i}",
         )
-        x = run_block(block, encoder.remat, x, mask, bias, deterministic=deterministic).out
+        made = run_block(block, encoder.remat, x, mask, bias, deterministic=deterministic)
+        x = made.out
         encoder.sow("intermediates", f"layer_{i + 1}", x)
+        encoder.sow("intermediates", f"mlp_{i + 1}", made.mlp)
     return LayerNorm(encoder.norm_eps, encoder.residual_dtype, name="norm")(x) if encoder.norm_order == "pre" else x
 
 

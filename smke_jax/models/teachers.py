@@ -1,7 +1,8 @@
 """Image teachers.  Each maps normalised images (B, S, S, 3) to a feature (B, D), float32: [CLS], a mean, or logits.
 
 A Vision Transformer also sows 'tokens' (B, N, D), the output at every patch, and 'patches' (B, N, D), the embedded
-patches without positions, and 'layer_<i>' (B, 1 + N, D), the residual stream after layer i.  An EfficientNet sows
+patches without positions, 'layer_<i>' (B, 1 + N, D), the residual stream after layer i, and 'mlp_<i>' (B, 1 + N, D),
+the output of the MLP of layer i.  An EfficientNet sows
 'tokens', the cells of its last feature map.  A classifier has `num_classes` and sows 'logits' (B, num_classes).
 """
 

@@ -1,6 +1,7 @@
-"""Text encoders: BERT without its pooler, the student's tower (spec 0.2), and BERT with it."""
+"""Text encoders: BERT without its pooler, the student's tower (spec 0.2), BERT with it, and a classifier on it."""
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from smke_jax.errors import UserError
@@ -11,7 +12,8 @@ from smke_jax.models.layers import LayerNorm, kernel_init, run_blocks
 class TextEncoder(nn.Module):
     """BERT encoder.  ids (B, L) int, mask (B, L), 1 = token, 0 = padding -> (B, L, D), [CLS] first.
 
-    Outputs at tokens do not depend on the number of padding positions.  Every token has BERT's token type 0.
+    Outputs at tokens do not depend on the number of padding positions.  `types` (B, L) int are BERT's token types, 1 at
+    the second sentence of a pair; without them every token has type 0.
     `added` (D,) is added to every token after the LayerNorm of the embeddings.  ValueError for captions longer than
     `max_positions`.
     """
@@ -33,7 +35,7 @@ class TextEncoder(nn.Module):
     residual_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, ids, mask, *, added=None, deterministic: bool = True):
+    def __call__(self, ids, mask, *, types=None, added=None, deterministic: bool = True):
         length = ids.shape[1]
         if length > self.max_positions:
             raise UserError(f"captions are {length} tokens long, this encoder has {self.max_positions} positions")
@@ -43,7 +45,7 @@ class TextEncoder(nn.Module):
 
         x = table("word_embedding", self.vocab_size)[ids]
         x += table("position_embedding", self.max_positions)[:length]
-        x += table("type_embedding", self.type_vocab_size)[0]
+        x += table("type_embedding", self.type_vocab_size)[0 if types is None else types]
         x = LayerNorm(self.norm_eps, self.residual_dtype, name="embedding_norm")(x)
         if added is not None:
             x += added.astype(self.residual_dtype)
@@ -64,6 +66,32 @@ class Bert(TextEncoder):
         if not self.pooler:
             return tokens, None
         return tokens, jnp.tanh(nn.Dense(self.width, dtype=self.dtype, name="pooler")(tokens[:, 0]))
+
+
+class TextClassifier(nn.Module):
+    """Class logits, or one score, of BERT's [CLS].  ids, mask, types (B, L) -> (B, outputs), float32.
+
+    Pooler, dropout, one matrix: Linear D -> D and tanh; Linear D -> outputs.  The last matrix and its bias begin as
+    PyTorch's Linear does, uniform within ±1/sqrt(D), and the pooler as BERT's own matrices do.  Source: spec 4.
+    """
+
+    encoder: TextEncoder
+    outputs: int
+    dropout: float = 0.1
+
+    @nn.compact
+    def __call__(self, ids, mask, *, types=None, deterministic: bool = True):
+        width, dtype = self.encoder.width, self.encoder.dtype
+        cls = self.encoder(ids, mask, types=types, deterministic=deterministic)[:, 0]
+        pooled = jnp.tanh(nn.Dense(width, kernel_init=kernel_init(0.02), dtype=dtype, name="pooler")(cls))
+        pooled = nn.Dropout(self.dropout, deterministic=deterministic)(pooled)
+        uniform = uniform_within(width**-0.5)
+        return nn.Dense(self.outputs, kernel_init=uniform, bias_init=uniform, name="head")(pooled)
+
+
+def uniform_within(bound: float):
+    """Initialiser of numbers drawn evenly from -`bound` to `bound`."""
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 TEXT_ENCODERS = {"bert": Bert}

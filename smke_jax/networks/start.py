@@ -86,7 +86,8 @@ def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any]) -
     if tower == "text" and (words := model["vocab_size"]) != (ours := shapes["word_embedding"].shape[0]):
         raise UserError(
             f"{path} has {words} words and the tokenizer {ours}: set config.task.tokenizer to the folder of the "
-            f"vocabulary that it was trained with, such as {path}/tokenizer"
+            f"vocabulary that it was trained with, such as {path}/tokenizer; of running text, --tokenizer of "
+            "`smke prepare text`"
         )
     params = {name: x for name, x in load_encoder(path, tower).items() if name not in CLASSIFIER}
     if tower == "image":

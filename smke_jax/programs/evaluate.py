@@ -13,7 +13,10 @@ from smke_jax import atomic
 from smke_jax.__main__ import run_program
 from smke_jax.config_files import override, override_key
 from smke_jax.errors import UserError, nearest
+from smke_jax.evaluators import EVALUATORS
 from smke_jax.flags.evaluate import parser
+from smke_jax.parts import part
+from smke_jax.programs.evaluate_encoders import ENCODERS, evaluate_encoders
 from smke_jax.programs.evaluate_model import evaluate_model, holds_no_run
 from smke_jax.tasks.base import Task
 from smke_jax.training import record
@@ -32,6 +35,9 @@ def main(argv: list[str]) -> int:
     if holds_no_run(arguments.workdir):
         return evaluate_model(arguments)
     config = record.read_config(arguments.workdir)
+    if arguments.evaluator == ENCODERS and ENCODERS not in config.evaluators:
+        return evaluate_encoders(arguments)
+    config = _with_evaluator(config, arguments.evaluator)
     names = _chosen(config, arguments)
     changed = _changed(config, names, arguments)
     evaluators = {name: build_part("evaluators", name, changed.evaluators[name]) for name in names}
@@ -52,6 +58,14 @@ def main(argv: list[str]) -> int:
     return 0
 
 
+def _with_evaluator(config: ConfigDict, name: str | None) -> ConfigDict:
+    """`config` with the evaluator `name` at its defaults, where the run has none of that name."""
+    if name in EVALUATORS and name not in config.evaluators:
+        config = ConfigDict(config.to_dict())
+        config.evaluators[name] = part(name)
+    return config
+
+
 def _chosen(config: ConfigDict, arguments: argparse.Namespace) -> list[str]:
     """The names of the evaluators that are asked for."""
     known = list(config.evaluators)
@@ -60,7 +74,7 @@ def _chosen(config: ConfigDict, arguments: argparse.Namespace) -> list[str]:
     if arguments.evaluator is not None and arguments.evaluator not in known:
         raise UserError(
             f"the run in {arguments.workdir} has no evaluator {arguments.evaluator!r} among {', '.join(known)}"
-            f"{nearest(arguments.evaluator, known)}"
+            f"{nearest(arguments.evaluator, [*known, *EVALUATORS])}"
         )
     names = [arguments.evaluator] if arguments.evaluator else known
     if arguments.out and len(names) > 1:
@@ -85,7 +99,10 @@ def _changed(config: ConfigDict, names: Iterable[str], arguments: argparse.Names
     if arguments.data:
         if "data" not in config.task:
             raise UserError(f"--data: the task {config.task.type} reads no prepared folder; leave it out")
-        config.task.update(source="prepared", data=(str(arguments.data),), weights=(), caps=())
+        folder = str(arguments.data)
+        of_files = {"source": "prepared", "files": "glue", "weights": (), "caps": ()}
+        config.task.data = folder if isinstance(config.task.data, str) else (folder,)
+        config.task.update({field: value for field, value in of_files.items() if field in config.task})
     validate(flatten(config))
     return config
 
@@ -101,7 +118,7 @@ def _file_name(name: str, config: Mapping[str, Any], changed: Mapping[str, Any])
     """The evaluator's name for the run's own evaluation; every departure from it stands behind the name."""
     parts = [name]
     if "data" in config.task and _places(config.task) != _places(changed.task):
-        parts.append(Path(changed.task.data[0]).resolve().name)
+        parts.append(_places(changed.task)[1].name)
     own, before = changed.evaluators[name], config.evaluators[name]
     departing = [field for field in own if own[field] != before[field]]
     parts += [str(own[field]) for field in SHORT if field in departing]
@@ -110,7 +127,8 @@ def _file_name(name: str, config: Mapping[str, Any], changed: Mapping[str, Any])
 
 
 def _places(task: Mapping[str, Any]) -> tuple:
-    return task.get("source"), tuple(Path(folder).resolve() for folder in task.data)
+    folders = (task.data,) if isinstance(task.data, str) else task.data
+    return task.get("source", task.get("files")), *(Path(folder).resolve() for folder in folders)
 
 
 def _copy(path: Path, out: Path) -> Path:

@@ -9,10 +9,11 @@ from smke_jax.__main__ import run_program
 from smke_jax.data.prepare import reader_of
 from smke_jax.data.prepare.build import build, check_free
 from smke_jax.data.prepare.items import Options, Skips
+from smke_jax.data.prepare.text import prepare_text
 from smke_jax.data.sources import open_prepared
 from smke_jax.data.tokenizer import Normaliser, train_wordpiece
 from smke_jax.errors import UserError
-from smke_jax.flags.prepare import parser
+from smke_jax.flags.prepare import TEXT, TOKENIZER, parser
 
 SHOWN = 8  # reasons
 
@@ -20,7 +21,7 @@ SHOWN = 8  # reasons
 def main(argv: list[str]) -> int:
     """Parses the command line and runs it; returns the exit status."""
     arguments = parser().parse_args(argv)
-    return _tokenizer(arguments) if arguments.dataset is None else _prepare(arguments)
+    return {TOKENIZER: _tokenizer, TEXT: _text}.get(arguments.dataset, _prepare)(arguments)
 
 
 def _prepare(arguments: argparse.Namespace) -> int:
@@ -42,6 +43,31 @@ def _prepare(arguments: argparse.Namespace) -> int:
         max_side=arguments.max_side,
     )
     _print_table(manifest, skips, arguments.out)
+    return 0
+
+
+def _text(arguments: argparse.Namespace) -> int:
+    skips = Skips()
+    manifest = prepare_text(
+        {"train": arguments.files} | ({"dev": arguments.dev} if arguments.dev else {}),
+        arguments.out,
+        tokenizer=arguments.tokenizer,
+        skips=skips,
+        length=arguments.length,
+        rows=arguments.rows,
+        holdout=arguments.holdout,
+        dataset=arguments.name,
+        created_by={key: _plain(value) for key, value in vars(arguments).items()},
+    )
+    print(f"{'split':<8}{'rows':>10}{'tokens':>12}{'filled':>10}")
+    for split, report in manifest["splits"].items():
+        filled = (report["tokens"] / report["rows"] + 2) / manifest["length"]
+        print(f"{split:<8}{report['rows']:>10}{report['tokens']:>12}{filled:>9.1%}")
+    for reason, count, where in skips.reasons()[:SHOWN]:
+        print(f"skipped {count}x: {reason} (first: {where})")
+    for note, count in skips.notes.items():
+        print(f"note {count}x: {note}")
+    print(f"wrote {arguments.out}")
     return 0
 
 
@@ -82,6 +108,8 @@ def _tokenizer(arguments: argparse.Namespace) -> int:
 
 
 def _plain(value):
+    if isinstance(value, list | tuple):
+        return [_plain(x) for x in value]
     return str(value) if isinstance(value, Path) else value
 
 

@@ -15,6 +15,7 @@ from smke_jax.json_text import parse_json
 from smke_jax.reporting.html import photo
 
 EXAMPLES = ".examples.json"  # of the newest evaluation, beside the folders of the steps
+KINDS = ("text_to_image", "image_to_text", "predictions", "mistakes")  # of examples
 RECALLS = tuple((direction, f"r{k}") for direction in DIRECTIONS for k in RECALL_AT)
 
 
@@ -63,24 +64,32 @@ def newest_evaluations(folder: Path, problems: list[str]) -> dict[str, Evaluatio
 def write_examples(folder: Path, name: str, step: int, examples: Mapping[str, Sequence]) -> Path:
     """Keeps the examples of the evaluator `name` in the folder `evals` of a run, in place of those of earlier steps.
 
-    examples: {'text_to_image': [(caption, [(image, is right), …]), …], 'image_to_text': [(image, [(caption, …), …])]}
-    with images as uint8 (H, W, 3).
+    examples: see `Figures.examples`
     """
     shown = {
-        "text_to_image": [[text, [[photo(x), ok] for x, ok in found]] for text, found in examples["text_to_image"]],
-        "image_to_text": [[photo(x), [list(pair) for pair in found]] for x, found in examples["image_to_text"]],
+        "text_to_image": [[text, [[photo(x), ok] for x, ok in found]] for text, found in examples.get(KINDS[0], ())],
+        "image_to_text": [[photo(x), [list(pair) for pair in found]] for x, found in examples.get(KINDS[1], ())],
+    }
+    shown |= {
+        kind: [[photo(x), own, [list(pair) for pair in found]] for x, own, found in examples.get(kind, ())]
+        for kind in KINDS[2:]
     }
     text = json.dumps({"step": step, **shown}, ensure_ascii=True)
     return atomic.write_text(folder / f"{name}{EXAMPLES}", text + "\n")
 
 
 def read_examples(folder: Path, problems: list[str]) -> dict[str, dict]:
-    """{evaluator: {'step', 'text_to_image', 'image_to_text'}} of what `write_examples` wrote, images as data URIs."""
+    """{evaluator: {'step', and each of KINDS}} of what `write_examples` wrote, images as data URIs.
+
+    A kind that an earlier version did not know is empty.
+    """
     found = {}
     for path in sorted(folder.glob(f"*{EXAMPLES}")):
         try:
             said = _read(path)
-            found[path.name.removesuffix(EXAMPLES)] = {x: said[x] for x in ("step", "text_to_image", "image_to_text")}
+            shown = {kind: said.get(kind, []) for kind in KINDS[2:]}
+            shown |= {x: said[x] for x in ("step", *KINDS[:2])}
+            found[path.name.removesuffix(EXAMPLES)] = shown
         except (OSError, KeyError, TypeError, ValueError):
             problems.append(f"{path} is damaged: its examples are left out")
     return found

@@ -11,6 +11,14 @@ from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.parallel.devices import DEVICES
 from smke_jax.reporting import html, plots
+from smke_jax.reporting.classes import (
+    Confusion,
+    confusion_rows,
+    confusion_section,
+    confusion_title,
+    predictions_sections,
+    read_confusions,
+)
 from smke_jax.reporting.evaluations import RECALLS, Evaluation, read_evaluations, read_examples
 from smke_jax.reporting.markdown import markdown_table
 from smke_jax.reporting.metrics_log import MetricsLog, read_metrics, series, training_seconds
@@ -26,9 +34,11 @@ from smke_jax.reporting.report import (
     whole_page,
 )
 from smke_jax.reporting.run_file import read_run
+from smke_jax.reporting.sentences import sample_tables
 
 HTML, MARKDOWN = "report.html", "report.md"
 MOST_STEPS = 8  # of an evaluator in its table
+COUNTED = ("images", "captions", "rows", "tokens")  # of the data that is trained on
 MOST_LINES = 6  # in a picture
 LOGGED = ("loss", "grad_norm", "update_norm", "learning_rate", "examples_per_second", "data_wait", "peak_memory_gib")
 
@@ -52,6 +62,7 @@ class RunFiles:
     rows: MetricsLog
     evaluations: Sequence[Evaluation]  # newest first
     examples: Mapping[str, Mapping]
+    confusions: Mapping[str, tuple[int, Confusion]]
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -98,7 +109,8 @@ def read_files(workdir: Path) -> RunFiles:
         rows = MetricsLog()
         problems.append(str(error))
     evaluations = list(read_evaluations(workdir / "evals", problems))
-    return RunFiles(workdir, record, rows, evaluations, read_examples(workdir / "evals", problems), problems)
+    examples, confused = read_examples(workdir / "evals", problems), read_confusions(evaluations, problems)
+    return RunFiles(workdir, record, rows, evaluations, examples, confused, problems)
 
 
 def write_run_report(workdir: Path, departures: Mapping[str, tuple[Any, Any]]) -> list[Path]:
@@ -108,6 +120,8 @@ def write_run_report(workdir: Path, departures: Mapping[str, tuple[Any, Any]]) -
     """
     run = read_files(workdir)
     tables = [what_was_trained(run), data_table(run), config_table(departures), cost_table(run), logged_table(run)]
+    newest = [found[0] for found in run.evaluators().values()]
+    tables += [Table(*found, said=True) for found in sample_tables(newest, run.problems)]
     tables = [table for table in tables if table.rows]
     return [
         atomic.write_text(workdir / HTML, as_html(run, tables)),
@@ -118,14 +132,14 @@ def write_run_report(workdir: Path, departures: Mapping[str, tuple[Any, Any]]) -
 def as_html(run: RunFiles, tables: Sequence[Table]) -> str:
     """The page."""
     evaluated = [_evaluator_section(name, found) for name, found in run.evaluators().items()]
+    evaluated += [confusion_section(name, step, found) for name, (step, found) in run.confusions.items()]
     shown = []
     for name, examples in run.examples.items():
         at = f" ({name}, step {examples['step']})"
         shown.append(text_to_image_section(examples["text_to_image"], at))
         shown.append(image_to_text_section(examples["image_to_text"], at))
-    of_tables = [
-        html.section(x.title, html.table(x.heads, x.rows, said=x.said), note=x.note) for x in tables
-    ]  # fmt: skip
+        shown += predictions_sections(examples, at)
+    of_tables = [html.section(x.title, html.table(x.heads, x.rows, said=x.said), note=x.note) for x in tables]
     sections = {
         "evaluations": "\n".join(evaluated),
         "curves of the training": curves_section(run.rows),
@@ -144,7 +158,9 @@ def as_markdown(run: RunFiles, tables: Sequence[Table]) -> str:
     for table in every:
         lines += ["", f"## {table.title}", "", markdown_table(table.heads, table.rows)]
         lines += ["", table.note] if table.note else []
-    for name, examples in run.examples.items():
+    for name, (step, found) in run.confusions.items():
+        lines += ["", f"## {confusion_title(name, step)}", "", markdown_table(*confusion_rows(found))]
+    for name, examples in ((k, x) for k, x in run.examples.items() if x["text_to_image"]):
         lines += ["", f"## Captions and the images found for them ({name}, step {examples['step']})", ""]
         for caption, found in examples["text_to_image"]:
             lines.append(f"- {''.join('✓' if right else '✗' for _, right in found)} {' '.join(caption.split())}")
@@ -161,8 +177,15 @@ def summary(run: RunFiles) -> list[str]:
     terms = [key.split(".")[2] for key in run.config if key.startswith("config.terms.") and key.count(".") >= 3]
     second = f"Losses: {', '.join(dict.fromkeys(terms))}." if terms else ""
     trained = [x for x in run.record.get("data", ()) if x["split"] == run.config.get("config.task.split", "train")]
-    third = "; ".join(f"{x['images']:,} images with {x['captions']:,} captions of {x['data']}" for x in trained)
+    third = "; ".join(f"{_counted(x)} of {x['data']}" for x in trained)
     return [*filter(None, (first, second, third and f"Trained on {third}.")), *run.problems]
+
+
+def _counted(data: Mapping[str, Any]) -> str:
+    """'6,000 images with 30,000 captions', '1,200 images in 5 classes', or '1,381 rows with 242,863 tokens'."""
+    if "classes" in data:
+        return f"{data['images']:,} images in {data['classes']:,} classes"
+    return " with ".join(f"{data[what]:,} {what}" for what in COUNTED if what in data)
 
 
 def headline(run: RunFiles) -> list[tuple[str, str]]:
@@ -267,8 +290,17 @@ def evaluation_table(name: str, found: Sequence[Evaluation]) -> Table:
         rows = [[str(x.step), *(_with_interval(x.record, d, key) for d, key in RECALLS)] for x in chosen]
         return Table(title, ("step", *heads), rows, f"Percent, with 95 % bootstrap intervals. {protocol}".strip())
     keys = list(chosen[0].numbers())
-    rows = [[str(x.step), *(f"{x.numbers()[k]:.4g}" if k in x.numbers() else "–" for k in keys)] for x in chosen]
+    rows = [[str(x.step), *(_number(x, key) for key in keys)] for x in chosen]
     return Table(title, ("step", *keys), rows, protocol if isinstance(protocol, str) else "")
+
+
+def _number(evaluation: Evaluation, key: str) -> str:
+    if key not in evaluation.numbers():
+        return "–"
+    intervals, value = evaluation.record.get("ci95"), f"{evaluation.numbers()[key]:.4g}"
+    if not isinstance(intervals, Mapping) or not isinstance(intervals.get(key), list):
+        return value
+    return f"{value} ({' to '.join(f'{x:.1f}' for x in intervals[key])})"
 
 
 def _with_interval(record: Mapping[str, Any], direction: str, key: str) -> str:

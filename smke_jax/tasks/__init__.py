@@ -1,5 +1,14 @@
 """Tasks.  A new one is a function that returns a `Draft`, and a line below."""
 
+from smke_jax.tasks.labelled_images import labelled_images
+from smke_jax.tasks.labelled_text import labelled_text
 from smke_jax.tasks.pairs import images, pairs
+from smke_jax.tasks.text import text
 
-TASKS = {"images": images, "pairs": pairs}
+TASKS = {
+    "images": images,
+    "labelled_images": labelled_images,
+    "labelled_text": labelled_text,
+    "pairs": pairs,
+    "text": text,
+}

@@ -54,7 +54,8 @@ class Split(NamedTuple):
 class Task(NamedTuple):
     """The data of a run.  Nothing is opened before it is asked for, but for the vocabulary.
 
-    facts:     {name: number} that networks and terms may ask for: 'vocab_size', 'num_images', …; a run records them
+    facts:     {name: number} that networks and terms may ask for: 'vocab_size', 'num_images', 'classes', …, and the
+               names of classes, 'class_names'; a run records them
     example:   () -> {array: shape and type of one row} of a training batch
     length:    () -> rows of an epoch
     identity:  () -> {what: digest} of the data
@@ -67,11 +68,12 @@ class Task(NamedTuple):
     augmented: (number) -> the split that is trained on, with its images in the random view of that number, which is the
                same in every run; None where the task has no such views
     tokenizer: of a task that reads text
-    counts:    (split) -> [{'data', 'images', 'captions', …}], what a report says of the data sets in it
+    counts:    (split) -> [{'data', 'images', 'captions', …}], of text [{'data', 'rows', 'tokens'}], what a report says
+               of the data sets in it
     threads:   for reading the rows of a split; with 0 the caller reads them itself
     """
 
-    facts: Mapping[str, int]
+    facts: Mapping[str, Any]
     example: Callable[[], dict[str, Any]]
     length: Callable[[], int]
     identity: Callable[[], dict[str, str]]
@@ -92,11 +94,21 @@ class Draft(NamedTuple):
     finish: ({array: pixels per side}) -> Task
     """
 
-    facts: Mapping[str, int]
+    facts: Mapping[str, Any]
     finish: Callable[[Mapping[str, int]], Task]
 
 
 def first_rows(split: Split, count: int) -> Split:
     """`split` with at most `count` rows in each column; what else is known of it stays."""
-    columns = {name: column._replace(rows=min(count, column.rows)) for name, column in split.columns.items()}
-    return split._replace(columns=columns)
+    return some_rows(split, 0, count)
+
+
+def some_rows(split: Split, first: int, count: int) -> Split:
+    """`split` with at most `count` rows in each column, from row `first` on; what else is known of it stays."""
+
+    def part(column: Column) -> Column:
+        rows = max(0, min(count, column.rows - first))
+        read = column.read if first == 0 else lambda rows: column.read([first + row for row in rows])
+        return column._replace(rows=rows, read=read)
+
+    return split._replace(columns={name: part(column) for name, column in split.columns.items()})

@@ -380,9 +380,10 @@ def _identity(experiment: Experiment, starts: Mapping[str, Start]) -> dict[str, 
             if identity.get(what) != digest:
                 there, here = (str(x)[:20] for x in (digest, identity.get(what)))
                 field = "config.task.tokenizer" if what == "tokenizer" else "config"
+                running = "; of running text, --tokenizer of `smke prepare text`" if what == "tokenizer" else ""
                 raise UserError(
                     f"config.networks.{name} starts from a file that was made with another {what} ({there} there, "
-                    f"{here} here): set {field} to the one that it was made with"
+                    f"{here} here): set {field} to the one that it was made with{running}"
                 )
     return identity
 

@@ -84,6 +84,8 @@ class _Loop:
         )
         self.assets = self._assets()
         for name, evaluator in self.recipe.evaluators.items():
+            if not evaluator.stored:
+                continue
             stored = {k: x for asset in self.assets.values() for k, x in asset.columns(evaluator.split).items()}
             self.splits[name] = self.splits[name]._replace(columns={**self.splits[name].columns, **stored})
         needed = networks_of(self.recipe, self.recipe.forward)

@@ -16,17 +16,32 @@ MAX_LOG_SCALE = math.log(100.0)
 # embedding tables.
 NO_DECAY = re.compile(r"(^|/)(bias|cls_token|(\w+_)?embedding)$")
 
+BLOCK = re.compile(r"(.*?)block_(\d+)/")
+EMBEDDING = re.compile(r"patch_embed/|cls_token$|(\w+_)?embedding(s|_norm|_projection)?(/|$)|stem/")
+
+
+def _cosine(peak: float, warmup: int, total: int, final: float) -> optax.Schedule:
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps=warmup, decay_steps=total, end_value=final)
+
+
+def _linear(peak: float, warmup: int, total: int, final: float) -> optax.Schedule:
+    rise, fall = optax.linear_schedule(0.0, peak, warmup), optax.linear_schedule(peak, final, total - warmup)
+    return optax.join_schedules([rise, fall], [warmup])
+
+
+SCHEDULES = {"cosine": _cosine, "linear": _linear}
+
 
 def learning_rate_schedule(
-    *, peak: float, total_steps: int, warmup_fraction: float
+    *, peak: float, total_steps: int, warmup_fraction: float, shape: str = "cosine", final: float = 0.0
 ) -> Callable[[jax.Array], jax.Array]:
-    """Linear warm-up from 0 over int(warmup_fraction · total_steps), then half a cosine to 0 (spec 0.3).
+    """Linear warm-up from 0 over int(warmup_fraction · total_steps), then down to `final` at the last step.
 
+    shape: of the way down, of SCHEDULES: half a cosine (spec 0.3), or a line (spec 4)
     A pure function of the step and the stored total, so that a resumed run continues the same curve.
     """
-    return optax.warmup_cosine_decay_schedule(
-        init_value=0.0, peak_value=peak, warmup_steps=int(warmup_fraction * total_steps), decay_steps=total_steps
-    )
+    warmup = int(warmup_fraction * total_steps)
+    return SCHEDULES[shape](peak, warmup, total_steps, final)
 
 
 def paths(tree: Any) -> Any:
@@ -39,6 +54,27 @@ def paths(tree: Any) -> Any:
 def first_match(path: str, rules: Sequence[tuple[str, float]], default: float) -> float:
     """Value of the first rule whose regex is found in the path."""
     return next((value for pattern, value in rules if re.search(pattern, path)), default)
+
+
+def depths_of(names: Sequence[str]) -> dict[str, int]:
+    """{'classifier/encoder/': number of its layers} of the encoders among paths, by their 'block_<i>'."""
+    depths: dict[str, int] = {}
+    for prefix, number in (found.groups() for name in names if (found := BLOCK.match(name))):
+        depths[prefix] = max(depths.get(prefix, 0), int(number) + 1)
+    return depths
+
+
+def layer_factor(path: str, depths: dict[str, int], decay: float) -> float:
+    """decay^(L + 1 - l) of a parameter in layer l of an encoder of L layers (spec 3).
+
+    l is 1 … L in the blocks, and 0 in what embeds the patches or tokens.  It is L + 1 in all that is no encoder, such
+    as a head, and in what else stands in an encoder beside its blocks: a last norm or convolution.
+    Source: BEiT (Bao et al. 2022), which decays the rates of fine-tuning so.
+    """
+    if found := BLOCK.match(path):
+        return decay ** (depths[found[1]] - int(found[2]))
+    own = next((prefix for prefix in depths if path.startswith(prefix)), None)
+    return decay ** (depths[own] + 1) if own is not None and EMBEDDING.match(path.removeprefix(own)) else 1.0
 
 
 def decays(path: str, leaf: jax.Array) -> bool:
@@ -88,38 +124,50 @@ def build_optimizer(
     reference_batch: int = 0,
     sqrt_above: int = 0,
     warmup_fraction: float = 0.1,
+    schedule: str = "cosine",
+    final_rate: float = 0.0,
     weight_decay: float = 0.01,
+    decay_all: bool = False,
     betas: Sequence[float] = (0.9, 0.98),
     eps: float = 1e-6,
     mu_dtype: str = "float32",
     clip_norm: float = 0.0,
     lr_rules: Sequence[tuple[str, float]] = (),
+    layer_decay: float = 1.0,
 ) -> tuple[optax.GradientTransformation, Callable]:
     """(transformation, schedule of the learning rate) of the fields of `config.optimizer`.
 
     name:       of OPTIMIZERS
+    schedule:   of SCHEDULES; final_rate: the learning rate of the last step
+    decay_all:  weight decay of every parameter, and not of those alone that `decays` says
     clip_norm:  of the gradients of all trained parameters together; 0 clips nothing
     lr_rules:   (regex on the parameter's path, factor), first match wins
+    layer_decay: factor for every layer below the last, see `layer_factor`; it comes on top of lr_rules
     The other fields are those of `peak_rate` and `learning_rate_schedule`.
     """
     rate = peak_rate(learning_rate, batch_size=batch_size, reference_batch=reference_batch, sqrt_above=sqrt_above)
-    schedule = learning_rate_schedule(peak=rate, total_steps=total_steps, warmup_fraction=warmup_fraction)
+    rates = learning_rate_schedule(
+        peak=rate, total_steps=total_steps, warmup_fraction=warmup_fraction, shape=schedule, final=final_rate
+    )
     rules = [(pattern, float(factor)) for pattern, factor in lr_rules]
 
     def decay_mask(params):
-        return jax.tree.map(decays, paths(params), params)
+        return jax.tree.map(lambda path, x: decay_all or decays(path, x), paths(params), params)
 
     def scale_by_rules(updates, params):
-        return jax.tree.map(lambda path, u: u * first_match(path, rules, 1.0), paths(updates), updates)
+        named = paths(updates)
+        depths = depths_of(jax.tree.leaves(named))
+        factor = lambda path: first_match(path, rules, 1.0) * layer_factor(path, depths, layer_decay)  # noqa: E731
+        return jax.tree.map(lambda path, u: u * factor(path), named, updates)
 
     tx = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
         OPTIMIZERS[name](betas, eps, mu_dtype),
         optax.add_decayed_weights(weight_decay, mask=decay_mask),
         optax.stateless(scale_by_rules),
-        optax.scale_by_learning_rate(schedule),
+        optax.scale_by_learning_rate(rates),
     )
-    return optax.chain(tx, clamp_log_scales()), schedule
+    return optax.chain(tx, clamp_log_scales()), rates
 
 
 def _adam(betas, eps, mu_dtype):

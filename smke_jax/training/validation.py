@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from smke_jax.data.datasets import SOURCES
+from smke_jax.data.labelled import LAYOUTS
 from smke_jax.data.transforms import TEACHER_VIEWS
 from smke_jax.errors import UserError
-from smke_jax.limits import ABOVE_0, ANY, AT_LEAST_0, AT_LEAST_1, BELOW_1, LAYERS, SHARE, Entries, Range
+from smke_jax.limits import ABOVE_0, ANY, AT_LEAST_0, AT_LEAST_1, BELOW_1, LAYERS, SHARE, Entries, OneOrMore, Range
 from smke_jax.losses.collective import IMPLEMENTATIONS
 from smke_jax.losses.same_image import SAME_IMAGE
 from smke_jax.models.fields import RANGES as MODEL_RANGES
@@ -20,7 +21,8 @@ from smke_jax.models.layers import ACTIVATIONS, REMAT
 from smke_jax.models.student import TOKEN_TYPES_AT
 from smke_jax.parallel.rules import RULES
 from smke_jax.passes.encode import LEVELS
-from smke_jax.training.optimizer import OPTIMIZERS
+from smke_jax.tasks.labelled_text import FILES
+from smke_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 
 CHOICES = {
     "sharding": RULES,
@@ -28,12 +30,15 @@ CHOICES = {
     "remat": REMAT,
     "token_types_at": TOKEN_TYPES_AT,
     "optimizer.name": OPTIMIZERS,
+    "optimizer.schedule": SCHEDULES,
     "source": SOURCES,
+    "layout": LAYOUTS,
     "teacher_view": TEACHER_VIEWS,
     "level": LEVELS,
     "same_image": SAME_IMAGE,
     "activation": ACTIVATIONS,
     "norm_order": ("pre", "post"),
+    "files": FILES,
     "unit": ("pairs", "images"),
 }
 
@@ -43,13 +48,14 @@ RANGES = {
     **dict.fromkeys(
         ("total_steps", "epochs", "num_devices", "fsdp_size", "micro_batch", "threads", "seed"), AT_LEAST_0
     ),
-    **dict.fromkeys(("reference_batch", "sqrt_above", "clip_norm", "every", "learning_rate"), AT_LEAST_0),
+    **dict.fromkeys(("reference_batch", "sqrt_above", "clip_norm", "every", "learning_rate", "final_rate"), AT_LEAST_0),
+    **dict.fromkeys(("cutmix_alpha", "rand_magnitude", "rand_std"), AT_LEAST_0),
     **dict.fromkeys(("augmentations", "bank_size", "commitment", "covariance", "invariance", "variance"), AT_LEAST_0),
     **dict.fromkeys(("optimizer.weight_decay", "final_weight", "proximal", "frozen_layers", "hidden"), AT_LEAST_0),
-    **dict.fromkeys(("batch_size", "eval_batch_size", "keep", "log.every", "size", "views"), AT_LEAST_1),
-    **dict.fromkeys(("flip", "jitter", "grayscale", "masked"), SHARE),
-    **dict.fromkeys(("decay", "warmup_fraction"), BELOW_1),
-    **dict.fromkeys(("eps", "prefetch_mib", "mixup_alpha", "hardness"), ABOVE_0),
+    **dict.fromkeys(("batch_size", "eval_batch_size", "keep", "log.every", "size", "views", "rand_count"), AT_LEAST_1),
+    **dict.fromkeys(("flip", "jitter", "grayscale", "masked", "erasing", "cutmix_share", "mix_probability"), SHARE),
+    **dict.fromkeys(("decay", "warmup_fraction", "head_dropout", "held_back", "smoothing"), BELOW_1),
+    **dict.fromkeys(("eps", "layer_decay", "prefetch_mib", "mixup_alpha", "hardness"), ABOVE_0),
     **dict.fromkeys(("margin", "weight"), ANY),
     **dict.fromkeys(("temperature", "teacher_temperature"), Range(1e-3)),
     "max_length": Range(3),
@@ -65,7 +71,8 @@ TUPLES = {
     **dict.fromkeys(("profile_steps", "weights"), Entries(int, None, AT_LEAST_1)),
     "caps": Entries(int, None, AT_LEAST_0),
     "pair": Entries(str, 2),
-    **dict.fromkeys(("data", "evaluated", "pools", "before", "after"), Entries(str)),
+    **dict.fromkeys(("evaluated", "pools", "before", "after", "metrics"), Entries(str)),
+    "data": OneOrMore(),  # one folder, or several that are one set
 }
 TYPED = ("dtype", "residual_dtype", "mu_dtype")  # fields
 DTYPES = ("float32", "bfloat16")  # float16 would need a scaled loss

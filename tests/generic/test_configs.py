@@ -28,7 +28,7 @@ from smke_jax.training.step import needed
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
 SCENES = make_scenes(96, 16)
-FACTS = {"num_images": 1000, "vocab_size": 30_522}
+FACTS = {"num_images": 1000, "vocab_size": 30_522, "classes": 5, "class_names": list("abcde")}
 
 
 def module_of(path: Path):
@@ -118,9 +118,17 @@ def without_files(config: ConfigDict) -> ConfigDict:
         if network.type == "frozen" and network.start == "random" and network.model is None:
             network.model = load_config(str(FOLDER / "teacher_flickr8k.py")).networks.views.model
             network.layers = network.layers[:1] and (1,)
-        if network.type == "text_tower" and network.start == "random" and network.model is None:
+        if network.type in ("text_tower", "text_classifier") and network.start == "random" and network.model is None:
             network.model = parts.part("bert", width=16, num_heads=2, mlp_dim=8)
-        for model in (x for x in network.values() if isinstance(x, ConfigDict)):
+        if network.type == "classifier" and network.start == "random" and network.model is None:
+            network.model = parts.part("vit", width=16, num_heads=2, mlp_dim=8, patch_size=14)
+            network.depth = 1
+        if network.type.startswith("layered"):
+            if network.start == "random" and network.model is None:
+                kind = {"layered_image": ("vit", {"patch_size": 14}), "layered_text": ("bert", {})}[network.type]
+                network.model = parts.part(kind[0], width=16, num_heads=2, mlp_dim=8, **kind[1])
+            network.layers = network.layers and (1,)
+        for model in (network, *(x for x in network.values() if isinstance(x, ConfigDict))):
             model.update({key: 1 for key in model if key == "depth"})
             model.update({key: (1, 1) for key in model if key == "depths"})
     return config

@@ -25,6 +25,8 @@ CASES = {
         "bank_itc",
         {"keys": "momentum/", "bank_size": 21, "random_bank": True, "same_image": "masked"},
     ),
+    "classify": ("classify", {}),
+    "classify, shares, smoothed": ("classify", {"label": "mixed/label", "smoothing": 0.1}),
     "cmli": ("cmli", {}),
     "cmli, projected, same image masked": ("cmli", {"width": 3, "same_image": "masked"}),
     "cosine": ("cosine", {"margin": -0.9}),
@@ -37,6 +39,8 @@ CASES = {
     "itm": ("itm", {"width": 7}),
     "itm, gelu": ("itm", {"fusion": "gelu", "width": 7, "levels": ("out",)}),
     "kl": ("kl", {}),
+    "layer_means": ("layer_means", {}),
+    "layer_means, tokens alone": ("layer_means", {"mask": "text_mask"}),
     "ranking": ("ranking", {"margin": 0.9, "levels": ("fc1", "out")}),
     "ranking, symmetric, same image masked": (
         "ranking",
@@ -53,6 +57,7 @@ CASES = {
             "diagonal": False,
         },
     ),
+    "score": ("score", {"prediction": "score/logits", "label": "score/label"}),
     "siglip": ("siglip", {"levels": ("fc1", "out"), "same_image": "masked"}),
     "siglip, same image positive": ("siglip", {"same_image": "positive"}),
     "structure": ("structure", {"levels": 2, "temperature": 0.4}),
@@ -80,14 +85,22 @@ SHAPES = {  # of one example
     "image/head_tokens": (4, 6), "text/head_tokens": (5, 6),
     "momentum/image/out": (8,), "momentum/text/out": (8,),
     "code/latent": (3,), "code/similarity": (12,), "code/reconstruction": (6,), "target/code": (),
+    "class/logits": (6,), "label": (), "mixed/label": (6,),
+    "score/logits": (1,), "score/label": (),
     "target/cls": (6,), "target/logits": (6,), "target/tokens": (4, 6),
+    "student/layers": (5, 6), "teacher/layers": (5, 6), "text_mask": (5,),
     "view1/cls": (7,), "view2/cls": (7,),
     "view1/projection": (6,), "view2/projection": (6,),
     "view1/pixels": (4, 4, 3), "view2/pixels": (4, 4, 3),
 }  # fmt: skip
 DATA = (
     "id",
+    "label",
+    "mixed/label",
+    "score/label",
     "text/mask",
+    "text_mask",
+    "teacher/layers",
     "target/feature",
     "words/feature",
     "view1/pixels",
@@ -123,9 +136,9 @@ def made_up(names, seed):
     for name in sorted(names):
         if name == "id":
             reps[name] = rng.integers(0, 10, BATCH).astype(np.int32)
-        elif name == "target/code":
+        elif name in ("target/code", "label"):
             reps[name] = rng.integers(0, 6, BATCH).astype(np.int32)
-        elif name == "text/mask":
+        elif name in ("text/mask", "text_mask"):
             reps[name] = (np.arange(5) < rng.integers(1, 6, (BATCH, 1))).astype(np.int32)
         else:
             reps[name] = rng.normal(size=(BATCH, *shape_of(name))).astype(np.float32)
@@ -251,7 +264,7 @@ def test_the_same_on_any_devices_by_gather_and_ring(case, way):
 def test_a_new_state_has_no_weak_types(case):
     """A weakly typed parameter turns strong in the first update, and the whole step compiles a second time."""
     term = build(case)
-    whole = lambda name: jnp.int32 if name == "id" else jnp.float32  # noqa: E731
+    whole = lambda name: jnp.int32 if name in ("id", "label") else jnp.float32  # noqa: E731
     shapes = {k: jax.ShapeDtypeStruct((BATCH, *shape_of(k)), whole(k)) for k in term.needs}
     state = jax.eval_shape(lambda: term.init(jax.random.key(0), shapes))
     assert not any(x.weak_type for x in jax.tree.leaves(state))

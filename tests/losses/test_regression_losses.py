@@ -1,4 +1,4 @@
-"""Mean squared error, KL divergence and VICReg against float64 references, on 1, 2 and 8 devices."""
+"""Mean squared errors, KL divergence and VICReg against float64 references, on 1, 2 and 8 devices."""
 
 import functools
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from over_devices import DEVICES, assert_near, run_together, spread, tensors
 
-from smke_jax.losses.distillation import kl_divergence, mean_squared_error
+from smke_jax.losses.distillation import kl_divergence, mean_squared_error, mean_squared_error_of_tokens
 from smke_jax.losses.vicreg import vicreg
 
 BATCH, WIDTH = 16, 6
@@ -47,6 +47,24 @@ def test_mean_squared_error(outcomes):
     np.testing.assert_allclose(loss, expected.item(), rtol=1e-6)
     assert_near(gradients[0], a.grad.numpy())
     assert_near(gradients[1], b.grad.numpy())
+
+
+def test_padding_has_no_part_in_the_error_of_tokens():
+    """The mean over the tokens of the global batch, of which devices hold different numbers; one row has none."""
+    rng = np.random.default_rng(1)
+    a, b = (rng.normal(size=(BATCH, 5, WIDTH)).astype(np.float32) for _ in range(2))
+    mask = (np.arange(5) < rng.permutation(np.arange(BATCH) % 6)[:, None]).astype(np.int32)
+    ours, target = tensors(a, b)
+    kept = torch.tensor(mask, dtype=torch.bool)
+    expected = torch.nn.functional.mse_loss(ours[kept], target[kept])
+    expected.backward()
+    for devices in DEVICES:
+        error = spread(devices, lambda a, b, m, scope: (mean_squared_error_of_tokens(a, b, m, scope=scope), ()))
+        found = run_together({"error": error}, (a, b, mask), to=(0, 1))
+        (loss, _), gradients = found["error"]
+        np.testing.assert_allclose(loss, expected.item(), rtol=1e-6)
+        assert_near(gradients[0], ours.grad.numpy())
+        assert_near(gradients[1], target.grad.numpy())
 
 
 def test_kl_divergence_is_that_of_pytorch(outcomes):

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 from flax.traverse_util import unflatten_dict
+from transformers import get_polynomial_decay_schedule_with_warmup
 
 from smke_jax.config import base
 from smke_jax.errors import UserError
@@ -18,7 +20,9 @@ from smke_jax.training.optimizer import (
     MAX_LOG_SCALE,
     build_optimizer,
     decays,
+    depths_of,
     is_muon_matrix,
+    layer_factor,
     learning_rate_schedule,
     paths,
     peak_rate,
@@ -63,6 +67,40 @@ def test_the_schedule_is_a_linear_warm_up_and_half_a_cosine(total, fraction):
         rise = 3.0 * step / warmup
         fall = 1.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
         np.testing.assert_allclose(float(schedule(step)), rise if step < warmup else fall, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("total", [30, 40])
+def test_a_line_down_is_transformers_polynomial_of_power_1(total):
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    adam = torch.optim.AdamW([parameter], lr=2e-5)
+    theirs = get_polynomial_decay_schedule_with_warmup(adam, int(0.1 * total), total, lr_end=1e-7, power=1.0)
+    ours = learning_rate_schedule(peak=2e-5, total_steps=total, warmup_fraction=0.1, shape="linear", final=1e-7)
+    for step in range(total + 2):
+        np.testing.assert_allclose(float(ours(step)), theirs.get_last_lr()[0], rtol=1e-5)
+        adam.step()
+        theirs.step()
+    cosine = learning_rate_schedule(peak=2e-5, total_steps=total, warmup_fraction=0.1, final=1e-6)
+    np.testing.assert_allclose([float(cosine(total)), float(cosine(total // 10))], [1e-6, 2e-5], rtol=1e-5)
+
+
+def test_decay_of_everything_is_pytorchs_without_groups():
+    params = {"block_0": {"mlp": {"kernel": 0, "bias": 0}}, "word_embedding": 0}
+    params = jax.tree.map(lambda _: jnp.zeros((3, 3)), params) | {"norm": {"scale": jnp.zeros(3)}}
+    params, grads = random_like(params, 0), random_like(params, 1)
+    fields = {"weight_decay": 0.3, "schedule": "linear", "final_rate": 1e-7, "betas": (0.9, 0.98), "eps": 1e-6}
+    tx, rates = build_optimizer(
+        batch_size=BATCH, total_steps=TOTAL, learning_rate=RATE, warmup_fraction=0.0, decay_all=True, **fields
+    )
+    new = by_path(one_update(tx, params, grads, steps=3)[0])
+    theirs = {name: torch.nn.Parameter(torch.tensor(x)) for name, x in by_path(params).items()}
+    adam = torch.optim.AdamW(list(theirs.values()), lr=1.0, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.3)
+    for step in range(3):
+        adam.param_groups[0]["lr"] = float(rates(step))
+        for name, x in by_path(grads).items():
+            theirs[name].grad = torch.tensor(x)
+        adam.step()
+    for name, x in theirs.items():
+        np.testing.assert_allclose(new[name], x.detach().numpy(), rtol=1e-5, atol=1e-6)
 
 
 def test_the_thesis_warm_up_of_two_gpus_is_4463_steps():
@@ -262,3 +300,48 @@ def test_clip_norm_scales_the_gradient_as_a_whole():
     np.testing.assert_allclose(plain["b"] / clipped["b"], 5.0, rtol=0.02)
     far, _ = one_update(optimizer(clip_norm=100.0, eps=1e3), params, grads)
     np.testing.assert_allclose(far["b"], plain["b"])
+
+
+# ---- layers
+
+
+@pytest.mark.parametrize(("path", "layer"), [
+    ("net/encoder/patch_embed/kernel", 0),
+    ("net/encoder/cls_token", 0),
+    ("net/encoder/position_embedding", 0),
+    ("net/encoder/stem/conv/kernel", 0),
+    ("net/encoder/block_0/mlp/fc1/kernel", 1),
+    ("net/encoder/block_5/norm1/scale", 6),
+    ("net/encoder/norm/scale", 7),
+    ("net/norm/scale", 7),
+    ("net/head/kernel", 7),
+    ("terms/itc/logit_scale/out", 7),
+    ("net/other/block_1/attention/qkv/kernel", 2 + 4),  # an encoder of two layers: the last is one below the head
+])  # fmt: skip
+def test_rates_fall_from_layer_to_layer(path, layer):
+    names = [f"net/encoder/block_{i}/mlp/fc1/kernel" for i in range(6)] + [f"net/other/block_{i}/x" for i in range(2)]
+    assert layer_factor(path, depths_of([*names, path]), 0.81) == pytest.approx(0.81 ** (7 - layer))
+
+
+def test_the_published_rates_of_six_layers():
+    """Spec 3: of the stem, the blocks and the head, at a decay of 0.81."""
+    names = [f"e/block_{i}/x" for i in range(6)]
+    factors = [layer_factor(path, depths_of(names), 0.81) for path in ("e/patch_embed/kernel", *names, "head/kernel")]
+    published = [2.3e-4, 2.8e-4, 3.5e-4, 4.3e-4, 5.3e-4, 6.6e-4, 8.1e-4, 1e-3]
+    np.testing.assert_allclose(1e-3 * np.array(factors), published, rtol=0.02)
+
+
+def test_layer_decay_scales_the_update_and_comes_on_top_of_rules(every_kind):
+    grads, before = random_like(every_kind, 3), by_path(every_kind)
+    rules = (("image_encoder/", 0.5),)
+    plain = by_path(one_update(optimizer(weight_decay=0.1), every_kind, grads)[0])
+    slower = by_path(one_update(optimizer(weight_decay=0.1, layer_decay=0.7, lr_rules=rules), every_kind, grads)[0])
+    depths, seen = depths_of(list(before)), set()
+    for path in before:
+        if "logit_scale" in path:
+            continue
+        factor = layer_factor(path, depths, 0.7) * (0.5 if "image_encoder/" in path else 1.0)
+        seen.add(round(factor, 6))
+        change = factor * (plain[path] - before[path])
+        np.testing.assert_allclose(slower[path] - before[path], change, rtol=1e-3, atol=2e-6, err_msg=path)
+    assert len(seen) > 3

@@ -9,6 +9,7 @@ import smke_jax
 from smke_jax.convert.export import FORMATS, format_of
 from smke_jax.convert.export.base import Network, Record
 from smke_jax.convert.export.check import BARS, Likeness, Samples
+from smke_jax.models.towers import TEXT_TOWERS
 
 DIRECTIONS = {"image_to_text": "image → text", "text_to_image": "text → image"}
 RECALLS = ("r1", "r5", "r10")
@@ -19,7 +20,7 @@ def model_card(network: Network, format: str, dtype: str, likeness: Mapping[str,
     form, description, record = format_of(format), network.description, network.record
     kind, pairs = description["type"], "level" in description
     count = sum(x.size for x in jax.tree.leaves(network.params))
-    header = ["---", *form.metadata.get(kind, ()), "tags:", *(f"- {tag}" for tag in _tags(pairs)), "---"]
+    header = ["---", *form.metadata.get(kind, ()), "tags:", *(f"- {tag}" for tag in _tags(kind, pairs)), "---"]
     about = (
         f"{_network(description)} {count:,} parameters, stored in {dtype}; step {record.step} of "
         f"{record.config['total_steps']}. Written by smke_jax {smke_jax.__version__}: {FORMATS[format]}."
@@ -39,8 +40,9 @@ def model_card(network: Network, format: str, dtype: str, likeness: Mapping[str,
 def _title(description: dict) -> str:
     if "level" in description:
         return "Image-text retrieval model"
-    titles = {"quantizer": "Codebook of images"}
-    return titles.get(description["type"], f"Image encoder ({description['type']})")
+    titles = {"quantizer": "Codebook of images", "classifier": "Image classifier"}
+    kind = "Text" if description["type"] in TEXT_TOWERS else "Image"
+    return titles.get(description["type"], f"{kind} encoder ({description['type']})")
 
 
 def _network(description: dict) -> str:
@@ -52,10 +54,16 @@ def _network(description: dict) -> str:
     if description["type"] == "aligned":
         types = (f"`{name}` ({own['type']})" for name, own in description["networks"].items())
         return f"Networks that make one embedding together: {', '.join(types)}."
+    if description["type"] in TEXT_TOWERS:
+        return f"A text encoder: {description['depth']} layers of {description['width']} channels."
     image, text = description.get("image", description), description.get("text")
     sizes = f"images of {image['image_size']} px"
     if "patch_size" in image:
         sizes += f" in patches of {image['patch_size']}, {image['depth']} layers, {image['width']} wide"
+    if "class_names" in description:
+        return (
+            f"A classifier of {len(description['class_names'])} classes on the mean of an encoder's patches: {sizes}."
+        )
     if text is None:
         return f"An image encoder: {sizes}."
     shared = description["shared"]
@@ -80,7 +88,9 @@ def likeness_lines(likeness: Mapping[str, Likeness], samples: Samples, dtype: st
     ]
 
 
-def _tags(pairs: bool) -> tuple[str, ...]:
+def _tags(kind: str, pairs: bool) -> tuple[str, ...]:
+    if kind in TEXT_TOWERS:
+        return "smke", "feature-extraction"
     return ("smke", "image-text-retrieval", "feature-extraction") if pairs else ("smke", "image-feature-extraction")
 
 
@@ -171,7 +181,8 @@ def _network_part(name: str, part: Mapping[str, Any]) -> str:
 
 def _data(record: Record) -> str:
     task, identity = record.config["task"], record.run["identity"]
-    where = ", ".join(task.get("data") or [task.get("source", task["type"])])
+    data = task.get("data") or task.get("source", task["type"])
+    where = data if isinstance(data, str) else ", ".join(data)
     unit = f", by {task['unit']}" if "unit" in task else ""
     digests = _table(("what", "SHA-256, as the run recorded it"), ((k, f"`{v}`") for k, v in identity.items()))
     return "\n".join([f"Split `{task.get('split', 'train')}` of `{where}`{unit}.", "", *digests])

@@ -12,16 +12,21 @@ from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.data.transforms import squash
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model, image_sizes
+from smke_jax.models.fields import build_from
 from smke_jax.models.quantizer import Down
+from smke_jax.models.towers import TEXT_TOWERS
 from smke_jax.passes.aligned import aligned, by_network
 from smke_jax.passes.base import Pass, narrowed, statistics_of
+from smke_jax.passes.classify import Mixing, classify_image
 from smke_jax.passes.encode import LEVELS, encode_image, encode_text
 from smke_jax.passes.features import features
+from smke_jax.passes.words import words
 from smke_jax.tasks.base import Split, Task
 
 log = logging.getLogger("smke_jax")
 
 COUNT = 8  # images, and captions
+LENGTH = 64  # tokens of a text
 VECTORS = 64  # in place of the features of images
 # The smallest cosine allowed, by the precision of the exported weights. With 16 bits every weight keeps 11 (float16) or
 # 8 (bfloat16) binary digits: full-size random students came to 0.999999 and 0.9999.
@@ -34,7 +39,7 @@ class Samples(NamedTuple):
     """What goes through both networks.
 
     arrays:   'image', a list of uint8 (H, W, 3) of any size; or 'cls' (N, D)
-    captions: of these images or others
+    captions: of these images or others; of a text encoder, texts
     origin:   what to call them
     """
 
@@ -54,19 +59,28 @@ def draw_samples(task: Task, splits: Sequence[str], description: Mapping[str, An
     """What the network of this `description` is checked with.
 
     Of one that sees images: the first images and captions of the first of `splits` that can still be read, else made-up
-    ones.  Of a quantizer: random vectors, as the teacher whose features it takes is another network.
+    ones.  Of a text encoder the first texts, or captions, in the same way.  Of a quantizer: random
+    vectors, as the teacher whose features it takes is another network.
     """
+    reads_images = bool(image_sizes(description))
     if description["type"] == "quantizer":
         vectors = np.random.default_rng(0).normal(size=(VECTORS, description["width"])).astype(np.float32)
         return Samples({"cls": vectors}, (), f"{VECTORS} random vectors in place of a teacher's features")
     for name in splits:
         try:
             split = task.split(name)
+            if not reads_images:
+                texts = split.facts["texts" if "texts" in split.facts else "captions"]
+                found = [texts[row] for row in range(min(COUNT, len(texts)))]
+                return Samples({}, found, f"{len(found)} texts of {split.name}")
             images, captions = _first(split)
         except (UserError, OSError) as error:
             log.info("the split %s cannot be read: %s", name, error)
         else:
-            return Samples({"image": images}, captions, f"{len(images)} images of {split.name} with a caption each")
+            beside = " with a caption each" if captions else ""
+            return Samples({"image": images}, captions, f"{len(images)} images of {split.name}{beside}")
+    if not reads_images:
+        return Samples({}, SENTENCES, f"{len(SENTENCES)} sentences, as the data is gone")
     size = max(image_sizes(description).values())
     noise = list(np.random.default_rng(0).integers(0, 256, (COUNT, size, size, 3), dtype=np.uint8))
     origin = f"{COUNT} pictures of noise and {len(SENTENCES)} sentences, as the data is gone"
@@ -75,6 +89,9 @@ def draw_samples(task: Task, splits: Sequence[str], description: Mapping[str, An
 
 def _first(split: Split) -> tuple[list[np.ndarray], list[str]]:
     """The first COUNT images, as they are, and the first caption of each."""
+    if "captions" not in split.facts:
+        rows = range(min(COUNT, len(split.facts["labels"])))
+        return [split.facts["pixels"](row) for row in rows], []
     captions, images = split.facts["captions"], split.facts["caption_image"]
     rows = np.unique(images, return_index=True)[1][:COUNT]
     return [split.facts["pixels"](images[row]) for row in rows], [captions[row] for row in rows]
@@ -88,11 +105,20 @@ def make_batch(samples: Samples, tokenizer: Tokenizer | None, max_length: int) -
     return {**samples.arrays, "text": ids, "text_mask": mask}
 
 
+def length_of(description: Mapping[str, Any]) -> int:
+    """Tokens of a text that the network of this `description` is checked with; 0 of one that reads none.
+
+    A text encoder by itself, which knows no length of its texts, gets LENGTH, or as many as it has positions.
+    """
+    return description.get("max_length", min(LENGTH, description.get("max_positions", 0)))
+
+
 def embed(description: dict, params: Any, batch: Batch) -> dict[str, np.ndarray]:
     """Every representation (N, D) of `batch`, computed in fp32.
 
     Of an image-text model '{image,text}/{fc1,out,head}', as far as it has them, and what retrieval compares as
-    '{image,text}_embeds'; of an encoder 'target/cls'; of a quantizer the 'latent' of every vector, and its 'codes'.
+    '{image,text}_embeds'; of an image encoder 'target/cls', of a text encoder 'words/feature'; of a quantizer the
+    'latent' of every vector, and its 'codes'.
     """
     if description["type"] == "quantizer":
         return _quantized(description, params, batch)
@@ -116,9 +142,13 @@ def _passes(description: dict) -> Sequence[Pass]:
     levels = [f"{modality}/{level}" for modality in ("image", "text") for level in LEVELS]
     if description["type"] == "aligned":
         return aligned(description, *levels)
+    if description["type"] in TEXT_TOWERS:
+        return [words(build_from(description, TEXT_TOWERS[description["type"]]), NETWORK)]
     model, pixels = build_model(description), statistics_of(description)
     if description["type"] == "student":
         return [narrowed(p, levels) for p in (encode_image(model, NETWORK, **pixels), encode_text(model, NETWORK))]
+    if description["type"] == "classifier":
+        return [narrowed(classify_image(model, NETWORK, mixing=Mixing(), **pixels)[0], ["class/logits"])]
     return [narrowed(features(model, NETWORK, **pixels), ["target/cls"])]
 
 

@@ -7,6 +7,7 @@ import jax
 from smke_jax.convert.export import check
 from smke_jax.convert.export.base import Batch, Format, Network
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, read_description, save_params
+from smke_jax.models.towers import TEXT_TOWERS
 
 USAGE = """
 `params.safetensors` holds the parameters under their paths in the Flax tree (`a/b/c`), and a description of the model
@@ -24,6 +25,14 @@ image encoder as the `start` of a `frozen` teacher or the `image_start` of a `tw
 of a `quantizer`.
 """
 
+TEXT_USAGE = """
+`params.safetensors` holds the parameters under their paths in the Flax tree (`a/b/c`), and a description of the model
+in its metadata; `tokenizer` holds the vocabulary.
+
+Another run begins with it where its config names the directory, as the `start` of a `text_tower` or a `layered_text`,
+or as the `text_start` of a `two_towers`.
+"""
+
 
 def _write(directory: Path, network: Network, dtype: str) -> None:
     params = jax.tree.map(lambda x: x.astype(dtype), network.params)
@@ -37,11 +46,11 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
     }
     save_params(directory / PARAMS, params, {"model": network.description, "source": source})
     if network.tokenizer is not None:
-        network.tokenizer.save(directory / TOKENIZER, network.description["max_length"])
+        network.tokenizer.save(directory / TOKENIZER, network.description.get("max_length"))
 
 
 def _embed(directory: Path, batch: Batch):
     return check.embed(read_description(directory)["model"], load_params(directory), batch)
 
 
-FORMAT = Format(_write, _embed, {"": USAGE}, types=())
+FORMAT = Format(_write, _embed, {"": USAGE, **dict.fromkeys(TEXT_TOWERS, TEXT_USAGE)}, types=())

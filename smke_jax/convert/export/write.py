@@ -5,7 +5,7 @@ from pathlib import Path
 from smke_jax.convert.export import FORMATS, format_of
 from smke_jax.convert.export.base import Network
 from smke_jax.convert.export.card import likeness_lines, model_card
-from smke_jax.convert.export.check import BARS, Likeness, Samples, compare, embed, make_batch
+from smke_jax.convert.export.check import BARS, Likeness, Samples, compare, embed, length_of, make_batch
 from smke_jax.convert.params_file import new_directory
 from smke_jax.errors import UserError
 
@@ -26,7 +26,7 @@ def write(
             f"this run trained a model of type {description['type']}, and --format={format} is for models of type "
             f"{' or '.join(form.types)}: use {' or '.join(able)}"
         )
-    batch = make_batch(samples, network.tokenizer, description.get("max_length", 0))
+    batch = make_batch(samples, network.tokenizer, length_of(description))
     with new_directory(directory) as partial:
         form.write(partial, network, dtype)
         likeness = compare(embed(description, network.params, batch), form.embed(partial, batch))

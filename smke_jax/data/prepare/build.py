@@ -265,7 +265,7 @@ def _partial_sibling(out: Path, about: str) -> Iterator[Path]:
             log.warning("%s keeps what is finished: the same command goes on from there", partial)
         else:
             shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, Exception) and _is_disk_full(error):
+        if isinstance(error, Exception) and is_disk_full(error):
             raise UserError(f"the disk of {out} is full: free some space or choose another --out") from error
         raise
 
@@ -288,7 +288,8 @@ def _is_running(pid: str) -> bool:
     return True
 
 
-def _is_disk_full(error: Exception) -> bool:
+def is_disk_full(error: Exception) -> bool:
+    """Whether a write failed for want of room."""
     if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
         return True
     return os.strerror(errno.ENOSPC) in str(error)  # array_record reports a failed write as text

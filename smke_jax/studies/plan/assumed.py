@@ -26,7 +26,7 @@ def planned(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
         assumed.append(f"no weights at {path!r}: config.networks.{name} is what its model says")
         part.start = RANDOM
     if "vocab_size" in config.task:
-        given = config.task.tokenizer
+        given = config.task.get("tokenizer", "")  # the vocabulary of running text lies in its folder
         if given and Path(given).is_dir():
             config.task.vocab_size = load_vocabulary(given).vocab_size
         else:

@@ -91,7 +91,8 @@ def _memory(compiled, state, frozen, batch) -> dict[str, int]:
 
 
 def _bytes_per_device(x, layout) -> int:
-    return math.prod(layout.shard_shape(x.shape)) * x.dtype.itemsize
+    """`layout` is None of what the step never reads, such as the last norm of a teacher: it is held whole."""
+    return math.prod(x.shape if layout is None else layout.shard_shape(x.shape)) * x.dtype.itemsize
 
 
 def _sum(tree: Any) -> int:

@@ -47,6 +47,12 @@ def test_memory_is_what_the_arrays_take(program):
     assert program.memory["slots"] == 40 // 2 * (32 + 1) * 4 + 4 and program.memory["moving averages"] == 0
 
 
+def test_what_the_step_never_reads_is_held_all_the_same():
+    """The target is the output of the teacher's MLPs: the norm behind the last of them is not needed."""
+    program = compile_step(planned(load_config(f"{CONFIGS / 'kd_image.py'}:smoke"))[0])
+    assert program.memory["frozen parameters"] == 4 * program.parameters["frozen"]
+
+
 def test_what_is_not_repeated_is_what_the_model_costs(program, parts):
     model = sum(part.total() for part in parts.values())
     done = sum(program.flops.values()) * 2 / 8
