@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import minimize
 
 PENALTIES = tuple(10.0**k for k in range(-4, 3))
 FOLDS = 5
@@ -71,6 +70,8 @@ def fit_logistic(
     x: np.ndarray, labels: np.ndarray, classes: int, penalty: float, start: np.ndarray | None = None
 ) -> np.ndarray:
     """Weights (D + 1, C), the biases last, at the minimum of `logistic`'s objective on x (N, D)."""
+    from scipy.optimize import minimize  # slow to import, and every config imports the evaluators
+
     shape = x.shape[1] + 1, classes
     targets = np.eye(classes)[labels]
 
