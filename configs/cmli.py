@@ -13,7 +13,7 @@ Measured here: see configs/README.md.
 """
 
 from smke_jax.forms import form_of
-from smke_jax.parts import cmli, itc, regress
+from smke_jax.parts import cmli, itc, regress, word_patches
 from smke_jax.rungs import Rung
 
 RUNGS = (
@@ -31,4 +31,5 @@ def get_config(variant: str = ""):
     c.terms.itc = itc(levels=("fc1", "out"))
     c.terms.cmli = cmli(width=0)
     c.evaluators.retrieval = form.retrieval()
+    c.evaluators.words = word_patches(split=form.held_out)
     return c

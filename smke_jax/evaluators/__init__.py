@@ -6,6 +6,7 @@ from smke_jax.evaluators.layer_agreement import layer_agreement
 from smke_jax.evaluators.probe import probe
 from smke_jax.evaluators.retrieval import retrieval
 from smke_jax.evaluators.scene_probe import scene_probe
+from smke_jax.evaluators.word_patches import word_patches
 from smke_jax.evaluators.zero_shot import zero_shot
 
 EVALUATORS = {
@@ -15,5 +16,6 @@ EVALUATORS = {
     "probe": probe,
     "retrieval": retrieval,
     "scene_probe": scene_probe,
+    "word_patches": word_patches,
     "zero_shot": zero_shot,
 }

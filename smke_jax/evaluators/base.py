@@ -27,7 +27,8 @@ class Figures(NamedTuple):
     summary: the same for people
     examples: () -> what a report shows of it, images as uint8 (H, W, 3); None without pictures.  Any of these keys:
              {'text_to_image': [(caption, [(image, is right), …]), …], 'image_to_text': [(image, [(caption, is right),
-             …]), …], 'predictions' and 'mistakes': [(image, its class, [(class found, is right), …]), …]}
+             …]), …], 'predictions' and 'mistakes': [(image, its class, [(class found, is right), …]), …],
+             'words': [(image, caption, [a `word_patches.Match`, …]), …]}
     """
 
     scalars: Mapping[str, float]

@@ -31,6 +31,8 @@ def by_products(q, k, v, mask=None, bias=None) -> jax.Array:
         # A finite minimum, not -inf: the softmax of a row without any token would be NaN.
         logits = jnp.where(mask[:, None, None, :].astype(bool), logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits).astype(q.dtype)
+    if (kept := _kept.get()) is not None:
+        kept.append(weights)
     return jnp.einsum("bhqk,bhkd->bhqd", weights, v).transpose(0, 2, 1, 3)
 
 
@@ -60,6 +62,7 @@ def by_lengths(q, k, v, mask=None, bias=None, *, implementation: str = "cudnn") 
 
 ATTENTION: dict[str, Callable] = {"products": by_products, "cudnn": by_lengths}
 
+_kept: contextvars.ContextVar[list | None] = contextvars.ContextVar("weights", default=None)
 _chosen = contextvars.ContextVar("attention", default="products")
 
 
@@ -71,6 +74,21 @@ def attention_by(name: str) -> Iterator[None]:
         yield
     finally:
         _chosen.reset(token)
+
+
+@contextlib.contextmanager
+def kept_weights() -> Iterator[list[jax.Array]]:
+    """A list of the weights (B, H, L, L) of all attention that is traced in this block, in its order.
+
+    The layers must not be rematerialised: what is traced inside of that cannot leave it.
+    """
+    kept: list[jax.Array] = []
+    token = _kept.set(kept)
+    try:
+        with attention_by("products"):
+            yield kept
+    finally:
+        _kept.reset(token)
 
 
 def attend(q, k, v, mask=None, bias=None) -> jax.Array:

@@ -15,7 +15,7 @@ from smke_jax.networks.base import Network, Start
 from smke_jax.networks.encoders import check_pixels, describe_encoder
 from smke_jax.networks.start import FITTING, RANDOM, student_start, tower_start
 from smke_jax.passes.base import statistics_of
-from smke_jax.passes.encode import encode_image, encode_text
+from smke_jax.passes.encode import encode_image, encode_text, image_attention
 
 TOWERS = ("image", "text")
 
@@ -67,7 +67,9 @@ def two_towers(
         "token_type_scale": token_type_scale, "dtype": dtype, "residual_dtype": residual_dtype,
         **{name: dict(part) for name, part in parts.items()},
     }  # fmt: skip
-    model = build_student(settings | {"remat": remat}, vocab_size=vocab_size, target_dim=head)
+    model, shown = (
+        build_student(settings | {"remat": kind}, vocab_size=vocab_size, target_dim=head) for kind in (remat, "none")
+    )
     description = {"type": "student", "vocab_size": vocab_size, "target_dim": head, **settings, **statistics_of(said)}
     files = {tower: path for tower, path in zip(TOWERS, (image_start, text_start), strict=True) if path != RANDOM}
     if start != RANDOM and files:
@@ -96,7 +98,11 @@ def two_towers(
 
     return Network(
         init=init,
-        forward=lambda name, specs: (encode_image(model, name, **statistics_of(said)), encode_text(model, name)),
+        forward=lambda name, specs: (
+            encode_image(model, name, **statistics_of(said)),
+            encode_text(model, name),
+            image_attention(shown, name, **statistics_of(said)),
+        ),
         start=begin,
         trained=tuple(trained) or True,
         sizes={"image": image["image_size"]},

@@ -1,5 +1,9 @@
 """Image and text through a student's towers and what they share."""
 
+import jax.numpy as jnp
+
+from smke_jax.errors import UserError
+from smke_jax.models.attention import kept_weights
 from smke_jax.models.student import Student
 from smke_jax.passes.base import MEAN, STD, Pass, apply_with_tokens, to_network
 
@@ -21,6 +25,24 @@ def encode_image(model: Student, network: str, *, mean=MEAN, std=STD) -> Pass:
 
     provides = tuple(f"image/{name}" for name in (*LEVELS, *TOKENS))
     return Pass(f"{network}/image", (network,), ("image",), provides, run, watched=("image/out",))
+
+
+def image_attention(model: Student, network: str, *, mean=MEAN, std=STD) -> Pass:
+    """'image/attention' (B, N + 1, N + 1) of 'image': how much [CLS] and every patch look at each other.
+
+    It is the mean over the heads of the last layer with attention, which is the shared block; every row sums to 1.
+    `model` must not rematerialise its layers.
+    """
+
+    def run(params, arrays, key, train):
+        pixels = to_network(arrays["image"], mean, std)
+        with kept_weights() as weights:
+            model.apply({"params": params[network]}, pixels, method="encode_image", **_options(key, train))
+        if not weights:
+            raise UserError(f"the network {network!r} has no attention that could be shown")
+        return {"image/attention": weights[-1].astype(jnp.float32).mean(axis=1)}
+
+    return Pass(f"{network}/image_attention", (network,), ("image",), ("image/attention",), run)
 
 
 def encode_text(model: Student, network: str) -> Pass:

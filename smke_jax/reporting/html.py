@@ -172,6 +172,11 @@ def caption_item(caption: str, is_right: bool | None) -> str:
     return f'<li class="{_verdict(is_right)}">{_mark(is_right)} {escape(caption)}</li>'
 
 
+def list_item(text: str) -> str:
+    """A list item of plain text."""
+    return f"<li>{escape(text)}</li>"
+
+
 def photo(image, side: int = 256) -> str:
     """`small_jpeg` as the address of an embedded picture; such an address is returned as it is."""
     if isinstance(image, str) and EMBEDDED.fullmatch(image):

@@ -19,7 +19,7 @@ from smke_jax.reporting.classes import (
     predictions_sections,
     read_confusions,
 )
-from smke_jax.reporting.evaluations import RECALLS, Evaluation, read_evaluations, read_examples
+from smke_jax.reporting.evaluations import RECALLS, WORDS, Evaluation, read_evaluations, read_examples
 from smke_jax.reporting.markdown import markdown_table
 from smke_jax.reporting.metrics_log import MetricsLog, read_metrics, series, training_seconds
 from smke_jax.reporting.report import (
@@ -35,6 +35,7 @@ from smke_jax.reporting.report import (
 )
 from smke_jax.reporting.run_file import read_run
 from smke_jax.reporting.sentences import sample_tables
+from smke_jax.reporting.word_patches import words_section
 
 HTML, MARKDOWN = "report.html", "report.md"
 MOST_STEPS = 8  # of an evaluator in its table
@@ -138,7 +139,7 @@ def as_html(run: RunFiles, tables: Sequence[Table]) -> str:
         at = f" ({name}, step {examples['step']})"
         shown.append(text_to_image_section(examples["text_to_image"], at))
         shown.append(image_to_text_section(examples["image_to_text"], at))
-        shown += predictions_sections(examples, at)
+        shown += [*predictions_sections(examples, at), words_section(examples[WORDS], at)]
     of_tables = [html.section(x.title, html.table(x.heads, x.rows, said=x.said), note=x.note) for x in tables]
     sections = {
         "evaluations": "\n".join(evaluated),
