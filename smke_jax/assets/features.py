@@ -27,7 +27,5 @@ def stored_features(
     """
     if large := [name for name in of if name.rpartition("/")[2] in WHOLE]:
         raise UserError(f"stored features keep one vector of every image, and {large[0]} is one of every patch")
-    if augmentations < 0:
-        raise UserError(f"augmentations is {augmentations}: give 0 or more")
     dtype = "float16" if half else "float32"
     return Asset(tuple(of), views=augmentations, evaluated=tuple(evaluated), folder=folder, dtype=dtype)

@@ -157,7 +157,7 @@ def test_features_of_something_else_are_refused(tmp_path):
 def test_what_cannot_be_stored_is_refused(tmp_path):
     with pytest.raises(UserError, match="words/feature is made by 'words', which is trained"):
         build_experiment(resolve(config(tmp_path, of=("words/feature",))), None)
-    with pytest.raises(UserError, match="augmentations is -1: give 0 or more"):
+    with pytest.raises(UserError, match="augmentations is -1: it has to be at least 0"):
         build_experiment(resolve(config(tmp_path, augmentations=-1)), None)
     with pytest.raises(UserError, match="made of photo_image, which changes with the epoch"):
         build_experiment(resolve(config(tmp_path, augmentations=0)), None)
