@@ -17,7 +17,7 @@ def save_model(folder: Path, seed: int = 0) -> Path:
     words = train_wordpiece(["a red dog runs over the blue snow"], 60)
     description = {
         "type": "student", "vocab_size": words.vocab_size, "target_dim": 6, "token_types": True, "dtype": "float32",
-        "image": {"image_size": 16, "patch_size": 8, "norm_eps": 1e-6, **TOWER},
+        "image": {"type": "data2vec2", "image_size": 16, "patch_size": 8, "norm_eps": 1e-6, **TOWER},
         "text": {"max_positions": 8, "norm_eps": 1e-12, **TOWER},
         "shared": {"num_heads": 2, "mlp_dim": 12, "norm_eps": 1e-6, "activation": "gelu", "layer_scale": 0.2,
                    "init_std": 0.02},

@@ -7,17 +7,40 @@ With PyTorch, safetensors, NumPy, Pillow and tokenizers, where `modeling_smke.py
     encoding = tokenizers.Tokenizer.from_file(f"{directory}/tokenizer.json").encode("a dog runs")
     ids, mask = torch.tensor([encoding.ids]), torch.tensor([encoding.attention_mask])
     similarity = model(pixels)["image_embeds"] @ model(input_ids=ids, attention_mask=mask)["text_embeds"].T
+
+With transformers also `AutoModel.from_pretrained(directory, trust_remote_code=True)` and `AutoProcessor`.
 """
 
-import json
 import math
-from pathlib import Path
 
-import modeling_smke
 import torch
 import torch.nn.functional as F
-from modeling_smke import Block, TextTower, squashed
 from torch import nn
+
+try:  # transformers makes a package of the two files
+    from .modeling_smke import (
+        BaseImageProcessor,
+        BatchFeature,
+        Block,
+        EmbeddingModel,
+        PretrainedConfig,
+        TextTower,
+        as_pictures,
+        squashed,
+    )
+    from .modeling_smke import Vit as VitTower
+except ImportError:
+    from modeling_smke import (
+        BaseImageProcessor,
+        BatchFeature,
+        Block,
+        EmbeddingModel,
+        PretrainedConfig,
+        TextTower,
+        as_pictures,
+        squashed,
+    )
+    from modeling_smke import Vit as VitTower
 
 # EfficientNet-Lite0: (blocks, kernel size, stride, expansion, channels) of each stage.
 STAGES = (
@@ -40,15 +63,29 @@ class Conv(nn.Conv2d):
         return super().forward(F.pad(x, pads))
 
 
+class BatchNorm(nn.Module):
+    """With the statistics of its file, as inference needs it."""
+
+    def __init__(self, channels, eps):
+        super().__init__()
+        self.eps = eps
+        self.weight, self.bias = nn.Parameter(torch.ones(channels)), nn.Parameter(torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    def forward(self, x):
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
 class InvertedResidual(nn.Module):
     def __init__(self, kernel_size, stride, expansion, inputs, outputs, eps):
         super().__init__()
         hidden = expansion * inputs
         self.expands, self.outputs = expansion > 1, outputs
         if self.expands:
-            self._expand_conv, self._bn0 = Conv(inputs, hidden), nn.BatchNorm2d(hidden, eps)
-        self._depthwise_conv, self._bn1 = Conv(hidden, hidden, kernel_size, stride, hidden), nn.BatchNorm2d(hidden, eps)
-        self._project_conv, self._bn2 = Conv(hidden, outputs), nn.BatchNorm2d(outputs, eps)
+            self._expand_conv, self._bn0 = Conv(inputs, hidden), BatchNorm(hidden, eps)
+        self._depthwise_conv, self._bn1 = Conv(hidden, hidden, kernel_size, stride, hidden), BatchNorm(hidden, eps)
+        self._project_conv, self._bn2 = Conv(hidden, outputs), BatchNorm(outputs, eps)
         self.adds = stride == 1 and inputs == outputs
 
     def forward(self, x):
@@ -77,9 +114,9 @@ class EfficientNetLite(nn.Module):
                 stride = stride if place == 0 else 1
                 blocks.append(InvertedResidual(kernel_size, stride, expansion, channels, outputs, eps))
                 channels = outputs
-        self._conv_stem, self._bn0 = Conv(3, 32, 3, 2), nn.BatchNorm2d(32, eps)
+        self._conv_stem, self._bn0 = Conv(3, 32, 3, 2), BatchNorm(32, eps)
         self._blocks = nn.ModuleList(blocks)
-        self._conv_head, self._bn1 = Conv(channels, fields["width"]), nn.BatchNorm2d(fields["width"], eps)
+        self._conv_head, self._bn1 = Conv(channels, fields["width"]), BatchNorm(fields["width"], eps)
         if fields["num_classes"]:
             self._fc = nn.Linear(fields["width"], fields["num_classes"])
         channels = [block.outputs for block in blocks] + [fields["width"]]  # of each layer
@@ -96,7 +133,7 @@ class EfficientNetLite(nn.Module):
         return torch.cat([unit(found[i - 1].mean((2, 3)).float()) for i in self.layers], dim=1)
 
 
-class Vit(modeling_smke.Vit):
+class Vit(VitTower):
     """Normalised pixels (B, 3, S, S) -> [CLS] and the mean over patches of the chosen layers, side by side."""
 
     def __init__(self, fields):
@@ -169,50 +206,85 @@ class Projections(nn.Module):
 TOWERS = {"efficientnet_lite": EfficientNetLite, "vit": Vit, "bert": Bert}
 
 
-class AlignedModel(nn.Module):
+def packed(images, views):
+    """PIL images -> (B, N): of each view, the image squashed to a square as a whole, bicubic, normalised and flattened.
+
+    views: {'size', 'mean', 'std'} of each image tower; they lie one after another in a row.
+    """
+    return torch.cat([squashed(images, v["size"], v["mean"], v["std"]).flatten(1) for v in views], dim=1)
+
+
+class AlignedImageProcessor(BaseImageProcessor):
+    """`packed` for transformers.  It reads preprocessor_config.json."""
+
+    model_input_names = ["pixel_values"]
+
+    def __init__(self, views=(), **others):
+        super().__init__(**others)
+        self.views = list(views)
+
+    def preprocess(self, images, return_tensors=None, **ignored):
+        """PIL images or uint8 arrays (H, W, 3), one or several -> {'pixel_values': (B, N)}."""
+        pixels = packed(as_pictures(images), self.views)
+        return BatchFeature({"pixel_values": pixels.numpy()}, tensor_type=return_tensors)
+
+    def __call__(self, images, **options):
+        return self.preprocess(images, **options)
+
+
+class AlignedConfig(PretrainedConfig):
+    """What config.json says.
+
+    networks: {name: its type and sizes}: image towers, text towers and one of projections
+    level: what retrieval compares: out | fc1 | head
+    logit_scale: the logarithm of what cosines of that level are multiplied with
+    """
+
+    model_type = "smke_aligned"
+
+    def __init__(self, networks=None, level="out", logit_scale=0.0, **others):
+        self.networks, self.level, self.logit_scale = networks or {}, level, logit_scale
+        super().__init__(**others)
+
+
+class AlignedModel(EmbeddingModel):
     """Towers and projections, as config.json describes them in "networks".
 
     `encode_image` and `encode_text` return what the projections make: 'out' (B, width), and 'fc1' and 'head' where the
-    model has them.  Calling the model returns what retrieval compares, one of them ("level"), L2-normalised.
+    model has them.  Calling the model returns what retrieval compares, one of them ("level"), L2-normalised, and the
+    cosines.
     """
 
+    config_class = AlignedConfig
+
     def __init__(self, config):
-        super().__init__()
-        networks = config["networks"]
-        self.level, self.fields = config["level"], networks
+        super().__init__(config)
+        networks = config.networks
         (self.last,) = (name for name, own in networks.items() if own["type"] == "projections")
         self.networks = nn.ModuleDict({name: TOWERS[x["type"]](x) for name, x in networks.items() if name != self.last})
         makers = {f"{own['makes']}/feature": name for name, own in networks.items() if name != self.last}
         self.readers = {side: [makers[feature] for feature in networks[self.last][side]] for side in ("image", "text")}
         inputs = {side: sum(self.networks[name].channels for name in names) for side, names in self.readers.items()}
         self.networks[self.last] = Projections(networks[self.last], inputs)
-
-    @classmethod
-    def from_directory(cls, directory):
-        """The model that lies beside this file, for inference, in the precision of its weights."""
-        from safetensors.torch import load_file
-
-        model = cls(json.loads((Path(directory) / "config.json").read_text(encoding="utf-8")))
-        weights = load_file(Path(directory) / "model.safetensors")
-        model.to(next(iter(weights.values())).dtype)
-        # The counters of batches are of no use to inference, and the file holds none.
-        missing, unexpected = model.load_state_dict(weights, strict=False)
-        wrong = [*unexpected, *(name for name in missing if not name.endswith("num_batches_tracked"))]
-        if wrong:
-            raise ValueError(f"the weights in {directory} do not fit its config.json: {', '.join(wrong)}")
-        return model.eval()
+        fields = (networks[name] for name in self.readers["image"])
+        self.views = [{"size": own["image_size"], "mean": own["mean"], "std": own["std"]} for own in fields]
+        self.post_init()
 
     def preprocess(self, images):
-        """PIL images -> {tower: (B, 3, S, S)}: each squashed to a square as a whole, bicubic, and normalised."""
-        return {name: self._pixels(images, self.fields[name]) for name in self.readers["image"]}
+        """PIL images -> what `encode_image` takes, see `packed`."""
+        return packed(images, self.views)
 
-    def _pixels(self, images, own):
-        return squashed(images, own["image_size"], own["mean"], own["std"])
+    def encode_image(self, pixel_values):
+        """What `preprocess` gives -> representations, see the class.
 
-    def encode_image(self, pixels):
-        """What `preprocess` gives -> representations, see the class."""
+        Of a model with one image tower, pixels (B, 3, S, S), too.
+        """
         dtype = next(self.parameters()).dtype
-        features = [self.networks[name](pixels[name].to(dtype)) for name in self.readers["image"]]
+        rows = pixel_values.flatten(1).to(dtype).split([3 * view["size"] ** 2 for view in self.views], dim=1)
+        features = [
+            self.networks[name](row.unflatten(1, (3, view["size"], view["size"])))
+            for name, row, view in zip(self.readers["image"], rows, self.views, strict=True)
+        ]
         return self.networks[self.last]("image", torch.cat(features, dim=1).to(dtype))
 
     def encode_text(self, input_ids, attention_mask):
@@ -220,16 +292,6 @@ class AlignedModel(nn.Module):
         dtype = next(self.parameters()).dtype
         features = [self.networks[name](input_ids, attention_mask) for name in self.readers["text"]]
         return self.networks[self.last]("text", torch.cat(features, dim=1).to(dtype))
-
-    def forward(self, pixels=None, input_ids=None, attention_mask=None):
-        """-> {'image_embeds': (B, D), 'text_embeds': (B', D)} of what is given, L2-normalised."""
-        outputs = {}
-        if pixels is not None:
-            outputs["image_embeds"] = F.normalize(self.encode_image(pixels)[self.level], dim=-1)
-        if input_ids is not None:
-            mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-            outputs["text_embeds"] = F.normalize(self.encode_text(input_ids, mask)[self.level], dim=-1)
-        return outputs
 
 
 def unit(x):

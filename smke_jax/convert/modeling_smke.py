@@ -92,6 +92,12 @@ def squashed(images, size, mean=MEAN, std=STD):
     return torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
 
+def as_pictures(images):
+    """PIL images or uint8 arrays (H, W, 3), one or several -> a list of PIL images."""
+    images = images if isinstance(images, (list, tuple)) else [images]
+    return [image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)) for image in images]
+
+
 class SmkeImageProcessor(BaseImageProcessor):
     """`squashed` for transformers, which has no processor with these rules.  It reads preprocessor_config.json."""
 
@@ -103,9 +109,7 @@ class SmkeImageProcessor(BaseImageProcessor):
 
     def preprocess(self, images, return_tensors=None, **ignored):
         """PIL images or uint8 arrays (H, W, 3), one or several -> {'pixel_values': (B, 3, S, S)}."""
-        images = images if isinstance(images, (list, tuple)) else [images]
-        images = [image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)) for image in images]
-        pixels = squashed(images, self.size["height"], self.image_mean, self.image_std)
+        pixels = squashed(as_pictures(images), self.size["height"], self.image_mean, self.image_std)
         return BatchFeature({"pixel_values": pixels.numpy()}, tensor_type=return_tensors)
 
     def __call__(self, images, **options):
@@ -315,7 +319,57 @@ class TextTower(nn.Module):
         return x if self.norm is None else self.norm(x)
 
 
-class SmkeModel(PreTrainedModel):
+class EmbeddingModel(PreTrainedModel):
+    """What models of images and texts have in common, under the names that clients of CLIP use.
+
+    A model has `encode_image` and `encode_text`, whose results hold what retrieval compares under config.level.
+    """
+
+    base_model_prefix = ""
+    main_input_name = "pixel_values"
+    _supports_sdpa = True
+
+    @classmethod
+    def from_directory(cls, directory):
+        """The model that lies beside this file, for inference, in the precision of its weights."""
+        from safetensors.torch import load_file
+
+        config = cls.config_class(**json.loads((Path(directory) / "config.json").read_text(encoding="utf-8")))
+        weights = load_file(Path(directory) / "model.safetensors")
+        model = cls(config).to(next(iter(weights.values())).dtype)
+        model.load_state_dict(weights)
+        return model.eval()
+
+    @property
+    def logit_scale(self):
+        """The logarithm of what the cosines are multiplied with."""
+        return torch.tensor(float(self.config.logit_scale))
+
+    def get_image_features(self, pixel_values, **ignored):
+        """What `preprocess` gives -> embeddings (B, D), L2-normalised."""
+        return F.normalize(self.encode_image(pixel_values)[self.config.level], dim=-1)
+
+    def get_text_features(self, input_ids, attention_mask=None, **ignored):
+        """Token ids and mask (B, L), 1 = token -> embeddings (B, D), L2-normalised."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return F.normalize(self.encode_text(input_ids, mask)[self.config.level], dim=-1)
+
+    def forward(self, pixel_values=None, input_ids=None, attention_mask=None, return_dict=None, **ignored):
+        """-> SmkeOutput: image_embeds (B, D) and text_embeds (B', D) of what is given, L2-normalised.
+
+        Of both, also logits_per_image (B, B') and logits_per_text (B', B).
+        """
+        image = None if pixel_values is None else self.get_image_features(pixel_values)
+        text = None if input_ids is None else self.get_text_features(input_ids, attention_mask)
+        logits = None if image is None or text is None else self.logit_scale.exp().to(image) * image @ text.T
+        outputs = SmkeOutput(
+            logits_per_image=logits, logits_per_text=None if logits is None else logits.T, text_embeds=text,
+            image_embeds=image,
+        )  # fmt: skip
+        return tuple(outputs.values()) if return_dict is False else outputs
+
+
+class SmkeModel(EmbeddingModel):
     """Two towers, one shared Transformer block, one head.
 
     `encode_image` and `encode_text` return, all from position 0, un-normalised and in fp32:
@@ -326,9 +380,6 @@ class SmkeModel(PreTrainedModel):
     """
 
     config_class = SmkeConfig
-    base_model_prefix = ""
-    main_input_name = "pixel_values"
-    _supports_sdpa = True
 
     def __init__(self, config):
         super().__init__(config)
@@ -345,34 +396,9 @@ class SmkeModel(PreTrainedModel):
         self.head = nn.Linear(width, config.target_dim)
         self.post_init()
 
-    @classmethod
-    def from_directory(cls, directory):
-        """The model that lies beside this file, for inference, in the precision of its weights."""
-        from safetensors.torch import load_file
-
-        config = SmkeConfig(**json.loads((Path(directory) / "config.json").read_text(encoding="utf-8")))
-        weights = load_file(Path(directory) / "model.safetensors")
-        model = cls(config).to(weights["head.weight"].dtype)
-        model.load_state_dict(weights)
-        return model.eval()
-
     def preprocess(self, images):
         """PIL images -> (B, 3, S, S): each `upright_rgb`, squashed to a square as a whole, bicubic, and normalised."""
         return squashed(images, self.config.image["image_size"], self.config.mean, self.config.std)
-
-    @property
-    def logit_scale(self):
-        """The logarithm of what the cosines are multiplied with."""
-        return torch.tensor(float(self.config.logit_scale))
-
-    def get_image_features(self, pixel_values, **ignored):
-        """Normalised pixels (B, 3, S, S) -> embeddings (B, D), L2-normalised."""
-        return F.normalize(self.encode_image(pixel_values)[self.config.level], dim=-1)
-
-    def get_text_features(self, input_ids, attention_mask=None, **ignored):
-        """Token ids and mask (B, L), 1 = token -> embeddings (B, D), L2-normalised."""
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return F.normalize(self.encode_text(input_ids, mask)[self.config.level], dim=-1)
 
     def encode_image(self, pixel_values):
         """Normalised pixels (B, 3, S, S) -> representations, see the class."""
@@ -381,20 +407,6 @@ class SmkeModel(PreTrainedModel):
     def encode_text(self, input_ids, attention_mask):
         """Token ids and mask (B, L), 1 = token -> representations, see the class."""
         return self._align(self.text(input_ids, attention_mask), attention_mask, TEXT)
-
-    def forward(self, pixel_values=None, input_ids=None, attention_mask=None, return_dict=None, **ignored):
-        """-> SmkeOutput: image_embeds (B, D) and text_embeds (B', D) of what is given, L2-normalised.
-
-        Of both, also logits_per_image (B, B') and logits_per_text (B', B).
-        """
-        image = None if pixel_values is None else self.get_image_features(pixel_values)
-        text = None if input_ids is None else self.get_text_features(input_ids, attention_mask)
-        logits = None if image is None or text is None else self.logit_scale.exp().to(image) * image @ text.T
-        outputs = SmkeOutput(
-            logits_per_image=logits, logits_per_text=None if logits is None else logits.T, text_embeds=text,
-            image_embeds=image,
-        )  # fmt: skip
-        return tuple(outputs.values()) if return_dict is False else outputs
 
     def _align(self, tokens, mask, modality):
         tower = ("text", "image")[modality]

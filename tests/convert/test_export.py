@@ -1,7 +1,6 @@
 """A trained student leaves in every format, embeds there as here, and finds the same images and captions."""
 
 import functools
-import io
 import json
 import re
 import resource
@@ -15,6 +14,7 @@ import pytest
 import tiny
 import tokenizers
 import torch
+from odd_pictures import odd_pictures
 from PIL import Image
 from safetensors import safe_open
 from test_convert_student import Lightning, Thesis
@@ -61,6 +61,7 @@ FILES = {
         "modules.json",
         "sentence_bert_config.json",
         "config_sentence_transformers.json",
+        "clip_benchmark_adapter.py",
     },
     "thesis": {"README.md", "smke.ckpt", *TOKENIZER},
     "onnx": {
@@ -193,21 +194,6 @@ def opened(exported, monkeypatch, tmp_path):
     directory = exported("hf")
     model = AutoModel.from_pretrained(directory, trust_remote_code=True, attn_implementation="sdpa")
     return directory, model, AutoProcessor.from_pretrained(directory, trust_remote_code=True)
-
-
-def odd_pictures() -> list[Image.Image]:
-    """Turned by a note of the camera, transparent in every way, of 16 bits, of floats, of inks."""
-    rng = np.random.default_rng(0)
-    rgba = Image.fromarray(rng.integers(0, 256, (40, 70, 4), dtype=np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    turned, palette = io.BytesIO(), io.BytesIO()
-    rgba.convert("RGB").save(turned, "PNG", exif=exif)
-    rgba.convert("P").save(palette, "PNG", transparency=0)
-    sixteen = Image.fromarray(rng.integers(0, 65536, (40, 70), dtype=np.uint16))
-    unit = Image.fromarray(rng.random((40, 70), dtype=np.float32))
-    return [Image.open(turned), rgba, Image.open(palette), rgba.convert("LA"), sixteen, sixteen.convert("I"), unit,
-            rgba.convert("CMYK"), rgba.convert("L"), Image.new("LAB", (9, 9), (200, 100, 150))]  # fmt: skip
 
 
 def test_pictures_of_every_kind_are_what_they_are_in_the_library(opened):

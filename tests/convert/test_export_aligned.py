@@ -1,9 +1,15 @@
 """Frozen towers, a text tower and projections leave as one model, which embeds as in the run, in PyTorch too."""
 
+import re
+import shutil
+import sys
+
 import jax
 import numpy as np
 import pytest
+from odd_pictures import odd_pictures
 from PIL import Image
+from transformers import AutoModel, AutoProcessor, pipeline
 
 import smke_jax
 from smke_jax.convert.export import pytorch
@@ -88,23 +94,98 @@ def test_it_is_opened_with_its_towers(run, own, tmp_path, opened):
     np.testing.assert_allclose(model.encode_texts(captions), expected["text"], atol=2e-5)
 
 
-def test_pytorch_embeds_as_the_run(run, restored, own, tmp_path):
+@pytest.fixture(scope="module")
+def hf(run, tmp_path_factory):
+    """The directory for PyTorch, and what the export said of it."""
+    directory = tmp_path_factory.mktemp("aligned_hf") / "hf"
+    return directory, export_run(run, directory, format="hf")
+
+
+def test_pytorch_embeds_as_the_run(hf, restored, own):
     torch = pytest.importorskip("torch")
-    written = export_run(run, tmp_path / "hf", format="hf")
+    directory, written = hf
     assert all(x.delta < 1e-5 for x in written.likeness.values()), written.likeness
-    modeling = pytorch.import_modeling(tmp_path / "hf" / "modeling_aligned.py", beside=("modeling_smke.py",))
-    model = modeling.AlignedModel.from_directory(tmp_path / "hf")
+    modeling = pytorch.import_modeling(directory / "modeling_aligned.py", beside=("modeling_smke.py",))
+    model = modeling.AlignedModel.from_directory(directory)
     pictures, captions, expected = own
     ids, mask = restored.experiment.task.tokenizer.encode(captions, 12)
     with torch.inference_mode():
         found = model(model.preprocess(pictures), torch.tensor(ids), torch.tensor(mask))
     np.testing.assert_allclose(found["image_embeds"], expected["image"], atol=2e-5)
     np.testing.assert_allclose(found["text_embeds"], expected["text"], atol=2e-5)
-    opened = smke_jax.load(tmp_path / "hf")
+    opened = smke_jax.load(directory)
     np.testing.assert_allclose(opened.encode_images(pictures), expected["image"], atol=2e-5)
     np.testing.assert_allclose(opened.encode_texts(captions), expected["text"], atol=2e-5)
-    card = (tmp_path / "hf" / "README.md").read_text()
-    assert "`patches` (vit)" in card and "AlignedModel.from_directory" in card and "AutoModel" not in card
+    card = (directory / "README.md").read_text()
+    assert "`patches` (vit)" in card and "AlignedModel.from_directory" in card and "library_name: transformers" in card
+
+
+@pytest.fixture
+def transformers_cache(monkeypatch, tmp_path):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+
+
+def test_transformers_opens_it(hf, own, transformers_cache, tmp_path):
+    directory, _ = hf
+    model = AutoModel.from_pretrained(directory, trust_remote_code=True, attn_implementation="sdpa")
+    processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+    pictures, captions, expected = own
+    inputs = processor(text=captions, images=pictures, padding=True, truncation=True, return_tensors="pt")
+    outputs = model(**inputs)
+    np.testing.assert_allclose(outputs.image_embeds.detach(), expected["image"], atol=2e-5)
+    np.testing.assert_allclose(outputs.text_embeds.detach(), expected["text"], atol=2e-5)
+    cosines = expected["image"] @ expected["text"].T
+    np.testing.assert_allclose(outputs.logits_per_image.detach(), np.exp(model.config.logit_scale) * cosines, atol=1e-3)
+    assert model.config.projection_dim == expected["text"].shape[1]
+    assert model.config.max_position_embeddings == 12
+    model.save_pretrained(tmp_path / "again")
+    again = AutoModel.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    found = again.get_image_features(**processor(images=pictures, return_tensors="pt"))
+    np.testing.assert_allclose(found.detach(), expected["image"], atol=2e-5)
+
+
+def test_pictures_of_every_kind_are_what_they_are_in_the_library(hf, transformers_cache):
+    directory, _ = hf
+    model = AutoModel.from_pretrained(directory, trust_remote_code=True)
+    processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+    pictures = odd_pictures()
+    expected = smke_jax.load(directory).encode_images(pictures)
+    theirs = model.get_image_features(**processor(images=pictures, return_tensors="pt"))
+    np.testing.assert_allclose(theirs.detach(), expected, atol=2e-5)
+    np.testing.assert_allclose(model.get_image_features(model.preprocess(pictures)).detach(), expected, atol=2e-5)
+
+
+def test_zero_shot_classification_of_transformers(hf, own, transformers_cache):
+    directory, _ = hf
+    picture, labels = own[0][0], ["red dog", "small cat"]
+    pipe = pipeline("zero-shot-image-classification", model=str(directory), trust_remote_code=True)
+    found = {x["label"]: x["score"] for x in pipe(picture, labels, hypothesis_template="{}")}
+    logits = float(pipe.model.logit_scale.exp()) * smke_jax.load(directory).similarity([picture], labels)[0]
+    scores = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose([found[label] for label in labels], scores, atol=1e-4)
+
+
+def test_sentence_transformers_embeds_texts_and_pictures(hf, own, transformers_cache):
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    directory, _ = hf
+    model = sentence_transformers.SentenceTransformer(str(directory), trust_remote_code=True)
+    library = smke_jax.load(directory)
+    texts = ["red dog", "a small cat " * 40]
+    np.testing.assert_allclose(model.encode(texts), library.encode_texts(texts), atol=1e-5)
+    np.testing.assert_allclose(model.encode(odd_pictures()), library.encode_images(odd_pictures()), atol=2e-5)
+
+
+def test_every_snippet_of_the_card_runs(hf, own, transformers_cache, monkeypatch, tmp_path):
+    folder = shutil.copytree(hf[0], tmp_path / "copy")
+    own[0][0].save(folder / "photo.jpg")
+    monkeypatch.chdir(folder)
+    monkeypatch.syspath_prepend(folder)
+    snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        exec(snippet, {})
+    for name in ("modeling_smke", "modeling_aligned"):
+        sys.modules.pop(name, None)
 
 
 def test_a_format_that_cannot_hold_it_says_which_can(run, tmp_path):

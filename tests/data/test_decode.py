@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
+from smke_jax.__main__ import main
+from smke_jax.convert.export import pytorch
 from smke_jax.data import decode
 from smke_jax.data.decode import BadImage, decode_image
+from smke_jax.data.given import pixels_of
+from smke_jax.data.sources import open_prepared
 from smke_jax.errors import UserError
 
 
@@ -248,3 +252,28 @@ def test_heic_is_read_by_pillow_heif_or_named_with_it(monkeypatch):
         decode_image(heic)
     decode._reads_heif.cache_clear()
     assert asked == [1]
+
+
+def test_a_heic_photo_is_one_picture_everywhere(tmp_path):
+    heif = pytest.importorskip("pillow_heif")
+    decode._reads_heif.cache_clear()
+    rng = np.random.default_rng(0)
+    shown = Image.fromarray(rng.integers(0, 256, (3, 4, 3), dtype=np.uint8)).resize((64, 48))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: the picture that is meant is 48 wide and 64 high
+    (tmp_path / "dev").mkdir()
+    path = tmp_path / "dev" / "photo.heic"
+    heif.from_pillow(shown).save(path, quality=95, exif=exif.tobytes())
+    found = decode_image(path.read_bytes())
+    assert found.shape == (64, 48, 3)
+    meant = np.asarray(shown.transpose(Image.Transpose.ROTATE_270), np.int64)
+    assert np.abs(found - meant).mean() < 4  # it is a lossy format
+    # The library, and the file that exports carry.
+    np.testing.assert_array_equal(pixels_of(path), found)
+    np.testing.assert_array_equal(pixels_of(Image.open(path)), found)
+    modeling = pytorch.import_modeling()
+    np.testing.assert_array_equal(np.asarray(modeling.upright_rgb(Image.open(path))), found)
+    # Prepared, the photo keeps its bytes.
+    (tmp_path / "dev.jsonl").write_text('{"image_path": "dev/photo.heic", "text": "a turned photo"}\n')
+    assert main(["prepare", "jsonl", f"--source={tmp_path}", f"--out={tmp_path / 'out'}"]) == 0
+    assert bytes(open_prepared(tmp_path / "out", "dev")[0].image) == path.read_bytes()

@@ -60,6 +60,11 @@ def tree(module: str) -> ast.Module:
     return ast.parse(MODULES[module].read_text(encoding="utf-8"))
 
 
+# What is copied into exports: PyTorch code, which no module of this package imports, and whose files know each other
+# there alone, as transformers makes a package of them.
+COPIED = {"convert.modeling_smke", "convert.modeling_aligned", "convert.clip_benchmark_adapter"}
+
+
 @functools.cache
 def imports(module: str) -> frozenset[str]:
     """Dotted names of everything a module imports, at any depth of the code."""
@@ -68,7 +73,7 @@ def imports(module: str) -> frozenset[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} uses a relative import"
+            assert node.level == 0 or module in COPIED, f"{module} uses a relative import"
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return frozenset(found)
 
@@ -137,7 +142,13 @@ def test_losses_know_arrays_only(module):
 
 
 def test_only_programs_read_flags():
-    wrong = [m for m in BELOW_PROGRAMS for name in imports(m) if name.split(".")[0] in ("absl", "argparse")]
+    wrong = [
+        m
+        for m in BELOW_PROGRAMS
+        if m not in COPIED
+        for name in imports(m)
+        if name.split(".")[0] in ("absl", "argparse")
+    ]
     assert not wrong
 
 
@@ -199,9 +210,7 @@ def test_pytorch_is_imported_only_where_it_is_used():
             n.module for n in found if isinstance(n, ast.ImportFrom)
         }
 
-    # What is copied into exports is PyTorch code, and no module of this package imports it.
-    copied = {"convert.modeling_smke", "convert.modeling_aligned"}
-    pytorch_code = copied | {"studies.benchmarks.pytorch", "studies.benchmarks.pytorch_data"}
+    pytorch_code = COPIED | {"studies.benchmarks.pytorch", "studies.benchmarks.pytorch_data"}
     pytorch_code |= {"studies.benchmarks.pytorch_inference"}
     assert not {m for m in MODULES if "torch" in imported_at_the_top(m)} - pytorch_code
     at_once = {m for m in MODULES for node in tree(m).body if isinstance(node, ast.ImportFrom)

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from smke_jax.convert.export import pytorch
+from smke_jax.convert.export import clients, pytorch
 from smke_jax.convert.export.base import Batch, Network
 from smke_jax.convert.layouts.aligned import MODEL_TYPE, RULES, aligned_rules
 from smke_jax.convert.rules import state_of
@@ -20,21 +20,31 @@ SOURCE = pytorch.SOURCE.parent / MODELING
 USAGE = """
 With PyTorch, safetensors, Pillow and tokenizers, in this directory; the two Python files are its own and short:
 
-""" + pytorch.example("modeling_aligned", "AlignedModel")
+""" + pytorch.example("modeling_aligned", "AlignedModel") + clients.usage(
+    "transformers has no processor of its own for this\nmodel: without `trust_remote_code` it is refused."
+)  # fmt: skip
 MODULES = {"efficientnet_lite": EfficientNetLite, "vit": Vit, "bert": TextEncoder}
 # Forms of a network that the PyTorch file always has: {type: {field: value}}.
 ALWAYS = {"bert": {"norm_order": "post"}}
 
 
 def write_aligned(directory: Path, network: Network, dtype: str) -> None:
-    """Weights, config.json, the tokenizer and the two PyTorch files."""
+    """Weights, config.json, the tokenizer, the two PyTorch files and what clients look for."""
     description = _complete(network.description)
     _refuse_other_forms(description)
+    width = _width(description)
     config = {
         "model_type": MODEL_TYPE,
+        "architectures": ["AlignedModel"],
+        "auto_map": clients.auto_map("modeling_aligned", "AlignedModel", "AlignedConfig"),
         "dtype": dtype,
         "networks": description["networks"],
         **{key: description[key] for key in ("level", "max_length", "vocab_size")},
+        # under the names by which others look for them
+        "projection_dim": width,
+        "hidden_size": width,
+        "max_position_embeddings": description["max_length"],
+        "logit_scale": pytorch.logit_scale(description),
         "logit_scales": as_lists(description["logit_scales"]),
     }
     pytorch.write_json(directory / "config.json", config)
@@ -43,6 +53,32 @@ def write_aligned(directory: Path, network: Network, dtype: str) -> None:
     for source in (SOURCE, pytorch.SOURCE):
         shutil.copyfile(source, directory / source.name)
     pytorch.write_tokenizer(directory, network)
+    _write_preprocessing(directory, description)
+    clients.write(directory)
+
+
+def _projections(description: dict) -> dict:
+    (found,) = (own for own in description["networks"].values() if own["type"] == "projections")
+    return found
+
+
+def _width(description: dict) -> int:
+    """Of what retrieval compares."""
+    own, level = _projections(description), description["level"]
+    return {"out": lambda: own["width"], "fc1": lambda: own["shared"]["mlp_dim"], "head": lambda: own["head"]}[level]()
+
+
+def _write_preprocessing(directory: Path, description: dict) -> None:
+    """preprocessor_config.json: what each image tower sees, in the order in which the projections read them."""
+    networks = description["networks"]
+    makers = {f"{own['makes']}/feature": own for own in networks.values() if "makes" in own}
+    towers = [makers[feature] for feature in _projections(description)["image"]]
+    preprocessor = {
+        "image_processor_type": "AlignedImageProcessor",
+        "auto_map": {"AutoImageProcessor": "modeling_aligned.AlignedImageProcessor"},
+        "views": [{"size": own["image_size"], "mean": own["mean"], "std": own["std"]} for own in towers],
+    }
+    pytorch.write_json(directory / "preprocessor_config.json", preprocessor)
 
 
 def embed_aligned(directory: Path, batch: Batch):
