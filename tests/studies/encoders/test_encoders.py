@@ -21,7 +21,6 @@ from smke_jax.networks.text_tower import text_tower
 from smke_jax.parallel.mesh import make_mesh
 from smke_jax.parts import text_classifier
 from smke_jax.studies.encoders.texts import SIZES, TextTask, encoded, text_probe
-from smke_jax.studies.encoders.towers import starts_of
 from smke_jax.training.loop import train_and_evaluate
 
 RNG = np.random.default_rng(0)
@@ -88,16 +87,6 @@ def test_a_class_is_read_from_sentences_and_from_what_pairs_have_in_common():
     same = (signs[:200] == signs[200:]).astype(np.int32)
     pairs = [made("wnli", (texts[i : i + 100], texts[200 + i : 300 + i]), same[i : i + 100]) for i in (0, 100)]
     assert text_probe(vectors, TextTask("wnli", *pairs)).scalars == {"accuracy": 100.0}
-
-
-def test_the_files_that_a_run_began_with_are_found_by_side():
-    config = {"networks": {
-        "teacher": {"type": "frozen", "start": "weights/dino"},
-        "student": {"type": "two_towers", "start": "", "image_start": "random", "text_start": "weights/bert"},
-        "words": {"type": "text_tower", "start": "weights/bert"},
-        "codes": {"type": "quantizer", "start": "weights/codes"},
-    }}  # fmt: skip
-    assert starts_of(config, "text") == ["weights/bert"] and starts_of(config, "image") == ["weights/dino"]
 
 
 def glue(folder: Path) -> Path:
