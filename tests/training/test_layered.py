@@ -19,6 +19,7 @@ from smke_jax.errors import UserError
 from smke_jax.models.build import build_model
 from smke_jax.networks.frozen import frozen
 from smke_jax.networks.layered import layered_image
+from smke_jax.networks.text_classifier import text_classifier
 from smke_jax.networks.text_tower import text_tower
 from smke_jax.networks.two_towers import two_towers
 from smke_jax.parts import base, part
@@ -70,7 +71,7 @@ def made(tmp_path_factory):
         "text", f"{root}/lines.txt", f"--out={root}/text", f"--tokenizer={root}/bert/tokenizer", "--length=12",
         "--holdout=9",
     ])  # fmt: skip
-    bert = {"type": "bert", "vocab_size": words.vocab_size, **SIZES, "max_positions": 12, "pooler": False}
+    bert = {"type": "bert", "vocab_size": words.vocab_size, **SIZES, "max_positions": 12, "pooler": True}
     ids = np.ones((2, 3), np.int32)
     image = save(root / "vit", IMAGE, np.zeros((2, 32, 32, 3), np.float32))
     text = save(root / "bert", bert, ids, ids)
@@ -155,6 +156,7 @@ def test_other_configs_begin_with_the_student(run, tmp_path):
     vocabulary = 1
     if modality == "text":
         words = load_tokenizer(out / "tokenizer")
+        the_pooler_came_along(c.networks.teacher.start, str(out), words.vocab_size)
         vocabulary, student = words.vocab_size, text_tower(vocab_size=words.vocab_size, start=str(out))
         assert student.start(shapes_of(student)).expects == {"tokenizer": words.digest}
     else:
@@ -174,6 +176,15 @@ def test_other_configs_begin_with_the_student(run, tmp_path):
     near(begun, result.params["student"], 0)
     if modality == "image":
         assert both.described == {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+
+
+def the_pooler_came_along(teacher: str, student: str, vocab_size: int) -> None:
+    """Of a student it is the teacher's, untouched by the decay of weights, and fine-tuning begins with it."""
+    pooler = load_params(teacher)["pooler"]
+    assert np.abs(pooler["kernel"]).max() > 0.05
+    near(load_params(student)["pooler"], pooler, 0)
+    tuned = text_classifier(vocab_size=vocab_size, classes=2, start=student)
+    near(tuned.start(shapes_of(tuned)).params["pooler"], pooler, 0)
 
 
 def shapes_of(network):
