@@ -125,8 +125,13 @@ def test_a_run_goes_on_where_it_was(run, tmp_path):
 def test_eight_devices_learn_the_same(run, tmp_path):
     _, c, workdir, result = run
     c = c.copy_and_resolve_references()
-    c.num_devices, c.evaluators.layers.split = 8, ""
+    c.num_devices = 8
     other = train_and_evaluate(c, tmp_path / "run")
+    found, known = (
+        json.loads((folder / f"evals/{STEPS}/layers.json").read_text()) for folder in (tmp_path / "run", workdir)
+    )
+    for name in ("rows", "tokens", "loss", "cosine", "explained"):
+        assert found[name] == pytest.approx(known[name], rel=1e-4)
     np.testing.assert_allclose(list(losses(tmp_path / "run").values()), list(losses(workdir).values()), rtol=1e-4)
     near(result.params["student"], other.params["student"])
 
