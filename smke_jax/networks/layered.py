@@ -90,6 +90,7 @@ def layered_image(
         _begin("image", start, fields, dtype, trained),
         trained=trained,
         sizes={"image": size},
+        alike={("layers of images", "output"): output, ("layers of images", "layer_norm"): layer_norm},
         described=said if start != RANDOM else {},
         export=lambda params, slots: (params, {**fields, **statistics_of(said)}),
     )
@@ -127,6 +128,7 @@ def layered_text(
                         besides=(POOLER,))
     )  # fmt: skip
     pooled = bool(trained and said.get(POOLER))
+    said_alike = {"output": output, "layer_norm": layer_norm, "padding": padding}
     kept = _depth(start, said["depth"], depth)
     chosen = _layers(output, layers, kept)
     fields = {**said, "vocab_size": vocab_size, "depth": kept, "dropout": dropout}
@@ -149,6 +151,7 @@ def layered_text(
         forward,
         _begin("text", start, fields, dtype, trained),
         trained=(ALL_BUT_POOLER,) if pooled else trained,
+        alike={("layers of texts", field): value for field, value in said_alike.items()},
         described=said if start != RANDOM else {},
         export=lambda params, slots: (params, {**fields, POOLER: pooled}),
     )

@@ -25,6 +25,7 @@ from smke_jax.networks.two_towers import two_towers
 from smke_jax.parts import base, part
 from smke_jax.programs.evaluate import main as evaluate
 from smke_jax.programs.prepare import main as prepare
+from smke_jax.training.build import build_experiment
 from smke_jax.training.export import export_run
 from smke_jax.training.loop import train_and_evaluate
 
@@ -213,6 +214,21 @@ def test_what_does_not_go_together_is_said_in_a_line(made, tmp_path):
         train_and_evaluate(c, tmp_path / "run")
     with pytest.raises(UserError, match="a layered image encoder of random weights needs a model"):
         layered_image(start="random")
+
+
+@pytest.mark.parametrize(
+    ("modality", "field", "value"),
+    [("image", "output", "stream"), ("image", "layer_norm", False), ("text", "padding", False),
+     ("text", "output", "mlp"), ("text", "layer_norm", True)],
+)  # fmt: skip
+def test_teacher_and_student_are_compared_by_the_same_rule(made, tmp_path, modality, field, value):
+    c = made[modality].copy_and_resolve_references()
+    c.networks.teacher[field] = value
+    said = rf"config.networks.\w+.{field} is .* and config.networks.\w+.{field} .*: both make .* so set them alike"
+    with pytest.raises(UserError, match=said):
+        train_and_evaluate(c, tmp_path / "run")
+    c.networks.student[field] = value
+    build_experiment(c, None, {"vocab_size": 60})
 
 
 def test_text_of_another_tokenizer_is_refused(made, tmp_path):
