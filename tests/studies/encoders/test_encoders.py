@@ -100,7 +100,7 @@ def glue(folder: Path) -> Path:
     return folder
 
 
-def test_the_encoders_of_a_run_beside_what_it_began_with(weights, tmp_path, capsys):
+def test_the_encoders_of_a_run_beside_what_it_began_with(weights, tmp_path, capsys, monkeypatch):
     data = glue(tmp_path / "glue")
     c = load_config("configs/finetune_text.py:cola,smoke")
     c.update(num_devices=1, batch_size=8, eval_batch_size=8)
@@ -125,6 +125,10 @@ def test_the_encoders_of_a_run_beside_what_it_began_with(weights, tmp_path, caps
     values = [own["stsb dev"]["spearman"] for own in found["text"].values()]
     assert len(set(values)) == 4 and all(own["cola dev"]["rows"] == 16 for own in found["text"].values())
 
+    monkeypatch.chdir(data)
+    assert main([*command, "--data=.", f"--out={tmp_path / 'figures.json'}"]) == 0
+    assert json.loads((tmp_path / "figures.json").read_text()) == found
+    assert [path.name for path in (run / "evals/2").glob("encoders*")] == ["encoders-glue.json"]
     (tmp_path / "empty").mkdir()
     (weights / PARAMS).rename(weights / "gone")
     assert main([*command, f"--data={data}"]) == 0
