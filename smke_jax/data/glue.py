@@ -7,6 +7,7 @@ import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from smke_jax.errors import UserError, nearest
 log = logging.getLogger("smke_jax")
 
 TRAIN, DEV = ("train.tsv",), ("dev.tsv",)
+UNLABELLED = ("", "-")  # what stands in place of a label that nobody gave
 
 
 class GlueTask(NamedTuple):
@@ -26,7 +28,8 @@ class GlueTask(NamedTuple):
     label:   column of the label
     classes: labels as they are written, in the order of their numbers; () where the label is a score
     score:   (lowest, highest) of a score
-    files:   {split: names that its file may have}
+    files:   {split: names that its file may have}; '+' joins the names of files that are one split together
+    parts:   {such a file: name of the part that it is}, of a split that is whole with the other files alone
     places:  (fields of a row, number of each text's column, number of the label's) of files without a header
     """
 
@@ -35,6 +38,7 @@ class GlueTask(NamedTuple):
     classes: tuple[str, ...] = ("0", "1")
     score: tuple[float, float] = (0.0, 0.0)
     files: Mapping[str, tuple[str, ...]] = {"train": TRAIN, "dev": DEV}
+    parts: Mapping[str, str] = {}
     places: tuple[int, tuple[int, ...], int] | None = None
 
     @property
@@ -47,7 +51,12 @@ _ENTAILS = ("entailment", "not_entailment")
 GLUE = {
     "cola": GlueTask(
         ("sentence",),
-        files={"train": ("train.tsv", "in_domain_train.tsv"), "dev": ("dev.tsv", "in_domain_dev.tsv")},
+        # GLUE's dev set is both raw ones; its training set is that of the domain.
+        files={
+            "train": (*TRAIN, "in_domain_train.tsv"),
+            "dev": (*DEV, "in_domain_dev.tsv+out_of_domain_dev.tsv", "in_domain_dev.tsv"),
+        },
+        parts={"in_domain_dev.tsv": "in-domain dev"},
         places=(4, (3,), 1),
     ),
     "rte": GlueTask(("sentence1", "sentence2"), classes=_ENTAILS),
@@ -59,7 +68,7 @@ GLUE = {
         files={
             "train": (*TRAIN, "msr_paraphrase_train.txt"),
             "dev": DEV,
-            "test": ("msr_paraphrase_test.txt", "test.tsv"),
+            "test": ("msr_paraphrase_test.txt",),  # GLUE's own test.tsv has no labels
         },
     ),
     "qqp": GlueTask(("question1", "question2"), "is_duplicate"),
@@ -106,61 +115,79 @@ def sentences(name: str, texts: Sequence[Sequence[str]], labels: np.ndarray, ski
     return Sentences(name, tuple(texts), labels, content.hexdigest(), dict(skipped))
 
 
+def splits_in(name: str, folder: str | Path) -> tuple[str, ...]:
+    """The splits of the task `name` of GLUE of which `folder` has the files, in the order of the task's own."""
+    task = glue_task(name)
+    return tuple(split for split in task.files if _found(task, Path(folder), split) is not None)
+
+
 def read_glue(name: str, folder: str | Path, split: str) -> Sentences:
     """A split of the task `name` of GLUE from the files in `folder`.
 
     Every line is a row and every tab ends a field: a quotation mark is a letter as any other, as in STS-B, where many
-    have no partner.  Rows that end before their columns do, as a few of QQP, and rows with an empty sentence are left
-    out, counted and reported.
+    have no partner.  Rows that end before their columns do, as a few of QQP, rows with an empty sentence and rows
+    without a label are left out, counted and reported.
 
     Raises UserError for a file or column that is not there, for a label that is none of the task's, and where no row
     is left.
     """
     task = glue_task(name)
-    path = _file(name, task, Path(folder), split)
+    files = _files(name, task, Path(folder), split)
     texts: list[list[str]] = [[] for _ in task.texts]
     labels, skipped = [], Counter()
-    for number, fields in _rows(path, name, task):
+    for line, fields in chain.from_iterable(_rows(path, name, task) for path in files):
         if fields is None:
             skipped["cut short"] += 1
             continue
         *own, label = (field.strip() for field in fields)
-        if not all(own):
-            skipped["an empty sentence"] += 1
+        if why := "an empty sentence" if not all(own) else "no label" if label in UNLABELLED else "":
+            skipped[why] += 1
             continue
-        labels.append(_label(label, task, f"{path}, line {number}", name))
+        labels.append(_label(label, task, line, name))
         for column, text in zip(texts, own, strict=True):
             column.append(text)
+    where = " and ".join(map(str, files))
     if skipped:
         said = ", ".join(f"{count} {why}" for why, count in sorted(skipped.items()))
-        log.warning("%s: %d rows are left out (%s)", path, skipped.total(), said)
+        log.warning("%s: %d rows are left out (%s)", where, skipped.total(), said)
     if not labels:
-        raise UserError(f"{path} has no rows of {name}: give the folder with GLUE's own files")
-    return sentences(f"{name} {split}", texts, np.asarray(labels, np.int32 if task.classes else np.float32), skipped)
+        raise UserError(f"{where} has no rows of {name}: give the folder with GLUE's own files")
+    part = task.parts.get(files[0].name, split) if len(files) == 1 else split
+    return sentences(f"{name} {part}", texts, np.asarray(labels, np.int32 if task.classes else np.float32), skipped)
 
 
-def _file(name: str, task: GlueTask, folder: Path, split: str) -> Path:
+def _files(name: str, task: GlueTask, folder: Path, split: str) -> list[Path]:
+    """Those of the split; UserError where they are not there."""
     if split not in task.files:
         raise UserError(f"{name} has no split {split!r}: it has {', '.join(task.files)}")
-    found = next((folder / file for file in task.files[split] if (folder / file).is_file()), None)
+    found = _found(task, folder, split)
     if found is None:
-        raise UserError(f"no {' or '.join(task.files[split])} in {folder}: give the folder of {name}'s files")
+        there = splits_in(name, folder)
+        wanted = " or ".join(dict.fromkeys(names.split("+")[0] for names in task.files[split]))
+        other = f", or another split: there is {' and '.join(there)}" if there else ""
+        raise UserError(f"no {wanted} in {folder}: give the folder of {name}'s files{other}")
     return found
 
 
-def _rows(path: Path, name: str, task: GlueTask) -> Iterator[tuple[int, list[str] | None]]:
-    """(line, its texts and its label) of every row; None in place of these where the row ends before them."""
+def _found(task: GlueTask, folder: Path, split: str) -> list[Path] | None:
+    candidates = ([folder / name for name in names.split("+")] for names in task.files[split])
+    return next((paths for paths in candidates if all(path.is_file() for path in paths)), None)
+
+
+def _rows(path: Path, name: str, task: GlueTask) -> Iterator[tuple[str, list[str] | None]]:
+    """(which line, its texts and its label) of every row; None in place of these where the row ends before them."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read as UTF-8 text: {error}") from None
     lines = [line.removesuffix("\r") for line in text.split("\n")]  # other line breaks belong to the sentences
-    first, wanted = lines[0].split("\t"), [*task.texts, task.label]
+    begin = next((number for number, line in enumerate(lines) if line), 0)
+    first, wanted = lines[begin].split("\t"), [*task.texts, task.label]
     if set(wanted) <= set(first):
-        begin, places = 1, [first.index(column) for column in wanted]
+        begin, places = begin + 1, [first.index(column) for column in wanted]
     elif task.places and len(first) == task.places[0]:
         _, own, label = task.places
-        begin, places = 0, [*own, label]
+        places = [*own, label]
     else:
         missing = next(column for column in wanted if column not in first)
         raise UserError(
@@ -169,7 +196,7 @@ def _rows(path: Path, name: str, task: GlueTask) -> Iterator[tuple[int, list[str
     for number, line in enumerate(lines[begin:], begin + 1):
         if line:
             fields = line.split("\t")
-            yield number, [fields[place] for place in places] if len(fields) > max(places) else None
+            yield f"{path}, line {number}", [fields[place] for place in places] if len(fields) > max(places) else None
 
 
 def _label(text: str, task: GlueTask, where: str, name: str) -> float:

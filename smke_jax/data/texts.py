@@ -7,7 +7,6 @@ little-endian.
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.errors import UserError
+from smke_jax.json_text import parse_json
 
 FORMAT_VERSION = 1
 KIND = "text"  # in the manifest, where folders of images have none
@@ -81,17 +81,36 @@ def read_manifest(folder: str | Path) -> dict:
     """What a folder of prepared text says of itself; UserError where it is none."""
     path = Path(folder) / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         remedy = f"write it with `smke prepare text FILE --out={folder}`"
         raise UserError(f"no prepared text at {folder}: {remedy}") from None
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): prepare the text again") from None
+    damaged = UserError(f"{path} is damaged: prepare the text again")
+    if not isinstance(manifest, dict):
+        raise damaged
     if manifest.get("kind") != KIND:
         raise UserError(f"{folder} holds prepared images, no text: give a folder that `smke prepare text` wrote")
-    if manifest["format_version"] != FORMAT_VERSION:
+    if manifest.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
         raise UserError(f"{folder} was written by another version of `smke prepare text`: prepare the text again")
+    if not _is_whole(manifest):
+        raise damaged
     return manifest
+
+
+def _is_whole(manifest: dict) -> bool:
+    """Whether all that is read of a manifest is there, and of its type."""
+    special, splits = manifest.get("special"), manifest.get("splits")
+    if not (isinstance(special, dict) and isinstance(splits, dict) and "format_version" in manifest):
+        return False
+    if not all(isinstance(own, dict) for own in splits.values()):
+        return False
+    texts = [manifest.get("dataset"), manifest.get("tokenizer"), *(own.get("digest") for own in splits.values())]
+    numbers = [special.get(name) for name in ("start", "end", "pad")]
+    numbers += [manifest.get(name) for name in ("length", "vocab_size")]
+    numbers += [own.get(name) for own in splits.values() for name in ("rows", "tokens")]
+    return all(isinstance(x, str) for x in texts) and all(type(x) is int and x >= 0 for x in numbers)
 
 
 def open_texts(folder: str | Path, split: str) -> TextRows:

@@ -5,6 +5,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from smke_jax.errors import UserError
+
 Params = Any
 Specs = Mapping[str, jax.ShapeDtypeStruct]  # arrays by name, each with examples along its first axis
 
@@ -55,6 +57,7 @@ class Network(NamedTuple):
     export_reads: the terms whose slots `export` needs
     export_with: arrays that other networks make, without which it is of no use: these networks come along in its export
     facts:       {name: number} that terms may ask for, such as 'num_codes'
+    alike:       {(what networks compare, field): value} that all networks of a run which say it have to agree on
     described:   what a file said of the network, as JSON; a run records it, and the builder gets it back when the run
                  is opened again
     """
@@ -69,4 +72,18 @@ class Network(NamedTuple):
     export_reads: tuple[str, ...] = ()
     export_with: tuple[str, ...] = ()
     facts: Mapping[str, int] = {}
+    alike: Mapping[tuple[str, str], Any] = {}
     described: Mapping[str, Any] = {}
+
+
+def check_alike(networks: Mapping[str, Network]) -> None:
+    """Raises UserError for networks of which one would learn what the other does not say."""
+    first: dict[tuple[str, str], tuple[str, Any]] = {}
+    for name, network in networks.items():
+        for (what, field), value in network.alike.items():
+            other, theirs = first.setdefault((what, field), (name, value))
+            if theirs != value:
+                raise UserError(
+                    f"config.networks.{name}.{field} is {value!r} and config.networks.{other}.{field} {theirs!r}: "
+                    f"both make {what} that are compared, so set them alike"
+                )

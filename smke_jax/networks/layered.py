@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from smke_jax.errors import UserError
 from smke_jax.facts import Described, FromTask
 from smke_jax.models.fields import build_from
+from smke_jax.models.layers import kernel_init
 from smke_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.description import described_by
@@ -20,6 +21,8 @@ from smke_jax.networks.start import RANDOM, tower_start
 from smke_jax.passes.base import statistics_of
 from smke_jax.passes.layer_means import OUTPUTS, image_layers, text_layers
 
+POOLER = "pooler"
+ALL_BUT_POOLER = r"^(?!pooler/)"
 # Of the image towers those that are Transformers.
 IMAGES = {name: module for name, module in IMAGE_TOWERS.items() if "mlp_dim" in module.__dataclass_fields__}
 
@@ -87,6 +90,7 @@ def layered_image(
         _begin("image", start, fields, dtype, trained),
         trained=trained,
         sizes={"image": size},
+        alike={("layers of images", "output"): output, ("layers of images", "layer_norm"): layer_norm},
         described=said if start != RANDOM else {},
         export=lambda params, slots: (params, {**fields, **statistics_of(said)}),
     )
@@ -111,6 +115,8 @@ def layered_text(
 ) -> Network:
     """A BERT, or a CLIP's text tower, that makes '<makes>/layers' (B, L, D) of texts, from what `smke convert` wrote.
 
+    A student keeps the pooler of its file as it is: nothing here reads it, and fine-tuning the student begins with it,
+    as in the thesis (spec 4).
     vocab_size: of the task's tokenizer
     padding:    whether padding counts among the positions that a channel is normalised over, as in the thesis' code;
                 without it what is said of a text does not depend on how far it is padded
@@ -119,8 +125,10 @@ def layered_text(
     said = dict(
         described
         or described_by(start, model, TEXT_TOWERS, tower="text", what="layered text encoder", example="bert",
-                        besides=("pooler",))
+                        besides=(POOLER,))
     )  # fmt: skip
+    pooled = bool(trained and said.get(POOLER))
+    said_alike = {"output": output, "layer_norm": layer_norm, "padding": padding}
     kept = _depth(start, said["depth"], depth)
     chosen = _layers(output, layers, kept)
     fields = {**said, "vocab_size": vocab_size, "depth": kept, "dropout": dropout}
@@ -128,7 +136,11 @@ def layered_text(
 
     def init(key, specs):
         tokens = jnp.zeros((2, 3), jnp.int32)
-        return _stored(encoder.init(key, tokens, tokens)["params"], dtype, trained)
+        params = encoder.init(key, tokens, tokens)["params"]
+        if pooled:
+            square = (fields["width"], fields["width"])
+            params |= {POOLER: {"kernel": kernel_init(0.02)(key, square), "bias": jnp.zeros(square[:1])}}
+        return _stored(params, dtype, trained)
 
     def forward(name, specs):
         options = {"output": output, "layers": chosen, "layer_norm": layer_norm, "trained": trained}
@@ -138,9 +150,10 @@ def layered_text(
         init,
         forward,
         _begin("text", start, fields, dtype, trained),
-        trained=trained,
+        trained=(ALL_BUT_POOLER,) if pooled else trained,
+        alike={("layers of texts", field): value for field, value in said_alike.items()},
         described=said if start != RANDOM else {},
-        export=lambda params, slots: (params, {**fields, "pooler": False}),
+        export=lambda params, slots: (params, {**fields, POOLER: pooled}),
     )
 
 

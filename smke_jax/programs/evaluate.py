@@ -9,7 +9,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from smke_jax import atomic
 from smke_jax.__main__ import run_program
 from smke_jax.config_files import override, override_key
 from smke_jax.errors import UserError, nearest
@@ -21,7 +20,7 @@ from smke_jax.programs.evaluate_model import evaluate_model, holds_no_run
 from smke_jax.tasks.base import Task
 from smke_jax.training import record
 from smke_jax.training.build import build_part
-from smke_jax.training.evaluation import write_figures
+from smke_jax.training.evaluation import copy_figures, write_figures
 from smke_jax.training.record import flatten
 from smke_jax.training.restore import TrainedRun, restore_run
 from smke_jax.training.validation import validate
@@ -53,7 +52,7 @@ def main(argv: list[str]) -> int:
         print(figures.summary)
         written = write_figures(run.workdir / "evals" / str(run.step) / _file_name(name, config, changed), figures)
         if arguments.out:
-            written.append(_copy(written[-1], arguments.out))
+            written.append(copy_figures(written[-1], arguments.out))
         print("\n".join(f"wrote {path}" for path in written))
     return 0
 
@@ -129,13 +128,6 @@ def _file_name(name: str, config: Mapping[str, Any], changed: Mapping[str, Any])
 def _places(task: Mapping[str, Any]) -> tuple:
     folders = (task.data,) if isinstance(task.data, str) else task.data
     return task.get("source", task.get("files")), *(Path(folder).resolve() for folder in folders)
-
-
-def _copy(path: Path, out: Path) -> Path:
-    try:
-        return atomic.write_bytes(out, path.read_bytes())
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror}; the figures stand in {path}") from None
 
 
 if __name__ == "__main__":

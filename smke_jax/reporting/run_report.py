@@ -5,12 +5,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.parallel.devices import DEVICES
-from smke_jax.reporting import html, plots
+from smke_jax.reporting import html
 from smke_jax.reporting.classes import (
     Confusion,
     confusion_rows,
@@ -19,17 +19,15 @@ from smke_jax.reporting.classes import (
     predictions_sections,
     read_confusions,
 )
-from smke_jax.reporting.evaluations import RECALLS, WORDS, Evaluation, read_evaluations, read_examples
+from smke_jax.reporting.evaluations import WORDS, Evaluation, read_evaluations, read_examples
+from smke_jax.reporting.evaluator_tables import Table, evaluation_table, evaluator_section
 from smke_jax.reporting.markdown import markdown_table
 from smke_jax.reporting.metrics_log import MetricsLog, read_metrics, series, training_seconds
 from smke_jax.reporting.report import (
     DIRECTIONS,
-    Recall,
     curves_section,
-    drawings,
     facts_section,
     image_to_text_section,
-    recall_section,
     text_to_image_section,
     whole_page,
 )
@@ -38,20 +36,8 @@ from smke_jax.reporting.sentences import sample_tables
 from smke_jax.reporting.word_patches import words_section
 
 HTML, MARKDOWN = "report.html", "report.md"
-MOST_STEPS = 8  # of an evaluator in its table
 COUNTED = ("images", "captions", "rows", "tokens")  # of the data that is trained on
-MOST_LINES = 6  # in a picture
 LOGGED = ("loss", "grad_norm", "update_norm", "learning_rate", "examples_per_second", "data_wait", "peak_memory_gib")
-
-
-class Table(NamedTuple):
-    """A table of a report; its cells are text.  `said` where they are no numbers."""
-
-    title: str
-    heads: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str = ""
-    said: bool = False
 
 
 @dataclass
@@ -132,7 +118,7 @@ def write_run_report(workdir: Path, departures: Mapping[str, tuple[Any, Any]]) -
 
 def as_html(run: RunFiles, tables: Sequence[Table]) -> str:
     """The page."""
-    evaluated = [_evaluator_section(name, found) for name, found in run.evaluators().items()]
+    evaluated = [evaluator_section(name, found) for name, found in run.evaluators().items()]
     evaluated += [confusion_section(name, step, found) for name, (step, found) in run.confusions.items()]
     shown = []
     for name, examples in run.examples.items():
@@ -282,90 +268,6 @@ def _is_term(key: str) -> bool:
     return not key.startswith("eval/") and (key.endswith("/loss") or "logit_scale" in key)
 
 
-def evaluation_table(name: str, found: Sequence[Evaluation]) -> Table:
-    """What one evaluator found at each step, newest first, with 95 % intervals where it says them."""
-    chosen = _spread_out(found)
-    title, protocol = f"Evaluator {name}", chosen[0].record.get("protocol", "")
-    if chosen[0].has_recalls:
-        heads = [f"{DIRECTIONS[d]} R@{key[1:]}" for d, key in RECALLS]
-        rows = [[str(x.step), *(_with_interval(x.record, d, key) for d, key in RECALLS)] for x in chosen]
-        return Table(title, ("step", *heads), rows, f"Percent, with 95 % bootstrap intervals. {protocol}".strip())
-    keys = list(chosen[0].numbers())
-    rows = [[str(x.step), *(_number(x, key) for key in keys)] for x in chosen]
-    return Table(title, ("step", *keys), rows, protocol if isinstance(protocol, str) else "")
-
-
-def _number(evaluation: Evaluation, key: str) -> str:
-    if key not in evaluation.numbers():
-        return "–"
-    intervals, value = evaluation.record.get("ci95"), f"{evaluation.numbers()[key]:.4g}"
-    if not isinstance(intervals, Mapping) or not isinstance(intervals.get(key), list):
-        return value
-    return f"{value} ({' to '.join(f'{x:.1f}' for x in intervals[key])})"
-
-
-def _with_interval(record: Mapping[str, Any], direction: str, key: str) -> str:
-    value = f"{record[direction][key]:.1f}"
-    if not record.get("ci95"):
-        return value
-    low, high = record["ci95"][direction][key]
-    return f"{value} ({low:.1f} to {high:.1f})"
-
-
-def _evaluator_section(name: str, found: Sequence[Evaluation]) -> str:
-    rows = [curve_row(evaluation) for evaluation in found]
-    if found[0].has_recalls:
-        recalls = [Recall(f"step {x.step:,}", x.record) for x in _spread_out(found)]
-        recalls[1:] = [x._replace(metrics=_other_protocol(x.metrics, recalls[0].metrics)) for x in recalls[1:]]
-        drawn = [
-            (plots.recall_figure(rows, d), f"Recall of {title} against the step, with 95 % intervals")
-            for d, title in DIRECTIONS.items()
-        ]
-        return recall_section(f"Evaluator {name}", recalls, drawings(drawn, f"evaluator-{_word(name)}-"))
-    table = evaluation_table(name, found)
-    drawn = [
-        (plots.evaluation_figure(rows, labels, group), f"{group} against the step")
-        for group, labels in _groups(name, found[0]).items()
-    ]
-    figures = drawings(drawn, f"evaluator-{_word(name)}-")
-    return html.section(table.title, html.table(table.heads, table.rows), figures, note=table.note)
-
-
-def _other_protocol(record: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:
-    """`record` without its protocol where that is the one of `first`, which is said once."""
-    same = all(record[key] == first[key] for key in ("protocol", "n_images", "n_captions"))
-    return {key: value for key, value in record.items() if key != "protocol" or not same}
-
-
-def curve_row(evaluation: Evaluation) -> dict[str, float]:
-    """{'step', 'eval/NAME/figure', and where it has intervals '…/low' and '…/high'}, for `plots`."""
-    start, record = f"eval/{evaluation.name}", evaluation.record
-    row = {"step": evaluation.step, **{f"{start}/{k}": x for k, x in evaluation.numbers().items()}}
-    if evaluation.has_recalls and record.get("ci95"):
-        for direction, key in RECALLS:
-            row |= zip(
-                (f"{start}/{direction}/{key}/low", f"{start}/{direction}/{key}/high"), record["ci95"][direction][key]
-            )
-    return row
-
-
-def _groups(name: str, evaluation: Evaluation) -> dict[str, dict[str, str]]:
-    """{what the numbers are of: {key of a row: label}}, a picture each."""
-    groups: dict[str, dict[str, str]] = {}
-    for key in evaluation.numbers():
-        group, _, label = key.rpartition("/")
-        groups.setdefault(group or key, {})[f"eval/{name}/{key}"] = label
-    return {group: dict(list(labels.items())[:MOST_LINES]) for group, labels in groups.items()}
-
-
-def _spread_out(found: Sequence[Evaluation]) -> list[Evaluation]:
-    """At most MOST_STEPS of `found`, the first and the last among them."""
-    if len(found) <= MOST_STEPS:
-        return list(found)
-    places = {round(i * (len(found) - 1) / (MOST_STEPS - 1)) for i in range(MOST_STEPS)}
-    return [found[i] for i in sorted(places)]
-
-
 def facts(run: RunFiles) -> dict[str, str]:
     """Where and with what it was computed."""
     record = run.record
@@ -395,7 +297,3 @@ def value_text(value: Any) -> str:
     if isinstance(value, tuple | list):
         return ", ".join(map(str, value)) or "–"
     return "–" if value is None or value == "" else str(value)
-
-
-def _word(name: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in name)

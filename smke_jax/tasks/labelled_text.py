@@ -17,6 +17,7 @@ from smke_jax.tasks.base import BatchPlan, Column, Draft, Split, Task
 from smke_jax.tasks.vocabulary import Assumed, open_vocabulary
 
 TOKENS = ("text", "text_mask", "text_types")
+BLOCKS = 32  # of rows that are kept as tokens while a split is read
 
 
 def labelled_text(
@@ -136,9 +137,11 @@ def sentence_split(found: Sentences, form: GlueTask, words: Tokenizer, length: i
     The fact 'texts' is the first sentence of every row.
     """
     count = len(found.labels)
+    # The columns of a block are read one after another, by each of a few threads.
+    encoded = functools.lru_cache(maxsize=BLOCKS)(lambda rows: encode_rows(words, found.texts, rows, length))
 
     def column(name):
-        return Column(count, lambda rows: encode_rows(words, found.texts, rows, length)[name], f"{length} tokens")
+        return Column(count, lambda rows: encoded(tuple(rows))[name], f"{length} tokens")
 
     columns = {name: column(name) for name in TOKENS[: len(found.texts) + 1]}
     facts = {"labels": found.labels, "texts": found.texts[0], "sentences": found.texts, "classes": form.classes}

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from smke_jax.errors import UserError, nearest
 from smke_jax.evaluators.base import Asset
-from smke_jax.networks.base import Network, Specs, Start
+from smke_jax.networks.base import Network, Specs, Start, check_alike
 from smke_jax.parallel.mesh import check_batch_size, make_mesh
 from smke_jax.parallel.process import check_same, failing_together
 from smke_jax.parts import ROOMS, filled
@@ -128,6 +128,7 @@ def build_experiment(
             for name, part in config.networks.items()
         }
         _check_averages(networks)
+        check_alike(networks)
         sizes: dict[str, int] = {}
         for name, network in networks.items():
             for array, size in network.sizes.items():

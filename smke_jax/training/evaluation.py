@@ -23,3 +23,11 @@ def write_figures(path: Path, figures: Figures) -> list[Path]:
     except OSError as error:
         raise UserError(f"cannot write {path}.json: {error.strerror}") from None
     return written
+
+
+def copy_figures(path: Path, out: Path) -> Path:
+    """Writes the record in `path` to `out` as well; UserError where that cannot be."""
+    try:
+        return atomic.write_bytes(out, path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror}; the figures stand in {path}") from None

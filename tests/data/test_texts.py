@@ -1,6 +1,7 @@
 """Running text: what becomes of the lines of files, and which rows a run reads."""
 
 import json
+import time
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,12 @@ def test_running_rows_are_full(words, tmp_path):
     everything = " ".join(lines).split()
     found = texts_of(tmp_path / "out", "train")
     assert found == [" ".join(everything[i : i + 8]) for i in range(0, 31, 8)] and len(found[-1].split()) == 7
+
+
+def test_a_line_of_a_million_tokens_is_cut_in_the_time_that_it_takes_to_read():
+    """A copy of what is left for every row would be half an hour."""
+    begin = time.monotonic()
+    assert sum(map(len, running([list(range(1_000_000))], 8))) == 1_000_000 and time.monotonic() - begin < 20
 
 
 @pytest.mark.parametrize("rows", [whole_lines, running])
@@ -223,6 +230,35 @@ def test_what_cannot_be_read_is_said_in_a_line(prepared, words, tmp_path):
         later.split("train")
     with pytest.raises(UserError, match="the text has 8 rows, fewer than one batch of 9: lower batch_size"):
         text_batches((open_texts(folder, "train"),), batch_size=9, length=12, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ((), []),
+        ((), {"kind": "text"}),
+        ((), "[" * 100_000),
+        (("splits",), ["train"]),
+        (("splits", "train"), 8),
+        (("splits", "train", "rows"), "8"),
+        (("splits", "train", "tokens"), -2),
+        (("special", "pad"), None),
+        (("length",), 10.5),
+        (("vocab_size",), True),
+        (("tokenizer",), None),
+    ],
+)
+def test_a_damaged_manifest_is_said_in_a_line(prepared, tmp_path, key, value):
+    whole = json.loads((Path(prepared[0]) / "manifest.json").read_text())
+    inner = whole
+    for name in key[:-1]:
+        inner = inner[name]
+    if key:
+        inner[key[-1]] = value
+    text = value if isinstance(value, str) and not key else json.dumps(whole if key else value)
+    (tmp_path / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match=r"manifest.json (is damaged|cannot be read \(.*\)): prepare the text again$"):
+        open_texts(tmp_path, "train")
 
 
 def test_text_is_no_folder_of_images(prepared):

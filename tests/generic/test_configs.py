@@ -84,6 +84,27 @@ def test_the_files_and_variants_that_it_names_exist(path):
             load_config(f"{FOLDER.parent / name}:{kind}")
 
 
+@each
+def test_the_list_of_recipes_names_it(path):
+    text = (FOLDER / "README.md").read_text()
+    assert re.search(rf"(`(configs/)?|^\| ){path.stem}\b", text, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", ["", "code", "seed"])
+def test_the_layers_of_distilled_text_are_there(name):
+    """With a teacher that has as many layers as the paper's: `without_files` cuts them all to one."""
+    config = load_config(f"{FOLDER / 'kd_text.py'}:{name}".removesuffix(":"))
+    for network in config.networks.values():
+        network.start = "random"
+        network.model.update(width=16, depth=12, num_heads=2, mlp_dim=8)
+    config.num_devices, config.batch_size = 1, 8
+    experiment = build_experiment(resolve(config), None, FACTS)
+    assert [config.networks[x].depth for x in ("teacher", "student")] == [12, 6]
+    own = {x: config.networks[x].layers for x in ("teacher", "student")}
+    wanted = {"teacher": tuple(range(13)), "student": tuple(range(7))} if name == "code" else dict.fromkeys(own, ())
+    assert own == wanted and {f"{x}/layers" for x in own} <= set(experiment.shapes.arrays)
+
+
 # ---- what they are made of
 
 

@@ -10,7 +10,8 @@ from pages import HOSTILE, Page
 from smke_jax.errors import UserError
 from smke_jax.reporting import plots
 from smke_jax.reporting.evaluations import Evaluation, read_evaluations, read_examples, write_examples
-from smke_jax.reporting.run_report import cost, curve_row, read_files, write_run_report
+from smke_jax.reporting.evaluator_tables import curve_row
+from smke_jax.reporting.run_report import cost, read_files, write_run_report
 
 DEPARTURES = {"config.batch_size": (64, 256)}
 

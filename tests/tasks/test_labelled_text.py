@@ -1,5 +1,7 @@
 """The task of labelled sentences: pairs cut by BERT's rule, batches that go on where they stopped, bad fields."""
 
+import sys
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,8 @@ from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.errors import UserError
 from smke_jax.tasks.base import BatchPlan
 from smke_jax.tasks.labelled_text import labelled_text
+
+labelled_text_module = sys.modules[labelled_text.__module__]
 
 WORDS = "the rain falls on a dry stone and the stone gets wet while nobody looks at it".split()
 RNG = np.random.default_rng(0)
@@ -97,6 +101,17 @@ def test_a_split_has_every_row_in_order(folder):
     np.testing.assert_array_equal(dev.facts["labels"], np.arange(23) % 2)
     assert dev.facts["classes"] == ("0", "1") and made.facts == {"classes": 2, "vocab_size": made.tokenizer.vocab_size}
     assert made.counts("dev") == [{"data": "wnli dev", "rows": 23, "skipped": 0}]
+
+
+def test_a_block_of_a_split_is_cut_into_tokens_once(folder, monkeypatch):
+    """However many columns are read of it; another block is another one."""
+    dev, calls = task(folder).split("dev"), []
+    whole = labelled_text_module.encode_rows
+    monkeypatch.setattr(labelled_text_module, "encode_rows", lambda *args: calls.append(args[2]) or whole(*args))
+    for rows in ([0, 1, 2], [3, 4]):
+        for column in dev.columns.values():
+            column.read(rows)
+    assert len(dev.columns) == 3 and calls == [(0, 1, 2), (3, 4)]
 
 
 def test_single_sentences_have_no_types_and_scores_are_floats(folder):

@@ -9,6 +9,7 @@ import pytest
 from smke_jax.__main__ import main
 from smke_jax.config_files import load_config
 from smke_jax.data import datasets
+from smke_jax.data.glue import GLUE
 from smke_jax.data.scenes import make_scenes
 from smke_jax.errors import UserError
 from smke_jax.training.loop import train_and_evaluate
@@ -69,6 +70,20 @@ def stopping(c, workdir, steps: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "put_batch", counted)
         train_and_evaluate(c, workdir)
+
+
+@pytest.mark.parametrize("kind", sorted(GLUE))
+def test_the_best_epoch_is_chosen_among_all(kind):
+    """A run of any task keeps and measures every epoch; no task is so small that it ends before the first."""
+    c = load_config(f"configs/finetune_text.py:{kind}")
+    every = c.checkpoint.every
+    assert {own.every for own in c.evaluators.values()} == {every} and c.total_steps // every in (10, 20)
+    rows = {"cola": 8_551, "rte": 2_490, "stsb": 5_749, "wnli": 635, "sst2": 67_349, "qnli": 104_743, "mnli": 392_702}
+    if kind in rows:
+        assert every == pytest.approx(rows[kind] / c.batch_size, abs=1)
+    small = load_config(f"configs/finetune_text.py:{kind},flickr8k")
+    assert {own.every for own in small.evaluators.values()} == {small.checkpoint.every}
+    assert small.checkpoint.every == pytest.approx(every * c.batch_size / small.batch_size, abs=1)
 
 
 def test_a_score_is_trained_and_evaluated_and_the_report_has_it(tmp_path, capsys):

@@ -19,11 +19,13 @@ from smke_jax.errors import UserError
 from smke_jax.models.build import build_model
 from smke_jax.networks.frozen import frozen
 from smke_jax.networks.layered import layered_image
+from smke_jax.networks.text_classifier import text_classifier
 from smke_jax.networks.text_tower import text_tower
 from smke_jax.networks.two_towers import two_towers
 from smke_jax.parts import base, part
 from smke_jax.programs.evaluate import main as evaluate
 from smke_jax.programs.prepare import main as prepare
+from smke_jax.training.build import build_experiment
 from smke_jax.training.export import export_run
 from smke_jax.training.loop import train_and_evaluate
 
@@ -70,7 +72,7 @@ def made(tmp_path_factory):
         "text", f"{root}/lines.txt", f"--out={root}/text", f"--tokenizer={root}/bert/tokenizer", "--length=12",
         "--holdout=9",
     ])  # fmt: skip
-    bert = {"type": "bert", "vocab_size": words.vocab_size, **SIZES, "max_positions": 12, "pooler": False}
+    bert = {"type": "bert", "vocab_size": words.vocab_size, **SIZES, "max_positions": 12, "pooler": True}
     ids = np.ones((2, 3), np.int32)
     image = save(root / "vit", IMAGE, np.zeros((2, 32, 32, 3), np.float32))
     text = save(root / "bert", bert, ids, ids)
@@ -124,8 +126,13 @@ def test_a_run_goes_on_where_it_was(run, tmp_path):
 def test_eight_devices_learn_the_same(run, tmp_path):
     _, c, workdir, result = run
     c = c.copy_and_resolve_references()
-    c.num_devices, c.evaluators.layers.split = 8, ""
+    c.num_devices = 8
     other = train_and_evaluate(c, tmp_path / "run")
+    found, known = (
+        json.loads((folder / f"evals/{STEPS}/layers.json").read_text()) for folder in (tmp_path / "run", workdir)
+    )
+    for name in ("rows", "tokens", "loss", "cosine", "explained"):
+        assert found[name] == pytest.approx(known[name], rel=1e-4)
     np.testing.assert_allclose(list(losses(tmp_path / "run").values()), list(losses(workdir).values()), rtol=1e-4)
     near(result.params["student"], other.params["student"])
 
@@ -155,6 +162,7 @@ def test_other_configs_begin_with_the_student(run, tmp_path):
     vocabulary = 1
     if modality == "text":
         words = load_tokenizer(out / "tokenizer")
+        the_pooler_came_along(c.networks.teacher.start, str(out), words.vocab_size)
         vocabulary, student = words.vocab_size, text_tower(vocab_size=words.vocab_size, start=str(out))
         assert student.start(shapes_of(student)).expects == {"tokenizer": words.digest}
     else:
@@ -174,6 +182,15 @@ def test_other_configs_begin_with_the_student(run, tmp_path):
     near(begun, result.params["student"], 0)
     if modality == "image":
         assert both.described == {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}
+
+
+def the_pooler_came_along(teacher: str, student: str, vocab_size: int) -> None:
+    """Of a student it is the teacher's, untouched by the decay of weights, and fine-tuning begins with it."""
+    pooler = load_params(teacher)["pooler"]
+    assert np.abs(pooler["kernel"]).max() > 0.05
+    near(load_params(student)["pooler"], pooler, 0)
+    tuned = text_classifier(vocab_size=vocab_size, classes=2, start=student)
+    near(tuned.start(shapes_of(tuned)).params["pooler"], pooler, 0)
 
 
 def shapes_of(network):
@@ -197,6 +214,21 @@ def test_what_does_not_go_together_is_said_in_a_line(made, tmp_path):
         train_and_evaluate(c, tmp_path / "run")
     with pytest.raises(UserError, match="a layered image encoder of random weights needs a model"):
         layered_image(start="random")
+
+
+@pytest.mark.parametrize(
+    ("modality", "field", "value"),
+    [("image", "output", "stream"), ("image", "layer_norm", False), ("text", "padding", False),
+     ("text", "output", "mlp"), ("text", "layer_norm", True)],
+)  # fmt: skip
+def test_teacher_and_student_are_compared_by_the_same_rule(made, tmp_path, modality, field, value):
+    c = made[modality].copy_and_resolve_references()
+    c.networks.teacher[field] = value
+    said = rf"config.networks.\w+.{field} is .* and config.networks.\w+.{field} .*: both make .* so set them alike"
+    with pytest.raises(UserError, match=said):
+        train_and_evaluate(c, tmp_path / "run")
+    c.networks.student[field] = value
+    build_experiment(c, None, {"vocab_size": 60})
 
 
 def test_text_of_another_tokenizer_is_refused(made, tmp_path):

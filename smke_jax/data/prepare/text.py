@@ -59,7 +59,7 @@ def prepare_text(
         if not path.is_file():
             raise UserError(f"{path} is no file: give text files, one text or paragraph a line")
     words = load_vocabulary(tokenizer)
-    if words.vocab_size > 2**32 or length < 3:
+    if length < 3:
         raise UserError(f"a row of {length} tokens has no room beside [CLS] and [SEP]: give --length=3 or more")
     try:
         with atomic.replacing(out) as partial:
@@ -156,10 +156,12 @@ def running(lines: Iterable[list[int]], room: int) -> Iterator[list[int]]:
     """Rows of exactly `room` tokens, cut wherever they are full; only the last one is shorter.  Nothing is padded."""
     row: list[int] = []
     for line in lines:
-        row = row + line
-        while len(row) >= room:
-            yield row[:room]
-            row = row[room:]
+        start = room - len(row)  # of the line, where the row that is open is full
+        row = row + line[:start]
+        while len(row) == room:
+            yield row
+            row = line[start : start + room]
+            start += room
     if row:
         yield row
 

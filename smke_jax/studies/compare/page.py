@@ -7,9 +7,10 @@ from matplotlib.figure import Figure
 from smke_jax.errors import UserError
 from smke_jax.reporting import html, plots
 from smke_jax.reporting.evaluations import read_evaluations, read_examples
+from smke_jax.reporting.evaluator_tables import curve_row
 from smke_jax.reporting.metrics_log import read_metrics, series
 from smke_jax.reporting.report import DIRECTIONS, drawings, whole_page
-from smke_jax.reporting.run_report import curve_row, value_text
+from smke_jax.reporting.run_report import value_text
 from smke_jax.studies.compare.rows import Row
 from smke_jax.studies.runs import Run
 

@@ -1,5 +1,6 @@
 """The text half: sentence vectors of every tower, and how well GLUE's tasks can be read from them."""
 
+import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -7,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from smke_jax.data.glue import GLUE, Sentences, glue_task, read_glue
+from smke_jax.data.glue import GLUE, Sentences, glue_task, read_glue, splits_in
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Figures
@@ -25,7 +26,7 @@ FOLDERS = {
     "QNLI": "qnli", "MNLI": "mnli",
 }  # fmt: skip
 METRICS = {"cola": ("matthews", "accuracy"), "mrpc": ("f1", "accuracy"), "qqp": ("f1", "accuracy")}
-DEV = {"mnli": "dev_matched"}
+SEED = 0  # of the rows that a probe is fitted to
 SIZES = (16, 32, 64)  # tokens: a sentence is padded to the first that holds it, and cut to the last
 FITTED = 10_000  # most rows that a probe is fitted to
 FEATURE = "words/feature"
@@ -48,13 +49,17 @@ class TextTask(NamedTuple):
 def text_tasks(folder: Path) -> list[TextTask]:
     """The tasks in the sub-folders of `folder` that have GLUE's names (CoLA, RTE, STS-B, …), in that order.
 
+    A task with two dev sets, MNLI, comes twice; of Microsoft's own files of MRPC the test set is taken.
     Raises UserError for a folder of that name whose files are not those of the task.
     """
     found = []
     for sub, name in FOLDERS.items():
-        if (folder / sub).is_dir():
-            dev = read_glue(name, folder / sub, DEV.get(name, "dev"))
-            found.append(TextTask(name, read_glue(name, folder / sub, "train") if GLUE[name].classes else None, dev))
+        own = folder / sub
+        if own.is_dir():
+            fitted = read_glue(name, own, "train") if GLUE[name].classes else None
+            there = [split for split in splits_in(name, own) if split != "train"]
+            held_out = [split for split in there if split != "test"] or there or ["dev"]  # the last one says what lacks
+            found += [TextTask(name, fitted, read_glue(name, own, split)) for split in held_out]
     return found
 
 
@@ -77,12 +82,20 @@ def text_probe(vectors: Vectors, task: TextTask) -> Figures:
         u, v = (np.asarray(vectors(column), np.float64) for column in task.dev.texts)
         cosine = np.sum(u * v, axis=1) / np.maximum(np.linalg.norm(u, axis=1) * np.linalg.norm(v, axis=1), 1e-12)
         return label_figures(cosine[:, None], _labelled(task.dev, ()), ("spearman", "pearson"))
-    fitted = task.fitted._replace(
-        texts=tuple(column[:FITTED] for column in task.fitted.texts), labels=task.fitted.labels[:FITTED]
-    )
+    fitted = _drawn(task.fitted)
     x, other = (_features([vectors(column) for column in of.texts]) for of in (fitted, task.dev))
     scores, _ = ridge(x, fitted.labels, other, form.outputs)
     return label_figures(scores, _labelled(task.dev, form.classes), METRICS.get(task.name, ("accuracy",)))
+
+
+def _drawn(found: Sentences) -> Sentences:
+    """At most FITTED rows, drawn at random: files may be sorted."""
+    count = len(found.labels)
+    if count <= FITTED:
+        return found
+    rows = np.sort(np.random.default_rng(SEED).choice(count, FITTED, replace=False))
+    texts = tuple([column[row] for row in rows] for column in found.texts)
+    return found._replace(texts=texts, labels=found.labels[rows])
 
 
 def _labelled(found: Sentences, classes: tuple[str, ...]) -> Split:
@@ -116,7 +129,9 @@ def _vectors(run: TrainedRun, tower: Tower) -> Vectors:
         lambda names, columns: passes, lambda p: {"words": params}, run.experiment.mesh,
         batch_size=run.config["eval_batch_size"], threads=run.experiment.task.threads,
     )  # fmt: skip
-    return lambda texts: encoded(encode, words, texts)
+    # Two dev sets have one training set.
+    once = functools.lru_cache(maxsize=4)(lambda texts: encoded(encode, words, texts))
+    return lambda texts: once(tuple(texts))
 
 
 def encoded(encode: Encoder, words: Tokenizer, texts: Sequence[str]) -> np.ndarray:

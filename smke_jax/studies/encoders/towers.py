@@ -17,8 +17,8 @@ from smke_jax.training.restore import TrainedRun, exported
 OWN = "the run's own"
 # {side: fields of networks that name a file with an encoder of that side, and which networks have them}
 STARTS = {
-    "image": {"image_start": ("two_towers",), "start": ("frozen", "encoder")},
-    "text": {"text_start": ("two_towers",), "start": ("text_tower", "text_classifier")},
+    "image": {"image_start": ("two_towers",), "start": ("two_towers", "frozen", "classifier", "layered_image")},
+    "text": {"text_start": ("two_towers",), "start": ("two_towers", "text_tower", "text_classifier", "layered_text")},
 }
 
 
@@ -64,11 +64,14 @@ def _depth(path: str, side: str) -> int | None:
 
 
 def starts_of(config: Mapping[str, Any], side: str) -> list[str]:
-    """The files that the networks of a config begin with, of encoders of `side`, each once."""
+    """The files that the networks of a config begin with, of encoders of `side`, each once.
+
+    Of a network with scratch=True the file only says what model it is.
+    """
     found = (
         network.get(field)
         for network in config["networks"].values()
         for field, kinds in STARTS[side].items()
-        if network["type"] in kinds
+        if network["type"] in kinds and not network.get("scratch")
     )
     return list(dict.fromkeys(path for path in found if path and path != RANDOM))

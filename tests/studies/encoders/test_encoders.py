@@ -21,7 +21,6 @@ from smke_jax.networks.text_tower import text_tower
 from smke_jax.parallel.mesh import make_mesh
 from smke_jax.parts import text_classifier
 from smke_jax.studies.encoders.texts import SIZES, TextTask, encoded, text_probe
-from smke_jax.studies.encoders.towers import starts_of
 from smke_jax.training.loop import train_and_evaluate
 
 RNG = np.random.default_rng(0)
@@ -90,16 +89,6 @@ def test_a_class_is_read_from_sentences_and_from_what_pairs_have_in_common():
     assert text_probe(vectors, TextTask("wnli", *pairs)).scalars == {"accuracy": 100.0}
 
 
-def test_the_files_that_a_run_began_with_are_found_by_side():
-    config = {"networks": {
-        "teacher": {"type": "frozen", "start": "weights/dino"},
-        "student": {"type": "two_towers", "start": "", "image_start": "random", "text_start": "weights/bert"},
-        "words": {"type": "text_tower", "start": "weights/bert"},
-        "codes": {"type": "quantizer", "start": "weights/codes"},
-    }}  # fmt: skip
-    assert starts_of(config, "text") == ["weights/bert"] and starts_of(config, "image") == ["weights/dino"]
-
-
 def glue(folder: Path) -> Path:
     for name in ("CoLA", "STS-B"):
         (folder / name).mkdir(parents=True)
@@ -111,7 +100,7 @@ def glue(folder: Path) -> Path:
     return folder
 
 
-def test_the_encoders_of_a_run_beside_what_it_began_with(weights, tmp_path, capsys):
+def test_the_encoders_of_a_run_beside_what_it_began_with(weights, tmp_path, capsys, monkeypatch):
     data = glue(tmp_path / "glue")
     c = load_config("configs/finetune_text.py:cola,smoke")
     c.update(num_devices=1, batch_size=8, eval_batch_size=8)
@@ -136,6 +125,10 @@ def test_the_encoders_of_a_run_beside_what_it_began_with(weights, tmp_path, caps
     values = [own["stsb dev"]["spearman"] for own in found["text"].values()]
     assert len(set(values)) == 4 and all(own["cola dev"]["rows"] == 16 for own in found["text"].values())
 
+    monkeypatch.chdir(data)
+    assert main([*command, "--data=.", f"--out={tmp_path / 'figures.json'}"]) == 0
+    assert json.loads((tmp_path / "figures.json").read_text()) == found
+    assert [path.name for path in (run / "evals/2").glob("encoders*")] == ["encoders-glue.json"]
     (tmp_path / "empty").mkdir()
     (weights / PARAMS).rename(weights / "gone")
     assert main([*command, f"--data={data}"]) == 0
