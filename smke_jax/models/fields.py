@@ -63,7 +63,7 @@ def check_fields(what: str, fields: Mapping[str, Any], modules: Mapping[str, typ
     known = {*modules[kind].__dataclass_fields__, *besides, "type"}
     for name in fields:
         if name not in known:
-            raise UserError(f"{what}.{name}: a {kind} has no such field{nearest(name, list(known))}")
+            raise UserError(f"{what}.{name}: {kind} has no such field{nearest(name, list(known))}")
 
 
 def build_from(config: Any, module: type[nn.Module]) -> nn.Module:

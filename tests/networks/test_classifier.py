@@ -109,6 +109,39 @@ def test_it_begins_with_an_encoder_a_students_tower_or_a_classifier(tmp_path):
     assert encoder_of(plain, image_size=24)["position_embedding"].shape == (10, 8)
 
 
+def test_a_frozen_encoder_is_cut_to_its_first_layers(tmp_path):
+    """As a file of these layers alone says it."""
+    vit = {"type": "vit", **TOWER, "mean": MEAN, "std": STD}
+    params = random_like(param_shapes(vit))
+    path = saved(tmp_path / "vit", vit, params)
+    first = {name: x for name, x in params.items() if name != "block_1"}
+    alone = saved(tmp_path / "first", vit | {"depth": 1}, first)
+    arrays = {"image": RNG.integers(0, 255, (3, 16, 16, 3)).astype(np.uint8)}
+
+    def features(**fields):
+        network = frozen(image="image", pools=("cls", "mean"), **fields)
+        shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), {}))
+        (run,) = network.forward("t", {})
+        return run.run({"t": network.start(shapes).params}, arrays, None, False)["target/feature"]
+
+    np.testing.assert_allclose(features(start=path, depth=1), features(start=alone), rtol=1e-5)
+    assert np.abs(features(start=path, depth=1) - features(start=path)).max() > 0.1
+    with pytest.raises(UserError, match="has 2 layers: set depth to 2 or less"):
+        frozen(start=path, depth=3)
+    with pytest.raises(UserError, match="depth: resnet has no such field; leave it out"):
+        frozen(start="random", model=part("resnet"), depth=1)
+
+
+def test_what_the_file_was_trained_with_does_not_count(tmp_path):
+    vit = {"type": "vit", **TOWER, "mean": MEAN, "std": STD, "token_drop": 0.25, "dropout": 0.1}
+    path = saved(tmp_path / "vit", vit, random_like(param_shapes(vit)))
+    for fields in ({}, {"token_drop": 0.5, "dropout": 0.3}):
+        image = description_of(start=path, **fields)["image"]
+        assert {name: image[name] for name in ("token_drop", "dropout")} == {"token_drop": 0.0, "dropout": 0.0} | fields
+    light = {"start": "random", "model": part("efficientnet_lite", drop_path=0.2)}
+    assert [description_of(**light, **f)["image"]["drop_path"] for f in ({}, {"drop_path": 0.1})] == [0.0, 0.1]
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     vit = {"type": "vit", **TOWER, "mean": MEAN, "std": STD}
     path = saved(tmp_path / "vit", vit, random_like(param_shapes(vit)))

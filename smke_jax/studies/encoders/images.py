@@ -61,7 +61,7 @@ def image_figures(run: TrainedRun, tower: Tower, tasks: Sequence[ImageTask]) -> 
     if tower.scratch:
         network = frozen(start="random", model=description, image="image", pools=pools)
     else:
-        network = frozen(start=tower.path, image="image", pools=pools)
+        network = frozen(start=tower.path, depth=tower.depth, image="image", pools=pools)
     params = jax.jit(lambda key: network.init(key, {}))(jax.random.key(0))
     start = network.start(jax.eval_shape(lambda: params))
     params, passes = params if start is None else start.params, network.forward("images", {})
