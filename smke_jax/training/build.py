@@ -312,7 +312,9 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
         starts = read_starts(experiment)
         identity = _identity(experiment, starts)
         for evaluator in experiment.recipe.evaluators.values():  # what is not there must not be found out after hours
-            experiment.chosen(evaluator.needs, experiment.task.split(evaluator.split).columns)
+            split = experiment.task.split(evaluator.split)
+            experiment.chosen(evaluator.needs, split.columns)
+            evaluator.check(experiment.task, split)
     check_same(identity)
     tx, schedule, abstract, run_step = build_step(config, experiment)
     flat = record.flatten(config)
