@@ -43,8 +43,6 @@ def get_config(variant: str = ""):
     if form.name == "":
         c.batch_size, c.total_steps, c.epochs, c.checkpoint.every = 256, 0, 15.0, epoch
         network = {"start": "runs/kd_image/export", "model": data2vec2(depth=6), "dtype": "bfloat16"}
-        # The LayerNorm of this post-norm encoder stands before its first block: layer 0 of 7.
-        c.optimizer.lr_rules = (("^classifier/encoder/norm/", decay**7),)
     elif form.name == "flickr8k":
         c.batch_size, c.total_steps, c.epochs, c.checkpoint.every, c.log.every = 48, 0, 4.0, 50, 10
         c.optimizer.learning_rate, epoch = 5e-4, 0

@@ -98,6 +98,8 @@ def classifier(
         lambda name, specs: classify_image(module, name, mixing=mixing, **statistics_of(said)),
         begin,
         trained=tuple(trained) or True,
+        # The only norm of a post-norm encoder's own stands before its first block, that of the others behind the last.
+        first_layer=("encoder/norm/",) if getattr(module.encoder, "norm_order", "pre") == "post" else (),
         sizes={"image": size},
         export=lambda params, slots: (params, description),
         described=said if start != RANDOM else {},

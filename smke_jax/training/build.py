@@ -275,8 +275,9 @@ def build_step(
     config: ConfigDict, experiment: Experiment
 ) -> tuple[optax.GradientTransformation, Callable, Any, Callable]:
     """(optimiser, schedule of the learning rate, abstract state, jitted train step) of `config` (resolved)."""
+    first = [f"{name}/{path}" for name, x in experiment.recipe.networks.items() for path in x.first_layer]
     tx, schedule = build_optimizer(
-        batch_size=config.batch_size, total_steps=config.total_steps, **config.optimizer.to_dict()
+        batch_size=config.batch_size, total_steps=config.total_steps, first_layer=first, **config.optimizer.to_dict()
     )
     abstract = abstract_state(
         experiment.recipe, tx, experiment.mesh, experiment.batch, sharding=config.sharding,

@@ -156,7 +156,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 def stepped(devices):
     """(loss, parameters) after two steps with mixing on so many devices."""
-    c = resolve(config())
+    c = config()
+    c.networks.classifier.mix_probability = 1.0
+    c = resolve(c)
     experiment = build_experiment(c, None)
     tx, *_ = build_step(c, experiment)
     mesh, batches = make_mesh(devices), experiment.task.batches
@@ -175,6 +177,34 @@ def test_mixed_training_is_the_same_on_one_and_eight_devices():
     (losses, params), (others, other) = stepped(1), stepped(8)
     np.testing.assert_allclose(losses, others, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), params, other)
+
+
+@pytest.mark.parametrize(("kind", "fields", "layers_below"), [
+    ("data2vec2", {"norm_order": "post"}, 2), ("data2vec2", {"norm_order": "pre"}, 0), ("vit", {}, 0),
+])  # fmt: skip
+@pytest.mark.parametrize("decay", (0.5, 1.0))
+def test_a_norm_before_the_first_block_learns_as_slowly_as_the_patches(kind, fields, layers_below, decay):
+    """Of an encoder of one layer: 0.5 squared of the head's rate."""
+    c = config()
+    c.networks.classifier.model = part(kind, **TOWER | {"depth": 1} | fields)
+    c.optimizer.update(layer_decay=decay, warmup_fraction=0.0, weight_decay=0.0)
+    c = resolve(c)
+    tx, _, abstract, _ = build_step(c, build_experiment(c, None))
+    ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), abstract.params)
+    moved = tx.update(ones, tx.init(ones), ones)[0]["classifier"]
+    rate = lambda leaf: float(np.mean(leaf) / np.mean(moved["head"]["bias"]))  # noqa: E731
+    assert rate(moved["encoder"]["norm"]["scale"]) == pytest.approx(decay**layers_below, rel=1e-3)
+    assert rate(moved["encoder"]["patch_embed"]["kernel"]) == pytest.approx(decay**2, rel=1e-3)
+
+
+def test_cutmix_alone_and_mixup_alone_are_values_of_a_config():
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        c = config()
+        c.networks.classifier[name] = 0.0
+        assert resolve(c).networks.classifier[name] == 0.0
+        c.networks.classifier[name] = -1.0
+        with pytest.raises(UserError, match=f"{name} is -1.0: it has to be at least 0"):
+            resolve(c)
 
 
 def photos(folder, names=NAMES):
