@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.optimize import minimize
 
 from smke_jax.errors import UserError
 
@@ -95,6 +94,8 @@ def fit_logistic(
 
     A warning says where STEPS steps do not reach it.
     """
+    from scipy.optimize import minimize  # slow to import, and every config imports the evaluators
+
     shape, rows = (x.shape[1] + 1, classes), np.arange(len(x))
 
     def objective(flat):

@@ -3,7 +3,8 @@
 Neither the training data nor files of weights are needed that no evaluator reads.
 `--config.evaluators.NAME.FIELD=VALUE` changes a field of an evaluator; what departs from the run's own evaluation
 stands in the name of its file, such as evals/STEP/retrieval-test.json.  --evaluator also takes an evaluator that the
-run does not have, such as `--evaluator=zero_shot --config.evaluators.zero_shot.data=data/flowers`.
+run does not have, such as `--evaluator=zero_shot --data=data/flowers`: there, and with `--evaluator=probe`, --data is a
+folder of labelled images.
 `--evaluator=encoders --data=data/glue` probes the encoders of any run on the tasks in this folder, beside the files
 that they began with.
 """
@@ -53,7 +54,7 @@ def main(argv: list[str]) -> int:
     if not evaluators:
         raise UserError(f"the evaluators {', '.join(names)} of this run have no split: give one by --split")
     run = restore_run(arguments.workdir, step=arguments.step)
-    if arguments.data:
+    if arguments.data and not _is_of_evaluator(changed, arguments):
         run = run._replace(experiment=run.experiment._replace(task=_task_on(run, changed.task)))
     print(f"step {run.step}")
     for name, evaluator in evaluators.items():
@@ -77,8 +78,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="of the run, or another one (default: all of the run's)",
     )
-    parser.add_argument("--data", type=Path, help="folder written by `smke prepare` (default: the run's own)")
-    parser.add_argument("--split", help="default: each evaluator's own")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help=(
+            "folder written by `smke prepare` (default: the run's own); with --evaluator=zero_shot or "
+            "probe: labelled images"
+        ),
+    )
+    parser.add_argument("--split", help="default: each evaluator's own; of an export, a split of --data")
     parser.add_argument("--step", type=step_argument, metavar="N|best|latest", help="default: latest")
     parser.add_argument("--level", help="what is compared: fc1, out or head (default: each evaluator's own)")
     parser.add_argument(
@@ -136,7 +144,9 @@ def _changed(
         if value is not None:
             for name in having:
                 config.evaluators[name][field] = value
-    if arguments.data:
+    if arguments.data and _is_of_evaluator(config, arguments):
+        config.evaluators[arguments.evaluator].data = str(arguments.data)
+    elif arguments.data:
         if "data" not in config.task:
             raise UserError(f"--data: the task {config.task.type} reads no prepared folder; leave it out")
         folder = str(arguments.data)
@@ -145,6 +155,11 @@ def _changed(
         config.task.update({field: value for field, value in of_files.items() if field in config.task})
     validate(flatten(config))
     return config
+
+
+def _is_of_evaluator(config: ConfigDict, arguments: argparse.Namespace) -> bool:
+    """Whether --data is for the evaluator that is asked for, which has data of its own."""
+    return arguments.evaluator is not None and "data" in config.evaluators[arguments.evaluator]
 
 
 def _task_on(run: TrainedRun, part: ConfigDict) -> Task:

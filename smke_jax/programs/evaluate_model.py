@@ -81,6 +81,11 @@ def _zero_shot(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     source = open_labelled(fields.layout, data, split, share=fields.held_back)
     sentences, protocol = class_prompts(source, fields.templates, fields.class_names)
     model = load(arguments.workdir)
+    if not model.reads_texts:
+        raise UserError(
+            f"{arguments.workdir} embeds no texts, or its vocabulary is missing: zero-shot classification is for "
+            "image-text models with their tokenizer/"
+        )
     images, skipped = model.encode_images(map(_stored, itertools.repeat(source), range(len(source))),
                                           on_error="skip", progress=True)  # fmt: skip
     photos = without_rows(labelled_split(source, {}, squash, ""), source, np.array([x.position for x in skipped], int))

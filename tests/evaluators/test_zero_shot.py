@@ -1,6 +1,7 @@
 """Zero-shot classification and probes: prototypes, files of templates, and runs and exports that are evaluated so."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -133,6 +134,12 @@ def test_a_run_is_ranked_by_it_and_others_are_evaluated_so_later(run, photos, ca
     expected = np.mean([sorted(CLASSES)[i] == path.parent.name for i, path in zip(nearest, images, strict=True)])
     assert record["top1"] == pytest.approx(100 * expected) and record["rows"] == 15
 
+    # --data is the folder of this evaluator's images, and not that of the run's pairs.
+    other = write(tmp_path / "other", {f"train/{c}/{i}.jpg": jpeg(i) for c in ("ant", "bee") for i in range(5)})
+    assert main(["evaluate", f"--workdir={run}", "--evaluator=zero_shot", f"--data={other}"]) == 0
+    record = json.loads(next((run / "evals/4").glob("zero_shot-*other*.json")).read_text())
+    assert record["classes"] == ["ant", "bee"] and "other dev" in record["protocol"]
+
     # An evaluator that the run does not have.
     fields = {"data": photos, "feature": "image/out", "method": "ridge", "held_back": 0.4}
     flags = [f"--config.evaluators.probe.{name}={value}" for name, value in fields.items()]
@@ -187,6 +194,8 @@ def test_an_export_classifies_too(photos, tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "data is empty" in error("--evaluator=zero_shot")
+    shutil.rmtree(folder / "tokenizer")
+    assert f"{folder} embeds no texts, or its vocabulary is missing" in error(*flags)
     assert "--evaluator is retrieval or zero_shot" in error("--evaluator=probe", f"--data={photos}")
     assert "zero_shot.level is for runs" in error(*flags, "--config.evaluators.zero_shot.level=head")
 
