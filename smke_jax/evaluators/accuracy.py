@@ -1,17 +1,17 @@
 """How often the class of a row is found: top-1 and top-5 over a whole split."""
 
 import functools
+import math
 
 import numpy as np
 
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Encode, Evaluator, Figures
-from smke_jax.evaluators.bootstrap import interval95
 from smke_jax.evaluators.top_k import finite_rows
 from smke_jax.tasks.base import Split, Task
 
 AT = (1, 5)  # top-5 says nothing of five classes or fewer
-RESAMPLES = 2000
+Z95 = 1.959964  # the normal distribution has 95 % of its mass within so many standard deviations
 SHOWN, SHOWN_CLASSES = 8, 3  # images in a report, and classes for each
 
 
@@ -28,7 +28,7 @@ def accuracy(*, split: str = "dev", logits: str = "class/logits", every: int = 0
 
 
 def accuracy_figures(scores: np.ndarray, on: Split, protocol: str) -> Figures:
-    """What `scores` (N, C) find of the labels of `on`: exact counts over all N rows, with 95 % bootstrap intervals.
+    """What `scores` (N, C) find of the labels of `on`: exact counts over all N rows, with 95 % intervals.
 
     A report draws the confusion matrix of the arrays 'label' and 'predicted' (N,).  Raises UserError for a split
     without labels, for labels that are no column of `scores`, and for scores that are not finite.
@@ -36,14 +36,17 @@ def accuracy_figures(scores: np.ndarray, on: Split, protocol: str) -> Figures:
     labels, names = labels_of(on, scores.shape[1])
     ranks = label_ranks(finite_rows(scores, "class scores"), labels)
     found = {f"top{k}": 100 * float(np.mean(ranks <= k)) for k in AT if k < scores.shape[1] or k == 1}
-    intervals = {name: share_interval(value / 100, len(ranks)) for name, value in found.items()}
+    intervals = {name: share_interval(round(value / 100 * len(ranks)), len(ranks)) for name, value in found.items()}
     record = {"protocol": protocol, **found, "rows": len(ranks), "ci95": intervals, "classes": names}
+    skipped = on.facts.get("skipped", 0)
+    record |= {"skipped": skipped} if skipped else {}
+    unread = f", {skipped} left out that cannot be read" if skipped else ""
     lines = [
         f"{name}  {value:.2f} ({intervals[name][0]:.2f} to {intervals[name][1]:.2f})" for name, value in found.items()
     ]
     examples = functools.partial(_examples, scores, labels, names, on) if "pixels" in on.facts else None
     arrays = {"label": labels.astype(np.int32), "predicted": np.argmax(scores, axis=1).astype(np.int32)}
-    return Figures(found, record, arrays, "\n".join([f"{protocol}, {len(ranks)} rows", *lines]), examples)
+    return Figures(found, record, arrays, "\n".join([f"{protocol}, {len(ranks)} rows{unread}", *lines]), examples)
 
 
 def _examples(scores: np.ndarray, labels: np.ndarray, names: list[str], on: Split) -> dict:
@@ -77,10 +80,12 @@ def label_ranks(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return 1 + np.sum((scores > own) | ((scores == own) & earlier), axis=1)
 
 
-def share_interval(share: float, rows: int, resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
-    """[low, high] of the 95 % bootstrap interval of a share of `rows` rows, in percent.
+def share_interval(hits: int, rows: int) -> list[float]:
+    """[low, high] of the 95 % interval of Wilson (1927) for `hits` of `rows` rows, in percent.
 
-    The hits among rows that are drawn with replacement are binomial: no row has to be drawn for it.
+    It has a width at 0 and 100 % too, where a bootstrap interval has none.
     """
-    drawn = np.random.default_rng(seed).binomial(rows, share, resamples) / rows
-    return [float(x) for x in 100 * interval95(drawn)]
+    share, spread = hits / rows, Z95**2 / rows
+    centre = share + spread / 2
+    width = math.sqrt(spread * share * (1 - share) + spread**2 / 4)
+    return [100 * max(0.0, min(1.0, (centre + side * width) / (1 + spread))) for side in (-1, 1)]

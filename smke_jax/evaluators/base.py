@@ -46,6 +46,7 @@ class Evaluator(NamedTuple):
     split: a split of the task; '' in a config leaves the evaluator out
     every: steps; 0 measures after the last step alone
     best:  the scalar that ranks checkpoints; of a name that ends in 'loss' the lowest value is the best.  '' ranks none
+    check: (task, split) -> None: opens what `run` reads besides, before a run begins; UserError for what is not there
     stored: whether features that an asset keeps of the split may stand for what they were made of; False for an
            evaluator that runs the networks on rows of its own
     """
@@ -55,6 +56,7 @@ class Evaluator(NamedTuple):
     split: str
     every: int = 0
     best: str = ""
+    check: Callable[[Task, Split], None] = lambda task, split: None
     stored: bool = True
 
     def rank(self, figures: Figures) -> float | None:

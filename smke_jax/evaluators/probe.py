@@ -1,10 +1,13 @@
 """A linear probe: how well the classes of images can be read from a representation, without training the encoder."""
 
+import functools
+
+from smke_jax.data.labelled import open_labelled
 from smke_jax.errors import UserError
 from smke_jax.evaluators.accuracy import accuracy_figures, labels_of
 from smke_jax.evaluators.base import Encode, Evaluator, Figures
 from smke_jax.evaluators.linear import METHODS
-from smke_jax.evaluators.own_images import own_images
+from smke_jax.evaluators.own_images import OwnImages, image_sizes_of
 from smke_jax.evaluators.top_k import finite_rows
 from smke_jax.tasks.base import Split, Task
 
@@ -32,18 +35,30 @@ def probe(
     if method not in METHODS:
         raise UserError(f"method is {method!r}: known are {', '.join(sorted(METHODS))}")
 
-    def run(encode: Encode, task: Task, on: Split) -> Figures:
-        fitted, tested = task.split(task.train), on
-        if data:
-            fields = {"layout": layout, "data": data, "held_back": held_back}
-            fitted, tested = (own_images(on, part=name, **fields) for name in ("train", part))
-        elif "labels" not in fitted.facts:
+    @functools.cache
+    def opened():
+        return [open_labelled(layout, data, name, share=held_back) for name in ("train", part)]
+
+    def check(task: Task, on: Split) -> None:
+        fitted, tested = opened() if data else (task.split(task.train), on)
+        if not data and "labels" not in fitted.facts:
             raise UserError(f"{fitted.name} has no labels: give data, a folder of labelled images")
-        x, other = (finite_rows(encode((feature,), of)[feature], feature) for of in (fitted, tested))
+        if fitted.digest == tested.digest:
+            field = "part" if data else "split"
+            raise UserError(f"the probe would be fitted to the images that it is evaluated on: set {field} to another")
+
+    def run(encode: Encode, task: Task, on: Split) -> Figures:
+        check(task, on)
+        if data:
+            sizes = image_sizes_of(on)
+            (x, fitted), (other, tested) = (OwnImages(source, sizes).encoded(encode, feature) for source in opened())
+        else:
+            fitted, tested = task.split(task.train), on
+            x, other = (finite_rows(encode((feature,), of)[feature], feature) for of in (fitted, tested))
         classes = len(fitted.facts["classes"])
         labels, _ = labels_of(fitted, classes)
         scores, penalty = METHODS[method](x, labels, other, classes)
         about = f"{tested.name}, {method} probe of {feature} ({x.shape[1]} channels), fitted to {len(x)} images"
         return accuracy_figures(scores, tested, f"{about}, penalty {penalty:g}")
 
-    return Evaluator((feature,), run, split, every, best="top1", stored=False)
+    return Evaluator((feature,), run, split, every, best="top1", check=check, stored=False)

@@ -1,14 +1,16 @@
 """Zero-shot classification: the class whose sentences are nearest to the image (Radford et al. 2021; spec 23)."""
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
 
+from smke_jax.data.labelled import LabelledSource, open_labelled
 from smke_jax.data.labelled.prompts import prompts, read_names, read_templates
 from smke_jax.errors import UserError
 from smke_jax.evaluators.accuracy import accuracy_figures
 from smke_jax.evaluators.base import Encode, Evaluator, Figures
-from smke_jax.evaluators.own_images import own_images
+from smke_jax.evaluators.own_images import OwnImages, image_sizes_of
 from smke_jax.evaluators.top_k import finite_rows
 from smke_jax.tasks.base import Column, Split, Task
 
@@ -37,25 +39,35 @@ def zero_shot(
     """
     needs = tuple(f"{side}/{level}" for side in ("image", "text"))
 
-    def run(encode: Encode, task: Task, on: Split) -> Figures:
+    @functools.cache
+    def opened():
+        source = open_labelled(layout, data, part, share=held_back)
+        return source, *class_prompts(source, templates, class_names)
+
+    def check(task: Task, on: Split) -> None:
         if task.tokenizer is None or "text" not in on.columns:
             raise UserError("this run reads no text: zero-shot classification is for image-text models")
-        photos = own_images(on, layout=layout, data=data, part=part, held_back=held_back)
-        texts, protocol = class_prompts(photos, templates, class_names)
+        opened()
+
+    def run(encode: Encode, task: Task, on: Split) -> Figures:
+        check(task, on)
+        source, texts, protocol = opened()
         length = on.columns["text"].read([0]).shape[1]
         ids, mask = task.tokenizer.encode(texts, length)
         sentences = Split("prompts", "", {name: Column(len(ids), lambda rows, x=x: x[np.asarray(rows)])
                                           for name, x in (("text", ids), ("text_mask", mask))})  # fmt: skip
-        found = [encode((name,), of)[name] for name, of in zip(needs, (photos, sentences), strict=True)]
+        images, photos = OwnImages(source, image_sizes_of(on)).encoded(encode, needs[0])
+        found = images, encode(needs[1:], sentences)[needs[1]]
         return zero_shot_figures(*found, photos, f"{protocol}, cosine of {level!r}, {_about(photos)}, {length} tokens")
 
-    return Evaluator(needs, run, split, every, best="top1", stored=False)
+    return Evaluator(needs, run, split, every, best="top1", check=check, stored=False)
 
 
-def class_prompts(photos: Split, templates: str, class_names: str) -> tuple[list[str], str]:
-    """(the sentences of all classes of `photos`, those of the first class first; what a protocol says of them)."""
-    forms, names = read_templates(templates), read_names(class_names, photos.facts["classes"])
-    return prompts(names, forms), f"{photos.name}, zero-shot, {len(names)} classes × {len(forms)} templates"
+def class_prompts(source: LabelledSource, templates: str, class_names: str) -> tuple[list[str], str]:
+    """(the sentences of all classes of `source`, those of the first class first; what a protocol says of them)."""
+    forms, names = read_templates(templates), read_names(class_names, source.classes)
+    about = f"{source.dataset} {source.split}, zero-shot, {len(names)} classes × {len(forms)} templates"
+    return prompts(names, forms), about
 
 
 def zero_shot_figures(images: np.ndarray, sentences: np.ndarray, photos: Split, protocol: str) -> Figures:

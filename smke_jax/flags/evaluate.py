@@ -3,7 +3,8 @@
 Neither the training data nor files of weights are needed that no evaluator reads.
 `--config.evaluators.NAME.FIELD=VALUE` changes a field of an evaluator; what departs from the run's own evaluation
 stands in the name of its file, such as evals/STEP/retrieval-test.json.  --evaluator also takes an evaluator that the
-run does not have, such as `--evaluator=zero_shot --config.evaluators.zero_shot.data=data/flowers`.
+run does not have, such as `--evaluator=zero_shot --data=data/flowers`: there, and with `--evaluator=probe`, --data is a
+folder of labelled images.
 `--evaluator=encoders --data=data/glue` probes the encoders of any run on the tasks in this folder, beside the files
 that they began with.
 """
@@ -20,8 +21,11 @@ def parser() -> Parser:
         "--workdir", type=Path, required=True, help="run directory of `smke train`, or an export, or converted weights"
     )
     parser.add_argument("--evaluator", metavar="NAME", help="of the run, or another one (default: all of the run's)")
-    parser.add_argument("--data", type=Path, help="folder written by `smke prepare` (default: the run's own)")
-    parser.add_argument("--split", help="default: each evaluator's own")
+    parser.add_argument(
+        "--data", type=Path, metavar="DIR",
+        help="written by `smke prepare` (default: the run's own); with --evaluator=zero_shot or probe: labelled images",
+    )  # fmt: skip
+    parser.add_argument("--split", help="default: each evaluator's own; of an export, a split of --data")
     parser.add_argument("--step", type=step, metavar="N|best|latest", help="default: latest")
     parser.add_argument("--level", help="what is compared: fc1, out or head (default: each evaluator's own)")
     parser.add_argument(

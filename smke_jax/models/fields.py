@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from smke_jax.errors import UserError, nearest
-from smke_jax.limits import ABOVE_0, AT_LEAST_0, AT_LEAST_1, BELOW_1, LAYERS, Entries, Range
+from smke_jax.limits import AT_LEAST_0, AT_LEAST_1, BELOW_1, LAYERS, Entries, Range
 
 # Of modules without a default of their own: those of a ViT-B.
 SIZES = {"image_size": 224, "patch_size": 16, "width": 768, "depth": 12, "num_heads": 12, "mlp_dim": 3072}
@@ -25,7 +25,6 @@ RANGES = {
     "depth": Range(0, 1000),
     "norm_eps": Range(0, 1, open_below=True),
     "stand_in_temperature": Range(1e-3),
-    "mixup_alpha": ABOVE_0,
 }
 TUPLES = {
     "depths": Entries(int, None, LAYERS),
@@ -63,7 +62,7 @@ def check_fields(what: str, fields: Mapping[str, Any], modules: Mapping[str, typ
     known = {*modules[kind].__dataclass_fields__, *besides, "type"}
     for name in fields:
         if name not in known:
-            raise UserError(f"{what}.{name}: a {kind} has no such field{nearest(name, list(known))}")
+            raise UserError(f"{what}.{name}: {kind} has no such field{nearest(name, list(known))}")
 
 
 def build_from(config: Any, module: type[nn.Module]) -> nn.Module:

@@ -50,6 +50,8 @@ class Network(NamedTuple):
     start:       (parameters as shapes) -> what it begins with, or None where it begins at random
     trained:     False: the parameters are an argument of the step and are never saved.  Regexes: only the leaves in
                  whose path ('block_0/mlp/fc1/kernel') one of them is found are trained
+    first_layer: prefixes of the paths of parameters that embed the input, besides those whose names say so; the
+                 learning rate of what embeds is the lowest where it decays from layer to layer
     average:     of which network it is the moving average
     sizes:       {array of a batch: pixels per side} that its passes read; the task makes its views of this size
     export:      (parameters, {term: slots}) -> (parameters, description) of what `smke export` writes; None where the
@@ -66,6 +68,7 @@ class Network(NamedTuple):
     forward: Callable[[str, Specs], tuple[Any, ...]] | None
     start: Callable[[Params], Start | None] = lambda shapes: None
     trained: bool | tuple[str, ...] = True
+    first_layer: tuple[str, ...] = ()
     average: Average | None = None
     sizes: Mapping[str, int] = {}
     export: Callable[[Params, Mapping[str, Any]], tuple[Params, dict]] | None = None

@@ -35,6 +35,7 @@ def classifier(
     depth: int | None = None,
     dropout: float = 0.0,
     token_drop: float = 0.0,
+    drop_path: float = 0.0,
     trained: tuple[str, ...] = (),
     mixup_alpha: float = 0.8,
     cutmix_alpha: float = 1.0,
@@ -52,7 +53,7 @@ def classifier(
     model:   what it is, a part such as 'vit'; the file of `start` says it, and what is set here has to agree with it
     image_size: pixels; None is as the file says.  Positions are interpolated for another size
     depth:   how many of the first layers are kept; None is all of them
-    dropout, token_drop: of the encoder while it is trained, where it has them
+    dropout, token_drop, drop_path: of the encoder while it is trained, whatever the file was trained with
     trained: () trains everything; ('^norm/', '^head/') is linear evaluation
     mixup_alpha, cutmix_alpha, mix_probability, cutmix_share: see `smke_jax.passes.classify.Mixing`
     remat, dtype: of the encoder
@@ -66,8 +67,11 @@ def classifier(
     if start != RANDOM and not described and params_path(start).is_file():
         check_pixels(start, said)
     known = IMAGE_TOWERS[said["type"]].__dataclass_fields__
-    chosen = {"image_size": image_size, "depth": depth, "dropout": dropout or None, "token_drop": token_drop or None}
+    chosen = {"image_size": image_size, "depth": depth}
     chosen = {name: value for name, value in chosen.items() if value is not None}
+    drops = {"dropout": dropout, "token_drop": token_drop, "drop_path": drop_path}
+    # A 0 counts too: what an export was trained with is not what it is tuned with.
+    chosen |= {name: share for name, share in drops.items() if share or name in known}
     if wrong := [name for name in chosen if name not in known]:
         raise UserError(f"{wrong[0]}: an encoder of type {said['type']!r} has no such field; leave it out")
     if depth is not None and depth > said.get("depth", depth):
@@ -94,6 +98,8 @@ def classifier(
         lambda name, specs: classify_image(module, name, mixing=mixing, **statistics_of(said)),
         begin,
         trained=tuple(trained) or True,
+        # The only norm of a post-norm encoder's own stands before its first block, that of the others behind the last.
+        first_layer=("encoder/norm/",) if getattr(module.encoder, "norm_order", "pre") == "post" else (),
         sizes={"image": size},
         export=lambda params, slots: (params, description),
         described=said if start != RANDOM else {},

@@ -26,6 +26,7 @@ def frozen(
     start: str,
     model: Mapping[str, Any] | None = None,
     final_norm: bool | None = None,
+    depth: int | None = None,
     makes: str = "target",
     image: str = ROLE,
     pools: tuple[str, ...] = ("cls",),
@@ -40,6 +41,7 @@ def frozen(
     model:       what it is where `start` is 'random', a part such as 'beit'.  Otherwise the file says it, and fields
                  that differ from the part's defaults have to agree with the file
     final_norm:  of a BEiT: False takes the last block's output without the last norm; None is as the file has it
+    depth:       how many of the first layers are kept; None is all of them
     makes:       what its representations are called: '<makes>/cls', '<makes>/feature', …
     image:       the array of the task that it reads, a view of its own size; 'image' where the task makes no other view
     pools:       what a feature is made of: 'cls', 'mean' or both
@@ -61,10 +63,16 @@ def frozen(
     description = dict(said)
     if final_norm is not None:
         if "final_norm" not in TEACHERS[description["type"]].__dataclass_fields__:
-            raise UserError(f"final_norm: a {description['type']} has no such field; leave it out")
+            raise UserError(f"final_norm: {description['type']} has no such field; leave it out")
         description["final_norm"] = final_norm
     elif description.get("final_norm") is False and start != RANDOM:
         raise UserError(f"{start} has no norm after its last layer: set final_norm=False")
+    if depth is not None:
+        if "depth" not in TEACHERS[description["type"]].__dataclass_fields__:
+            raise UserError(f"depth: {description['type']} has no such field; leave it out")
+        if start != RANDOM and depth > description["depth"]:
+            raise UserError(f"{start} has {description['depth']} layers: set depth to {description['depth']} or less")
+        description["depth"] = depth
     module = build_teacher({**description, "dtype": dtype})
     if stand_in_classes and getattr(module, "num_classes", 0):
         raise UserError(f"{start} has a classifier of its own: set stand_in_classes=0")

@@ -6,6 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from smke_jax.errors import UserError
+from smke_jax.limits import ABOVE_0
 from smke_jax.models.fields import check_fields
 from smke_jax.models.projections import build_projections
 from smke_jax.models.shared import SHARED
@@ -31,10 +32,11 @@ def projections(
     dropout: of the features, and within the MLP
     shared:  a part 'transformer' or 'mlp' after both projections, as in S-SMKE; None leaves it out
     head:    channels of the head that predicts a teacher's feature; None leaves it out
-    mixup_alpha: of the Beta distribution of 'mixed_image/…' and 'mixed_text/…', for terms that read them
+    mixup_alpha: above 0, of the Beta distribution of 'mixed_image/…' and 'mixed_text/…', for terms that read them
     """
     if shared is not None:
         check_fields("shared", shared, SHARED)
+    ABOVE_0.check("mixup_alpha", mixup_alpha)
     description = {
         "type": "projections", "image": tuple(image), "text": tuple(text), "width": width, "hidden": hidden,
         "dropout": dropout, "shared": None if shared is None else dict(shared), "head": head,

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     if not evaluators:
         raise UserError(f"the evaluators {', '.join(names)} of this run have no split: give one by --split")
     run = restore_run(arguments.workdir, step=arguments.step)
-    if arguments.data:
+    if arguments.data and not _is_of_evaluator(changed, arguments):
         run = run._replace(experiment=run.experiment._replace(task=_task_on(run, changed.task)))
     print(f"step {run.step}")
     for name, evaluator in evaluators.items():
@@ -95,7 +95,9 @@ def _changed(config: ConfigDict, names: Iterable[str], arguments: argparse.Names
         if value is not None:
             for name in having:
                 config.evaluators[name][field] = value
-    if arguments.data:
+    if arguments.data and _is_of_evaluator(config, arguments):
+        config.evaluators[arguments.evaluator].data = str(arguments.data)
+    elif arguments.data:
         if "data" not in config.task:
             raise UserError(f"--data: the task {config.task.type} reads no prepared folder; leave it out")
         folder = str(arguments.data)
@@ -104,6 +106,11 @@ def _changed(config: ConfigDict, names: Iterable[str], arguments: argparse.Names
         config.task.update({field: value for field, value in of_files.items() if field in config.task})
     validate(flatten(config))
     return config
+
+
+def _is_of_evaluator(config: ConfigDict, arguments: argparse.Namespace) -> bool:
+    """Whether --data is for the evaluator that is asked for, which has data of its own."""
+    return arguments.evaluator is not None and "data" in config.evaluators[arguments.evaluator]
 
 
 def _task_on(run: TrainedRun, part: ConfigDict) -> Task:

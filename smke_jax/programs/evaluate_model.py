@@ -1,6 +1,7 @@
 """`smke evaluate` of what is no run: retrieval or zero-shot classification with an export or with converted weights."""
 
 import argparse
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +12,13 @@ import numpy as np
 from smke_jax import atomic
 from smke_jax.config import base
 from smke_jax.config_files import override, override_key
-from smke_jax.data.labelled import open_labelled
+from smke_jax.data.damage import DamagedImage
+from smke_jax.data.labelled import LabelledSource, open_labelled
 from smke_jax.data.sources import PreparedSource, open_prepared
 from smke_jax.data.transforms import squash
 from smke_jax.embedder import load
 from smke_jax.errors import UserError
+from smke_jax.evaluators.own_images import without_rows
 from smke_jax.evaluators.recalls import format_table, retrieval_metrics
 from smke_jax.evaluators.zero_shot import class_prompts, zero_shot_figures
 from smke_jax.parts import part
@@ -78,10 +81,16 @@ def _zero_shot(arguments: argparse.Namespace) -> int:
             raise UserError(f"config.evaluators.{ZERO_SHOT}.{name} is for runs of `smke train`: leave it out")
     data, split = str(arguments.data or fields.data), arguments.split or fields.part
     source = open_labelled(fields.layout, data, split, share=fields.held_back)
-    photos = labelled_split(source, {}, squash, "")
-    sentences, protocol = class_prompts(photos, fields.templates, fields.class_names)
+    sentences, protocol = class_prompts(source, fields.templates, fields.class_names)
     model = load(arguments.workdir)
-    images = model.encode_images((source[row].image for row in range(len(source))), progress=True)
+    if not model.reads_texts:
+        raise UserError(
+            f"{arguments.workdir} embeds no texts, or its vocabulary is missing: zero-shot classification is for "
+            "image-text models with their tokenizer/"
+        )
+    images, skipped = model.encode_images(map(_stored, itertools.repeat(source), range(len(source))),
+                                          on_error="skip", progress=True)  # fmt: skip
+    photos = without_rows(labelled_split(source, {}, squash, ""), source, np.array([x.position for x in skipped], int))
     texts = model.encode_texts(sentences, progress=True)
     if images.shape[1] != texts.shape[1]:
         raise UserError(f"{arguments.workdir} embeds images and texts in different spaces: it classifies nothing")
@@ -98,6 +107,14 @@ def _told(text: str, figures: Mapping[str, Any], out: Path | None) -> int:
             raise UserError(f"cannot write {out}: {error.strerror}") from None
         print(f"wrote {out}")
     return 0
+
+
+def _stored(source: LabelledSource, row: int) -> bytes | np.ndarray:
+    """An image as it is stored; b'', which is none, where its file cannot be opened."""
+    try:
+        return source[row].image
+    except DamagedImage:
+        return b""
 
 
 class _Pictures:

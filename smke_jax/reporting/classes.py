@@ -1,5 +1,7 @@
 """What a report shows of a classifier: its confusion matrix, and images with the classes that were found for them."""
 
+import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -14,14 +16,18 @@ STRONGEST = 55  # percent of the colour where all images of a class are: text st
 
 
 class Confusion(NamedTuple):
-    """names: C classes; counts: (C, C), how many images of the class of the row were taken for that of the column."""
+    """names: C classes; counts: (C, C), how many of the class of the row were taken for that of the column.
+
+    unit: what was counted, for people
+    """
 
     names: Sequence[str]
     counts: np.ndarray
+    unit: str = "images"
 
     @property
     def shares(self) -> np.ndarray:
-        """(C, C) counts divided by the images of the row's class; 0 for a class without images."""
+        """(C, C) counts divided by the sum of the row; 0 for a class of which there are none."""
         return self.counts / np.maximum(self.counts.sum(axis=1, keepdims=True), 1)
 
 
@@ -44,10 +50,11 @@ def _read_confusion(evaluation: Evaluation, problems: list[str]) -> Confusion | 
             label, predicted = (arrays[name].astype(np.int64) for name in ("label", "predicted"))
         counts = np.zeros((len(names), len(names)), np.int64)
         np.add.at(counts, (label, predicted), 1)
-    except (OSError, ValueError, KeyError, IndexError):
+    except (OSError, EOFError, ValueError, KeyError, IndexError, zipfile.BadZipFile, zlib.error):
         problems.append(f"{evaluation.arrays} is damaged or missing: its confusion matrix is left out")
         return None
-    return Confusion([str(name) for name in names], counts)
+    # Labelled sentences have samples in their record.
+    return Confusion([str(name) for name in names], counts, "rows" if "samples" in evaluation.record else "images")
 
 
 def confusion_rows(found: Confusion) -> tuple[Sequence[str], list[list[str]]]:
@@ -58,7 +65,7 @@ def confusion_rows(found: Confusion) -> tuple[Sequence[str], list[list[str]]]:
         order = np.argsort(-wrong, axis=None, kind="stable")[:MOST_PAIRS]
         pairs = [divmod(int(place), len(names)) for place in order if wrong.flat[place]]
         rows = [[names[a], names[b], str(counts[a, b]), f"{100 * found.shares[a, b]:.1f} %"] for a, b in pairs]
-        return ("class", "taken for", "images", "of the class"), rows
+        return ("class", "taken for", found.unit, "of the class"), rows
     right = 100 * np.diag(found.shares)
     rows = [[name, *map(str, own), f"{share:.1f} %"] for name, own, share in zip(names, counts, right, strict=True)]
     return ("class", *names, "right"), rows
@@ -88,7 +95,9 @@ def confusion_section(name: str, step: int, found: Confusion) -> str:
         )
         lines.append(f'<tr><th scope="row">{html.escape(row[0])}</th>{cells}<td>{row[-1]}</td></tr>')
     table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    return html.section(title, table, note="Rows are the true classes, columns those that were found; images counted.")
+    return html.section(
+        title, table, note=f"Down are the true classes, across those that were found; {found.unit} counted."
+    )
 
 
 def predictions_sections(examples: Mapping[str, Sequence[tuple]], at: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -86,7 +86,7 @@ def _facts(source: LabelledSource) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Augmented:
-    """Makes 'image': a random crop, RandAugment, jitter, random erasing, in this order."""
+    """Makes 'image': a random crop with a flip, jitter, grayscale, RandAugment, random erasing, in this order."""
 
     view: View
     magnitude: float = 0.0
@@ -145,16 +145,20 @@ def _task(opened, facts: Mapping[str, Any], views: Augmented, split: str, thread
     )
 
 
-def labelled_split(source: LabelledSource, sizes: Mapping[str, int], view, called: str) -> Split:
+def labelled_split(
+    source: LabelledSource, sizes: Mapping[str, int], view, called: str, read: Callable[[int], np.ndarray] | None = None
+) -> Split:
     """All images of `source` as `view` (image, size) -> uint8 (size, size, 3) shows them, which is `called` so.
 
     sizes: {array: pixels per side}
+    read:  number -> uint8 (H, W, 3); None is `source.whole`
     Its facts are 'labels' (N,), the names of the 'classes', and 'pixels' (number -> the image as it is stored).
     """
 
+    read = read or source.whole
+
     def column(size):
-        read = lambda rows: np.stack([view(source.whole(i), size) for i in rows])  # noqa: E731
-        return Column(len(source), read, f"{called} of {size} px")
+        return Column(len(source), lambda rows: np.stack([view(read(i), size) for i in rows]), f"{called} of {size} px")
 
     facts = {"labels": source.labels, "classes": source.classes, "pixels": source.whole}
     columns = {array: column(size) for array, size in sizes.items()}

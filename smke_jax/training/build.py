@@ -276,8 +276,9 @@ def build_step(
     config: ConfigDict, experiment: Experiment
 ) -> tuple[optax.GradientTransformation, Callable, Any, Callable]:
     """(optimiser, schedule of the learning rate, abstract state, jitted train step) of `config` (resolved)."""
+    first = [f"{name}/{path}" for name, x in experiment.recipe.networks.items() for path in x.first_layer]
     tx, schedule = build_optimizer(
-        batch_size=config.batch_size, total_steps=config.total_steps, **config.optimizer.to_dict()
+        batch_size=config.batch_size, total_steps=config.total_steps, first_layer=first, **config.optimizer.to_dict()
     )
     abstract = abstract_state(
         experiment.recipe, tx, experiment.mesh, experiment.batch, sharding=config.sharding,
@@ -313,7 +314,9 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
         starts = read_starts(experiment)
         identity = _identity(experiment, starts)
         for evaluator in experiment.recipe.evaluators.values():  # what is not there must not be found out after hours
-            experiment.chosen(evaluator.needs, experiment.task.split(evaluator.split).columns)
+            split = experiment.task.split(evaluator.split)
+            experiment.chosen(evaluator.needs, split.columns)
+            evaluator.check(experiment.task, split)
     check_same(identity)
     tx, schedule, abstract, run_step = build_step(config, experiment)
     flat = record.flatten(config)

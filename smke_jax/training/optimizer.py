@@ -64,17 +64,20 @@ def depths_of(names: Sequence[str]) -> dict[str, int]:
     return depths
 
 
-def layer_factor(path: str, depths: dict[str, int], decay: float) -> float:
+def layer_factor(path: str, depths: dict[str, int], decay: float, first_layer: Sequence[str] = ()) -> float:
     """decay^(L + 1 - l) of a parameter in layer l of an encoder of L layers (spec 3).
 
-    l is 1 … L in the blocks, and 0 in what embeds the patches or tokens.  It is L + 1 in all that is no encoder, such
-    as a head, and in what else stands in an encoder beside its blocks: a last norm or convolution.
+    l is 1 … L in the blocks, and 0 in what embeds the patches or tokens, as its name or a prefix of `first_layer` says.
+    It is L + 1 in all that is no encoder, such as a head, and in what else stands in an encoder beside its blocks: a
+    last norm or convolution.
     Source: BEiT (Bao et al. 2022), which decays the rates of fine-tuning so.
     """
     if found := BLOCK.match(path):
         return decay ** (depths[found[1]] - int(found[2]))
     own = next((prefix for prefix in depths if path.startswith(prefix)), None)
-    return decay ** (depths[own] + 1) if own is not None and EMBEDDING.match(path.removeprefix(own)) else 1.0
+    if own is None or not (EMBEDDING.match(path.removeprefix(own)) or path.startswith(tuple(first_layer))):
+        return 1.0
+    return decay ** (depths[own] + 1)
 
 
 def decays(path: str, leaf: jax.Array) -> bool:
@@ -134,6 +137,7 @@ def build_optimizer(
     clip_norm: float = 0.0,
     lr_rules: Sequence[tuple[str, float]] = (),
     layer_decay: float = 1.0,
+    first_layer: Sequence[str] = (),
 ) -> tuple[optax.GradientTransformation, Callable]:
     """(transformation, schedule of the learning rate) of the fields of `config.optimizer`.
 
@@ -143,6 +147,7 @@ def build_optimizer(
     clip_norm:  of the gradients of all trained parameters together; 0 clips nothing
     lr_rules:   (regex on the parameter's path, factor), first match wins
     layer_decay: factor for every layer below the last, see `layer_factor`; it comes on top of lr_rules
+    first_layer: see `layer_factor`; it is no field, the networks say it
     The other fields are those of `peak_rate` and `learning_rate_schedule`.
     """
     rate = peak_rate(learning_rate, batch_size=batch_size, reference_batch=reference_batch, sqrt_above=sqrt_above)
@@ -157,7 +162,7 @@ def build_optimizer(
     def scale_by_rules(updates, params):
         named = paths(updates)
         depths = depths_of(jax.tree.leaves(named))
-        factor = lambda path: first_match(path, rules, 1.0) * layer_factor(path, depths, layer_decay)  # noqa: E731
+        factor = lambda path: first_match(path, rules, 1.0) * layer_factor(path, depths, layer_decay, first_layer)  # noqa: E731
         return jax.tree.map(lambda path, u: u * factor(path), named, updates)
 
     tx = optax.chain(

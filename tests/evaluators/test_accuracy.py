@@ -45,11 +45,13 @@ def test_few_classes_have_no_top_five():
     assert set(accuracy_figures(SCORES[:, :5], split_of(labels=LABELS % 5), "").scalars) == {"top1"}
 
 
-def test_the_interval_is_that_of_resampled_rows():
-    hits = np.arange(200) < 150
-    drawn = np.random.default_rng(1).choice(hits, (4000, 200)).mean(axis=1)
-    np.testing.assert_allclose(share_interval(0.75, 200, 4000), 100 * np.percentile(drawn, (2.5, 97.5)), atol=0.6)
-    assert share_interval(1.0, 10) == [100, 100]
+@pytest.mark.parametrize(("hits", "rows"), [(150, 200), (10, 10), (0, 7)])
+def test_the_interval_holds_the_shares_that_a_score_test_does_not_reject(hits, rows):
+    """Wilson's interval: |share - p| <= 1.96 standard errors of p, searched on a grid."""
+    p = np.linspace(0, 1, 100_001)
+    inside = p[np.abs(hits / rows - p) <= 1.959964 * np.sqrt(p * (1 - p) / rows) + 1e-12]
+    np.testing.assert_allclose(share_interval(hits, rows), 100 * inside[[0, -1]], atol=2e-3)
+    assert np.ptp(share_interval(hits, rows)) > 1
 
 
 def test_what_has_no_fitting_labels_is_refused():

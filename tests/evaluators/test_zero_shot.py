@@ -1,6 +1,7 @@
 """Zero-shot classification and probes: prototypes, files of templates, and runs and exports that are evaluated so."""
 
 import json
+import shutil
 from types import SimpleNamespace
 
 import jax.numpy as jnp
@@ -25,6 +26,7 @@ from smke_jax.parallel.mesh import make_mesh
 from smke_jax.parts import part
 from smke_jax.passes.base import Pass
 from smke_jax.tasks.base import Column, Split
+from smke_jax.training.build import open_run
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.loop import train_and_evaluate
 
@@ -42,12 +44,13 @@ def test_our_templates_have_one_place_each():
 
 def test_a_file_of_templates_is_read_as_it_was_published(tmp_path):
     path = tmp_path / "templates.txt"
-    path.write_text("# of a notebook\n'a bad photo of a {}.',\n\n    \"a {}'s photo\",\nmany {}\n")
+    path.write_text("\ufeff'a bad photo of a {}.',\n# of a notebook\n\n    \"a {}'s photo\",\nmany {}\n")
     assert read_templates(str(path)) == ("a bad photo of a {}.", "a {}'s photo", "many {}")
 
 
 @pytest.mark.parametrize(("text", "message"), [
-    ("a {}\na photo\n", r"templates.txt:2: 'a photo' has 0 places for a class: put one {} into it"),
+    ("a {}\na photo\n", r"templates.txt:2: 'a photo' has 0 places for a class: write each line as 'a photo of {}'"),
+    ("lambda c: f'a photo of a {c}.',\n", r"has 0 places for a class"),
     ("a {} and a {}\n", r"templates.txt:1: .* has 2 places"),
     ("# nothing\n", "has no template"),
 ])  # fmt: skip
@@ -131,6 +134,12 @@ def test_a_run_is_ranked_by_it_and_others_are_evaluated_so_later(run, photos, ca
     expected = np.mean([sorted(CLASSES)[i] == path.parent.name for i, path in zip(nearest, images, strict=True)])
     assert record["top1"] == pytest.approx(100 * expected) and record["rows"] == 15
 
+    # --data is the folder of this evaluator's images, and not that of the run's pairs.
+    other = write(tmp_path / "other", {f"train/{c}/{i}.jpg": jpeg(i) for c in ("ant", "bee") for i in range(5)})
+    assert main(["evaluate", f"--workdir={run}", "--evaluator=zero_shot", f"--data={other}"]) == 0
+    record = json.loads(next((run / "evals/4").glob("zero_shot-*other*.json")).read_text())
+    assert record["classes"] == ["ant", "bee"] and "other dev" in record["protocol"]
+
     # An evaluator that the run does not have.
     fields = {"data": photos, "feature": "image/out", "method": "ridge", "held_back": 0.4}
     flags = [f"--config.evaluators.probe.{name}={value}" for name, value in fields.items()]
@@ -154,6 +163,17 @@ def test_features_that_are_stored_do_not_stand_for_other_photos(photos, tmp_path
     assert done.figures["zero_shot"].record["rows"] == 6
 
 
+def test_an_export_leaves_out_photos_that_cannot_be_read(photos, tmp_path, capsys):
+    folder = save_model(tmp_path / "model")
+    flags = [f"--workdir={folder}", "--evaluator=zero_shot", f"--data={photos}", "--split=train"]
+    flags += ["--config.evaluators.zero_shot.held_back=0", f"--out={tmp_path / 'figures.json'}"]
+    write(photos, {f"train/{CLASSES[1]}/2.jpg": b"broken"})
+    assert main(["evaluate", *flags]) == 0
+    assert "14 rows, 1 left out that cannot be read" in capsys.readouterr().out
+    record = json.loads((tmp_path / "figures.json").read_text())
+    assert (record["rows"], record["skipped"]) == (14, 1)
+
+
 def test_an_export_classifies_too(photos, tmp_path, capsys):
     folder = save_model(tmp_path / "model")
     out = tmp_path / "figures.json"
@@ -174,8 +194,27 @@ def test_an_export_classifies_too(photos, tmp_path, capsys):
         return capsys.readouterr().err
 
     assert "data is empty" in error("--evaluator=zero_shot")
+    shutil.rmtree(folder / "tokenizer")
+    assert f"{folder} embeds no texts, or its vocabulary is missing" in error(*flags)
     assert "--evaluator is retrieval or zero_shot" in error("--evaluator=probe", f"--data={photos}")
     assert "zero_shot.level is for runs" in error(*flags, "--config.evaluators.zero_shot.level=head")
+
+
+def test_what_an_evaluator_reads_is_looked_at_before_the_first_step(photos, tmp_path):
+    write(tmp_path, {"bad.txt": "a photo\n", "few.txt": "a\n"})
+    c = run_config(photos)
+    for name, value, message in (
+        ("data", str(tmp_path / "no"), "no folder at"),
+        ("templates", str(tmp_path / "bad.txt"), "has 0 places for a class"),
+        ("class_names", str(tmp_path / "few.txt"), "has 1 name for 3 classes"),
+    ):
+        own = c.copy_and_resolve_references()
+        own.evaluators.zero_shot[name] = value
+        with pytest.raises(UserError, match=message):
+            open_run(own, tmp_path / "refused")
+    c.evaluators.probe = part("probe", data=str(photos), feature="image/out", part="train")
+    with pytest.raises(UserError, match="fitted to the images that it is evaluated on: set part to another"):
+        open_run(c, tmp_path / "refused")
 
 
 class Words:
@@ -205,4 +244,9 @@ def test_it_is_the_same_on_one_and_eight_devices(photos, devices):
     seen = [squash(np.asarray(Image.open(path).convert("RGB")), 16) for path in sorted(photos.rglob("*.jpg"))]
     nearest = [int(np.argmax(weights @ (x.astype(np.float32).mean((0, 1)) - 128))) for x in seen]
     assert found.arrays["predicted"].tolist() == nearest and len(set(nearest)) > 1
+    # A photo that cannot be read is left out, with its label.
+    write(photos, {f"train/{sorted(CLASSES)[1]}/2.jpg": b"broken"})
+    fewer = zero_shot(data=str(photos), part="train", held_back=0.0).run(encode, task, like)
+    assert fewer.arrays["predicted"].tolist() == nearest[:7] + nearest[8:] and fewer.record["skipped"] == 1
+    assert fewer.arrays["label"].tolist() == [0] * 5 + [1] * 4 + [2] * 5 and fewer.record["rows"] == 14
     assert "16 px" in found.record["protocol"] and "20 tokens" in found.record["protocol"]

@@ -109,6 +109,39 @@ def test_it_begins_with_an_encoder_a_students_tower_or_a_classifier(tmp_path):
     assert encoder_of(plain, image_size=24)["position_embedding"].shape == (10, 8)
 
 
+def test_a_frozen_encoder_is_cut_to_its_first_layers(tmp_path):
+    """As a file of these layers alone says it."""
+    vit = {"type": "vit", **TOWER, "mean": MEAN, "std": STD}
+    params = random_like(param_shapes(vit))
+    path = saved(tmp_path / "vit", vit, params)
+    first = {name: x for name, x in params.items() if name != "block_1"}
+    alone = saved(tmp_path / "first", vit | {"depth": 1}, first)
+    arrays = {"image": RNG.integers(0, 255, (3, 16, 16, 3)).astype(np.uint8)}
+
+    def features(**fields):
+        network = frozen(image="image", pools=("cls", "mean"), **fields)
+        shapes = jax.eval_shape(lambda: network.init(jax.random.key(0), {}))
+        (run,) = network.forward("t", {})
+        return run.run({"t": network.start(shapes).params}, arrays, None, False)["target/feature"]
+
+    np.testing.assert_allclose(features(start=path, depth=1), features(start=alone), rtol=1e-5)
+    assert np.abs(features(start=path, depth=1) - features(start=path)).max() > 0.1
+    with pytest.raises(UserError, match="has 2 layers: set depth to 2 or less"):
+        frozen(start=path, depth=3)
+    with pytest.raises(UserError, match="depth: resnet has no such field; leave it out"):
+        frozen(start="random", model=part("resnet"), depth=1)
+
+
+def test_what_the_file_was_trained_with_does_not_count(tmp_path):
+    vit = {"type": "vit", **TOWER, "mean": MEAN, "std": STD, "token_drop": 0.25, "dropout": 0.1}
+    path = saved(tmp_path / "vit", vit, random_like(param_shapes(vit)))
+    for fields in ({}, {"token_drop": 0.5, "dropout": 0.3}):
+        image = description_of(start=path, **fields)["image"]
+        assert {name: image[name] for name in ("token_drop", "dropout")} == {"token_drop": 0.0, "dropout": 0.0} | fields
+    light = {"start": "random", "model": part("efficientnet_lite", drop_path=0.2)}
+    assert [description_of(**light, **f)["image"]["drop_path"] for f in ({}, {"drop_path": 0.1})] == [0.0, 0.1]
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     vit = {"type": "vit", **TOWER, "mean": MEAN, "std": STD}
     path = saved(tmp_path / "vit", vit, random_like(param_shapes(vit)))
@@ -123,7 +156,9 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 def stepped(devices):
     """(loss, parameters) after two steps with mixing on so many devices."""
-    c = resolve(config())
+    c = config()
+    c.networks.classifier.mix_probability = 1.0
+    c = resolve(c)
     experiment = build_experiment(c, None)
     tx, *_ = build_step(c, experiment)
     mesh, batches = make_mesh(devices), experiment.task.batches
@@ -142,6 +177,34 @@ def test_mixed_training_is_the_same_on_one_and_eight_devices():
     (losses, params), (others, other) = stepped(1), stepped(8)
     np.testing.assert_allclose(losses, others, rtol=1e-5)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), params, other)
+
+
+@pytest.mark.parametrize(("kind", "fields", "layers_below"), [
+    ("data2vec2", {"norm_order": "post"}, 2), ("data2vec2", {"norm_order": "pre"}, 0), ("vit", {}, 0),
+])  # fmt: skip
+@pytest.mark.parametrize("decay", (0.5, 1.0))
+def test_a_norm_before_the_first_block_learns_as_slowly_as_the_patches(kind, fields, layers_below, decay):
+    """Of an encoder of one layer: 0.5 squared of the head's rate."""
+    c = config()
+    c.networks.classifier.model = part(kind, **TOWER | {"depth": 1} | fields)
+    c.optimizer.update(layer_decay=decay, warmup_fraction=0.0, weight_decay=0.0)
+    c = resolve(c)
+    tx, _, abstract, _ = build_step(c, build_experiment(c, None))
+    ones = jax.tree.map(lambda x: np.ones(x.shape, np.float32), abstract.params)
+    moved = tx.update(ones, tx.init(ones), ones)[0]["classifier"]
+    rate = lambda leaf: float(np.mean(leaf) / np.mean(moved["head"]["bias"]))  # noqa: E731
+    assert rate(moved["encoder"]["norm"]["scale"]) == pytest.approx(decay**layers_below, rel=1e-3)
+    assert rate(moved["encoder"]["patch_embed"]["kernel"]) == pytest.approx(decay**2, rel=1e-3)
+
+
+def test_cutmix_alone_and_mixup_alone_are_values_of_a_config():
+    for name in ("mixup_alpha", "cutmix_alpha"):
+        c = config()
+        c.networks.classifier[name] = 0.0
+        assert resolve(c).networks.classifier[name] == 0.0
+        c.networks.classifier[name] = -1.0
+        with pytest.raises(UserError, match=f"{name} is -1.0: it has to be at least 0"):
+            resolve(c)
 
 
 def photos(folder, names=NAMES):

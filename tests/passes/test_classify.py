@@ -69,6 +69,22 @@ def test_nothing_is_mixed_where_nothing_is_asked_for(fields):
     assert np.all(share == 1) and np.all(mixed == X)
 
 
-def test_gradients_are_finite_at_the_edge():
-    slope = jax.grad(lambda x: jnp.sum(mix(jax.random.key(1), x, OTHER, Mixing())[0]))(X)
-    assert np.all(np.isfinite(slope))
+def test_each_way_takes_its_own_alpha():
+    """An alpha of a thousand halves: mixup then blends by about one half, while CutMix's shares spread out."""
+    mixed, share = draws(mixup_alpha=1e3, cutmix_alpha=1.0, probability=1.0)
+    boxes = np.any(mixed == OTHER, axis=(1, 2, 3, 4))
+    assert 0.4 < boxes.mean() < 0.55, "half of the batches, and a few boxes are too small to be seen"
+    blends = share[~boxes & (share < 1)]
+    assert np.all(np.abs(blends - 0.5) < 0.05) and np.std(share[boxes]) > 0.15
+
+
+@pytest.mark.parametrize("fields", [{"mixup_alpha": 0.0}, {"cutmix_alpha": 0.0}])
+def test_the_gradient_of_each_image_is_its_share(fields):
+    """Of the sum of all pixels: the share of the pixels that an image keeps, or with which it is blended."""
+    for seed in range(5):
+        key, mixing = jax.random.key(seed), Mixing(probability=1.0, **fields)
+        total = lambda x, other, key=key, mixing=mixing: jnp.sum(mix(key, x, other, mixing)[0])  # noqa: E731
+        slope, other = jax.grad(total, (0, 1))(jnp.asarray(X), jnp.asarray(OTHER))
+        share = float(mix(key, X, OTHER, mixing)[1])
+        np.testing.assert_allclose(slope.mean((1, 2, 3)), share, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(slope + other, 1, rtol=1e-5)

@@ -20,6 +20,11 @@ ORDER = np.array([2, 0, 3, 1])
 MIXED = {**BATCH, **{f"{name}@mixup": x[ORDER] for name, x in BATCH.items()}}
 
 
+def test_a_mixture_needs_an_alpha():
+    with pytest.raises(UserError, match="mixup_alpha is 0.0: it has to be above 0"):
+        built(mixup_alpha=0.0)
+
+
 def built(**fields):
     """(network, its passes by name, random parameters of which none is zero)"""
     network = projections(image=IMAGE, text=("words/feature",), width=7, **fields)

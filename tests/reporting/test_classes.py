@@ -8,8 +8,8 @@ from made_runs import make_run
 from pages import HOSTILE, Page
 
 from smke_jax.evaluators.accuracy import accuracy_figures
-from smke_jax.reporting.classes import Confusion, confusion_rows, confusion_section
-from smke_jax.reporting.evaluations import write_examples
+from smke_jax.reporting.classes import Confusion, confusion_rows, confusion_section, read_confusions
+from smke_jax.reporting.evaluations import Evaluation, write_examples
 from smke_jax.reporting.run_report import write_run_report
 from smke_jax.tasks.base import Split
 from smke_jax.training.evaluation import write_figures
@@ -47,7 +47,7 @@ def test_the_report_has_the_matrix_and_the_predictions(run):
     assert "| daisy " in markdown and "66.7 %" in markdown
     row = next(line for line in markdown.splitlines() if line.startswith("| daisy") and "%" in line)
     assert [cell.strip() for cell in row.strip("|").split("|")] == ["daisy", "2", "1", "0", "66.7 %"]
-    assert "66.67 (33.3 to 100.0)" in markdown, "the share of all, with its interval"
+    assert "66.67 (30.0 to 90.3)" in markdown, "the share of all, with its interval"
 
 
 def test_the_surest_mistake_comes_first_and_a_row_is_shown_with_its_class():
@@ -74,8 +74,18 @@ def test_every_cell_has_its_number_and_no_shade_hides_it():
     assert section.count("<td") == 6 and section.count("font-weight: 600") == 2
 
 
-def test_damaged_arrays_leave_the_rest_of_the_report(run):
-    (run / "evals" / "40" / "accuracy.npz").write_bytes(b"broken")
+def test_sentences_are_counted_as_rows(tmp_path):
+    write_figures(tmp_path / "labels", figures())
+    problems, found = [], Evaluation("labels", 1, figures().record | {"samples": {}}, tmp_path / "labels.npz")
+    for record, unit in ((found.record, "rows"), (figures().record, "images")):
+        ((_, confusion),) = read_confusions([found._replace(record=record)], problems).values()
+        assert f"{unit} counted" in confusion_section("labels", 1, confusion) and not problems
+
+
+@pytest.mark.parametrize("share", (0.0, 0.5, 0.9))
+def test_damaged_arrays_leave_the_rest_of_the_report(run, share):
+    path = run / "evals" / "40" / "accuracy.npz"
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)] if share else b"broken")
     page, markdown = (path.read_text(encoding="utf-8") for path in write_run_report(run, {}))
     assert "accuracy.npz is damaged or missing: its confusion matrix is left out" in page
     assert "Which classes are confused" not in markdown and "Images and the classes found for them" in page

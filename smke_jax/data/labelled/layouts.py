@@ -3,11 +3,12 @@
 A layout is a function (folder) -> Found.  To add one, write such a function and name it in LAYOUTS.
 """
 
+import collections
 import csv
 import functools
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from smke_jax.data import datasets
 from smke_jax.data.labelled.cifar import cifar
-from smke_jax.data.labelled.source import LabelledSource, Rows, held_back
+from smke_jax.data.labelled.source import LabelledSource, Rows, counted, held_back
 from smke_jax.data.prepare.items import IMAGE_SUFFIXES, files_below
 from smke_jax.data.prepare.splits import split_of_folder
 from smke_jax.data.scenes.world import BACKGROUNDS
@@ -23,14 +24,15 @@ from smke_jax.errors import UserError
 
 log = logging.getLogger("smke_jax")
 
+FLAT = ("val", "validation")  # folders that may hold ImageNet's photos without folders of classes
 SYNSET = re.compile(r"n\d{8}")
 
 
 class Found(NamedTuple):
-    """classes: C names; splits: {'train', 'dev' or 'test': Rows}."""
+    """classes: C names; splits: {'train', 'dev' or 'test': () -> Rows}, of which those that are asked for are made."""
 
     classes: Sequence[str]
-    splits: dict[str, Rows]
+    splits: Mapping[str, Callable[[], Rows]]
 
 
 def open_labelled(layout: str, data: str, split: str, *, share: float = 0.0, in_memory: bool = False) -> LabelledSource:
@@ -50,19 +52,20 @@ def open_labelled(layout: str, data: str, split: str, *, share: float = 0.0, in_
         raise UserError(f"no folder at {data}: give the one with the labelled images")
     found = LAYOUTS[layout](Path(data))
     splits = dict(found.splits)
-    if share and "dev" not in splits and "train" in splits:
-        splits["train"], splits["dev"] = held_back(splits["train"], found.classes, share)
+    if share and "dev" not in splits and "train" in splits and split in ("train", "dev"):
+        kept, back = held_back(splits["train"](), found.classes, share)
+        splits |= {"train": lambda: kept, "dev": lambda: back}
     if split not in splits:
         hint = "" if split != "dev" else "; held_back=0.2 makes one of a fifth of train"
         raise UserError(f"{data} has no split {split!r}: it has {', '.join(splits)}{hint}")
     name = layout if layout not in ("folders", "imagenet") else Path(data).resolve().name
-    return LabelledSource(name, split, found.classes, splits[split], in_memory=in_memory)
+    return LabelledSource(name, split, found.classes, splits[split](), in_memory=in_memory)
 
 
 def folders(root: Path) -> Found:
     """A folder for each class, in folders of splits (train, val, test, …) or, where there are none, all of it 'train'.
 
-    The classes are the folders of train, by name.
+    The classes are the folders of train, by name; without train, those of all splits.
     """
     return _of_folders(root, lambda names: names)
 
@@ -70,12 +73,12 @@ def folders(root: Path) -> Found:
 def imagenet(root: Path) -> Found:
     """ImageNet as it is unpacked: train/nXXXXXXXX/, and val/ in the same folders or flat with its table of answers.
 
-    The classes are the synsets in the order of their numbers, as everywhere.  They are called as
-    LOC_synset_mapping.txt says, and by their synsets where there is none.  LOC_val_solution.csv has the classes of a
-    flat val/.
+    The classes are the synsets in the order of their numbers, as everywhere: the folders of train.  Without train they
+    are those of LOC_synset_mapping.txt, or else those of the photos.  They are called as LOC_synset_mapping.txt says,
+    see `_synset_names`, and by their synsets where there is none.  LOC_val_solution.csv has the classes of a flat val/.
     """
     places = [root, *(root / x for x in ("ILSVRC/Data/CLS-LOC", "Data/CLS-LOC", "CLS-LOC"))]
-    data = next((place for place in places if (place / "train").is_dir()), root)
+    data = next((p for p in places if any((p / name).is_dir() for name in ("train", *FLAT))), root)
     words = _synset_names(_above(root, data, "LOC_synset_mapping.txt"))
 
     def called(synsets: Sequence[str]) -> list[str]:
@@ -83,23 +86,32 @@ def imagenet(root: Path) -> Found:
             raise UserError(f"{data} has the folder {wrong[0]!r}, which is no synset: use layout='folders'")
         return [words.get(name, name) for name in synsets]
 
-    flat = next((p for p in (data / "val", data / "validation") if p.is_dir() and not _folders_in(p)), None)
-    found = _of_folders(data, called, without=flat)
+    flat = next((p for p in (data / name for name in FLAT) if p.is_dir() and not _folders_in(p)), None)
     if flat is None:
-        return found
+        return _of_folders(data, called, usual=list(words))
     table = _above(root, data, "LOC_val_solution.csv")
     if table is None:
         raise UserError(f"{flat} is flat and LOC_val_solution.csv is missing: put it beside, or sort val into synsets")
-    synsets = {name: i for i, name in enumerate(_folders_in(data / "train"))}
-    answers = {}
-    with table.open(encoding="utf-8", newline="") as file:
-        for line in list(csv.reader(file))[1:]:
-            answers[line[0]] = line[1].split()[0] if len(line) > 1 and line[1].split() else ""
-    photos = _photos_in(flat)
-    if lost := [p.name for p in photos if answers.get(p.stem) not in synsets]:
-        raise UserError(f"{len(lost)} photos of {flat} have no class of train in {table.name}; the first is {lost[0]}")
-    labels = np.array([synsets[answers[p.stem]] for p in photos], np.int32)
-    return found._replace(splits={**found.splits, "dev": _file_rows(photos, labels, data)})
+    answers = _answers(table)
+    usual = list(words) or sorted(set(answers.values()) - {""})
+    synsets, places = _places(data, usual, without=flat)
+
+    def dev() -> Rows:
+        number = {name: i for i, name in enumerate(synsets)}
+        photos = _photos_in(flat)
+        if lost := [p.name for p in photos if answers.get(p.stem) not in number]:
+            raise UserError(
+                f"{counted(len(lost), 'photo')} of {flat} without a known class in {table.name}; the first is {lost[0]}"
+            )
+        return _file_rows(photos, np.array([number[answers[p.stem]] for p in photos], np.int32), data)
+
+    return Found(called(synsets), {**_rows_of(places, synsets), "dev": dev})
+
+
+def _answers(table: Path) -> dict[str, str]:
+    """{name of a photo without its suffix: its synset, '' where the table gives none}."""
+    rows = list(csv.reader(_text(table).splitlines()))[1:]
+    return {row[0]: (row[1].split() or [""])[0] if len(row) > 1 else "" for row in rows if row}
 
 
 def scenes(root: Path) -> Found:
@@ -110,40 +122,69 @@ def scenes(root: Path) -> Found:
     for name, split in vars(datasets.scenes()).items():
         names = [f"{name}/{i}" for i in range(len(split))]
         labels = split.attributes["background"].argmax(1).astype(np.int32)
-        splits[name] = Rows(names, labels, split.images.__getitem__, names)
+        rows = Rows(names, labels, split.images.__getitem__, names)
+        splits[name] = lambda rows=rows: rows
     return Found(BACKGROUNDS, splits)
 
 
 LAYOUTS: dict[str, Callable[[Path], Found]] = {
     "folders": folders,
     "imagenet": imagenet,
-    "cifar10": lambda root: Found(*cifar(root, 10)),
-    "cifar100": lambda root: Found(*cifar(root, 100)),
+    "cifar10": lambda root: _read(*cifar(root, 10)),
+    "cifar100": lambda root: _read(*cifar(root, 100)),
     "scenes": scenes,
 }
 
 
-def _of_folders(root: Path, called: Callable[[list[str]], Sequence[str]], without: Path | None = None) -> Found:
+def _read(classes: Sequence[str], splits: Mapping[str, Rows]) -> Found:
+    return Found(classes, {name: lambda rows=rows: rows for name, rows in splits.items()})
+
+
+def _of_folders(root: Path, called: Callable[[list[str]], Sequence[str]], usual: Sequence[str] = ()) -> Found:
+    classes, places = _places(root, usual)
+    return Found(called(classes), _rows_of(places, classes))
+
+
+def _rows_of(places: Mapping[str, Path], classes: list[str]) -> dict[str, Callable[[], Rows]]:
+    return {split: functools.partial(_class_rows, split, place, classes) for split, place in places.items()}
+
+
+def _places(root: Path, usual: Sequence[str], without: Path | None = None) -> tuple[list[str], dict[str, Path]]:
+    """(classes, {split: its folder}); `usual` are the classes where there is no train, `without` is no such folder."""
     places: dict[str, Path] = {}
-    for name in _folders_in(root):
-        split = split_of_folder(name)
-        if split and split in places:
+    # A class may be called 'train': a folder of a split holds folders.
+    named = {name: split_of_folder(name) for name in _folders_in(root) if root / name != without}
+    named = {name: split for name, split in named.items() if split and _folders_in(root / name)}
+    for name, split in named.items():
+        if split in places:
             raise UserError(f"{root} has two folders of {split}, {places[split].name} and {name}: leave one of them")
-        if split and root / name != without:
-            places[split] = root / name
-    places = places or {"train": root}
-    if "train" not in places:
-        raise UserError(f"{root} has no folder train beside {', '.join(p.name for p in places.values())}")
-    classes = _folders_in(places["train"])
+        places[split] = root / name
+    if places or without:
+        stray = [name for name in _folders_in(root) if name not in named and root / name != without]
+        if stray and "train" in places:
+            log.warning(
+                "%s beside %s: left out (%s)", counted(len(stray), "folder"), places["train"], ", ".join(stray[:5])
+            )
+    else:
+        places = {"train": root}
+    if "train" in places:
+        classes = _folders_in(places["train"])
+    else:
+        classes = list(usual) or sorted({name for place in places.values() for name in _folders_in(place)})
     if len(classes) < 2:
-        raise UserError(f"{places['train']} has {len(classes)} folders: put the photos of each class in a folder")
-    return Found(called(classes), {split: _class_rows(split, place, classes) for split, place in places.items()})
+        place = places.get("train", root)
+        raise UserError(
+            f"{place} has {counted(len(classes), 'folder')} of a class: put the photos of each class in a folder"
+        )
+    for place in places.values():
+        if strange := [name for name in _folders_in(place) if name not in classes]:
+            where = "train does not have" if "train" in places else "is none of the classes"
+            raise UserError(f"{place} has the class {strange[0]!r}, which {where}: both need the same classes")
+    return classes, places
 
 
 def _class_rows(split: str, place: Path, classes: list[str]) -> Rows:
     number = {name: i for i, name in enumerate(classes)}
-    if strange := [name for name in _folders_in(place) if name not in number]:
-        raise UserError(f"{place} has the class {strange[0]!r}, which train does not have: both need the same classes")
     photos, labels = [], []
     for name in _folders_in(place):
         own = _photos_in(place / name)
@@ -152,7 +193,7 @@ def _class_rows(split: str, place: Path, classes: list[str]) -> Rows:
         photos += own
         labels += [number[name]] * len(own)
     if loose := sum(p.suffix.lower() in IMAGE_SUFFIXES for p in place.iterdir() if p.is_file()):
-        log.warning("%d photos of %s lie in no folder of a class and are left out", loose, place)
+        log.warning("%s of %s outside the folders of the classes: left out", counted(loose, "photo"), place)
     return _file_rows(photos, np.array(labels, np.int32), place.parent if split_of_folder(place.name) else place)
 
 
@@ -186,10 +227,28 @@ def _above(root: Path, data: Path, name: str) -> Path | None:
     return next((place / name for place in (root, data, *data.parents[:3]) if (place / name).is_file()), None)
 
 
-@functools.cache
 def _synset_names(path: Path | None) -> dict[str, str]:
-    """{'n01440764': 'tench'}, the first of the words that a synset has."""
+    """{'n01440764': 'tench'} in the order of the synsets, each name once.
+
+    It is the first of the words that a synset has.  Where synsets share it ('crane', 'maillot') it is all of their
+    words, and where they share these too, with the synset behind them.
+    """
     if path is None:
         return {}
-    lines = (line.strip().partition(" ") for line in path.read_text(encoding="utf-8").splitlines() if line.strip())
-    return {synset: words.partition(",")[0].strip() or synset for synset, _, words in lines}
+    lines = [line.strip().partition(" ") for line in _text(path).splitlines() if line.strip()]
+    words = {synset: line.strip() or synset for synset, _, line in sorted(lines)}
+    names = {synset: line.partition(",")[0].strip() or synset for synset, line in words.items()}
+    for longer in (words, {synset: f"{line} ({synset})" for synset, line in words.items()}):
+        count = collections.Counter(names.values())
+        names = {synset: name if count[name] == 1 else longer[synset] for synset, name in names.items()}
+    assert len(set(names.values())) == len(names), "every synset has a name of its own"
+    return names
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or 'no UTF-8'}): get it again"
+        ) from None

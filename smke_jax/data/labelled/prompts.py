@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from smke_jax.data.labelled.source import counted
 from smke_jax.errors import UserError
 
 PLACE = "{}"  # where the name of the class goes
@@ -24,7 +25,8 @@ def read_templates(path: str) -> tuple[str, ...]:
     """The templates in a file, one a line, each with one {} for the name of the class; '' is TEMPLATES.
 
     Empty lines and lines that begin with # are left out.  Quotes around a template and a comma behind it are taken off,
-    as they stand in the notebook in which the 80 templates of CLIP were published.
+    as they stand in the notebook in which the 80 templates of CLIP were published.  The same as functions, such as
+    open_clip's `lambda c: …`, are refused: {} has to be all that is between braces.
     Raises UserError for a template without its place or with several, and for a file without templates.
     """
     if not path:
@@ -36,7 +38,10 @@ def read_templates(path: str) -> tuple[str, ...]:
             text = text[1:-1]
         if text.count(PLACE) != 1:
             places = text.count(PLACE)
-            raise UserError(f"{path}:{number}: {text!r} has {places} places for a class: put one {PLACE} into it")
+            raise UserError(
+                f"{path}:{number}: {text!r} has {counted(places, 'place')} for a class: write each line as "
+                f"'a photo of {PLACE}', with one {PLACE}"
+            )
         found.append(text)
     if not found:
         raise UserError(f"{path} has no template: put one into each line, such as 'a photo of {PLACE}'")
@@ -54,8 +59,8 @@ def read_names(path: str, classes: Sequence[str]) -> list[str]:
     names = [line for _, line in _lines(path, "class_names")]
     if len(names) != len(classes):
         raise UserError(
-            f"{path} has {len(names)} names for {len(classes)} classes: give one a line, in the order of the classes "
-            f"({', '.join(classes[:3])}, …)"
+            f"{path} has {counted(len(names), 'name')} for {len(classes)} classes: give one a line, in the order of "
+            f"the classes ({', '.join(classes[:3])}, …)"
         )
     return names
 
@@ -67,7 +72,7 @@ def prompts(names: Sequence[str], templates: Sequence[str]) -> list[str]:
 
 def _lines(path: str, what: str) -> list[tuple[int, str]]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "no UTF-8"
         raise UserError(f"{what}: {path} cannot be read ({reason})") from None

@@ -53,7 +53,10 @@ def held_back(rows: Rows, classes: Sequence[str], share: float) -> tuple[Rows, R
         back.append(order[:count])
         kept.append(order[count:])
     if lone:
-        log.warning("%d classes have one image, which is trained on, and none to evaluate: %s", len(lone), _few(lone))
+        log.warning(
+            "%s with one image, which is trained on, and none to evaluate: %s",
+            counted(len(lone), "class", "classes"), _few(lone),
+        )  # fmt: skip
     return tuple(rows.chosen(np.sort(np.concatenate(part))) for part in (kept, back))
 
 
@@ -61,7 +64,7 @@ class LabelledSource(Source):
     """Labelled images of one split; the caption of an image is the name of its class.
 
     in_memory: every image is decoded at once and kept.  An image that cannot be decoded is left out and counted.
-    Without it, training skips and counts such an image, and an evaluation ends at it.
+    Without it, training skips and counts such an image, and an evaluation on the run's own task ends at it.
 
     Attributes:
       classes: C names.
@@ -96,13 +99,17 @@ class LabelledSource(Source):
                 first = first or f"{name!r} ({error.reason})"
         self._skipped = len(rows.names) - len(sound)
         if self._skipped:
-            log.warning(
-                "%d of the %d images of %s %s cannot be read and are left out, the first is %s",
-                self._skipped, len(rows.names), self.dataset, self.split, first,
-            )  # fmt: skip
-        if not sound:
-            raise UserError(f"no image of split {self.split!r} of {self.dataset} can be read; the first is {first}")
+            self.tell_unread(self._skipped, len(rows.names), first)
         return rows.chosen(np.array(sound))._replace(read=images.__getitem__)
+
+    def tell_unread(self, count: int, total: int, first: str) -> None:
+        """Warns that `count` of `total` images are left out, of which `first` is one; UserError where none is left."""
+        if count == total:
+            raise UserError(f"no image of split {self.split!r} of {self.dataset} can be read; the first is {first}")
+        log.warning(
+            "%d of the %d images of %s %s cannot be read and are left out, the first is %s",
+            count, total, self.dataset, self.split, first,
+        )  # fmt: skip
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
@@ -138,6 +145,11 @@ def _attempt(read: Callable, index: int, name: str) -> bytes | np.ndarray:
         return read(index)
     except OSError as error:
         raise DamagedImage(name, error.strerror or "cannot be opened") from None
+
+
+def counted(count: int, one: str, more: str = "") -> str:
+    """'1 photo', '2 photos', or `more` in place of a plural by an s."""
+    return f"{count} {one if count == 1 else more or one + 's'}"
 
 
 def _few(names: Sequence[str]) -> str:

@@ -8,18 +8,15 @@ import jax
 import numpy as np
 
 from smke_jax.data.labelled import LabelledSource, open_labelled
-from smke_jax.data.transforms import squash
 from smke_jax.evaluators.accuracy import accuracy_figures
 from smke_jax.evaluators.base import Figures
 from smke_jax.evaluators.encode import Encoder
 from smke_jax.evaluators.linear import ridge
-from smke_jax.evaluators.top_k import finite_rows
+from smke_jax.evaluators.own_images import OwnImages
 from smke_jax.networks.encoders import describe_encoder
 from smke_jax.networks.frozen import frozen
 from smke_jax.studies.encoders.texts import FOLDERS
 from smke_jax.studies.encoders.towers import Tower
-from smke_jax.tasks.base import Split
-from smke_jax.tasks.labelled_images import labelled_split
 from smke_jax.training.restore import TrainedRun
 
 HELD_BACK = 0.2  # of each class, where the data has no dev split
@@ -61,7 +58,7 @@ def image_figures(run: TrainedRun, tower: Tower, tasks: Sequence[ImageTask]) -> 
     if tower.scratch:
         network = frozen(start="random", model=description, image="image", pools=pools)
     else:
-        network = frozen(start=tower.path, image="image", pools=pools)
+        network = frozen(start=tower.path, depth=tower.depth, image="image", pools=pools)
     params = jax.jit(lambda key: network.init(key, {}))(jax.random.key(0))
     start = network.start(jax.eval_shape(lambda: params))
     params, passes = params if start is None else start.params, network.forward("images", {})
@@ -70,13 +67,11 @@ def image_figures(run: TrainedRun, tower: Tower, tasks: Sequence[ImageTask]) -> 
         batch_size=run.config["eval_batch_size"], threads=run.experiment.task.threads,
     )  # fmt: skip
 
-    def features(split: Split) -> np.ndarray:
-        return finite_rows(encode(("target/feature",), split)["target/feature"], "features of images")
-
     found = []
     for task in tasks:
-        fitted, dev = (labelled_split(source, network.sizes, squash, "squashed") for source in (task.fitted, task.dev))
-        labels = np.asarray(fitted.facts["labels"])
-        scores, _ = ridge(features(fitted), labels, features(dev), len(task.fitted.classes))
+        (x, fitted), (other, dev) = (
+            OwnImages(source, network.sizes).encoded(encode, "target/feature") for source in (task.fitted, task.dev)
+        )
+        scores, _ = ridge(x, np.asarray(fitted.facts["labels"]), other, len(task.fitted.classes))
         found.append(accuracy_figures(scores, dev, task.title))
     return found

@@ -1,6 +1,7 @@
 """Labelled images from disk: what is found, what is held back, and one line for what is wrong."""
 
 import logging
+import shutil
 
 import numpy as np
 import pytest
@@ -63,7 +64,7 @@ def test_a_class_of_one_photo_is_trained_on_and_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "smke_jax"):
         source = open_labelled("folders", str(root), "dev", share=0.2)
     assert source.labels.tolist() == [1]
-    assert "1 classes have one image, which is trained on, and none to evaluate: a" in caplog.text
+    assert "1 class with one image, which is trained on, and none to evaluate: a" in caplog.text
 
 
 @pytest.mark.parametrize(("more", "message"), [
@@ -84,7 +85,7 @@ def test_what_is_not_there_is_named(flowers, tmp_path):
         open_labelled("folders", str(tmp_path / "nothing"), "train")
     with pytest.raises(UserError, match="data is empty"):
         open_labelled("folders", "", "train")
-    with pytest.raises(UserError, match="has 0 folders: put the photos of each class in a folder"):
+    with pytest.raises(UserError, match="has 0 folders of a class: put the photos of each class in a folder"):
         open_labelled("folders", str(write(tmp_path / "flat", {"a.jpg": jpeg(1)})), "train")
     with pytest.raises(UserError, match="layout is 'folder': known are"):
         open_labelled("folder", str(flowers), "train")
@@ -112,7 +113,16 @@ def test_loose_photos_are_counted(flowers, caplog):
     write(flowers, {"train/loose.jpg": jpeg(3)})
     with caplog.at_level(logging.WARNING, "smke_jax"):
         assert len(open_labelled("folders", str(flowers), "train")) == 15
-    assert "1 photos of" in caplog.text
+    assert "1 photo of" in caplog.text
+
+
+def test_folders_beside_train_are_told_and_a_class_may_be_called_train(flowers, tmp_path, caplog):
+    write(flowers, photos(lily=2))
+    with caplog.at_level(logging.WARNING, "smke_jax"):
+        assert open_labelled("folders", str(flowers), "train").classes == ("daisy", "rose")
+    assert f"1 folder beside {flowers / 'train'}: left out (lily)" in caplog.text
+    traffic = write(tmp_path / "traffic", photos(bus=2, train=3))
+    assert open_labelled("folders", str(traffic), "train").classes == ("bus", "train")
 
 
 # ---- ImageNet
@@ -150,7 +160,46 @@ def test_a_flat_val_takes_its_classes_from_the_table(tmp_path):
     write(root, {"LOC_val_solution.csv": "\n".join(lines)})
     assert open_labelled("imagenet", str(root), "dev").labels.tolist() == [1, 0, 1]
     write(root, {"LOC_val_solution.csv": "\n".join(lines[:2])})
-    with pytest.raises(UserError, match="2 photos of .* have no class .* the first is ILSVRC2012_val_00000002.JPEG"):
+    with pytest.raises(
+        UserError, match="2 photos of .* without a known class in .* the first is ILSVRC2012_val_00000002.JPEG"
+    ):
+        open_labelled("imagenet", str(root), "dev")
+
+
+def test_synsets_that_share_a_word_keep_their_names_apart(tmp_path):
+    """Two cranes, a bird and a machine, have no other word; of the two maillots one has."""
+    words = {"n02012849": "crane", "n03126707": "crane", "n03710637": "maillot", "n03710721": "maillot, tank suit"}
+    files = {f"val/{name}/a.JPEG": jpeg(1) for name in words}
+    files["LOC_synset_mapping.txt"] = "".join(f"{name} {line}\n" for name, line in words.items())
+    source = open_labelled("imagenet", str(write(tmp_path, files)), "dev")
+    assert source.classes == ("crane (n02012849)", "crane (n03126707)", "maillot", "maillot, tank suit")
+
+
+@pytest.mark.parametrize("flat", (False, True))
+def test_an_evaluation_needs_and_opens_no_other_split(tmp_path, imagenet, flat):
+    write(imagenet, {"LOC_synset_mapping.txt": mapping()})
+    if flat:
+        lines = "ImageId,PredictionString\n\n" + "".join(f"v{i},{name} 1\n" for i, name in enumerate(SYNSETS))
+        write(imagenet, {"LOC_val_solution.csv": lines} | {f"flat/v{i}.JPEG": jpeg(i) for i in (0, 1)})
+        shutil.rmtree(imagenet / "val")
+        (imagenet / "flat").rename(imagenet / "val")
+    expected = open_labelled("imagenet", str(imagenet), "dev")
+    for photo in (imagenet / "train").rglob("*.JPEG"):
+        photo.unlink()  # an empty class is refused where train is read
+    assert open_labelled("imagenet", str(imagenet), "dev").digest == expected.digest
+    with pytest.raises(UserError, match="holds no photo"):
+        open_labelled("imagenet", str(imagenet), "train")
+    shutil.rmtree(imagenet / "train")
+    found = open_labelled("imagenet", str(imagenet), "dev")
+    assert found.digest == expected.digest and found.classes == ("tench", "goldfish")
+
+
+@pytest.mark.parametrize("name", ("LOC_val_solution.csv", "LOC_synset_mapping.txt"))
+def test_a_table_that_is_no_text_is_named(tmp_path, name):
+    files = {f"train/{synset}/a.JPEG": jpeg(1) for synset in SYNSETS} | {"val/v.JPEG": jpeg(2)}
+    files |= {"LOC_synset_mapping.txt": mapping(), "LOC_val_solution.csv": "ImageId,PredictionString\nv,n01440764 1\n"}
+    root = write(tmp_path, files | {name: b"\xff\xfe" + "x y".encode("utf-16-le")})
+    with pytest.raises(UserError, match=rf"{name} cannot be read \(no UTF-8\)"):
         open_labelled("imagenet", str(root), "dev")
 
 

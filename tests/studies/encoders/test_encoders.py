@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -16,11 +17,13 @@ from smke_jax.convert.params_file import PARAMS, save_params
 from smke_jax.data.glue import sentences
 from smke_jax.data.tokenizer import load_tokenizer, train_wordpiece
 from smke_jax.evaluators.encode import Encoder
-from smke_jax.models.build import build_model
+from smke_jax.models.build import build_model, param_shapes
 from smke_jax.networks.text_tower import text_tower
 from smke_jax.parallel.mesh import make_mesh
 from smke_jax.parts import text_classifier
+from smke_jax.studies.encoders.images import image_figures, image_tasks
 from smke_jax.studies.encoders.texts import SIZES, TextTask, encoded, text_probe
+from smke_jax.studies.encoders.towers import Tower
 from smke_jax.training.loop import train_and_evaluate
 
 RNG = np.random.default_rng(0)
@@ -144,13 +147,37 @@ def test_the_encoders_of_a_run_beside_what_it_began_with(weights, tmp_path, caps
         assert message in capsys.readouterr().err
 
 
-def test_both_towers_of_an_image_text_run(tmp_path, capsys):
-    data, rng = glue(tmp_path / "tasks"), np.random.default_rng(0)
+def colours(folder: Path, noise: int = 120) -> Path:
+    rng = np.random.default_rng(0)
     for number, name in enumerate(("blue", "green", "red")):
-        (data / "colours" / name).mkdir(parents=True)
+        (folder / "colours" / name).mkdir(parents=True)
         for i in range(10):
-            pixels = rng.integers(0, 120, (40, 30, 3)) + 130 * np.eye(3, dtype=int)[number]
-            Image.fromarray(pixels.astype(np.uint8)).save(data / "colours" / name / f"{i}.png")
+            pixels = rng.integers(0, noise, (40, 30, 3)) + (250 - noise) * np.eye(3, dtype=int)[number]
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / "colours" / name / f"{i}.png")
+    return folder
+
+
+def test_a_tower_of_images_that_is_cut_is_a_file_of_these_layers_alone(tmp_path):
+    vit = {"type": "vit", "image_size": 16, "patch_size": 8, "width": 8, "depth": 2, "num_heads": 2, "mlp_dim": 12}
+    params = jax.tree.map(lambda x: RNG.normal(size=x.shape).astype(np.float32), param_shapes(vit))
+    first = {name: x for name, x in params.items() if name != "block_1"}
+    for name, depth, own in (("whole", 2, params), ("first", 1, first)):
+        (tmp_path / name).mkdir()
+        pixels = {"mean": [0.5] * 3, "std": [0.2] * 3}
+        save_params(tmp_path / name / PARAMS, own, {"model": vit | pixels | {"depth": depth}})
+    experiment = SimpleNamespace(mesh=make_mesh(1), task=SimpleNamespace(threads=0))
+    run = SimpleNamespace(experiment=experiment, config={"eval_batch_size": 8})
+    tasks = image_tasks(colours(tmp_path / "tasks", noise=249))
+    predicted = [
+        image_figures(run, Tower("x", str(tmp_path / name), depth=depth), tasks)[0].arrays["predicted"].tolist()
+        for name, depth in (("whole", 1), ("first", None), ("whole", None))
+    ]
+    assert predicted[0] == predicted[1] != predicted[2]
+
+
+def test_both_towers_of_an_image_text_run(tmp_path, capsys):
+    data = glue(tmp_path / "tasks")
+    colours(data)
     c = tiny.tiny_config()
     c.update(total_steps=1, num_devices=1)
     c.checkpoint.every = 1
