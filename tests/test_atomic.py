@@ -1,5 +1,8 @@
 """A file is written whole or not at all, and nothing is left beside it."""
 
+import subprocess
+import sys
+
 import pytest
 
 from smke_jax import atomic
@@ -37,3 +40,27 @@ def test_a_folder_is_there_whole_or_not_at_all(tmp_path):
         neighbour.mkdir()
         (neighbour / "other").write_text("other")
     assert [file.name for file in tmp_path.iterdir()] == ["export"] and (path / "whole").exists()
+
+
+KILLED = """
+import os, signal, sys
+from smke_jax import atomic
+with atomic.replacing(sys.argv[1]) as neighbour:
+    neighbour.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_and_nothing_else(tmp_path):
+    for name in ("a", "a.b"):
+        subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / name)], check=False)
+    (tmp_path / ".a.mine").mkdir()
+    assert len(list(tmp_path.iterdir())) == 3
+    with atomic.replacing(tmp_path / "a") as ours:
+        atomic.write_text(tmp_path / "a", "of the same process")
+        assert ours.parent.is_dir(), "a neighbour that is in use"
+        ours.write_text("whole")
+    assert (tmp_path / "a").read_text() == "whole"
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert len(left) == 3 and left[0].startswith(".a.b-") and left[1:] == [".a.mine", "a"]
+    atomic.write_text(tmp_path / ("n" * 255), "the longest name")
