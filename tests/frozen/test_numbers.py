@@ -66,6 +66,8 @@ def covering(name: str):
         section[added] = part(added, **FIELDS.get(added, {}))
     if name == "itm":
         c.terms.target_itc.bank_size = 40
+    if "cmli" in COVERING[name]:
+        c.evaluators.words = part("word_patches", split="gallery")
     c.num_devices = 1 if "student" in c.networks else 2
     if "retrieval" in c.evaluators and name != ROUNDED:  # once is enough
         del c.evaluators.retrieval
