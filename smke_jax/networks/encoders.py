@@ -44,6 +44,8 @@ def _in_clip(model: Mapping[str, Any], tower: str, path: str):
 
 
 def _in_student(model: Mapping[str, Any], tower: str, path: str):
+    if tower not in model:
+        return (), dict(model)  # what it is called, and is not
     beside = {name: model[name] for name in BESIDE[tower] if name in model}
     return (f"{tower}_encoder",), {**model[tower], **beside}
 

@@ -12,7 +12,7 @@ from tiny_export import save_model
 import smke_jax
 from smke_jax.convert.export import clients, pytorch
 from smke_jax.convert.export.base import Network, Record
-from smke_jax.convert.export.hf import HF
+from smke_jax.convert.export.hf import FORMAT as HF
 from smke_jax.convert.params_file import load_params, read_description
 from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.evaluators.recalls import retrieval_metrics

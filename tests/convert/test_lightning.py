@@ -11,7 +11,7 @@ from tiny_export import save_model
 
 from smke_jax.convert.export import check
 from smke_jax.convert.export.base import Network, Record
-from smke_jax.convert.export.thesis import LIGHTNING
+from smke_jax.convert.export.thesis import FORMAT as LIGHTNING
 from smke_jax.convert.params_file import read_description
 from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.data.transforms import squash

@@ -150,7 +150,7 @@ def without_files(config: ConfigDict) -> ConfigDict:
                 network.model = parts.part(kind[0], width=16, num_heads=2, mlp_dim=8, **kind[1])
             network.layers = network.layers and (1,)
         for model in (network, *(x for x in network.values() if isinstance(x, ConfigDict))):
-            model.update({key: 1 for key in model if key == "depth"})
+            model.update({key: 1 for key in model if key == "depth" and model[key] is not None})
             model.update({key: (1, 1) for key in model if key == "depths"})
     return config
 

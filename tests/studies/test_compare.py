@@ -203,7 +203,7 @@ def test_missing_and_damaged_files_cost_a_line_each_and_nothing_more(tmp_path):
     assert all(f"- {problem}" in text.splitlines() for problem in problems)
     expected = {
         "no_metrics/metrics.jsonl: no such metrics file", "cut_record/run.json is damaged",
-        "no_record/run.json is not the record of a run", "no_devices/run.json is not the record of a run",
+        "no_record/run.json is damaged", "no_devices/run.json is damaged",
         "cut_metrics/metrics.jsonl: 1 unreadable lines", "not_evaluated: trained to its end and without figures of",
         "empty: neither a run directory nor", "nowhere: neither a run directory nor", "jobs.json is damaged",
     }  # fmt: skip

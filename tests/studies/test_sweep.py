@@ -13,7 +13,7 @@ import tiny
 
 from smke_jax.__main__ import main
 from smke_jax.config_files import load_sweep
-from smke_jax.programs import sweep as program
+from smke_jax.flags.sweep import _values
 from smke_jax.studies import sweep
 from smke_jax.training import loop
 
@@ -112,7 +112,7 @@ def test_names_are_readable_distinct_and_fit_for_directories(planned, config_fil
 def test_values_in_brackets_reach_the_run(planned, config_file):
     jobs = sweep.plan_jobs(str(config_file), {"config.optimizer.betas": ("(0.9, 0.98)", "(0.8,0.9)")}, [])
     assert [job.fields["config.optimizer.betas"] for job in jobs] == [[0.9, 0.98], [0.8, 0.9]]
-    assert program._values("(0.9, 0.98),(0.8,0.9),[1,2],x,x") == ("(0.9, 0.98)", "(0.8,0.9)", "[1,2]", "x")
+    assert _values("(0.9, 0.98),(0.8,0.9),[1,2],x,x") == ("(0.9, 0.98)", "(0.8,0.9)", "[1,2]", "x")
 
 
 def test_more_devices_than_there_are_skip_a_run_unless_they_are_simulated(planned, config_file):
