@@ -95,7 +95,8 @@ def keep_compiled_programs() -> None:
 def start_logging() -> None:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     logging.getLogger("smke_jax").setLevel(logging.INFO)
-    logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells every reader that it only reads
+    # Orbax tells every reader that it only reads, and prints the traceback of an error that it raises as well.
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 if __name__ == "__main__":
