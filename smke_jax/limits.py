@@ -9,8 +9,11 @@ LARGEST = 2**31 - 1  # of a whole number: no axis of an array is longer, and no 
 
 
 class Range(NamedTuple):
-    """Of a number; None is no limit.  `closed` says whether `highest` itself is allowed, `open_below` the same of
-    `lowest`."""
+    """Of a number; None is no limit.
+
+    closed:     whether `highest` itself is allowed
+    open_below: whether `lowest` itself is not
+    """
 
     lowest: float | None = None
     highest: float | None = None

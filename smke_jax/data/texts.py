@@ -10,9 +10,9 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-import grain
 import numpy as np
 
+from smke_jax.data.pipeline import array_batches
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.errors import UserError
 from smke_jax.json_text import parse_json
@@ -163,17 +163,13 @@ def text_batches(
     Raises UserError where an epoch has fewer rows than one batch.
     """
     total = sum(map(len, sources))
-    batches = total // batch_size
-    if not batches:
+    if total < batch_size:
         raise UserError(f"the text has {total} rows, fewer than one batch of {batch_size}: lower batch_size")
-    share = batch_size // process[1]
-    first = process[0] * share
 
-    def read(numbers: np.ndarray) -> dict[str, np.ndarray]:
-        numbers = numbers[first : first + share]
-        ids, mask = read_rows(sources, numbers.tolist(), length)
-        return {"text": ids, "text_mask": mask, "id": numbers.astype(np.int32)}
+    def read(numbers: list[int]) -> dict[str, np.ndarray]:
+        ids, mask = read_rows(sources, numbers, length)
+        return {"text": ids, "text_mask": mask, "id": np.asarray(numbers, np.int32)}
 
-    rows = grain.MapDataset.range(total).seed(seed).shuffle().slice(slice(0, batches * batch_size)).repeat()
-    whole = rows.batch(batch_size, drop_remainder=True).map(read)
-    return iter(whole.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(1, 4 * threads))))
+    return array_batches(
+        read, total, batch_size=batch_size, seed=seed, example_bytes=8 * length, process=process, threads=threads
+    )

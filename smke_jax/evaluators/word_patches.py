@@ -10,7 +10,7 @@ import numpy as np
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Encode, Evaluator, Figures
 from smke_jax.evaluators.top_k import finite_rows
-from smke_jax.tasks.base import Column, Split, Task
+from smke_jax.tasks.base import Split, Task, chosen_rows
 
 ATTENTION = "image/attention"
 
@@ -20,7 +20,7 @@ class Match(NamedTuple):
 
     patch:     its number, row by row
     cosine:    of the two
-    attention: (N,) how much the patch looks at every patch in the last layer, sum at most 1
+    attention: (N,), how much the patch looks at each patch in the last layer; [CLS] has the rest of 1
     """
 
     word: str
@@ -44,8 +44,8 @@ def word_patches(
         if "text" not in on.columns or task.tokenizer is None or "caption_image" not in on.facts:
             raise UserError(f"word_patches reads captions and their photos: {on.name} has none")
         captions, photos = chosen_captions(on.facts["caption_image"], count)
-        of_photos = encode((patches, ATTENTION), rows_of(on, photos))
-        of_texts = encode((words, "text/mask"), rows_of(on, captions))
+        of_photos = encode((patches, ATTENTION), chosen_rows(on, photos))
+        of_texts = encode((words, "text/mask"), chosen_rows(on, captions))
         tokens = finite_rows(of_photos[patches].reshape(len(photos), -1), "patches").reshape(of_photos[patches].shape)
         cosines = word_cosines(of_texts[words], tokens)
         mask = of_texts["text/mask"] > 0
@@ -77,15 +77,6 @@ def chosen_captions(caption_image: np.ndarray, count: int, seed: int = 0) -> tup
     if len(chosen) < 2:
         raise UserError("word_patches compares photos with each other: give at least two")
     return firsts, chosen
-
-
-def rows_of(split: Split, rows: Sequence[int]) -> Split:
-    """`split` with these rows alone."""
-
-    def part(column: Column) -> Column:
-        return column._replace(rows=len(rows), read=lambda places: column.read([int(rows[i]) for i in places]))
-
-    return split._replace(columns={name: part(column) for name, column in split.columns.items()})
 
 
 def word_cosines(words: np.ndarray, patches: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ PROGRAMS = {
         "smke demo",
     ),
     "prepare": Program(
-        "make a dataset or a tokenizer ready for training",
+        "make a dataset, running text or a tokenizer ready for training",
         "smke prepare flickr8k --source=FLICKR8K --out=data/flickr8k --max_side=144",
     ),
     "convert": Program(

@@ -11,19 +11,14 @@ from smke_jax.facts import Described, NamesFromTask
 from smke_jax.models.classifier import build_classifier
 from smke_jax.models.towers import IMAGE_TOWERS
 from smke_jax.networks.base import Network, Start
-from smke_jax.networks.description import described_by
+from smke_jax.networks.description import check_depth, described_by
 from smke_jax.networks.encoders import check_pixels
 from smke_jax.networks.start import RANDOM, tower_start
 from smke_jax.passes.base import statistics_of
 from smke_jax.passes.classify import Mixing, classify_image
 
-OF_FILES = (
-    "mean",
-    "std",
-    "image_size",
-    "final_norm",
-    "num_classes",
-)  # what a description holds besides a tower's fields
+# What a description holds besides a tower's fields.
+OF_FILES = ("mean", "std", "image_size", "final_norm", "num_classes")
 
 
 def classifier(
@@ -74,8 +69,7 @@ def classifier(
     chosen |= {name: share for name, share in drops.items() if share or name in known}
     if wrong := [name for name in chosen if name not in known]:
         raise UserError(f"{wrong[0]}: an encoder of type {said['type']!r} has no such field; leave it out")
-    if depth is not None and depth > said.get("depth", depth):
-        raise UserError(f"{start} has {said['depth']} layers: set depth to {said['depth']} or less")
+    check_depth(start, said.get("depth"), depth)
     fields = {**{name: value for name, value in said.items() if name in (*known, "type")}, **chosen}
     fields |= {"num_classes": 0} if "num_classes" in fields else {}
     pixels = {name: list(value) for name, value in statistics_of(said).items()}

@@ -13,6 +13,12 @@ from smke_jax.networks.start import RANDOM
 UNSEEN = {"type", "init_std"}  # fields of a model that its file does not settle
 
 
+def check_depth(start: str, there: int | None, wanted: int | None) -> None:
+    """Raises UserError where more layers are `wanted` than the file `start` has; None is all, or an unknown number."""
+    if wanted is not None and there is not None and wanted > there:
+        raise UserError(f"{start} has {there} layers: set depth to {there} or less")
+
+
 def described_by(
     start: str,
     model: Mapping[str, Any] | None,

@@ -11,7 +11,7 @@ from smke_jax.errors import UserError
 from smke_jax.facts import Described
 from smke_jax.models.teachers import TEACHERS, build_teacher, stand_in_head
 from smke_jax.networks.base import Network, Start
-from smke_jax.networks.description import described_by
+from smke_jax.networks.description import check_depth, described_by
 from smke_jax.networks.encoders import check_pixels, load_encoder
 from smke_jax.networks.start import RANDOM
 from smke_jax.passes.base import statistics_of
@@ -70,8 +70,8 @@ def frozen(
     if depth is not None:
         if "depth" not in TEACHERS[description["type"]].__dataclass_fields__:
             raise UserError(f"depth: {description['type']} has no such field; leave it out")
-        if start != RANDOM and depth > description["depth"]:
-            raise UserError(f"{start} has {description['depth']} layers: set depth to {description['depth']} or less")
+        if start != RANDOM:
+            check_depth(start, description["depth"], depth)
         description["depth"] = depth
     module = build_teacher({**description, "dtype": dtype})
     if stand_in_classes and getattr(module, "num_classes", 0):

@@ -11,7 +11,7 @@ from smke_jax.facts import Described, FromTask
 from smke_jax.models.fields import build_from
 from smke_jax.models.text import TextClassifier, TextEncoder
 from smke_jax.networks.base import Network, Start
-from smke_jax.networks.description import described_by
+from smke_jax.networks.description import check_depth, described_by
 from smke_jax.networks.start import RANDOM, tower_start
 from smke_jax.passes.classify_text import classify_text
 
@@ -57,8 +57,7 @@ def text_classifier(
     )
     if model is not None and model.get("dropout"):
         raise UserError("model.dropout: set the dropout of the classifier itself")
-    if depth is not None and depth > said["depth"]:
-        raise UserError(f"{start} has {said['depth']} layers: set depth to {said['depth']} or less")
+    check_depth(start, said["depth"], depth)
     fields = {
         **said, "vocab_size": vocab_size, "depth": depth or said["depth"], "dropout": dropout, "remat": remat,
         "dtype": dtype,

@@ -10,7 +10,7 @@ from smke_jax.facts import Described, FromTask
 from smke_jax.models.fields import build_from
 from smke_jax.models.towers import TEXT_TOWERS
 from smke_jax.networks.base import Network, Start
-from smke_jax.networks.description import described_by
+from smke_jax.networks.description import check_depth, described_by
 from smke_jax.networks.start import RANDOM, tower_start
 from smke_jax.passes.words import POOLS, words
 
@@ -51,8 +51,7 @@ def text_tower(
     )
     if model is not None and model.get("dropout"):
         raise UserError("model.dropout: set the dropout of the text tower itself")
-    if depth is not None and depth > said["depth"]:
-        raise UserError(f"{start} has {said['depth']} layers: set depth to {said['depth']} or less")
+    check_depth(start, said["depth"], depth)
     layers = depth or said["depth"]
     if not 0 <= frozen_layers < layers:
         raise UserError(

@@ -54,6 +54,11 @@ def apply_with_tokens(model: nn.Module, params, *inputs, **options) -> tuple[Any
     return out, {name: x[0] for name, x in sown.get("intermediates", {}).items() if not isinstance(x, Mapping)}
 
 
+def mode(key: jax.Array | None, train: bool) -> dict[str, Any]:
+    """The options of a module that drops out some of its numbers, by the random `key`, while it is trained."""
+    return {"deterministic": not train, "rngs": {"dropout": key} if train else None}
+
+
 def statistics_of(description: Mapping[str, Any]) -> dict[str, tuple[float, ...]]:
     """{'mean': (3,), 'std': (3,)} of the pixels that the model of `description` takes; ImageNet's if it has none."""
     return {"mean": tuple(description.get("mean", MEAN)), "std": tuple(description.get("std", STD))}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.models.classifier import ImageClassifier
-from smke_jax.passes.base import MEAN, STD, Pass, apply_with_tokens, to_network
+from smke_jax.passes.base import MEAN, STD, Pass, apply_with_tokens, mode, to_network
 
 MIXUP = "mixup"  # the array of a selection: for every row, the row that it is mixed with
 
@@ -34,8 +34,7 @@ def classify_image(model: ImageClassifier, network: str, *, mixing: Mixing, mean
     """
 
     def apply(params, pixels, key, train):
-        options = {"deterministic": not train, "rngs": {"dropout": key} if train else None}
-        return apply_with_tokens(model, params[network], pixels, **options)
+        return apply_with_tokens(model, params[network], pixels, **mode(key, train))
 
     def plain(params, arrays, key, train):
         logits, sown = apply(params, to_network(arrays["image"], mean, std), key, train)

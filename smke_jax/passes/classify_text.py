@@ -1,7 +1,7 @@
 """Class logits or a score of a sentence or a pair."""
 
 from smke_jax.models.text import TextClassifier
-from smke_jax.passes.base import Pass
+from smke_jax.passes.base import Pass, mode
 
 
 def classify_text(model: TextClassifier, network: str, *, makes: str = "class", pairs: bool = False) -> Pass:
@@ -11,7 +11,7 @@ def classify_text(model: TextClassifier, network: str, *, makes: str = "class", 
     def run(params, arrays, key, train):
         logits = model.apply(
             {"params": params[network]}, arrays["text"], arrays["text_mask"], types=arrays.get("text_types"),
-            deterministic=not train, rngs={"dropout": key} if train else None,
+            **mode(key, train),
         )  # fmt: skip
         return {f"{makes}/logits": logits}
 

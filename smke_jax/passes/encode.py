@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from smke_jax.errors import UserError
 from smke_jax.models.attention import kept_weights
 from smke_jax.models.student import Student
-from smke_jax.passes.base import MEAN, STD, Pass, apply_with_tokens, to_network
+from smke_jax.passes.base import MEAN, STD, Pass, apply_with_tokens, mode, to_network
 
 LEVELS = ("fc1", "out", "head")
 TOKENS = ("tokens", "head_tokens")
@@ -20,7 +20,7 @@ def encode_image(model: Student, network: str, *, mean=MEAN, std=STD) -> Pass:
 
     def run(params, arrays, key, train):
         pixels = to_network(arrays["image"], mean, std)
-        image, sown = apply_with_tokens(model, params[network], pixels, method="encode_image", **_options(key, train))
+        image, sown = apply_with_tokens(model, params[network], pixels, method="encode_image", **mode(key, train))
         return {f"image/{name}": x for name, x in {**image, **sown}.items()}
 
     provides = tuple(f"image/{name}" for name in (*LEVELS, *TOKENS))
@@ -37,7 +37,7 @@ def image_attention(model: Student, network: str, *, mean=MEAN, std=STD) -> Pass
     def run(params, arrays, key, train):
         pixels = to_network(arrays["image"], mean, std)
         with kept_weights() as weights:
-            model.apply({"params": params[network]}, pixels, method="encode_image", **_options(key, train))
+            model.apply({"params": params[network]}, pixels, method="encode_image", **mode(key, train))
         if not weights:
             raise UserError(f"the network {network!r} has no attention that could be shown")
         return {"image/attention": weights[-1].astype(jnp.float32).mean(axis=1)}
@@ -54,14 +54,10 @@ def encode_text(model: Student, network: str) -> Pass:
 
     def run(params, arrays, key, train):
         ids, mask = arrays["text"], arrays["text_mask"]
-        text, sown = apply_with_tokens(model, params[network], ids, mask, method="encode_text", **_options(key, train))
+        text, sown = apply_with_tokens(model, params[network], ids, mask, method="encode_text", **mode(key, train))
         # The last position is no word, and any other is one if a token follows it: [SEP] ends every caption.
         sown = {name: x[:, :-1] for name, x in sown.items()} | {"mask": mask[:, 2:]}
         return {f"text/{name}": x for name, x in {**text, **sown}.items()}
 
     provides = tuple(f"text/{name}" for name in (*LEVELS, *TOKENS, "mask"))
     return Pass(f"{network}/text", (network,), ("text", "text_mask"), provides, run, watched=("text/out",))
-
-
-def _options(key, train):
-    return {"deterministic": not train, "rngs": {"dropout": key} if train else None}

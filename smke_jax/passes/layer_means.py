@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from smke_jax.passes.base import MEAN, STD, Pass, apply_with_tokens, to_network
+from smke_jax.passes.base import MEAN, STD, Pass, apply_with_tokens, mode, to_network
 
 OUTPUTS = {"mlp": "mlp_", "stream": "layer_"}  # of a layer: {what a config says: the name under which it is sown}
 EPS = 1e-5  # of both norms, PyTorch's defaults
@@ -25,7 +25,7 @@ def image_layers(
 
     def run(params, arrays, key, train):
         pixels = to_network(arrays[image], mean, std)
-        _, sown = apply_with_tokens(model, params[network], pixels, **_options(key, train and trained))
+        _, sown = apply_with_tokens(model, params[network], pixels, **mode(key, train and trained))
         return {f"{makes}/layers": layer_means(sown, model.depth, **options)}
 
     return Pass(f"{network}/layers", (network,), (image,), (f"{makes}/layers",), run)
@@ -42,7 +42,7 @@ def text_layers(
 
     def run(params, arrays, key, train):
         ids, mask = arrays["text"], arrays["text_mask"]
-        _, sown = apply_with_tokens(model, params[network], ids, mask, **_options(key, train and trained))
+        _, sown = apply_with_tokens(model, params[network], ids, mask, **mode(key, train and trained))
         return {f"{makes}/layers": layer_means(sown, model.depth, mask=None if padding else mask, **options)}
 
     return Pass(f"{network}/layers", (network,), ("text", "text_mask"), (f"{makes}/layers",), run)
@@ -85,7 +85,3 @@ def _over_tokens(x: jax.Array, mask: jax.Array | None) -> jax.Array:
 def _standardised(x: jax.Array, mean: Callable[[jax.Array], jax.Array]) -> jax.Array:
     centred = x - mean(x)
     return centred * jax.lax.rsqrt(mean(jnp.square(centred)) + EPS)
-
-
-def _options(key, train):
-    return {"deterministic": not train, "rngs": {"dropout": key} if train else None}

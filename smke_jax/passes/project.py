@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.models.projections import Projections
-from smke_jax.passes.base import Pass
+from smke_jax.passes.base import Pass, mode
 
 MIXUP = "mixup"  # the array of a selection: for every row, the row that it is mixed with
 
@@ -26,8 +26,7 @@ def project(
         return jnp.concatenate([arrays[name].astype(jnp.float32) for name in names], axis=1)
 
     def apply(params, method, x, key, train):
-        rngs = {"dropout": key} if train else None
-        return model.apply({"params": params[network]}, x, deterministic=not train, rngs=rngs, method=method)
+        return model.apply({"params": params[network]}, x, method=method, **mode(key, train))
 
     def alone(modality, names):
         def run(params, arrays, key, train):

@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from smke_jax.passes.base import Pass
+from smke_jax.passes.base import Pass, mode
 
 POOLS = ("mean", "cls")
 
@@ -13,8 +13,7 @@ def words(model: nn.Module, network: str, *, makes: str = "words", pool: str = "
 
     def run(params, arrays, key, train):
         mask = arrays["text_mask"]
-        rngs = {"dropout": key} if train else None
-        tokens = model.apply({"params": params[network]}, arrays["text"], mask, deterministic=not train, rngs=rngs)
+        tokens = model.apply({"params": params[network]}, arrays["text"], mask, **mode(key, train))
         tokens = tokens.astype(jnp.float32)
         if pool == "cls":
             return {f"{makes}/feature": tokens[:, 0]}

@@ -39,7 +39,7 @@ def _prepare(arguments: argparse.Namespace) -> int:
         arguments.out,
         dataset=arguments.name,
         skips=skips,
-        created_by={key: _plain(value) for key, value in vars(arguments).items()},
+        created_by=_plain(vars(arguments)),
         max_side=arguments.max_side,
     )
     _print_table(manifest, skips, arguments.out)
@@ -57,17 +57,13 @@ def _text(arguments: argparse.Namespace) -> int:
         rows=arguments.rows,
         holdout=arguments.holdout,
         dataset=arguments.name,
-        created_by={key: _plain(value) for key, value in vars(arguments).items()},
+        created_by=_plain(vars(arguments)),
     )
     print(f"{'split':<8}{'rows':>10}{'tokens':>12}{'filled':>10}")
     for split, report in manifest["splits"].items():
         filled = (report["tokens"] / report["rows"] + 2) / manifest["length"]
         print(f"{split:<8}{report['rows']:>10}{report['tokens']:>12}{filled:>9.1%}")
-    for reason, count, where in skips.reasons()[:SHOWN]:
-        print(f"skipped {count}x: {reason} (first: {where})")
-    for note, count in skips.notes.items():
-        print(f"note {count}x: {note}")
-    print(f"wrote {arguments.out}")
+    _print_skips(skips, arguments.out)
     return 0
 
 
@@ -75,12 +71,16 @@ def _print_table(manifest: dict, skips: Skips, out: Path) -> None:
     print(f"{'split':<8}{'images':>10}{'captions':>10}{'skipped':>10}")
     for split, report in manifest["splits"].items():
         print(f"{split:<8}{report['n_images']:>10}{report['n_captions']:>10}{report['n_skipped']:>10}")
+    _print_skips(skips, out)
+    print(_balance(manifest))
+
+
+def _print_skips(skips: Skips, out: Path) -> None:
     for reason, count, where in skips.reasons()[:SHOWN]:
         print(f"skipped {count}x: {reason} (first: {where})")
     for note, count in skips.notes.items():
         print(f"note {count}x: {note}")
     print(f"wrote {out}")
-    print(_balance(manifest))
 
 
 def _balance(manifest: dict) -> str:
@@ -108,6 +108,9 @@ def _tokenizer(arguments: argparse.Namespace) -> int:
 
 
 def _plain(value):
+    """`value` as JSON can hold it."""
+    if isinstance(value, dict):
+        return {key: _plain(x) for key, x in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(x) for x in value]
     return str(value) if isinstance(value, Path) else value

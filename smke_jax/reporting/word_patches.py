@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 from smke_jax.reporting import html
 
 SIDE = 288  # pixels of a drawn photo
-NUMBERS = 22  # pixels of the drawn photo
+NUMBERS = 22  # height of the numbers on it, in pixels
 ATTENTIONS = 3  # words whose patch's attention is drawn: those of the largest cosines
 # Blue and orange tell apart for every kind of colour vision, and differ in print.
 MATCHED, LOOKED_AT = (0, 90, 181), (255, 176, 0)

@@ -1,11 +1,14 @@
 """What a task is: the rows of a data set, and the arrays that they become."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from smke_jax.data.tokenizer import Tokenizer
+
+BLOCKS = 32  # of rows of which several columns are kept while a split is read
 
 
 class BatchPlan(NamedTuple):
@@ -98,9 +101,34 @@ class Draft(NamedTuple):
     finish: Callable[[Mapping[str, int]], Task]
 
 
+def columns_of(
+    names: Sequence[str], rows: int, read: Callable[[Sequence[int]], Sequence[np.ndarray]], about: str
+) -> dict[str, Column]:
+    """Columns that are made together: `read` makes all arrays of a block of rows, in the order of `names`, at once.
+
+    about: of the first of them
+    """
+    # The columns of a block are read one after another, by each of a few threads.
+    made = functools.lru_cache(maxsize=BLOCKS)(read)
+
+    def column(place: int) -> Column:
+        return Column(rows, lambda some: made(tuple(some))[place], "" if place else about)
+
+    return {name: column(place) for place, name in enumerate(names)}
+
+
 def first_rows(split: Split, count: int) -> Split:
     """`split` with at most `count` rows in each column; what else is known of it stays."""
     return some_rows(split, 0, count)
+
+
+def chosen_rows(split: Split, rows: Sequence[int]) -> Split:
+    """`split` with these rows of each column, in this order; what else is known of it stays."""
+
+    def part(column: Column) -> Column:
+        return column._replace(rows=len(rows), read=lambda places: column.read([int(rows[i]) for i in places]))
+
+    return split._replace(columns={name: part(column) for name, column in split.columns.items()})
 
 
 def some_rows(split: Split, first: int, count: int) -> Split:

@@ -13,11 +13,10 @@ from smke_jax.data.glue import GlueTask, Sentences, glue_task, read_glue
 from smke_jax.data.pipeline import array_batches
 from smke_jax.data.tokenizer import Normaliser, Tokenizer
 from smke_jax.errors import UserError
-from smke_jax.tasks.base import BatchPlan, Column, Draft, Split, Task
-from smke_jax.tasks.vocabulary import Assumed, open_vocabulary
+from smke_jax.tasks.base import BatchPlan, Draft, Split, Task, columns_of
+from smke_jax.tasks.vocabulary import words_of
 
 TOKENS = ("text", "text_mask", "text_types")
-BLOCKS = 32  # of rows that are kept as tokens while a split is read
 
 
 def labelled_text(
@@ -53,17 +52,14 @@ def labelled_text(
     form = glue_task(glue)
     opened = functools.cache(lambda name: FILES[files](glue, form, data, name))
     facts = {**(known or {}), "classes": form.outputs}
-    if keep is None:
-        words = Assumed(vocab_size)
-    else:
-        words = open_vocabulary(
-            Path(keep) / "tokenizer",
-            begun=known is not None,
-            given=tokenizer,
-            size=vocab_size,
-            captions=lambda: (text for column in opened(split).texts for text in column),
-            normaliser=Normaliser(lowercase, strip_accents, split_cjk),
-        )
+    words = words_of(
+        keep,
+        size=vocab_size,
+        begun=known is not None,
+        given=tokenizer,
+        captions=lambda: (text for column in opened(split).texts for text in column),
+        normaliser=Normaliser(lowercase, strip_accents, split_cjk),
+    )
     facts["vocab_size"] = words.vocab_size
     return Draft(facts, lambda sizes: _task(form, opened, facts, split, words, max_length, threads, prefetch_mib))
 
@@ -136,13 +132,7 @@ def sentence_split(found: Sentences, form: GlueTask, words: Tokenizer, length: i
 
     The fact 'texts' is the first sentence of every row.
     """
-    count = len(found.labels)
-    # The columns of a block are read one after another, by each of a few threads.
-    encoded = functools.lru_cache(maxsize=BLOCKS)(lambda rows: encode_rows(words, found.texts, rows, length))
-
-    def column(name):
-        return Column(count, lambda rows: encoded(tuple(rows))[name], f"{length} tokens")
-
-    columns = {name: column(name) for name in TOKENS[: len(found.texts) + 1]}
+    read = lambda rows: list(encode_rows(words, found.texts, rows, length).values())  # noqa: E731
+    columns = columns_of(TOKENS[: len(found.texts) + 1], len(found.labels), read, f"{length} tokens")
     facts = {"labels": found.labels, "texts": found.texts[0], "sentences": found.texts, "classes": form.classes}
     return Split(found.name, found.digest, columns, facts)

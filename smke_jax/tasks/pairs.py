@@ -16,8 +16,8 @@ from smke_jax.data.tokenizer import Normaliser, Tokenizer
 from smke_jax.data.transforms import StudentTeacherViews, TwoViews, View, squash
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import failing_together
-from smke_jax.tasks.base import BatchPlan, Column, Draft, Split, Task
-from smke_jax.tasks.vocabulary import Assumed, open_vocabulary
+from smke_jax.tasks.base import BatchPlan, Column, Draft, Split, Task, columns_of
+from smke_jax.tasks.vocabulary import words_of
 
 TEXT = ("text", "text_mask")
 TEACHER_JITTER = 0.4  # of an independent view of the teacher, as in the thesis' code (register 6)
@@ -75,17 +75,14 @@ def pairs(
     with failing_together():
         facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
     captions = lambda: (caption for captions in opened.open(split).all_captions() for caption in captions)  # noqa: E731
-    if keep is None:
-        words = Assumed(vocab_size)
-    else:
-        words = open_vocabulary(
-            Path(keep) / "tokenizer",
-            begun=known is not None,
-            given=tokenizer,
-            size=vocab_size,
-            captions=captions,
-            normaliser=Normaliser(lowercase, strip_accents, split_cjk),
-        )
+    words = words_of(
+        keep,
+        size=vocab_size,
+        begun=known is not None,
+        given=tokenizer,
+        captions=captions,
+        normaliser=Normaliser(lowercase, strip_accents, split_cjk),
+    )
     facts["vocab_size"] = words.vocab_size
     crop = {"crop_scale": tuple(crop_scale), "crop_ratio": tuple(crop_ratio), "flip": flip}
 
@@ -264,8 +261,7 @@ def evaluation_split(
     captions = _Captions(source)
     if words is not None:
         encode = lambda rows: words.encode([captions[i] for i in rows], length)  # noqa: E731
-        columns["text"] = Column(len(captions), lambda rows: encode(rows)[0], f"{length} tokens")
-        columns["text_mask"] = Column(len(captions), lambda rows: encode(rows)[1])
+        columns |= columns_of(TEXT, len(captions), encode, f"{length} tokens")
     facts = {
         "captions": captions,
         "caption_image": np.repeat(np.arange(len(source)), source.num_captions),

@@ -14,8 +14,8 @@ from smke_jax.data.texts import TOKENIZER, TextRows, open_texts, read_manifest, 
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import failing_together
-from smke_jax.tasks.base import BatchPlan, Column, Draft, Split, Task
-from smke_jax.tasks.vocabulary import Assumed, open_vocabulary
+from smke_jax.tasks.base import BatchPlan, Draft, Split, Task, columns_of
+from smke_jax.tasks.vocabulary import words_of
 
 PREPARED, SCENES = "prepared", "scenes"  # sources
 
@@ -47,16 +47,13 @@ def text(
     with failing_together():
         if source == PREPARED and known is None:
             _check_vocabulary(data, vocab_size)
-    if keep is None:
-        words = Assumed(vocab_size)
-    else:
-        words = open_vocabulary(
-            Path(keep) / "tokenizer",
-            begun=known is not None,
-            given=str(Path(data[0]) / TOKENIZER) if source == PREPARED else "",
-            size=vocab_size,
-            captions=lambda: _captions(split),
-        )
+    words = words_of(
+        keep,
+        size=vocab_size,
+        begun=known is not None,
+        given=str(Path(data[0]) / TOKENIZER) if source == PREPARED and keep is not None else "",
+        captions=lambda: _captions(split),
+    )
     if source == PREPARED:
         opened = functools.cache(lambda name: _prepared(tuple(data), name, words, max_length))
     else:
@@ -151,10 +148,8 @@ def _task(
     def evaluated(name: str) -> Split:
         sources = opened(name)
         count = sum(map(len, sources))
-        columns = {
-            "text": Column(count, lambda rows: read_rows(sources, rows, length)[0], f"{length} tokens"),
-            "text_mask": Column(count, lambda rows: read_rows(sources, rows, length)[1]),
-        }
+        read = lambda rows: read_rows(sources, rows, length)  # noqa: E731
+        columns = columns_of(("text", "text_mask"), count, read, f"{length} tokens")
         names = ", ".join(source.name for source in sources)
         return Split(f"{names} {name}", digest(name), columns, {"texts": _Texts(sources, words, length)})
 

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -20,6 +20,14 @@ class Assumed(NamedTuple):
     """A vocabulary of which only the size is known."""
 
     vocab_size: int
+
+
+def words_of(keep: Path | None, *, size: int, **options: Any) -> "Tokenizer | Assumed":
+    """The vocabulary of the run in the folder `keep`; only its size where `keep` is None, for plans.
+
+    options: of `open_vocabulary`
+    """
+    return Assumed(size) if keep is None else open_vocabulary(Path(keep) / "tokenizer", size=size, **options)
 
 
 def open_vocabulary(

@@ -4,19 +4,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from smke_jax.data.labelled import LabelledSource, open_labelled
 from smke_jax.evaluators.accuracy import accuracy_figures
 from smke_jax.evaluators.base import Figures
-from smke_jax.evaluators.encode import Encoder
 from smke_jax.evaluators.linear import ridge
 from smke_jax.evaluators.own_images import OwnImages
 from smke_jax.networks.encoders import describe_encoder
 from smke_jax.networks.frozen import frozen
 from smke_jax.studies.encoders.texts import FOLDERS
-from smke_jax.studies.encoders.towers import Tower
+from smke_jax.studies.encoders.towers import Tower, encoder_of
 from smke_jax.training.restore import TrainedRun
 
 HELD_BACK = 0.2  # of each class, where the data has no dev split
@@ -59,14 +57,7 @@ def image_figures(run: TrainedRun, tower: Tower, tasks: Sequence[ImageTask]) -> 
         network = frozen(start="random", model=description, image="image", pools=pools)
     else:
         network = frozen(start=tower.path, depth=tower.depth, image="image", pools=pools)
-    params = jax.jit(lambda key: network.init(key, {}))(jax.random.key(0))
-    start = network.start(jax.eval_shape(lambda: params))
-    params, passes = params if start is None else start.params, network.forward("images", {})
-    encode = Encoder(
-        lambda names, columns: passes, lambda p: {"images": params}, run.experiment.mesh,
-        batch_size=run.config["eval_batch_size"], threads=run.experiment.task.threads,
-    )  # fmt: skip
-
+    encode = encoder_of(run, network, "images")
     found = []
     for task in tasks:
         (x, fitted), (other, dev) = (

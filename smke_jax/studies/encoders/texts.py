@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from smke_jax.data.glue import GLUE, Sentences, glue_task, read_glue, splits_in
@@ -17,7 +16,7 @@ from smke_jax.evaluators.labels import label_figures
 from smke_jax.evaluators.linear import ridge
 from smke_jax.networks.encoders import describe_encoder
 from smke_jax.networks.text_tower import text_tower
-from smke_jax.studies.encoders.towers import Tower
+from smke_jax.studies.encoders.towers import Tower, encoder_of
 from smke_jax.tasks.base import Column, Split
 from smke_jax.training.restore import TrainedRun
 
@@ -121,14 +120,7 @@ def _vectors(run: TrainedRun, tower: Tower) -> Vectors:
         network = text_tower(vocab_size=words.vocab_size, start="random", model=model, trained=False)
     else:
         network = text_tower(vocab_size=words.vocab_size, start=tower.path, depth=tower.depth, trained=False)
-    params = jax.jit(lambda key: network.init(key, {}))(jax.random.key(0))
-    start = network.start(jax.eval_shape(lambda: params))
-    params = params if start is None else start.params
-    passes = network.forward("words", {})
-    encode = Encoder(
-        lambda names, columns: passes, lambda p: {"words": params}, run.experiment.mesh,
-        batch_size=run.config["eval_batch_size"], threads=run.experiment.task.threads,
-    )  # fmt: skip
+    encode = encoder_of(run, network, "words")
     # Two dev sets have one training set.
     once = functools.lru_cache(maxsize=4)(lambda texts: encoded(encode, words, texts))
     return lambda texts: once(tuple(texts))

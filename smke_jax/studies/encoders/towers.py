@@ -10,6 +10,8 @@ import jax
 
 from smke_jax.convert.params_file import PARAMS, save_params
 from smke_jax.errors import UserError
+from smke_jax.evaluators.encode import Encoder
+from smke_jax.networks.base import Network
 from smke_jax.networks.encoders import describe_encoder
 from smke_jax.networks.start import RANDOM
 from smke_jax.training.restore import TrainedRun, exported
@@ -53,6 +55,22 @@ def towers_of(run: TrainedRun, side: str) -> Iterator[list[Tower]]:
                 towers.append(Tower(f"{start}, its first {own} layers", start, depth=own))
             towers.append(Tower(f"{start}, with which the run began", start))
         yield [*towers, Tower("random weights", folder, scratch=True)]
+
+
+def encoder_of(run: TrainedRun, network: Network, name: str) -> Encoder:
+    """Runs `network`, called `name`, with what it begins with, on the devices of `run`."""
+
+    def drawn(key):
+        return network.init(key, {})
+
+    key = jax.random.key(0)
+    start = network.start(jax.eval_shape(drawn, key))
+    params = jax.jit(drawn)(key) if start is None else start.params
+    passes = network.forward(name, {})
+    return Encoder(
+        lambda names, columns: passes, lambda p: {name: params}, run.experiment.mesh,
+        batch_size=run.config["eval_batch_size"], threads=run.experiment.task.threads,
+    )  # fmt: skip
 
 
 def _depth(path: str, side: str) -> int | None:
