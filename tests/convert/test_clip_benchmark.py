@@ -53,8 +53,7 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture
-def adapter(export, monkeypatch, tmp_path):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+def adapter(export, transformers_cache):
     return pytorch.import_modeling(export / clients.ADAPTER)
 
 

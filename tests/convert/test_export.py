@@ -162,8 +162,7 @@ def test_retrieval_in_pytorch_gives_the_figures_of_the_run(run, exported):
     assert measured == recorded
 
 
-def test_transformers_opens_it(exported, monkeypatch, tmp_path):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+def test_transformers_opens_it(exported, transformers_cache, tmp_path):
     directory = exported("hf")
     model = AutoModel.from_pretrained(directory, trust_remote_code=True)
     assert isinstance(model, PreTrainedModel) and not model.training
@@ -188,9 +187,8 @@ def test_transformers_opens_it(exported, monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def opened(exported, monkeypatch, tmp_path):
+def opened(exported, transformers_cache):
     """(directory, AutoModel, AutoProcessor) of an export."""
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
     directory = exported("hf")
     model = AutoModel.from_pretrained(directory, trust_remote_code=True, attn_implementation="sdpa")
     return directory, model, AutoProcessor.from_pretrained(directory, trust_remote_code=True)
@@ -258,8 +256,7 @@ def test_a_long_caption_by_the_example_of_the_card(exported):
 
 
 @pytest.mark.parametrize("format", ["hf", "onnx", "flax"])
-def test_every_snippet_of_the_card_runs(exported, format, monkeypatch, tmp_path):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+def test_every_snippet_of_the_card_runs(exported, format, transformers_cache, monkeypatch, tmp_path):
     directory = exported(format)
     card = (directory / "README.md").read_text(encoding="utf-8")
     snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)

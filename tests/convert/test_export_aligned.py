@@ -120,11 +120,6 @@ def test_pytorch_embeds_as_the_run(hf, restored, own):
     assert "`patches` (vit)" in card and "AlignedModel.from_directory" in card and "library_name: transformers" in card
 
 
-@pytest.fixture
-def transformers_cache(monkeypatch, tmp_path):
-    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
-
-
 def test_transformers_opens_it(hf, own, transformers_cache, tmp_path):
     directory, _ = hf
     model = AutoModel.from_pretrained(directory, trust_remote_code=True, attn_implementation="sdpa")
