@@ -311,11 +311,11 @@ class Smoke(Drawn):
         return c
 
     def pairs(self, **fields: Any) -> ConfigDict:
-        small = {"source": "scenes", "data": (), "vocab_size": 300, "max_length": 12}
+        small = {"source": "few_scenes", "data": (), "vocab_size": 300, "max_length": 12}
         return part("pairs", **fields | small)
 
     def images(self, **fields: Any) -> ConfigDict:
-        return part("images", **fields | {"source": "scenes", "data": ()})
+        return part("images", **fields | {"source": "few_scenes", "data": ()})
 
     def student(self, *, depth: int = 0, image=None, text=None, shared=None, **fields: Any) -> ConfigDict:
         given = {"head": self.width, "dtype": "bfloat16"}

@@ -2,40 +2,37 @@
 
 import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from smke_jax.data.mixture import open_mixture
 from smke_jax.data.pipeline import InMemorySource
-from smke_jax.data.scenes import make_scenes
+from smke_jax.data.scenes import Scenes, make_scenes
 from smke_jax.data.sources import ArraySource, Source
 from smke_jax.errors import UserError
 
-NUM_SCENES, NUM_GALLERY = 20_000, 500
+# {name: (scenes to train on, scenes of the gallery)}.  A few are enough to try code.
+SCENES = {"scenes": (20_000, 500), "few_scenes": (2_000, 100)}
 
 
 class SceneSource(ArraySource):
-    """One split of the built-in procedural scenes: 'train' or 'gallery'."""
+    """One split of the built-in procedural scenes: 'train' or 'gallery', of a name in SCENES."""
 
-    dataset = "scenes"
-
-    def __init__(self, split: str):
-        splits = vars(scenes())
-        if split not in splits:
-            raise UserError(f"the scenes have no split {split!r}: they have {', '.join(splits)}")
-        super().__init__(splits[split].images, splits[split].captions)
-        self.split = split
+    def __init__(self, split: str, name: str = "scenes"):
+        drawn = scenes(name).split(split)
+        super().__init__(drawn.images, drawn.captions)
+        self.dataset, self.split = name, split
         content = hashlib.sha256(self.images.tobytes())
         content.update("\n".join(caption for captions in self.all_captions() for caption in captions).encode())
         self.digest = content.hexdigest()
 
     def __repr__(self) -> str:
-        return f"SceneSource({self.split})"
+        return f"SceneSource({self.split}, {self.dataset})"
 
 
 @functools.cache
-def scenes():
-    """The scenes that every run sees; made once per process."""
-    return make_scenes(NUM_SCENES, NUM_GALLERY)
+def scenes(name: str = "scenes") -> Scenes:
+    """The scenes that every run of that source sees; made once per process."""
+    return make_scenes(*SCENES[name])
 
 
 def _prepared(split: str, data: Sequence[str], weights: Sequence[int], caps: Sequence[int]) -> Source:
@@ -44,13 +41,16 @@ def _prepared(split: str, data: Sequence[str], weights: Sequence[int], caps: Seq
     return open_mixture(data, split, weights=weights or None, caps=caps or None)
 
 
-def _scenes(split: str, data: Sequence[str], weights: Sequence[int], caps: Sequence[int]) -> Source:
-    if data or weights or caps:
-        raise UserError("data, weights and caps are for prepared folders: leave them out with source='scenes'")
-    return SceneSource(split)
+def _scenes(name: str) -> Callable[..., Source]:
+    def opened(split: str, data: Sequence[str], weights: Sequence[int], caps: Sequence[int]) -> Source:
+        if data or weights or caps:
+            raise UserError(f"data, weights and caps are for prepared folders: leave them out with source={name!r}")
+        return SceneSource(split, name)
+
+    return opened
 
 
-SOURCES = {"prepared": _prepared, "scenes": _scenes}
+SOURCES = {"prepared": _prepared} | {name: _scenes(name) for name in SCENES}
 
 
 def open_source(

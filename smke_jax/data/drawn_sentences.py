@@ -4,7 +4,6 @@ import numpy as np
 
 from smke_jax.data import datasets
 from smke_jax.data.glue import GlueTask, Sentences, sentences
-from smke_jax.errors import UserError
 
 
 def drawn_sentences(task: GlueTask, split: str) -> Sentences:
@@ -16,10 +15,7 @@ def drawn_sentences(task: GlueTask, split: str) -> Sentences:
     Two with a score: captions of one scene or of two, in turn, and the score is the share of the words of either that
     both have.
     """
-    scenes = vars(datasets.scenes())
-    if split not in scenes:
-        raise UserError(f"the scenes have no split {split!r}: they have {', '.join(scenes)}")
-    captions = scenes[split].captions
+    captions = datasets.scenes().split(split).captions
     first, own = ([caption[place] for caption in captions] for place in (0, 1))
     numbers = np.arange(len(captions))
     if len(task.texts) == 1:

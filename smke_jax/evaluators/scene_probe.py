@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from smke_jax.data.datasets import scenes
-from smke_jax.data.scenes import attribute_probe
+from smke_jax.data.datasets import SCENES, scenes
+from smke_jax.data.scenes import SPLITS, attribute_probe
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Encode, Evaluator, Figures
 from smke_jax.tasks.base import Split, Task, first_rows
@@ -16,9 +16,10 @@ def scene_probe(*, split: str = "train", every: int = 0) -> Evaluator:
     name = "encoder/cls"
 
     def run(encode: Encode, task: Task, on: Split) -> Figures:
-        labels = getattr(scenes(), on.name.partition(" ")[2], None)
-        if not on.name.startswith("scenes ") or labels is None:
+        source, _, name_of_split = on.name.partition(" ")
+        if source not in SCENES or name_of_split not in SPLITS:
             raise UserError(f"{on.name} are no drawn scenes: a scene probe knows the attributes of those alone")
+        labels = scenes(source).split(name_of_split)
         features = encode((name,), first_rows(on, PROBED))[name]
         attributes = {group: known[: len(features)] for group, known in labels.attributes.items()}
         areas, rank = attribute_probe(features, attributes), effective_rank(features)

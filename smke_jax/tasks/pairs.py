@@ -53,7 +53,7 @@ def pairs(
 
     keep:       folder of the run, where the vocabulary lies; None opens nothing, for plans
     known:      the facts that a run recorded; None where it is about to begin
-    source:     of smke_jax.data.datasets.SOURCES: prepared | scenes
+    source:     of smke_jax.data.datasets.SOURCES: prepared | scenes | few_scenes (to try code)
     data:       folders written by `smke prepare`, read as one shuffled set
     weights:    how often the rows of each folder come in an epoch; () is once
     caps:       most images of each folder, always the same ones; () or 0 is all

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+_SMALL = 1 << 16  # elements
 _UNSIGNED = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}
 
 
@@ -25,9 +26,7 @@ def tree_digest(tree: Any) -> dict[str, int]:
     Flattened indices are taken mod 2^32: elements exactly that far apart in one array could trade places
     unseen.  Shape and dtype are not part of the digest; compare them with `leaf_table`.
     """
-    # One small program per distinct shape, fetched leaf by leaf: a single program over a thousand leaves
-    # takes tens of seconds to compile, and many unfetched collectives at once can starve CPU devices.
-    return {path: _as_int(_digest(_plain(leaf))) for path, leaf in _named_leaves(tree)}
+    return {path: _leaf_digest(_plain(leaf)) for path, leaf in _named_leaves(tree)}
 
 
 def leaf_table(tree: Any) -> dict[str, str]:
@@ -43,8 +42,12 @@ def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
     return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves]
 
 
-def _as_int(sums: jax.Array) -> int:
-    high, low = np.asarray(sums)
+def _leaf_digest(leaf: jax.Array) -> int:
+    # One small program per distinct shape, fetched leaf by leaf: a single program over a thousand leaves
+    # takes tens of seconds to compile, and many unfetched collectives at once can starve CPU devices.
+    # NumPy is done with a small leaf before its program were compiled.
+    small = leaf.is_fully_addressable and leaf.size <= _SMALL
+    high, low = _host_digest(np.asarray(leaf)) if small else np.asarray(_digest(leaf))
     return int(high) << 32 | int(low)
 
 
@@ -65,6 +68,14 @@ def _digest(x: jax.Array) -> jax.Array:
     linear = jnp.sum(bits * (2 * index + 1), dtype=jnp.uint32)
     mixed = jnp.sum(_mix(bits ^ _mix(index)), dtype=jnp.uint32)
     return jnp.stack([linear, mixed])
+
+
+def _host_digest(x: np.ndarray) -> tuple[int, int]:
+    """The two sums of `_digest`, in NumPy."""
+    words = np.ascontiguousarray(x).reshape(-1).view(f"u{min(x.dtype.itemsize, 4)}").astype(np.uint32)
+    index = np.arange(words.size, dtype=np.uint32)
+    linear = np.sum(words * (2 * index + 1), dtype=np.uint32)
+    return linear, np.sum(_mix(words ^ _mix(index)), dtype=np.uint32)
 
 
 def _bits(x: jax.Array) -> jax.Array:
@@ -89,6 +100,6 @@ def _flat_index(x: jax.Array) -> jax.Array:
 
 def _mix(h: jax.Array) -> jax.Array:
     """A one-to-one scrambling of 32-bit words: the finaliser of MurmurHash3."""
-    h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
-    h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+    h = (h ^ (h >> 16)) * np.uint32(0x85EBCA6B)
+    h = (h ^ (h >> 13)) * np.uint32(0xC2B2AE35)
     return h ^ (h >> 16)

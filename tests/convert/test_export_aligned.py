@@ -62,7 +62,7 @@ def run(tmp_path_factory):
     c.terms.itc = itc(levels=("out",))
     c.evaluators.retrieval = form_of("smoke").retrieval()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "scenes", lambda: SCENES)
+        patch.setattr(datasets, "scenes", lambda *_: SCENES)
         train_and_evaluate(c, folder / "run")
         yield folder / "run"
 

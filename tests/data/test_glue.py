@@ -136,7 +136,7 @@ def test_what_is_not_there_is_named(tmp_path):
 
 def test_sentences_of_drawn_scenes(monkeypatch):
     scenes = make_scenes(12, 6)
-    monkeypatch.setattr(datasets, "scenes", lambda: scenes)
+    monkeypatch.setattr(datasets, "scenes", lambda *_: scenes)
     captions = scenes.train.captions
     single = drawn_sentences(GLUE["cola"], "train")
     assert single.labels.tolist() == [1, 0] * 6 and single.texts[0][0] == captions[0][0]

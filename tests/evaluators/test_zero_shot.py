@@ -155,7 +155,7 @@ def test_a_run_is_ranked_by_it_and_others_are_evaluated_so_later(run, photos, ca
 def test_features_that_are_stored_do_not_stand_for_other_photos(photos, tmp_path, monkeypatch):
     """The gallery's features come from disk in this run; those of the photos need the frozen tower itself."""
     few = make_scenes(32, 16)
-    monkeypatch.setattr(datasets, "scenes", lambda: few)
+    monkeypatch.setattr(datasets, "scenes", lambda *_: few)
     c = load_config("configs/lit.py:smoke")
     c.num_devices, c.total_steps = 1, 1
     c.evaluators.zero_shot = part("zero_shot", data=str(photos), split="gallery", held_back=0.4)

@@ -103,7 +103,7 @@ def run(name: str, workdir: Path) -> tuple[loop.Outcome, list[dict[str, float]]]
     """(how the run ended, {'loss', 'grad_norm', '<term>/loss': number} of every step)."""
     scenes, put, seeds = make_scenes(96, 16), loop.put_batch, iter(range(STEPS))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(datasets, "scenes", lambda: scenes)
+        patch.setattr(datasets, "scenes", lambda *_: scenes)
         patch.setattr(loop, "put_batch", lambda batch, mesh: put(noise(batch, next(seeds)), mesh))
         outcome = loop.train_and_evaluate(covering(name), workdir)
     lines = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())

@@ -231,7 +231,7 @@ def test_rungs_make_one_ladder():
 
 def test_s_smke_without_its_weights_names_the_file_it_lacks(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
+    monkeypatch.setattr(datasets, "scenes", lambda *_: SCENES)
     config = load_config(str(FOLDER / "s_smke.py"))
     config.task = load_config(f"{FOLDER / 's_smke.py'}:smoke").task
     with pytest.raises(UserError, match="config.networks.teacher: no weights at weights/beitv2-base-pt1k: give what"):

@@ -47,7 +47,7 @@ def config():
 
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch):
-    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
+    monkeypatch.setattr(datasets, "scenes", lambda *_: SCENES)
 
 
 def description_of(**fields):

@@ -6,9 +6,16 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from smke_jax.training import digest
 from smke_jax.training.digest import leaf_table, tree_digest
 
 DTYPES = ["float32", "bfloat16", "float16", "int32", "uint32", "int8", "uint8", "bool", "float8_e4m3fn"]
+
+
+@pytest.fixture(params=["small arrays in NumPy", "every array where it lies"], autouse=True)
+def way(request, monkeypatch):
+    if request.param == "every array where it lies":
+        monkeypatch.setattr(digest, "_SMALL", -1)
 
 
 def array(dtype: str, shape=(3, 5), seed: int = 0) -> jax.Array:

@@ -19,7 +19,7 @@ SCENES = make_scenes(48, 21)
 
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch):
-    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
+    monkeypatch.setattr(datasets, "scenes", lambda *_: SCENES)
 
 
 def config(kind: str, **fields):

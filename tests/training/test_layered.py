@@ -248,7 +248,7 @@ def test_text_of_another_tokenizer_is_refused(made, tmp_path):
 def test_the_smallest_forms_need_no_data(name, tmp_path, monkeypatch):
     """Pictures of drawn scenes, or their captions one after another in rows."""
     scenes = make_scenes(96, 16)
-    monkeypatch.setattr(datasets, "scenes", lambda: scenes)
+    monkeypatch.setattr(datasets, "scenes", lambda *_: scenes)
     c = load_config(f"{CONFIGS / name}.py:smoke")
     c.num_devices, c.log.report = 1, False
     outcome = train_and_evaluate(c, tmp_path)

@@ -26,7 +26,7 @@ SIZES = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 8}
 
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch):
-    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
+    monkeypatch.setattr(datasets, "scenes", lambda *_: SCENES)
 
 
 def config(folder, **asset):

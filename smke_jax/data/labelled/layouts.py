@@ -19,6 +19,7 @@ from smke_jax.data.labelled.cifar import cifar
 from smke_jax.data.labelled.source import LabelledSource, Rows, counted, held_back
 from smke_jax.data.prepare.items import IMAGE_SUFFIXES, files_below
 from smke_jax.data.prepare.splits import split_of_folder
+from smke_jax.data.scenes import SPLITS
 from smke_jax.data.scenes.world import BACKGROUNDS
 from smke_jax.errors import UserError
 
@@ -119,7 +120,8 @@ def scenes(root: Path) -> Found:
     if root != Path(""):
         raise UserError("data is for files: leave it out with layout='scenes'")
     splits = {}
-    for name, split in vars(datasets.scenes()).items():
+    for name in SPLITS:
+        split = datasets.scenes().split(name)
         names = [f"{name}/{i}" for i in range(len(split))]
         labels = split.attributes["background"].argmax(1).astype(np.int32)
         rows = Rows(names, labels, split.images.__getitem__, names)

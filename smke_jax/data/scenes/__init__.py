@@ -7,6 +7,8 @@ known ceiling on retrieval. `make_scenes` is the way in.
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,8 +18,11 @@ from smke_jax.data.scenes.meaning import TEMPLATES, Meanings, choose_meanings
 from smke_jax.data.scenes.oracle import ceiling, truth
 from smke_jax.data.scenes.probe import attribute_probe
 from smke_jax.data.scenes.world import Layout, attribute_labels, canonical_keys, sample_layouts
+from smke_jax.errors import UserError
 
-__all__ = ["TEMPLATES", "VOCABULARY", "Scenes", "Split", "attribute_probe", "ceiling", "make_scenes", "truth"]
+__all__ = ["SPLITS", "TEMPLATES", "VOCABULARY", "Scenes", "Split", "attribute_probe", "ceiling", "make_scenes", "truth"]
+
+SPLITS = ("train", "gallery")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +46,20 @@ class Split:
 
 @dataclasses.dataclass(frozen=True)
 class Scenes:
-    """A training set and a gallery that share no scene."""
+    """A training set, which is drawn when it is first asked for, and a gallery; they share no scene."""
 
-    train: Split
     gallery: Split
+    draw_train: Callable[[], Split]
+
+    @functools.cached_property
+    def train(self) -> Split:
+        return self.draw_train()
+
+    def split(self, name: str) -> Split:
+        """The split of that name.  Raises `UserError` for one that scenes do not have."""
+        if name not in SPLITS:
+            raise UserError(f"the scenes have no split {name!r}: they have {', '.join(SPLITS)}")
+        return getattr(self, name)
 
 
 def make_scenes(num_train: int = 20_000, num_gallery: int = 500, seed: int = 0) -> Scenes:
@@ -56,9 +71,12 @@ def make_scenes(num_train: int = 20_000, num_gallery: int = 500, seed: int = 0) 
     gallery_rng, train_rng = np.random.default_rng(seed).spawn(2)
     layout_rng, *others = gallery_rng.spawn(4)
     gallery = _tell(sample_layouts(num_gallery, layout_rng), *others)
-    layout_rng, *others = train_rng.spawn(4)
-    train = sample_layouts(num_train, layout_rng, avoid=canonical_keys(gallery.layout))
-    return Scenes(_tell(train, *others), gallery)
+
+    def draw_train() -> Split:
+        layout_rng, *others = train_rng.spawn(4)
+        return _tell(sample_layouts(num_train, layout_rng, avoid=canonical_keys(gallery.layout)), *others)
+
+    return Scenes(gallery, draw_train)
 
 
 def _tell(layout: Layout, claim_rng, word_rng, draw_rng) -> Split:
