@@ -15,7 +15,9 @@ xla_flags = os.environ.get("XLA_FLAGS", "")
 if "xla_force_host_platform_device_count" not in xla_flags:
     # Besides the devices, what compiles fastest: these programs are compiled far longer than they run.  XLA's newer
     # emitters of fusions take as long as all the rest of a compilation.
+    # Nor does a program cut into 32 modules help where every core has a process of its own.
     fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    fast += " --xla_cpu_parallel_codegen_split_count=1"
     if version("jaxlib").startswith("0.10."):  # later releases have no others, and end at a flag that they do not know
         fast += " --xla_cpu_use_fusion_emitters=false"
     os.environ["XLA_FLAGS"] = f"{xla_flags} --xla_force_host_platform_device_count=8 {fast}".strip()

@@ -17,13 +17,15 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {
     "1_quick_start": {
         "STEPS": 80,
-        "FLAGS": "--config.batch_size=64 "
+        "FLAGS": "--config.batch_size=64 --config.networks.student.dtype=float32 "
         "--config.networks.student.image.depth=1 --config.networks.student.text.depth=1",
     },
-    "2_your_photos": {"COUNT": 120, "HELD_OUT": 40, "STEPS": 8, "BATCH": 40, "FLAGS": "--config.log.every=1"},
+    "2_your_photos": {"COUNT": 90, "HELD_OUT": 30, "STEPS": 4, "BATCH": 30, "FLAGS": "--config.log.every=1"},
     "3_losses": {},
     "4_recipe": {
-        "FORM": "smoke", "STEPS": 30, "FLAGS": "--config.log.every=10 --config.optimizer.learning_rate=0.05",
+        "FORM": "smoke", "STEPS": 30,
+        "FLAGS": "--config.log.every=10 --config.optimizer.learning_rate=0.05 "
+        "--config.networks.student.dtype=float32",
     },
     "5_scaling": {
         "PLANNED": "../configs/itc_only.py:smoke", "PLANNED_BATCHES": (16, 32), "BATCHES": (64,), "DEVICES": (1, 2),

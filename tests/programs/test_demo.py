@@ -31,7 +31,7 @@ def in_small(monkeypatch):
     monkeypatch.setattr(demo, "_config", config)
     probe = importlib.import_module("smke_jax.evaluators.scene_probe")  # its room has a function of that name
     for module in (datasets, demo, probe):
-        monkeypatch.setattr(module, "scenes", lambda: small)
+        monkeypatch.setattr(module, "scenes", lambda *_: small)
 
 
 @pytest.mark.slow
