@@ -9,6 +9,7 @@ from smke_jax.objectives.itc import itc
 from smke_jax.objectives.itm import itm
 from smke_jax.objectives.kl import kl
 from smke_jax.objectives.layer_means import layer_means
+from smke_jax.objectives.mim import mim
 from smke_jax.objectives.proximal_itc import proximal_itc
 from smke_jax.objectives.ranking import ranking
 from smke_jax.objectives.reconstruct import reconstruct
@@ -33,6 +34,7 @@ TERMS = {
     "itm": itm,
     "kl": kl,
     "layer_means": layer_means,
+    "mim": mim,
     "proximal_itc": proximal_itc,
     "ranking": ranking,
     "reconstruct": reconstruct,

@@ -4,7 +4,7 @@ import zlib
 
 import jax
 
-SEED = "mask_seed"  # the array that the selection `mask_seeds` makes: a random number of every row in every step
+SEED = "mask_seed"  # the array of the selection `mask_seeds`: a random number of every row in every step
 
 
 def example_keys(seeds: jax.Array, what: str) -> jax.Array:

@@ -4,10 +4,9 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.losses.collective import own_rows, size
-from smke_jax.passes.example_keys import SEED
 from smke_jax.selections.base import Selection
 
-NAME = "mask_seeds"
+NAME, SEED = "mask_seeds", "mask_seed"
 
 
 def mask_seeds() -> Selection:
