@@ -20,19 +20,11 @@ def mean_squared_error_of_tokens(
     (b, L, D), (b, L, D), mask (b, L), 1 = token -> (): this device's share, of which the mean over devices is the loss.
     Source: spec 2, disagreement (f).
     """
-    squared = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean(axis=2)
-    return mean_of_tokens(squared, mask, scope=scope)
-
-
-def mean_of_tokens(values: jax.Array, mask: jax.Array, *, scope: Scope = ALONE) -> jax.Array:
-    """Mean of `values` (b, L) where `mask` (b, L) is 1, over all devices; 0 where it is 1 nowhere.
-
-    -> (): this device's share, of which the mean over devices is the result.
-    """
     kept = mask.astype(jnp.float32)
+    squared = jnp.square(prediction.astype(jnp.float32) - target.astype(jnp.float32)).mean(axis=2)
     # Devices hold different numbers of tokens: the sum here is divided by the tokens of an average device.
     count = jnp.maximum(total(kept.sum(), scope), 1) / size(scope)
-    return jnp.sum(values * kept) / count
+    return jnp.sum(squared * kept) / count
 
 
 def kl_divergence(logits: jax.Array, target: jax.Array) -> jax.Array:

@@ -42,8 +42,8 @@ def image_tower(
     """A Vision Transformer from what `smke convert` wrote, for losses on whole images and on hidden patches.
 
     Of 'image' it makes '<makes>/cls' and '<makes>/mean' (B, D), the mean over patches, and '<makes>/tokens' (B, N, D).
-    Of the image with hidden patches it makes the same as 'masked_<makes>/…', and 'masked_<makes>/mask' (B, N), for
-    which the selection `mask_seeds` says what is hidden.
+    Of the image with hidden patches it makes the same as 'masked_<makes>/…', and 'masked_<makes>/chosen' (B, N),
+    which patches are hidden, drawn from what the selection `draws` makes.
     What a hidden patch can be rebuilt as: '<makes>/hog', '<makes>/pixel', '<makes>/pixel_norm', see `patch_targets`.
     `smke export` writes the encoder without the mask token.
 

@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.errors import UserError
-from smke_jax.passes.example_keys import example_keys
-
-WHAT = "image mask"  # the name under which masks are drawn
+from smke_jax.passes.draws import OF_IMAGES, keys_of
 
 
 def block_mask(key: jax.Array, grid: int, cell: int, ratio: float) -> jax.Array:
@@ -25,9 +23,9 @@ def block_mask(key: jax.Array, grid: int, cell: int, ratio: float) -> jax.Array:
     return jnp.repeat(jnp.repeat(hidden.reshape(side, side), cell, axis=0), cell, axis=1).reshape(-1)
 
 
-def block_masks(seeds: jax.Array, grid: int, cell: int, ratio: float) -> jax.Array:
-    """`block_mask` of each example, from its own number in `seeds` (b,) int32 -> bool (b, grid · grid)."""
-    return jax.vmap(lambda key: block_mask(key, grid, cell, ratio))(example_keys(seeds, WHAT))
+def block_masks(draws: jax.Array, grid: int, cell: int, ratio: float) -> jax.Array:
+    """`block_mask` of each row, from its own number in `draws` (b,) -> bool (b, grid · grid)."""
+    return jax.vmap(lambda key: block_mask(key, grid, cell, ratio))(keys_of(draws, OF_IMAGES))
 
 
 def hidden_blocks(blocks: int, ratio: float) -> int:

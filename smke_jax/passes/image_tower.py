@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.passes.base import MEAN, STD, Pass, mode, to_network
-from smke_jax.passes.example_keys import SEED, example_keys
+from smke_jax.passes.draws import DRAWS, OF_NOISE, keys_of
 from smke_jax.passes.image_masks import block_masks
 
 TOKEN, ZERO, NOISE = "token", "zero", "noise"
@@ -48,28 +48,28 @@ def masked_image(
 ) -> Pass:
     """The same of the image of which `hiding` hides patches, as 'masked_<makes>/…'.
 
-    Also 'masked_<makes>/mask' (B, N) int32, 1 at hidden patches, and 'masked_<makes>/pixels' (B, S, S, 3), normalised,
-    what the tower sees: 0 where a token stands.  Needs 'mask_seed' (B,): see `smke_jax.selections.mask_seeds`.
+    Also 'masked_<makes>/chosen' (B, N) bool, True at hidden patches, and 'masked_<makes>/pixels' (B, S, S, 3), which are
+    what the tower sees, normalised: 0 where a token stands.  Needs 'draws' (B,), see the selection of that name.
     """
     patch, made = model.patch_size, f"masked_{makes}"
 
     def run(params, arrays, key, train):
         own, pixels = params[network], to_network(arrays[image], mean, std)
         grid = pixels.shape[1] // patch
-        mask = block_masks(arrays[SEED], grid, hiding.cell // patch, hiding.ratio)
+        mask = block_masks(arrays[DRAWS], grid, hiding.cell // patch, hiding.ratio)
         places = _of_pixels(mask, grid, patch)
         if hiding.by == NOISE:
             draw = lambda key: jax.random.normal(key, pixels.shape[1:])  # noqa: E731
-            noise = jax.vmap(draw)(example_keys(arrays[SEED], "image noise"))
+            noise = jax.vmap(draw)(keys_of(arrays[DRAWS], OF_NOISE))
             seen = pixels + hiding.noise * jnp.where(places, noise, 0.0)
         else:
             seen = jnp.where(places, 0.0, pixels)
         hidden = {"hidden": (mask, own[MASK_TOKEN])} if hiding.by == TOKEN else {}
         found = _parts(made, _encoded(model, own, seen, key, train, **hidden))
-        return {**found, f"{made}/mask": mask.astype(jnp.int32), f"{made}/pixels": seen}
+        return {**found, f"{made}/chosen": mask, f"{made}/pixels": seen}
 
-    provides = tuple(f"{made}/{name}" for name in ("cls", "mean", "tokens", "mask", "pixels"))
-    return Pass(f"{network}/masked", (network,), (image, SEED), provides, run)
+    provides = tuple(f"{made}/{name}" for name in ("cls", "mean", "tokens", "chosen", "pixels"))
+    return Pass(f"{network}/masked", (network,), (image, DRAWS), provides, run)
 
 
 def _encoded(model: nn.Module, params: Mapping[str, Any], pixels, key, train, **options) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a selection is: for every row a number that later passes and terms read, most often that of another row."""
+"""What a selection is: rows of the global batch, or of an asset, that later passes and terms read."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -9,12 +9,12 @@ from smke_jax.losses.collective import Scope
 
 
 class Selection(NamedTuple):
-    """Gives each row a number; no gradient flows through it.
+    """Names rows; no gradient flows through it.
 
     needs:    arrays that it reads, of the batch or made by passes: this device's rows of them
     provides: arrays that it makes, int32 (b,): for every row here the number of a row of the global batch.  A pass or
-              a term that needs 'text/tokens@hard_text' gets the rows of 'text/tokens' that 'hard_text' names.
-              Or a random number of the row's own, which passes draw from
+              a term that needs 'text/tokens@hard_text' gets the rows of 'text/tokens' that 'hard_text' names.  Those
+              of `draws` are random numbers, which name no rows
     run:      (state, arrays, scope) -> arrays
     reads:    what `run` finds in `state`: 'terms/<term>', its parameters, or 'assets/<asset>', its arrays
     """

@@ -20,6 +20,7 @@ from smke_jax.tasks.base import BatchPlan, Column, Draft, Split, Task, columns_o
 from smke_jax.tasks.vocabulary import words_of
 
 TEXT = ("text", "text_mask")
+WORDS = "text_words"
 TEACHER_JITTER = 0.4  # of an independent view of the teacher, as in the thesis' code (register 6)
 
 
@@ -50,6 +51,8 @@ def pairs(
     prefetch_mib: float = 256.0,
 ) -> Draft:
     """Image-caption pairs: 'image', 'teacher_image', 'text', 'text_mask' and 'id'.
+
+    With a vocabulary that has [MASK] also 'text_words': the word that each token belongs to, -1 at special tokens.
 
     keep:       folder of the run, where the vocabulary lies; None opens nothing, for plans
     known:      the facts that a run recorded; None where it is about to begin
@@ -84,6 +87,8 @@ def pairs(
         normaliser=Normaliser(lowercase, strip_accents, split_cjk),
     )
     facts["vocab_size"] = words.vocab_size
+    if words.mask_id is not None:
+        facts["mask_token"] = words.mask_id
     crop = {"crop_scale": tuple(crop_scale), "crop_ratio": tuple(crop_ratio), "flip": flip}
 
     def finish(sizes: Mapping[str, int]) -> Task:
@@ -192,7 +197,7 @@ def _task(
     def example():
         blank = views(Image.new("RGB", (64, 64)), np.random.default_rng(0))
         shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in blank.items()}
-        text = {name: jax.ShapeDtypeStruct((length,), jnp.int32) for name in TEXT} if words is not None else {}
+        text = {name: jax.ShapeDtypeStruct((length,), jnp.int32) for name in of_text(words)}
         return {**shapes, **text, "id": jax.ShapeDtypeStruct((), jnp.int32)}
 
     def identity():
@@ -204,8 +209,8 @@ def _task(
         made = views.narrowed(wanted) if isinstance(views, StudentTeacherViews) else views
         return train_batches(
             opened.open(split), made, batch_size=plan.batch_size, seed=plan.seed, unit=unit,
-            tokenizer=words if wanted & set(TEXT) else None, max_length=length, process=plan.process,
-            threads=opened.threads, prefetch_mib=opened.prefetch_mib,
+            tokenizer=words if wanted & {*TEXT, WORDS} else None, max_length=length, words=WORDS in wanted,
+            process=plan.process, threads=opened.threads, prefetch_mib=opened.prefetch_mib,
         )  # fmt: skip
 
     def evaluated(name: str) -> Split:
@@ -238,6 +243,11 @@ def _task(
     )
 
 
+def of_text(words: Tokenizer | None) -> tuple[str, ...]:
+    """The arrays that a caption becomes."""
+    return () if words is None else TEXT if words.mask_id is None else (*TEXT, WORDS)
+
+
 def _random_views(source: Source, views: StudentTeacherViews, array: str, number: int):
     """(rows) -> `array` of these rows in the random view `number`, which is the same in every run."""
     alone = views.narrowed({array})
@@ -260,8 +270,12 @@ def evaluation_split(
     columns = {array: image_column(size) for array, size in sizes.items()}
     captions = _Captions(source)
     if words is not None:
-        encode = lambda rows: words.encode([captions[i] for i in rows], length)  # noqa: E731
-        columns |= columns_of(TEXT, len(captions), encode, f"{length} tokens")
+
+        def encode(rows):
+            ids, mask = words.encode([captions[i] for i in rows], length)
+            return (ids, mask) if words.mask_id is None else (ids, mask, words.word_numbers(ids))
+
+        columns |= columns_of(of_text(words), len(captions), encode, f"{length} tokens")
     facts = {
         "captions": captions,
         "caption_image": np.repeat(np.arange(len(source)), source.num_captions),

@@ -224,7 +224,7 @@ class _Loop:
 
     def _warn_of_collapse(self, step, scalars):
         """Says once that the embeddings of all examples have become nearly the same."""
-        low = {k: v for k, v in scalars.items() if k.startswith("embedding_std/") and v < COLLAPSED}
+        low = {k: v for k, v in scalars.items() if "embedding_std/" in k and v < COLLAPSED}
         if low and step > self.plan.watched_from and not self.warned:
             said = ", ".join(f"{k} {v:.2g}" for k, v in low.items())
             log.warning("step %d: all embeddings have become nearly the same (%s of at most 1)", step, said)

@@ -10,7 +10,7 @@ from smke_jax.parallel.mesh import make_mesh, put_batch
 from smke_jax.passes.base import Pass
 from smke_jax.passes.image_masks import block_mask, block_masks, check_blocks
 from smke_jax.passes.micro_batch import in_micro_batches
-from smke_jax.selections.mask_seeds import mask_seeds
+from smke_jax.selections.draws import draws
 from smke_jax.training.step import run_selection
 
 BATCH = 16
@@ -50,14 +50,12 @@ def drawn(devices, key, micro_batch=0):
     """The masks (BATCH, 16) of a step's rows, as a pass in micro-batches draws them."""
     mesh = make_mesh(devices)
     batch = put_batch({"id": IDS}, mesh)
-    hide = Pass(
-        "hide", (), ("mask_seed",), ("mask",), lambda p, a, *_: {"mask": block_masks(a["mask_seed"], 4, 1, 0.5)}
-    )
+    hide = Pass("hide", (), ("draws",), ("mask",), lambda p, a, *_: {"mask": block_masks(a["draws"], 4, 1, 0.5)})
     hide = in_micro_batches(hide, mesh, micro_batch)
 
     @jax.jit
     def run(key):
-        seeds = run_selection(mask_seeds(), mesh, {}, batch, key=key)
+        seeds = run_selection(draws(), mesh, {}, batch, key=key)
         return hide.run({}, seeds, key, True)["mask"]
 
     return np.asarray(run(key))

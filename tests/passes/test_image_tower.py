@@ -49,7 +49,7 @@ def run(network, params, number, arrays, seeds=SEEDS):
     """What the pass of that number makes."""
     p = network.forward("net", {})[number]
     with jax.default_matmul_precision("highest"):
-        made = p.run({"net": params}, {**arrays, "mask_seed": seeds}, None, False)
+        made = p.run({"net": params}, {**arrays, "draws": seeds}, None, False)
     assert set(made) == set(p.provides)
     return {name: np.asarray(x) for name, x in made.items()}
 
@@ -67,8 +67,8 @@ def test_hidden_patches_are_those_of_transformers(family, tmp_path):
 
     made = run(network, params, 1, {"image": PIXELS})
     mask = np.asarray(block_masks(SEEDS, 4, 2, 0.5))
-    np.testing.assert_array_equal(made["masked_image/mask"], mask)
-    assert made["masked_image/mask"].sum(1).tolist() == [8, 8, 8]
+    np.testing.assert_array_equal(made["masked_image/chosen"], mask)
+    assert made["masked_image/chosen"].sum(1).tolist() == [8, 8, 8]
     pixels = torch.tensor(NORMALISED.transpose(0, 3, 1, 2))
     with torch.inference_mode():
         hidden = theirs(pixels, bool_masked_pos=torch.tensor(mask)).last_hidden_state.numpy()
@@ -89,7 +89,7 @@ def test_nothing_of_a_hidden_patch_is_seen(by):
     network = image_tower(start="random", model=TINY, mask_cell=7, mask_ratio=0.75, hide_by=by, hog_cells=1)
     params = network.init(jax.random.key(0), {})
     assert ("mask_token" in params) == (by == "token")
-    mask = run(network, params, 1, {"image": PIXELS})["masked_image/mask"].reshape(3, 4, 4)
+    mask = run(network, params, 1, {"image": PIXELS})["masked_image/chosen"].reshape(3, 4, 4)
     of_pixels = mask.repeat(7, axis=1).repeat(7, axis=2)[..., None] == 1
     other = np.where(of_pixels, 255 - PIXELS, PIXELS).astype(np.uint8)
     before, after = (run(network, params, 1, {"image": x}) for x in (PIXELS, other))
@@ -112,7 +112,7 @@ def test_noise_of_the_rows_own_is_added_to_hidden_patches():
     assert np.abs(noise[0] - noise[1]).max() > 0.5, "each image has noise of its own"
     half = image_tower(start="random", model=TINY, mask_cell=7, mask_ratio=0.5, hide_by="noise", noise=0.5, hog_cells=1)
     seen = run(half, params, 1, {"image": PIXELS})
-    clean = seen["masked_image/mask"].reshape(3, 4, 4).repeat(7, axis=1).repeat(7, axis=2)[..., None] == 0
+    clean = seen["masked_image/chosen"].reshape(3, 4, 4).repeat(7, axis=1).repeat(7, axis=2)[..., None] == 0
     left = seen["masked_image/pixels"] - OF_IMAGENET
     np.testing.assert_allclose(np.where(clean, left, 0), 0, atol=1e-5)
     back = run(network, params, 1, {"image": PIXELS[::-1]}, SEEDS[::-1])
