@@ -8,7 +8,6 @@ import jax.numpy as jnp
 
 from smke_jax.errors import UserError
 from smke_jax.facts import Described
-from smke_jax.limits import AT_LEAST_0
 from smke_jax.models.fields import build_from
 from smke_jax.models.towers import VITS
 from smke_jax.networks.base import Network, Start
@@ -16,9 +15,9 @@ from smke_jax.networks.description import check_depth, described_by
 from smke_jax.networks.encoders import check_pixels
 from smke_jax.networks.start import RANDOM, tower_start
 from smke_jax.passes.base import statistics_of
-from smke_jax.passes.image_masks import check_blocks
-from smke_jax.passes.image_tower import ENCODER, HIDING, MASK_TOKEN, NOISE, TOKEN, Hiding, masked_image, whole_image
-from smke_jax.passes.patch_targets import patch_targets
+from smke_jax.passes.hidden_patches import TOKEN, Hiding
+from smke_jax.passes.image_tower import ENCODER, masked_image, whole_image
+from smke_jax.passes.patch_targets import check_hog, patch_targets
 
 
 def image_tower(
@@ -54,7 +53,7 @@ def image_tower(
     depth:      how many of the first layers are kept; None is all of them
     mask_cell:  pixels per side of the blocks that are hidden; 0 hides nothing, and no masked image is made
     mask_ratio: share of the blocks that are hidden, rounded up
-    hide_by:    token | zero | noise, see `smke_jax.passes.image_tower.Hiding`; noise: its standard deviation
+    hide_by:    token | zero | noise, see `smke_jax.passes.hidden_patches.Hiding`; noise: its standard deviation
     hog_cells:  per side of a patch; MaskFeat has two
     dropout:    in every layer, while it is trained
     remat:      of smke_jax.models.layers.REMAT
@@ -72,26 +71,26 @@ def image_tower(
     size, patch = image_size or said["image_size"], said["patch_size"]
     if size % patch:
         raise UserError(f"image_size {size} is no multiple of the patch size {patch}: set it to one")
-    _check_hiding(size, patch, mask_cell, mask_ratio, hide_by, noise)
-    if hog_cells < 1 or patch % hog_cells:
-        raise UserError(f"hog_cells is {hog_cells}: give a number that divides the patch size {patch}")
+    hiding = Hiding(mask_cell, mask_ratio, hide_by, noise) if mask_cell else None
+    if hiding:
+        hiding.check(size, patch)
+        check_hog(patch, hog_cells)
     # Every patch keeps its place, so that none is left out.
     own = {"image_size": size, "depth": depth or said["depth"], "dropout": dropout, "token_drop": 0.0, "num_classes": 0}
     fields = said | {name: x for name, x in own.items() if name in VITS[said["type"]].__dataclass_fields__}
     encoder = build_from({**fields, "remat": remat, "dtype": dtype}, VITS[said["type"]])
-    has_token = bool(mask_cell) and hide_by == TOKEN
 
     def init(key, specs):
-        token = jax.nn.initializers.truncated_normal(0.02)(jax.random.fold_in(key, 1), (encoder.width,))
         params = {ENCODER: encoder.init(key, jnp.zeros((2, size, size, 3)))["params"]}
-        return params | ({MASK_TOKEN: token} if has_token else {})
+        return params | (hiding.token(jax.random.fold_in(key, 1), encoder.width) if hiding else {})
 
     def forward(name, specs):
         pixels = statistics_of(said)
-        hiding = Hiding(mask_cell, mask_ratio, hide_by, noise)
-        masked = (masked_image(encoder, name, hiding, makes=makes, **pixels),) if mask_cell else ()
-        targets = patch_targets(name, patch, makes=makes, hog_cells=hog_cells, **pixels)
-        return (whole_image(encoder, name, makes=makes, **pixels), *masked, targets)
+        whole = whole_image(encoder, name, makes=makes, **pixels)
+        if not hiding:
+            return (whole,)
+        masked = masked_image(encoder, name, hiding, makes=makes, **pixels)
+        return whole, masked, patch_targets(name, patch, makes=makes, hog_cells=hog_cells, **pixels)
 
     def begin(shapes) -> Start | None:
         if start == RANDOM:
@@ -108,11 +107,3 @@ def image_tower(
         described=said if start != RANDOM else {},
         export=lambda params, slots: (params[ENCODER], {**fields, **statistics_of(said)}),
     )
-
-
-def _check_hiding(size: int, patch: int, cell: int, ratio: float, by: str, noise: float) -> None:
-    if by not in HIDING:
-        raise UserError(f"hide_by is {by!r}: give {', '.join(HIDING[:-1])} or {HIDING[-1]}")
-    AT_LEAST_0.check("noise", noise)
-    if cell:
-        check_blocks(size, patch, cell, ratio, whole=by == NOISE)

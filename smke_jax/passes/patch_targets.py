@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from smke_jax.errors import UserError
 from smke_jax.models.vision import patchify
 from smke_jax.passes.base import MEAN, STD, Pass, to_network
 
@@ -28,6 +29,12 @@ def patch_targets(
         return {f"{makes}/{name}": x for name, x in made.items()}
 
     return Pass(f"{network}/targets", (), (image,), tuple(f"{makes}/{name}" for name in TARGETS), run)
+
+
+def check_hog(patch_size: int, cells: int) -> None:
+    """Raises UserError where a patch does not divide into `cells` squares per side."""
+    if cells < 1 or patch_size % cells:
+        raise UserError(f"hog_cells is {cells}: give a number that divides the patch size {patch_size}")
 
 
 def hog(images: jax.Array, patch_size: int, cells: int = 2) -> jax.Array:

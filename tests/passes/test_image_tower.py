@@ -12,6 +12,7 @@ from smke_jax.convert.convert import convert
 from smke_jax.convert.params_file import PARAMS, save_params
 from smke_jax.convert.source import Source
 from smke_jax.errors import UserError
+from smke_jax.networks.fused_towers import fused_towers
 from smke_jax.networks.image_tower import image_tower
 from smke_jax.parts import part
 from smke_jax.passes.image_masks import block_masks
@@ -117,6 +118,35 @@ def test_noise_of_the_rows_own_is_added_to_hidden_patches():
     np.testing.assert_allclose(np.where(clean, left, 0), 0, atol=1e-5)
     back = run(network, params, 1, {"image": PIXELS[::-1]}, SEEDS[::-1])
     np.testing.assert_allclose(back["masked_image/tokens"], made["masked_image/tokens"][::-1], atol=1e-4)
+
+
+def test_towers_with_a_fusion_hide_the_same():
+    """Of the same parameters the same states; patches are fused with the words, hidden ones too."""
+    text = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 12}
+    image = part("vit", image_size=28, patch_size=7, width=16, depth=1, num_heads=2, mlp_dim=12)
+    options = {"mask_cell": 14, "mask_ratio": 0.5, "hog_cells": 1}
+    tower = image_tower(start="random", model=image, **options)
+    fused = fused_towers(
+        vocab_size=20, image=image, text=part("bert", **text), fusion=part("concat", **text), embed=4, **options
+    )
+    params = fused.init(jax.random.key(0), {})
+    assert set(fused.export(params, {})[0]) == set(params) - {"mask_token"}
+    passes = {p.name: p for p in fused.forward("net", {})}
+    arrays = {"image": PIXELS, "draws": SEEDS}
+    made = passes["net/masked_image"].run({"net": params}, arrays, None, False)
+    own = {"encoder": params["image_encoder"], "mask_token": params["mask_token"]}
+    expected = run(tower, own, 1, {"image": PIXELS})
+    np.testing.assert_array_equal(made["masked_image/chosen"], expected["masked_image/chosen"])
+    np.testing.assert_allclose(made["masked_image/states"][:, 1:], expected["masked_image/tokens"], atol=1e-5)
+    words = {"text/states": RNG.normal(size=(3, 5, 16)).astype(np.float32), "text_mask": np.ones((3, 5), np.int32)}
+    both = passes["net/fused_masked_image"].run({"net": params}, {**made, **words}, None, False)
+    assert both["masked_image/fused"].shape == (3, 16, 16) and both["masked_image/fused_text"].shape == (3, 5, 16)
+    words["text/states"] = words["text/states"] + 1
+    other = passes["net/fused_masked_image"].run({"net": params}, {**made, **words}, None, False)
+    assert np.all(np.abs(other["masked_image/fused"] - both["masked_image/fused"]).max((1, 2)) > 1e-5)
+    with pytest.raises(UserError, match="mask_cell hides patches, and an image tower efficientnet_lite has none"):
+        lite = part("efficientnet_lite")
+        fused_towers(vocab_size=20, image=lite, text=part("bert"), fusion=part("concat"), mask_cell=32)
 
 
 def test_an_export_is_the_encoder_alone():
