@@ -41,9 +41,13 @@ class FusedTowers(nn.Module):
         self.word_norm = LayerNorm(1e-12, self.dtype)
         self.word_bias = self.param("word_bias", nn.initializers.zeros, (self.vocab_size,))
 
-    def encode_image(self, images, *, deterministic: bool = True) -> dict[str, jax.Array]:
-        """Normalised images (B, S, S, 3) -> 'states' (B, 1 + N, Di) and 'out' (B, embed), not normalised."""
-        states = self.image_encoder(images, deterministic=deterministic)
+    def encode_image(self, images, *, hidden=None, deterministic: bool = True) -> dict[str, jax.Array]:
+        """Normalised images (B, S, S, 3) -> 'states' (B, 1 + N, Di) and 'out' (B, embed), not normalised.
+
+        hidden: see `smke_jax.models.vision.hide`; only of a tower of patches
+        """
+        some = {} if hidden is None else {"hidden": hidden}
+        states = self.image_encoder(images, **some, deterministic=deterministic)
         return {"states": states, "out": self._out(self.image_projection, states, None)}
 
     def encode_text(self, ids, mask, *, deterministic: bool = True) -> dict[str, jax.Array]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from smke_jax.convert.params_file import digests, fit, load_params, read_description
@@ -13,12 +14,15 @@ from smke_jax.limits import AT_LEAST_1, SHARE
 from smke_jax.models.fields import check_fields
 from smke_jax.models.fused_towers import POOLS, build_fused_towers
 from smke_jax.models.fusion import FUSIONS
+from smke_jax.models.towers import VITS
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.encoders import describe_encoder, load_encoder
 from smke_jax.networks.start import FITTING, RANDOM, differences, tower_start, vocabulary_of
 from smke_jax.networks.two_towers import TOWERS, check_image, pixels_said
 from smke_jax.passes.base import statistics_of
-from smke_jax.passes.fuse import TextMask, masked_texts, pairs, towers
+from smke_jax.passes.fuse import TextMask, masked_images, masked_texts, pairs, towers
+from smke_jax.passes.hidden_patches import MASK_TOKEN, TOKEN, Hiding
+from smke_jax.passes.patch_targets import check_hog, patch_targets
 from smke_jax.passes.text_masks import UNITS
 
 TYPE = "fused_towers"
@@ -39,6 +43,11 @@ def fused_towers(
     text_unit: str = "token",
     random_words: float = 0.0,
     kept_words: float = 0.0,
+    mask_cell: int = 0,
+    mask_ratio: float = 0.75,
+    hide_by: str = TOKEN,
+    noise: float = 1.0,
+    hog_cells: int = 2,
     dtype: str = "float32",
     residual_dtype: str = "float32",
     remat: str = "none",
@@ -58,6 +67,8 @@ def fused_towers(
     pool:         what these are made of: 'cls', or the 'mean' over the tokens without padding
     text_ratio, text_unit: the share of the words of a caption that are masked: of single 'token's, or of 'word's
     random_words, kept_words: the shares of the masked tokens that become any word, and that stay; others are [MASK]
+    mask_cell, mask_ratio, hide_by, noise, hog_cells: what is hidden of images, and how, and what hidden patches can be
+                  rebuilt as, as of `image_tower`; mask_cell=0 hides nothing
     dtype, residual_dtype, remat: as of `two_towers`
     start:        all of it from what `smke export` wrote of another run; temperatures come along
     image_start, text_start: one tower from a file, as of `two_towers`
@@ -86,21 +97,30 @@ def fused_towers(
     model = build_fused_towers(description | {"remat": remat})
     how = TextMask(text_ratio, text_unit, random_words, kept_words, None if mask_token < 0 else mask_token, vocab_size)
 
+    hiding = Hiding(mask_cell, mask_ratio, hide_by, noise) if mask_cell else None
+    if hiding:
+        if image["type"] not in VITS:
+            raise UserError(f"mask_cell hides patches, and an image tower {image['type']} has none: set it to 0")
+        hiding.check(image["image_size"], image["patch_size"])
+        check_hog(image["patch_size"], hog_cells)
+
     def init(key, specs):
         images = jnp.zeros((2, image["image_size"], image["image_size"], 3))
         tokens = jnp.ones((2, 3), jnp.int32)
-        return model.init(key, images, tokens, tokens)["params"]
+        params = model.init(key, images, tokens, tokens)["params"]
+        return params | (hiding.token(jax.random.fold_in(key, 1), image["width"]) if hiding else {})
 
     def forward(name, specs):
-        return (
-            *towers(model, name, **statistics_of(said)),
-            *pairs(model, name),
-            *masked_texts(model, name, how),
-        )
+        pixels = statistics_of(said)
+        of_images = ()
+        if hiding:
+            targets = patch_targets(name, image["patch_size"], hog_cells=hog_cells, **pixels)
+            of_images = (*masked_images(model, name, hiding, **pixels), targets)
+        return (*towers(model, name, **pixels), *pairs(model, name), *masked_texts(model, name, how), *of_images)
 
     def begin(shapes) -> Start | None:
         if start != RANDOM:
-            return _whole(start, shapes, description)
+            return _whole(start, without_token(shapes), description)
         found = {
             f"{tower}_encoder": tower_start(tower, files[tower], shapes[f"{tower}_encoder"], description[tower])
             for tower in TOWERS if tower in files
@@ -115,9 +135,14 @@ def fused_towers(
         begin,
         trained=tuple(trained) or True,
         sizes={"image": image["image_size"]},
-        export=lambda params, slots: (params, description),
+        export=lambda params, slots: (without_token(params), description),
         described=said,
     )
+
+
+def without_token(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of the model alone: what hides patches in training is of no use later."""
+    return {name: x for name, x in params.items() if name != MASK_TOKEN}
 
 
 def _check(image, text, fusion, pool, unit) -> None:

@@ -10,6 +10,7 @@ from smke_jax.objectives.itc import itc
 from smke_jax.objectives.itm import itm
 from smke_jax.objectives.kl import kl
 from smke_jax.objectives.layer_means import layer_means
+from smke_jax.objectives.mim import mim
 from smke_jax.objectives.mlm import mlm
 from smke_jax.objectives.momentum_itc import momentum_itc
 from smke_jax.objectives.mrm import mrm
@@ -38,6 +39,7 @@ TERMS = {
     "itm": itm,
     "kl": kl,
     "layer_means": layer_means,
+    "mim": mim,
     "mlm": mlm,
     "momentum_itc": momentum_itc,
     "mrm": mrm,

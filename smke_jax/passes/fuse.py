@@ -8,10 +8,9 @@ import jax.numpy as jnp
 from smke_jax.errors import UserError
 from smke_jax.models.fused_towers import FusedTowers
 from smke_jax.passes.base import MEAN, STD, Pass, mode, to_network
+from smke_jax.passes.draws import DRAWS, OF_TEXT, keys_of
+from smke_jax.passes.hidden_patches import Hiding, hidden_by, hidden_patches
 from smke_jax.passes.text_masks import NOTHING, mask_words, most_masked, places_of
-
-DRAWS = "draws"
-OF_TEXT, OF_IMAGES = 0, 1  # the random key of a row's mask, of its number in 'draws'
 
 
 class TextMask(NamedTuple):
@@ -25,27 +24,25 @@ class TextMask(NamedTuple):
     vocab_size: int
 
 
-def keys_of(draws: jax.Array, what: int) -> jax.Array:
-    """A random key for each row's number.  (B,) -> (B,) keys."""
-    return jax.vmap(lambda number: jax.random.fold_in(jax.random.key(number), what))(draws)
-
-
 def towers(model: FusedTowers, network: str, *, mean=MEAN, std=STD) -> tuple[Pass, Pass]:
-    """'image/{states,out}' of 'image', and 'text/{states,out}' of 'text' and 'text_mask'.
+    """'image/{states,out,tokens}' of 'image', and 'text/{states,out}' of 'text' and 'text_mask'.
 
-    states (B, 1 + N, Di) and (B, L, Dt), what fusion reads; out (B, embed), what retrieval compares.
+    states (B, 1 + N, Di) and (B, L, Dt), what fusion reads; out (B, embed), what retrieval compares; tokens (B, N, Di),
+    the states of the patches.
     """
 
     def image(params, arrays, key, train):
         pixels = to_network(arrays["image"], mean, std)
-        return _named("image", _apply(model, params[network], "encode_image", key, train, pixels))
+        made = _apply(model, params[network], "encode_image", key, train, pixels)
+        return _named("image", {**made, "tokens": made["states"][:, 1:]})
 
     def text(params, arrays, key, train):
         ids, mask = arrays["text"], arrays["text_mask"]
         return _named("text", _apply(model, params[network], "encode_text", key, train, ids, mask))
 
+    of_image = tuple(f"image/{name}" for name in ("states", "out", "tokens"))
     return (
-        Pass(f"{network}/image", (network,), ("image",), ("image/states", "image/out"), image, ("image/out",)),
+        Pass(f"{network}/image", (network,), ("image",), of_image, image, ("image/out",)),
         Pass(f"{network}/text", (network,), ("text", "text_mask"), ("text/states", "text/out"), text, ("text/out",)),
     )
 
@@ -114,6 +111,36 @@ def masked_texts(model: FusedTowers, network: str, how: TextMask) -> tuple[Pass,
         Pass(f"{network}/hide_words", (), ("text", *words, DRAWS), ("masked_text/ids", "masked_text/chosen"), hide),
         Pass(f"{network}/masked_text", (network,), ("masked_text/ids", "text_mask"), ("masked_text/states",), encode),
         Pass(f"{network}/fused_masked_text", (network,), needs, made, fuse),
+    )
+
+
+def masked_images(model: FusedTowers, network: str, hiding: Hiding, *, mean=MEAN, std=STD) -> tuple[Pass, Pass]:
+    """Images with patches hidden: 'masked_image/{states,chosen,pixels}', and fused with the whole caption
+
+    'masked_image/fused' (B, N, D), at patches, and 'masked_image/fused_text' (B, L, D).
+    chosen (B, N) bool, True at hidden patches, drawn from 'draws'; pixels (B, S, S, 3), what the tower sees.
+    """
+    patch = model.image_encoder.patch_size
+
+    def encode(params, arrays, key, train):
+        own, pixels = params[network], to_network(arrays["image"], mean, std)
+        seen, mask = hidden_patches(pixels, arrays[DRAWS], patch, hiding)
+        hidden = {"hidden": hidden_by(own, mask, hiding)}
+        out = model.apply({"params": own}, seen, method="encode_image", **hidden, **mode(key, train))
+        return _named("masked_image", {"states": out["states"], "chosen": mask, "pixels": seen})
+
+    def fuse(params, arrays, key, train):
+        states = arrays["masked_image/states"], arrays["text/states"]
+        out = _apply(model, params[network], "fuse", key, train, *states, arrays["text_mask"])
+        return {name: x for name, x in zip(fused, (out.text, out.image), strict=True) if x is not None}
+
+    fused = ("masked_image/fused_text", "masked_image/fused")
+    made = fused if model.fusion.fuses_patches else fused[:1]
+    seen = tuple(f"masked_image/{name}" for name in ("states", "chosen", "pixels"))
+    needs = ("masked_image/states", "text/states", "text_mask")
+    return (
+        Pass(f"{network}/masked_image", (network,), ("image", DRAWS), seen, encode),
+        Pass(f"{network}/fused_masked_image", (network,), needs, made, fuse),
     )
 
 

@@ -32,6 +32,7 @@ def pairs(
     data: tuple[str, ...] = (),
     weights: tuple[int, ...] = (),
     caps: tuple[int, ...] = (),
+    data_fraction: float = 1.0,
     split: str = "train",
     unit: str = "pairs",
     in_memory: bool = False,
@@ -60,6 +61,7 @@ def pairs(
     data:       folders written by `smke prepare`, read as one shuffled set
     weights:    how often the rows of each folder come in an epoch; () is once
     caps:       most images of each folder, always the same ones; () or 0 is all
+    data_fraction: of the images that are trained on, which stay the same ones: a smaller share is part of a larger one
     unit:       pairs: every caption is a row; images: a row is an image, with one of its captions drawn each epoch
     in_memory:  decode every image once and keep it: for small sets
     tokenizer:  folder with vocab.txt or tokenizer.json; '' trains a WordPiece on the training captions,
@@ -74,7 +76,9 @@ def pairs(
     threads:    for reading, decoding and cropping, in training and in evaluation
     prefetch_mib: most memory of examples that wait for the devices
     """
-    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
+    opened = _Opened(
+        source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib, split, data_fraction
+    )
     with failing_together():
         facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
     captions = lambda: (caption for captions in opened.open(split).all_captions() for caption in captions)  # noqa: E731
@@ -111,6 +115,7 @@ def images(
     data: tuple[str, ...] = (),
     weights: tuple[int, ...] = (),
     caps: tuple[int, ...] = (),
+    data_fraction: float = 1.0,
     split: str = "train",
     views: int = 1,
     in_memory: bool = False,
@@ -128,7 +133,9 @@ def images(
     """
     if views not in (1, 2):
         raise UserError(f"views is {views}: give 1, or 2 for self-supervised training")
-    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
+    opened = _Opened(
+        source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib, split, data_fraction
+    )
     with failing_together():
         facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
 
@@ -152,15 +159,18 @@ class _Opened:
     in_memory: bool
     threads: int
     prefetch_mib: float
+    trained: str
+    fraction: float
     _kept: dict[str, Source] = dataclasses.field(default_factory=dict)
     _kept_for_evaluation: dict[str, Source] = dataclasses.field(default_factory=dict)
 
     def open(self, split: str) -> Source:
-        """A split as it is trained on."""
+        """A split as it is trained on; only of the one that is, a fraction."""
         if split not in self._kept:
             self._kept[split] = open_source(
-                self.source, split, data=self.data, weights=self.weights, caps=self.caps, in_memory=self.in_memory
-            )
+                self.source, split, data=self.data, weights=self.weights, caps=self.caps, in_memory=self.in_memory,
+                fraction=self.fraction if split == self.trained else 1.0,
+            )  # fmt: skip
         return self._kept[split]
 
     def evaluation(self, split: str) -> Source:

@@ -81,6 +81,8 @@ CASES = {
         {"bank_size": 21, "random_bank": True, "learnable_scale": True, "same_image": "masked"},
     ),
     "vicreg": ("vicreg", {"covariance": 30.0}),
+    "vicreg, image and text": ("vicreg", {"pair": ("image/out", "text/out"), "invariance": 2.0}),
+    "mim": ("mim", {"watched": True}),
     "reconstruct": ("reconstruct", {"hidden": 7, "size": 2}),
 }
 
@@ -99,6 +101,7 @@ SHAPES = {  # of one example
     "score/logits": (1,), "score/label": (),
     "target/cls": (6,), "target/logits": (6,), "target/tokens": (4, 6),
     "student/layers": (5, 6), "teacher/layers": (5, 6), "text_mask": (5,),
+    "mim/error": (4,), "mim/target": (4, 6), "mim/prediction": (4, 6),
     "view1/cls": (7,), "view2/cls": (7,),
     "view1/projection": (6,), "view2/projection": (6,),
     "view1/pixels": (4, 4, 3), "view2/pixels": (4, 4, 3),
@@ -127,6 +130,8 @@ DATA = (
     "momentum/image/out",
     "momentum/text/out",
     "momentum/masked_text/logits",
+    "mim/prediction",
+    "mim/target",
     "momentum/pair/image",
     "momentum/pair/text",
     "masked_image/chosen",
