@@ -1,10 +1,11 @@
 """Retrieval fine-tuning by contrast and matching, after a pretraining with a fusion encoder, in two stages.
 
-    smke train --config=configs/finetune_fused.py:mamo --workdir=runs/finetuned_mamo
-    smke train --config=configs/finetune_fused.py:mamo,flickr8k --workdir=runs/finetuned_mamo_flickr8k
+    smke train --config=configs/finetune_fused.py --workdir=runs/finetuned_mamo
+    smke train --config=configs/finetune_fused.py:flickr8k --workdir=runs/finetuned_mamo_flickr8k
+    smke train --config=configs/finetune_fused.py:albef,flickr8k --workdir=runs/finetuned_albef_flickr8k
 
-The first stage is configs/mamo.py, or configs/albef.py with `:albef`; the second begins with its export and lies beside
-it.  Without a name before the form the first stage is MAMO.  The losses of masked views are left out, and all is
+The first stage is configs/mamo.py, or configs/albef.py with `:albef`; the second begins with its export and lies
+beside it.  The losses of masked views are left out, and all is
 trained at a tenth of the learning rate; the published fine-tuning has five epochs of COCO or ten of Flickr30K, with
 ALBEF at 384 pixels.  What learns at one size can go on at another: `--config.networks.towers.image.image_size=384`.
 
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from smke_jax.config_files import load_config
 from smke_jax.forms import split_variant
-from smke_jax.fused_forms import reranked
+from smke_jax.fused_forms import fused_run, reranked
 from smke_jax.parts import fused_itm, hard_negatives, itc
 
 VARIANTS = ("mamo", "albef")
@@ -25,7 +26,7 @@ VARIANTS = ("mamo", "albef")
 def get_config(variant: str = ""):
     kind, form = split_variant(variant, VARIANTS)
     before = _before(variant)
-    c = form.fine_tuning()
+    c = fused_run(form)
     c.batch_size, c.task = before.batch_size, before.task
     if not form.name:
         c.batch_size, c.total_steps, c.checkpoint.every = 256, 10 * 566, 566

@@ -20,7 +20,7 @@ them, `--config.terms.mrm.weight=0` leaves a loss out.  configs/finetune_fused.p
 """
 
 from smke_jax.forms import split_variant
-from smke_jax.fused_forms import cell, fused, reranked, seed
+from smke_jax.fused_forms import cell, fused, fused_run, reranked, seed
 from smke_jax.parts import average, draws, fused_itm, hard_negatives, itc, mim, mlm, mrm, patch_predictor
 
 VARIANTS = ("seed",)
@@ -30,7 +30,7 @@ EPOCHS = 30
 def get_config(variant: str = ""):
     kind, form = split_variant(variant, VARIANTS)
     hidden = {"mask_cell": cell(form), "hide_by": "zero", "text_ratio": 0.25, "text_unit": "word"}
-    c = form.fine_tuning()
+    c = fused_run(form)
     c.task = form.captioned()
     c.networks.towers = fused(form, "concat", **hidden)
     width = c.networks.towers.fusion.width
