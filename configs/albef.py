@@ -18,11 +18,10 @@ The forms flickr8k and scenes are for two CPU cores; the README says how to get 
 """
 
 from smke_jax.forms import form_of
-from smke_jax.fused_forms import fused
-from smke_jax.parts import average, draws, fused_itm, hard_negatives, mlm, momentum_itc, rerank
+from smke_jax.fused_forms import fused, reranked
+from smke_jax.parts import average, draws, fused_itm, hard_negatives, mlm, momentum_itc
 
 EPOCH = 6_376  # steps
-SWEEP = (2, 4, 8, 16)  # of the k that are ordered anew, besides the largest
 
 
 def get_config(variant: str = ""):
@@ -41,6 +40,5 @@ def get_config(variant: str = ""):
     c.terms.itm = fused_itm()
     c.terms.mlm = mlm(teacher="momentum/", share=0.4, ramp_steps=ramp)
     c.evaluators.retrieval = form.retrieval()
-    k, sweep = (4, (2,)) if form.name == "smoke" else (32, SWEEP) if form.name else (128, (*SWEEP, 32, 64))
-    c.evaluators.rerank = rerank(split=form.held_out, k=k, sweep=sweep)
+    c.evaluators.rerank = reranked(form)
     return c

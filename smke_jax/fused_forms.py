@@ -13,6 +13,18 @@ def fused(form: Thesis, kind: str, **fields: Any) -> ConfigDict:
     return SIZES[form.name](kind, **fields)
 
 
+def reranked(form: Thesis, **fields: Any) -> ConfigDict:
+    """Re-ranking on the split that runs of `form` are evaluated on, of as many of each query as it has time for."""
+    k = {"": 128, "smoke": 4}.get(form.name, 32)
+    sweep = tuple(number for number in (2, 4, 8, 16, 32, 64) if number < k)
+    return part("rerank", **{"split": form.held_out, "k": k, "sweep": sweep} | fields)
+
+
+def cell(form: Thesis) -> int:
+    """Pixels per side of the blocks that are hidden: seven to a side where images have them, of one patch or more."""
+    return {"": 32, "flickr8k": 14, "scenes": 8, "smoke": 16}[form.name]
+
+
 def _published(kind, **fields):
     """ALBEF: a ViT-B/16, the first half of a BERT-base, and the other half as its fusion (spec B.3)."""
     given = {

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from smke_jax.convert.interpolate import fitted
 from smke_jax.convert.params_file import digests, fit, load_params, read_description
 from smke_jax.convert.temperatures import by_level
 from smke_jax.errors import UserError
@@ -180,10 +181,9 @@ def _whole(path: str, shapes: Any, description: Mapping[str, Any]) -> Start:
     pairs = {"": (model, description), **{f"{part}.": (model[part], description[part]) for part in PARTS}}
     if wrong := [line for prefix, pair in pairs.items() for line in differences(*pair, prefix=prefix)]:
         raise UserError(f"the network is not that of {path}: {'; '.join(wrong)}; set them alike")
-    ours, theirs = description["image"]["image_size"], model["image"]["image_size"]
-    if ours != theirs:
-        raise UserError(f"{path} takes images of {theirs} pixels: set image.image_size={theirs}, not {ours}")
-    loaded = fit(shapes, load_params(path), source=path)
+    params = load_params(path)
+    params["image_encoder"] = fitted(params["image_encoder"], model["image"], description["image"]["image_size"])
+    loaded = fit(shapes, params, source=path)
     scales = {name: {"logit_scale": values} for name, values in by_level(model.get("logit_scales", {})).items()}
     return Start(loaded, {"": path}, digests(path), scales, vocabulary_of(path))
 

@@ -41,10 +41,9 @@ class Recorded(Encoder):
 
     def __init__(self, devices=1, batch_size=32):
         def tower(name, needs, tokens):
-            run = lambda params, arrays, key, train: {
-                f"{name}/states": tokens(arrays),
-                f"{name}/out": tokens(arrays)[:, 0],
-            }  # noqa: E731, E501
+            def run(params, arrays, key, train):
+                return {f"{name}/states": tokens(arrays), f"{name}/out": tokens(arrays)[:, 0]}
+
             return Pass(name, (), needs, (f"{name}/states", f"{name}/out"), run)
 
         def fuse(params, arrays, key, train):

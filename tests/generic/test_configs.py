@@ -28,7 +28,7 @@ from smke_jax.training.step import needed
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
 SCENES = make_scenes(96, 16)
-FACTS = {"num_images": 1000, "vocab_size": 30_522, "classes": 5, "class_names": list("abcde")}
+FACTS = {"num_images": 1000, "vocab_size": 30_522, "mask_token": 103, "classes": 5, "class_names": list("abcde")}
 
 
 def module_of(path: Path):

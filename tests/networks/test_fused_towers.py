@@ -112,11 +112,10 @@ def test_an_export_begins_the_next_run(tmp_path):
     with pytest.raises(UserError, match="fusion.mlp_dim is 12 there and 13 here; set them alike"):
         other = network(fusion=part("concat", **{**SIZES, "mlp_dim": 13}), start=str(tmp_path))
         other.start(shapes_of(other))
-    with pytest.raises(UserError, match="images of 8 pixels: set image.image_size=8, not 16"):
-        other = network(
-            fusion=part("concat", **SIZES), start=str(tmp_path), image={**IMAGE, "image_size": 16, "patch_size": 4}
-        )
-        other.start(shapes_of(other))
+    larger = network(fusion=part("concat", **SIZES), start=str(tmp_path), image={**IMAGE, "image_size": 16})
+    table = larger.start(shapes_of(larger)).params["image_encoder"]["position_embedding"]
+    assert table.shape == (1 + 16, 12), "interpolated from 2 × 2 places to 4 × 4"
+    np.testing.assert_array_equal(table[0], params["image_encoder"]["position_embedding"][0])
 
 
 # ---- what it refuses

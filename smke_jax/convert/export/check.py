@@ -147,7 +147,7 @@ def _passes(description: dict) -> Sequence[Pass]:
         return [words(build_from(description, TEXT_TOWERS[description["type"]]), NETWORK)]
     model, pixels = build_model(description), statistics_of(description)
     if description["type"] == "fused_towers":
-        return towers(model, NETWORK, **pixels)
+        return [narrowed(p, levels) for p in towers(model, NETWORK, **pixels)]
     if description["type"] == "student":
         return [narrowed(p, levels) for p in (encode_image(model, NETWORK, **pixels), encode_text(model, NETWORK))]
     if description["type"] == "classifier":
