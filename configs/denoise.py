@@ -18,7 +18,8 @@ What can be left out or changed:
 - the share of hidden words: `--config.networks.towers.text_ratio=0.25`, 0.5, 0.6; of the images that are seen:
   `--config.task.data_fraction=0.25`, 0.5, which are nested
 - VICReg: `--config.terms.vicreg.weight=0`; contrast: `--config.terms.itc.weight=0`, with
-  `--config.selections.hard_negatives.hardness=14`, as then no scale is learned; matching: `--config.terms.itm.weight=0`
+  `--config.selections.hard_negatives.hardness=14`, as then no scale is learned
+- matching: `--config.terms.itm.weight=0`; words: `--config.terms.mlm.weight=0`; patches: `configs/denoise.py:words`
 - noise in place of masks: `--config.networks.towers.hide_by=noise`, which adds Gaussian noise to the hidden pixels
   (`--config.networks.towers.noise=0.5`), and `--config.networks.towers.random_words=1.0`: any word in place of [MASK]
 - the moving average's features as the target, and masked representations: configs/mamo.py
@@ -41,7 +42,8 @@ from smke_jax.parts import (
     vicreg,
 )  # fmt: skip
 
-VARIANTS = ("hog", "pixel", "pixel_norm")
+WORDS = "words"
+VARIANTS = ("hog", "pixel", "pixel_norm", WORDS)
 
 
 def get_config(variant: str = ""):
@@ -54,15 +56,16 @@ def get_config(variant: str = ""):
         c.networks.towers = fused(form, "concat", **hidden)
     else:
         seed_run(c, form, **hidden)
-    c.networks.patches = patch_predictor(of="masked_image/fused", target=target)
     c.selections.draws = draws()
     c.selections.hard_negatives = hard_negatives(same_image="masked")
-    c.terms.mim = mim()
     c.terms.mlm = mlm()
     c.terms.itc = itc(levels=("out",), same_image="positive")
     c.terms.itm = fused_itm()
     c.terms.vicreg = vicreg(pair=("image/out", "text/out"), expander=(512, 512), weight=0.04)
     c.evaluators.retrieval = form.retrieval()
     c.evaluators.rerank = reranked(form)
-    c.evaluators.reconstruction = reconstruction(target=target, split=form.held_out, every=c.checkpoint.every)
+    if target != WORDS:
+        c.networks.patches = patch_predictor(of="masked_image/fused", target=target)
+        c.terms.mim = mim()
+        c.evaluators.reconstruction = reconstruction(target=target, split=form.held_out, every=c.checkpoint.every)
     return c
