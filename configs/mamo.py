@@ -20,7 +20,7 @@ them, `--config.terms.mrm.weight=0` leaves a loss out.  configs/finetune_fused.p
 """
 
 from smke_jax.forms import split_variant
-from smke_jax.fused_forms import cell, fused, fused_run, reranked, seed
+from smke_jax.fused_forms import cell, fused, fused_run, reranked, seed_run
 from smke_jax.parts import average, draws, fused_itm, hard_negatives, itc, mim, mlm, mrm, patch_predictor
 
 VARIANTS = ("seed",)
@@ -35,13 +35,7 @@ def get_config(variant: str = ""):
     c.networks.towers = fused(form, "concat", **hidden)
     width = c.networks.towers.fusion.width
     if kind == "seed" and not form.name:
-        c.batch_size, c.total_steps, c.checkpoint.every = 96, 15 * 1_511, 1_511
-        c.optimizer.update(
-            learning_rate=2.5e-4, final_rate=1e-5, warmup_fraction=0.2, weight_decay=0.01, decay_all=True,
-            betas=(0.9, 0.999), eps=1e-8, clip_norm=1.0, reference_batch=0, lr_rules=(),
-        )  # fmt: skip
-        c.task = form.pairs(data=("data/flickr30k",), tokenizer="weights/bert-small/tokenizer", max_length=35)
-        c.networks.towers = seed("concat", **hidden)
+        seed_run(c, form, **hidden)
     elif not form.name:
         c.total_steps = EPOCHS * c.checkpoint.every
         c.optimizer.update(learning_rate=1e-4, weight_decay=0.02, reference_batch=0, lr_rules=())

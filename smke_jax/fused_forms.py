@@ -56,6 +56,17 @@ def seed(kind: str, **fields: Any) -> ConfigDict:
     return part("fused_towers", **given | fields)
 
 
+def seed_run(c: ConfigDict, form: Thesis, **fields: Any) -> None:
+    """Makes `c` the seed's run: its towers with a 'concat' fusion, Flickr30K alone, 15 epochs at a batch of 96."""
+    c.batch_size, c.total_steps, c.checkpoint.every = 96, 15 * 1_511, 1_511
+    c.optimizer.update(
+        learning_rate=2.5e-4, final_rate=1e-5, warmup_fraction=0.2, weight_decay=0.01, decay_all=True,
+        betas=(0.9, 0.999), eps=1e-8, clip_norm=1.0, reference_batch=0, lr_rules=(),
+    )  # fmt: skip
+    c.task = form.pairs(data=("data/flickr30k",), tokenizer="weights/bert-small/tokenizer", max_length=35)
+    c.networks.towers = seed("concat", **fields)
+
+
 def _flickr8k(kind, **fields):
     """Six layers of DINOv2 at 98 pixels, four of MiniLM, and its other two as the fusion."""
     text = {"width": 384, "num_heads": 12, "mlp_dim": 1536, "dropout": 0.1}

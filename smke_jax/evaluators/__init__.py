@@ -4,6 +4,7 @@ from smke_jax.evaluators.accuracy import accuracy
 from smke_jax.evaluators.labels import labels
 from smke_jax.evaluators.layer_agreement import layer_agreement
 from smke_jax.evaluators.probe import probe
+from smke_jax.evaluators.reconstruction import reconstruction
 from smke_jax.evaluators.rerank import rerank
 from smke_jax.evaluators.retrieval import retrieval
 from smke_jax.evaluators.scene_probe import scene_probe
@@ -15,6 +16,7 @@ EVALUATORS = {
     "labels": labels,
     "layer_agreement": layer_agreement,
     "probe": probe,
+    "reconstruction": reconstruction,
     "rerank": rerank,
     "retrieval": retrieval,
     "scene_probe": scene_probe,

@@ -4,7 +4,6 @@ from smke_jax.networks.average import average
 from smke_jax.networks.classifier import classifier
 from smke_jax.networks.codes import autoencoder, quantizer
 from smke_jax.networks.encoder import encoder
-from smke_jax.networks.expander import expander
 from smke_jax.networks.frozen import frozen
 from smke_jax.networks.fused_towers import fused_towers
 from smke_jax.networks.image_tower import image_tower
@@ -20,7 +19,6 @@ NETWORKS = {
     "average": average,
     "classifier": classifier,
     "encoder": encoder,
-    "expander": expander,
     "frozen": frozen,
     "fused_towers": fused_towers,
     "image_tower": image_tower,

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from smke_jax.errors import UserError
 from smke_jax.losses.masked import mean_at, spread_at, standardised
 from smke_jax.objectives.base import Term
+from smke_jax.objectives.perceptron import init_layers, through_layers
 
 VIEWS = {"masked_image": "image", "masked_text": "text"}  # {masked view: the modality whose tokens are masked in it}
 
@@ -29,16 +30,13 @@ def mrm(target: str = "momentum/", views: tuple[str, ...] = tuple(VIEWS), hidden
 
     def init(key, shapes):
         width = shapes[f"{views[0]}/fused"].shape[-1]
-        sizes, dense = (width, hidden or width, width), jax.nn.initializers.lecun_normal()
-        keys = jax.random.split(key)
-        layers = zip(("fc1", "fc2"), keys, sizes[:-1], sizes[1:], strict=True)
-        return {name: {"kernel": dense(k, (a, b)), "bias": jnp.zeros(b)} for name, k, a, b in layers}, ()
+        return init_layers(key, (width, hidden or width, width)), ()
 
     def value(params, slots, reps, scope):
         losses, metrics = [], {}
         for view in views:
             chosen, clean = reps[f"{view}/chosen"], jax.lax.stop_gradient(reps[f"{target}pair/{VIEWS[view]}"])
-            predicted = _mlp(params, reps[f"{view}/fused"].astype(jnp.float32))
+            predicted = through_layers(params, reps[f"{view}/fused"])
             squares = jnp.mean(jnp.square(predicted - standardised(clean)), axis=-1)
             losses.append(mean_at(squares, chosen, scope))
             metrics |= {
@@ -49,8 +47,3 @@ def mrm(target: str = "momentum/", views: tuple[str, ...] = tuple(VIEWS), hidden
         return sum(losses) / len(losses), metrics
 
     return Term(needs, init, value)
-
-
-def _mlp(params, x):
-    hidden = jax.nn.gelu(x @ params["fc1"]["kernel"] + params["fc1"]["bias"], approximate=False)
-    return hidden @ params["fc2"]["kernel"] + params["fc2"]["bias"]

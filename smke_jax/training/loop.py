@@ -90,7 +90,8 @@ class _Loop:
             self.splits[name] = self.splits[name]._replace(columns={**self.splits[name].columns, **stored})
         needed = networks_of(self.recipe, self.recipe.forward)
         for name, evaluator in self.recipe.evaluators.items():
-            needed |= networks_of(self.recipe, plan.experiment.chosen(evaluator.needs, self.splits[name].columns))
+            there = {*self.splits[name].columns, *evaluator.adds}
+            needed |= networks_of(self.recipe, plan.experiment.chosen(evaluator.needs, there))
         self.frozen = self._frozen(needed)
         whole = {name: x.arrays for name, x in self.assets.items() if not x.asset.by_id}
         if whole:

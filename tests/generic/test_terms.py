@@ -82,6 +82,7 @@ CASES = {
     ),
     "vicreg": ("vicreg", {"covariance": 30.0}),
     "vicreg, image and text": ("vicreg", {"pair": ("image/out", "text/out"), "invariance": 2.0}),
+    "vicreg, expanded": ("vicreg", {"pair": ("target/cls", "text/out"), "expander": (7, 5)}),
     "mim": ("mim", {"watched": True}),
     "reconstruct": ("reconstruct", {"hidden": 7, "size": 2}),
 }
