@@ -21,7 +21,7 @@ them, `--config.terms.mrm.weight=0` leaves a loss out.  configs/finetune_fused.p
 
 from smke_jax.forms import split_variant
 from smke_jax.fused_forms import cell, fused, fused_run, reranked, seed_run
-from smke_jax.parts import average, draws, fused_itm, hard_negatives, itc, mim, mlm, mrm, patch_predictor
+from smke_jax.parts import average, draws, fused_itm, hard_negatives, itc, masked_words, mim, mlm, mrm, patch_predictor
 
 VARIANTS = ("seed",)
 EPOCHS = 30
@@ -50,4 +50,5 @@ def get_config(variant: str = ""):
     c.terms.mim = mim(watched=True)
     c.evaluators.retrieval = form.retrieval()
     c.evaluators.rerank = reranked(form)
+    c.evaluators.words = masked_words(split=form.held_out)
     return c
