@@ -162,8 +162,10 @@ def made_up(names, seed):
     rng = np.random.default_rng(seed)
     reps = {}
     for name in sorted(names):
-        if name.partition("@")[0] == "id":
+        if name == "id":
             reps[name] = rng.integers(0, 10, BATCH).astype(np.int32)
+        elif name.startswith("id@"):  # chosen of other images
+            reps[name] = rng.integers(10, 20, BATCH).astype(np.int32)
         elif name in ("target/code", "label"):
             reps[name] = rng.integers(0, 6, BATCH).astype(np.int32)
         elif name == "masked_text/labels":  # each row has one or more
