@@ -18,15 +18,15 @@ The forms flickr8k and scenes are for two CPU cores; the README says how to get 
 """
 
 from smke_jax.forms import form_of
-from smke_jax.fused_forms import fused, reranked
-from smke_jax.parts import average, draws, fused_itm, hard_negatives, mlm, momentum_itc
+from smke_jax.fused_forms import fused, fused_run, reranked
+from smke_jax.parts import average, draws, fused_itm, hard_negatives, masked_words, mlm, momentum_itc
 
 EPOCH = 6_376  # steps
 
 
 def get_config(variant: str = ""):
     form = form_of(variant)
-    c = form.fine_tuning()
+    c = fused_run(form)
     if not form.name:
         c.total_steps = 30 * EPOCH
         c.optimizer.update(learning_rate=1e-4, weight_decay=0.02, reference_batch=0, lr_rules=())
@@ -41,4 +41,5 @@ def get_config(variant: str = ""):
     c.terms.mlm = mlm(teacher="momentum/", share=0.4, ramp_steps=ramp)
     c.evaluators.retrieval = form.retrieval()
     c.evaluators.rerank = reranked(form)
+    c.evaluators.words = masked_words(split=form.held_out)
     return c

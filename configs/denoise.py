@@ -29,7 +29,7 @@ its test split with the best 128 ordered anew: image to text 63.4 / 85.6 / 90.0,
 """
 
 from smke_jax.forms import split_variant
-from smke_jax.fused_forms import cell, fused, reranked, seed_run
+from smke_jax.fused_forms import cell, fused, fused_run, reranked, seed_run
 from smke_jax.parts import (
     draws,
     fused_itm,
@@ -50,7 +50,7 @@ def get_config(variant: str = ""):
     kind, form = split_variant(variant, VARIANTS)
     target = kind or VARIANTS[0]
     hidden = {"mask_cell": cell(form), "text_ratio": 0.4, "text_unit": "word"}
-    c = form.fine_tuning()
+    c = fused_run(form)
     c.task = form.captioned()
     if form.name:
         c.networks.towers = fused(form, "concat", **hidden)

@@ -1,7 +1,8 @@
 """Retrieval fine-tuning by contrast and matching, after a pretraining with a fusion encoder, in two stages.
 
-    smke train --config=configs/finetune_fused.py:mamo --workdir=runs/finetuned_mamo
-    smke train --config=configs/finetune_fused.py:mamo,flickr8k --workdir=runs/finetuned_mamo_flickr8k
+    smke train --config=configs/finetune_fused.py --workdir=runs/finetuned_mamo
+    smke train --config=configs/finetune_fused.py:flickr8k --workdir=runs/finetuned_mamo_flickr8k
+    smke train --config=configs/finetune_fused.py:albef,flickr8k --workdir=runs/finetuned_albef_flickr8k
 
 The first stage is configs/mamo.py, or configs/albef.py with `:albef`, configs/denoise.py with `:denoise`; the second
 begins with its export and lies beside it.  Without a name before the form the first stage is MAMO.  The losses of
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from smke_jax.config_files import load_config
 from smke_jax.forms import split_variant
-from smke_jax.fused_forms import reranked
+from smke_jax.fused_forms import fused_run, reranked
 from smke_jax.parts import fused_itm, hard_negatives, itc
 
 VARIANTS = ("mamo", "albef", "denoise")
@@ -26,7 +27,7 @@ VARIANTS = ("mamo", "albef", "denoise")
 def get_config(variant: str = ""):
     kind, form = split_variant(variant, VARIANTS)
     before = _before(variant)
-    c = form.fine_tuning()
+    c = fused_run(form)
     c.batch_size, c.task = before.batch_size, before.task
     if not form.name:
         c.batch_size, c.total_steps, c.checkpoint.every = 256, 10 * 566, 566

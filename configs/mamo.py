@@ -20,8 +20,8 @@ them, `--config.terms.mrm.weight=0` leaves a loss out.  configs/finetune_fused.p
 """
 
 from smke_jax.forms import split_variant
-from smke_jax.fused_forms import cell, fused, reranked, seed_run
-from smke_jax.parts import average, draws, fused_itm, hard_negatives, itc, mim, mlm, mrm, patch_predictor
+from smke_jax.fused_forms import cell, fused, fused_run, reranked, seed_run
+from smke_jax.parts import average, draws, fused_itm, hard_negatives, itc, masked_words, mim, mlm, mrm, patch_predictor
 
 VARIANTS = ("seed",)
 EPOCHS = 30
@@ -30,7 +30,7 @@ EPOCHS = 30
 def get_config(variant: str = ""):
     kind, form = split_variant(variant, VARIANTS)
     hidden = {"mask_cell": cell(form), "hide_by": "zero", "text_ratio": 0.25, "text_unit": "word"}
-    c = form.fine_tuning()
+    c = fused_run(form)
     c.task = form.captioned()
     c.networks.towers = fused(form, "concat", **hidden)
     width = c.networks.towers.fusion.width
@@ -50,4 +50,5 @@ def get_config(variant: str = ""):
     c.terms.mim = mim(watched=True)
     c.evaluators.retrieval = form.retrieval()
     c.evaluators.rerank = reranked(form)
+    c.evaluators.words = masked_words(split=form.held_out)
     return c

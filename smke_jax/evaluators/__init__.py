@@ -3,6 +3,7 @@
 from smke_jax.evaluators.accuracy import accuracy
 from smke_jax.evaluators.labels import labels
 from smke_jax.evaluators.layer_agreement import layer_agreement
+from smke_jax.evaluators.masked_words import masked_words
 from smke_jax.evaluators.probe import probe
 from smke_jax.evaluators.reconstruction import reconstruction
 from smke_jax.evaluators.rerank import rerank
@@ -15,6 +16,7 @@ EVALUATORS = {
     "accuracy": accuracy,
     "labels": labels,
     "layer_agreement": layer_agreement,
+    "masked_words": masked_words,
     "probe": probe,
     "reconstruction": reconstruction,
     "rerank": rerank,

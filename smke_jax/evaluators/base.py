@@ -29,7 +29,8 @@ class Figures(NamedTuple):
              {'text_to_image': [(caption, [(image, is right), …]), …], 'image_to_text': [(image, [(caption, is right),
              …]), …], 'predictions' and 'mistakes': [(image, its class, [(class found, is right), …]), …],
              'words': [(image, caption, [a `word_patches.Match`, …]), …],
-             'reconstructions': [a `reconstruction.Reconstruction`, …]}
+             'reconstructions': [a `reconstruction.Reconstruction`, …],
+             'masked_words': [a `masked_words.Caption`, …]}
     """
 
     scalars: Mapping[str, float]

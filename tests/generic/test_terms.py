@@ -138,6 +138,8 @@ DATA = (
     "masked_image/chosen",
     "masked_text/chosen",
     "masked_text/labels",
+    "id@hard_text",
+    "id@hard_image",
 )  # what nothing is to be learned through
 
 KEY = jax.random.key(3)
@@ -160,7 +162,7 @@ def made_up(names, seed):
     rng = np.random.default_rng(seed)
     reps = {}
     for name in sorted(names):
-        if name == "id":
+        if name.partition("@")[0] == "id":
             reps[name] = rng.integers(0, 10, BATCH).astype(np.int32)
         elif name in ("target/code", "label"):
             reps[name] = rng.integers(0, 6, BATCH).astype(np.int32)

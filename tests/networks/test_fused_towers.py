@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import torch
 
 from smke_jax.convert.params_file import PARAMS, save_params
 from smke_jax.errors import UserError
+from smke_jax.forms import form_of
+from smke_jax.fused_forms import fused, seed
 from smke_jax.models.fields import build_from
 from smke_jax.models.towers import TEXT_TOWERS
 from smke_jax.networks.fused_towers import fused_towers
@@ -16,8 +19,10 @@ from smke_jax.objectives.itc import itc
 from smke_jax.objectives.mlm import mlm
 from smke_jax.parallel.mesh import make_mesh, put_batch
 from smke_jax.parts import part
+from smke_jax.passes.averaged import averaged
 from smke_jax.selections.draws import draws
 from smke_jax.selections.hard_negatives import hard_negatives
+from smke_jax.training.build import build_part
 from smke_jax.training.recipe import make_recipe
 from smke_jax.training.step import init_state, make_train_step
 
@@ -70,6 +75,84 @@ def test_a_step_is_the_same_on_any_devices_and_in_micro_batches():
     one = stepped(1, 0)
     assert one[0]["mlm/masked_tokens"] == np.mean(np.ceil((batch()["text_words"] >= 0).sum(axis=1) / 2))
     jax.tree.map(near, stepped(8, 1), one)
+
+
+# ---- masked words
+
+
+def run(passes, arrays, params):
+    """`arrays` and what `passes` make of them, one after the other."""
+    arrays = dict(arrays)
+    for p in passes:
+        arrays |= p.run(params, {need: arrays[need] for need in p.needs}, None, False)
+    return arrays
+
+
+def with_draws(**fields):
+    """(network, its parameters, the arrays of all passes but those of wrong pairs)."""
+    own = network(**fields)
+    params = {"towers": jax.jit(own.init)(jax.random.key(3), {})}
+    arrays = {**batch(), "draws": np.arange(BATCH, dtype=np.int32)}
+    passes = [p for p in own.forward("towers", {}) if not any("hard" in need for need in p.needs)]
+    return own, params, run(passes, arrays, params)
+
+
+@pytest.mark.parametrize("unit", ["token", "word"])
+def test_labels_are_the_words_that_stood_at_the_masked_places(unit):
+    own, params, made = with_draws(text_unit=unit)
+    text, ids, chosen = batch()["text"], np.asarray(made["masked_text/ids"]), np.asarray(made["masked_text/chosen"])
+    labels, logits = np.asarray(made["masked_text/labels"]), np.asarray(made["masked_text/logits"])
+    assert np.array_equal(chosen, ids == MASK) and np.array_equal(ids[~chosen], text[~chosen])
+    assert not np.any(chosen & (batch()["text_words"] < 0)), "special tokens are never masked"
+    for row in range(BATCH):
+        places = np.flatnonzero(chosen[row])
+        assert labels[row].tolist() == [*text[row, places], *[-1] * (labels.shape[1] - len(places))]
+        # The logits are those of the fused token at that place: by hand, from the table of the text tower's words.
+        own, token = params["towers"], np.asarray(made["masked_text/fused"])[row, places]
+        x = token @ own["word_transform"]["kernel"] + own["word_transform"]["bias"]
+        x = torch.nn.functional.gelu(torch.tensor(np.asarray(x))).numpy()
+        x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
+        expected = x @ np.asarray(own["text_encoder"]["word_embedding"]).T + own["word_bias"]
+        np.testing.assert_allclose(logits[row, : len(places)], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_words_are_found_with_the_clean_image_and_the_average_sees_the_same_mask():
+    own, params, made = with_draws()
+    other = run(own.forward("towers", {})[:1], {"image": 255 - batch()["image"]}, params)
+    fuse = next(p for p in own.forward("towers", {}) if p.name == "towers/fused_masked_text")
+    changed = run([fuse], {**made, "image/states": other["image/states"]}, params)
+    assert np.abs(changed["masked_text/logits"] - made["masked_text/logits"]).max() > 1e-4
+    passes = own.forward("towers", {})
+    hide = averaged(next(p for p in passes if p.name == "towers/hide_words"), "towers", "momentum", passes)
+    seen = run([hide], {**batch(), "draws": made["draws"]}, {})
+    np.testing.assert_array_equal(seen["momentum/masked_text/ids"], made["masked_text/ids"])
+
+
+def test_pooled_over_the_tokens_padding_does_not_count():
+    _, params, made = with_draws(pool="mean", mask_cell=0)
+    mask = batch()["text_mask"][:, :, None]
+    mean = (np.asarray(made["text/states"]) * mask).sum(1) / mask.sum(1)
+    own = params["towers"]["text_projection"]
+    np.testing.assert_allclose(made["text/out"], mean @ own["kernel"] + own["bias"], rtol=1e-4, atol=1e-6)
+
+
+def test_the_published_sizes():
+    """Counted by hand: ViT-B/16 at 256 pixels, BERT-base in two halves, the second attending to images too."""
+    own = build_part("networks", "towers", fused(form_of(""), "cross"), vocab_size=30_522)
+    counts = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in shapes_of(own).items()}
+    layer = 4 * (768 * 768 + 768) + 2 * 768 * 3072 + 3072 + 768 + 2 * 2 * 768
+    image = 12 * layer + 768 * (16 * 16 * 3) + 768 + 768 * (1 + 1 + 256) + 2 * 768
+    cross = 4 * (768 * 768 + 768) + 2 * 768
+    assert counts["image_encoder"] == image and counts["fusion"] == 6 * (layer + cross)
+    assert counts["text_encoder"] == 6 * layer + 768 * (30_522 + 512 + 2 + 2)
+
+
+def test_the_seed_s_sizes():
+    """Spec B.2: 21.7 million parameters of the image tower, 3.15 million per layer of BERT-small."""
+    own = build_part("networks", "towers", seed("concat"), vocab_size=30_522)
+    counts = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in shapes_of(own).items()}
+    assert round(counts["image_encoder"] / 1e6, 1) == 21.7 and round(counts["text_encoder"] / 1e6 - 2 * 3.15, 1) == 15.9
+    assert round((counts["fusion"] - 384 * 512 - 512) / 2e6, 2) == 3.15
 
 
 # ---- what it starts from
