@@ -73,6 +73,7 @@ def reconstruction(
             made = encode((*figures, *shown), few)
             raw = few.columns["image"].read(range(len(made[figures[0]])))
             own = {name.rpartition("/")[2]: x for name, x in made.items()}
+            _check_target(target, makes, own["prediction"].shape[2], own["pixel"].shape[2])
             examples = lambda: {"reconstructions": reconstructions(raw, target, own)}  # noqa: E731
         return Figures(scalars, record, {}, summary, examples)
 
@@ -113,6 +114,15 @@ def reconstructions(raw: np.ndarray, target: str, made: Mapping[str, np.ndarray]
         pixels = unpatchified(np.where(hidden[:, :, None], found, made["pixel"]))
         drawn = [_as_uint8(pixels, raw, known), raw]
     return [Reconstruction(*own) for own in zip(raw, seen, *drawn, strict=True)]
+
+
+def _check_target(target: str, makes: str, channels: int, of_pixels: int) -> None:
+    fits = channels % (3 * BINS) == 0 if target == "hog" else channels == of_pixels
+    if not fits:
+        raise UserError(
+            f"{makes}/prediction has {channels} channels, which is no {target}: set target to that of the network that "
+            "makes it"
+        )
 
 
 def unpatchified(patches: np.ndarray) -> np.ndarray:

@@ -52,11 +52,11 @@ def hog(images: jax.Array, patch_size: int, cells: int = 2) -> jax.Array:
     gy = down[:, :, :-2] + 2 * down[:, :, 1:-1] + down[:, :, 2:]
     length = jnp.sqrt(jnp.square(gx) + jnp.square(gy))
     bins = jnp.mod(jnp.floor(BINS * jnp.arctan2(gx, gy) / jnp.pi), BINS)
-    votes = jnp.where(bins[..., None] == jnp.arange(BINS), length[..., None], 0.0)  # (B, S, S, 3, 9)
-    rows, size = len(images), patch_size // cells
-    grid = images.shape[1] // patch_size
-    shape = (rows, grid, cells, size, grid, cells, size, 3, BINS)
-    sums = votes.reshape(shape).sum(axis=(3, 6))  # (B, grid, cells, grid, cells, 3, 9)
+    rows, size, grid = len(images), patch_size // cells, images.shape[1] // patch_size
+    shape = (rows, grid, cells, size, grid, cells, size, 3)
+    # Bin after bin: all votes at once would take nine times the memory of the image.
+    sums = [jnp.where(bins == i, length, 0.0).reshape(shape).sum(axis=(3, 6)) for i in range(BINS)]
+    sums = jnp.stack(sums, axis=-1)  # (B, grid, cells, grid, cells, 3, 9)
     sums /= jnp.maximum(jnp.linalg.norm(sums, axis=-1, keepdims=True), 1e-12)
     return sums.transpose(0, 1, 3, 5, 6, 2, 4).reshape(rows, grid * grid, -1)
 

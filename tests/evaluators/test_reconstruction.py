@@ -126,6 +126,14 @@ def test_a_report_shows_them(tmp_path):
     assert reconstructions_section([], "") == ""
 
 
+@pytest.mark.parametrize(("target", "other"), [("hog", "pixel"), ("pixel", "hog"), ("pixel_norm", "hog")])
+def test_the_target_of_another_predictor_is_named(target, other):
+    encode, _ = encode_with(other)
+    channels = targets_of(IMAGES[:1])[f"image/{other}"].shape[2]
+    with pytest.raises(UserError, match=f"mim/prediction has {channels} channels, which is no {target}: set target to"):
+        reconstruction(target=target, images=4).run(encode, TASK, split())
+
+
 def test_what_an_average_says_has_no_picture():
     evaluator = reconstruction(target="ema")
     assert "image/pixel" not in evaluator.needs and evaluator.adds == ("draws",)
