@@ -56,19 +56,23 @@ def rerank(
             "image_to_text": owners[best["image_to_text"]] == np.arange(len(found.images))[:, None],
             "text_to_image": best["text_to_image"] == owners[:, None],
         }
-        record = {"first_stage": found.metrics, "reranked": {}, "pairs_scored": len(pairs)}
-        arrays = {f"first_{d}": getattr(found.ranks, d).astype(np.int32) for d in DIRECTIONS}
+        stages, arrays = {}, {f"first_{d}": getattr(found.ranks, d).astype(np.int32) for d in DIRECTIONS}
         for depth in ks:
             lists = {d: [x[d][:, :depth] for x in (best, scores, right)] for d in DIRECTIONS}
             ranks = Ranks(*(reranked(getattr(found.ranks, d), *lists[d]) for d in DIRECTIONS), owners)
             check_bound(found.ranks, ranks, {d: lists[d][2] for d in DIRECTIONS}, depth)
-            record["reranked"][str(depth)] = recall_figures(ranks)
-            arrays |= {f"at_{depth}_{d}": getattr(ranks, d).astype(np.int32) for d in DIRECTIONS}
-        said = record["reranked"][str(k)]
+            stages[str(depth)] = recall_figures(ranks)
+            prefix = "" if depth == k else f"at_{depth}_"
+            arrays |= {f"{prefix}{name}": x.astype(np.int32) for name, x in ranks._asdict().items()}
+        said = stages[str(k)]
         scalars = {f"{d}/{key}": value for d in DIRECTIONS for key, value in said[d].items()}
         scalars |= {f"first/{d}/{key}": v for d in DIRECTIONS for key, v in found.metrics[d].items()}
         scalars["recall_sum"] = said["recall_sum"]
-        record["protocol"] = f"{found.metrics['protocol']}; the best {k} of each query ordered by the match"
+        record = {
+            "protocol": f"{found.metrics['protocol']}; the best {k} of each query ordered by the match",
+            "n_images": len(found.images), "n_captions": len(found.texts), "pairs_scored": len(pairs),
+            **said, "first_stage": found.metrics, "reranked": stages,
+        }  # fmt: skip
         return Figures(scalars, record, arrays, _table(record))
 
     def check(task: Task, on: Split) -> None:
