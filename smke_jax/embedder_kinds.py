@@ -18,6 +18,7 @@ from smke_jax.passes.base import Pass, statistics_of, to_network
 from smke_jax.passes.classify import Mixing, classify_image
 from smke_jax.passes.encode import encode_image, encode_text
 from smke_jax.passes.features import features
+from smke_jax.passes.fuse import towers
 
 NETWORK = "embedder"  # what the passes call the model
 
@@ -52,6 +53,11 @@ def _student(description):
         "image": ((encode_image(model, NETWORK, **statistics_of(description)),), f"image/{level}"),
         "text": ((encode_text(model, NETWORK),), f"text/{level}"),
     }
+
+
+def _fused(description):
+    image, text = towers(build_model(description), NETWORK, **statistics_of(description))
+    return {"image": ((image,), "image/out"), "text": ((text,), "text/out")}
 
 
 def _aligned(description):
@@ -98,6 +104,7 @@ def _clip(description):
 
 KINDS = {
     "student": Kind(_student, normalise=True),
+    "fused_towers": Kind(_fused, normalise=True),
     "aligned": Kind(_aligned, normalise=True),
     "clip": Kind(
         _clip,

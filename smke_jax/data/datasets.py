@@ -2,9 +2,10 @@
 
 import functools
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 
-from smke_jax.data.mixture import open_mixture
+from smke_jax.data.mixture import Mixture, open_mixture
 from smke_jax.data.pipeline import InMemorySource
 from smke_jax.data.scenes import Scenes, make_scenes
 from smke_jax.data.sources import ArraySource, Source
@@ -61,10 +62,17 @@ def open_source(
     weights: Sequence[int] = (),
     caps: Sequence[int] = (),
     in_memory: bool = False,
+    fraction: float = 1.0,
 ) -> Source:
     """A split of the data set that `source`, a key of SOURCES, makes of the folders `data`.
 
     weights, caps: see `Mixture`; () is once, and all.  in_memory: every image is decoded once and kept.
+    fraction: of all of its images, rounded up, the first by `name_order`: of two fractions the smaller one's images are
+              among those of the larger one.  UserError unless it is above 0 and at most 1
     """
+    if not 0 < fraction <= 1:
+        raise UserError(f"data_fraction is {fraction}: give a share above 0 and at most 1")
     opened = SOURCES[source](split, data, weights, caps)
+    if fraction < 1:
+        opened = Mixture([opened], split, [1], [math.ceil(fraction * len(opened) - 1e-9)])
     return InMemorySource(opened) if in_memory else opened

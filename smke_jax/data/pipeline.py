@@ -98,6 +98,7 @@ def train_batches(
     unit: str,
     tokenizer: Tokenizer | None = None,
     max_length: int = 64,
+    words: bool = False,
     labels: np.ndarray | None = None,
     process: tuple[int, int] = (0, 1),
     threads: int = 2,
@@ -163,6 +164,8 @@ def train_batches(
         if tokenizer is not None:
             captions = [e["caption"] for e in examples]
             arrays["text"], arrays["text_mask"] = tokenizer.encode(captions, max_length)
+            if words:
+                arrays["text_words"] = tokenizer.word_numbers(arrays["text"])
         return _Part(arrays, [damage for e in examples for damage in e["skipped"]])
 
     blank = {} if views is None else views(Image.new("RGB", (64, 64)), np.random.default_rng(0))

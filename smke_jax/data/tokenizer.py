@@ -44,6 +44,7 @@ class Tokenizer:
     Attributes:
       vocab_size: number of tokens, including the special ones.
       pad_id: the id after the end of a caption: that of BERT's [PAD], 0 for CLIP.
+      mask_id: the id of BERT's [MASK]; None of a vocabulary without one, such as CLIP's.
       digest: hex sha256 of the ordered vocabulary and of what is done to text before it is looked up.
     """
 
@@ -52,6 +53,7 @@ class Tokenizer:
         self._backend, self._settings = backend, settings
         self.vocab_size = backend.get_vocab_size()
         self.pad_id = pad_id
+        self.mask_id: int | None = backend.token_to_id("[MASK]")
 
     @functools.cached_property
     def digest(self) -> str:
@@ -82,6 +84,25 @@ class Tokenizer:
             ids[row, : len(tokens)] = tokens
             mask[row, : len(tokens)] = 1
         return ids, mask
+
+    def word_numbers(self, ids: np.ndarray) -> np.ndarray:
+        """Which word of its text each token of a WordPiece belongs to: int32 (B, L), counted from 0.
+
+        -1 at special tokens: at [CLS], [SEP], [MASK], padding, and at [UNK], which says nothing of its word.  A piece
+        that begins with '##' belongs to the word of the piece before it.  Of `ids` (B, L), as `encode` makes them.
+        """
+        special, continues = self._kinds
+        real = ~special[ids]
+        begins = real & ~(continues[ids] & np.pad(real, ((0, 0), (1, 0)))[:, :-1])
+        return np.where(real, np.cumsum(begins, axis=1) - 1, -1).astype(np.int32)
+
+    @functools.cached_property
+    def _kinds(self) -> tuple[np.ndarray, np.ndarray]:
+        """Of each id: whether it is special, and whether it continues a word.  (V,) bool each."""
+        vocab = self._backend.get_vocab()
+        ordered = sorted(vocab, key=vocab.get)
+        special = np.array([token in SPECIAL_TOKENS for token in ordered])
+        return special, np.array([token.startswith("##") for token in ordered])
 
     def encode_parts(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, however long, without the tokens that mark its start and its end."""

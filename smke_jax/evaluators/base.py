@@ -28,7 +28,9 @@ class Figures(NamedTuple):
     examples: () -> what a report shows of it, images as uint8 (H, W, 3); None without pictures.  Any of these keys:
              {'text_to_image': [(caption, [(image, is right), …]), …], 'image_to_text': [(image, [(caption, is right),
              …]), …], 'predictions' and 'mistakes': [(image, its class, [(class found, is right), …]), …],
-             'words': [(image, caption, [a `word_patches.Match`, …]), …]}
+             'words': [(image, caption, [a `word_patches.Match`, …]), …],
+             'reconstructions': [a `reconstruction.Reconstruction`, …],
+             'masked_words': [a `masked_words.Caption`, …]}
     """
 
     scalars: Mapping[str, float]
@@ -47,6 +49,7 @@ class Evaluator(NamedTuple):
     every: steps; 0 measures after the last step alone
     best:  the scalar that ranks checkpoints; of a name that ends in 'loss' the lowest value is the best.  '' ranks none
     check: (task, split) -> None: opens what `run` reads besides, before a run begins; UserError for what is not there
+    adds:  arrays that `run` adds to the split by itself
     stored: whether features that an asset keeps of the split may stand for what they were made of; False for an
            evaluator that runs the networks on rows of its own
     """
@@ -58,6 +61,7 @@ class Evaluator(NamedTuple):
     best: str = ""
     check: Callable[[Task, Split], None] = lambda task, split: None
     stored: bool = True
+    adds: tuple[str, ...] = ()
 
     def rank(self, figures: Figures) -> float | None:
         """The number by which checkpoints are ranked: higher is better.  None where this evaluator ranks none."""

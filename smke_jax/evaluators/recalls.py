@@ -55,19 +55,25 @@ def retrieval_metrics(
     images, texts, caption_image = _checked(image_embeddings, text_embeddings, caption_image, protocol)
     ranks = ranks or retrieval_ranks(images, texts, caption_image, chunk_size=chunk_size)
     metrics = {"protocol": protocol, "n_images": len(images), "n_captions": len(texts)}
-    recalls = iter(ranks.recalls().tolist())
-    for direction in DIRECTIONS:
-        at = {f"r{k}": next(recalls) for k in RECALL_AT}
-        metrics[direction] = {**at, "median_rank": float(np.median(getattr(ranks, direction)))}
-    six = [metrics[direction][f"r{k}"] for direction in DIRECTIONS for k in RECALL_AT]
-    metrics["mean_recall"] = sum(six) / len(six)
-    metrics["recall_sum"] = sum(six)
-    metrics["ci95"] = _bootstrap_intervals(ranks, bootstrap, seed) if bootstrap else None
+    metrics |= recall_figures(ranks, bootstrap=bootstrap, seed=seed)
     median, reason = average_median_rank(images, texts, caption_image)
     metrics["average_median_rank"] = median
     if reason:
         metrics["average_median_rank_reason"] = reason
     return metrics
+
+
+def recall_figures(ranks: Ranks, *, bootstrap: int = 1000, seed: int = 0) -> dict:
+    """Of `ranks`: both directions, mean_recall, recall_sum and ci95, as of `retrieval_metrics`."""
+    figures, recalls = {}, iter(ranks.recalls().tolist())
+    for direction in DIRECTIONS:
+        at = {f"r{k}": next(recalls) for k in RECALL_AT}
+        figures[direction] = {**at, "median_rank": float(np.median(getattr(ranks, direction)))}
+    six = [figures[direction][f"r{k}"] for direction in DIRECTIONS for k in RECALL_AT]
+    figures["mean_recall"] = sum(six) / len(six)
+    figures["recall_sum"] = sum(six)
+    figures["ci95"] = _bootstrap_intervals(ranks, bootstrap, seed) if bootstrap else None
+    return figures
 
 
 def chance_recall(n_images: int, captions_per_image: int, k: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""How much of a scene an image encoder's [CLS] holds: linear probes of the drawn scenes' known attributes."""
+"""How much of a scene the feature of an image encoder holds: linear probes of the drawn scenes' known attributes."""
 
 import numpy as np
 
@@ -11,25 +11,25 @@ from smke_jax.tasks.base import Split, Task, first_rows
 PROBED = 7_000
 
 
-def scene_probe(*, split: str = "train", every: int = 0) -> Evaluator:
-    """Mean one-vs-rest AUC per attribute group (0.5 is chance) of ridge probes on the first 7,000 scenes."""
-    name = "encoder/cls"
+def scene_probe(*, feature: str = "encoder/cls", split: str = "train", every: int = 0) -> Evaluator:
+    """Mean one-vs-rest AUC per attribute group (0.5 is chance) of ridge probes of `feature` (B, D), on 7,000 scenes."""
+    what = "[CLS]" if feature.endswith("/cls") else feature
 
     def run(encode: Encode, task: Task, on: Split) -> Figures:
         source, _, name_of_split = on.name.partition(" ")
         if source not in SCENES or name_of_split not in SPLITS:
             raise UserError(f"{on.name} are no drawn scenes: a scene probe knows the attributes of those alone")
         labels = scenes(source).split(name_of_split)
-        features = encode((name,), first_rows(on, PROBED))[name]
+        features = encode((feature,), first_rows(on, PROBED))[feature]
         attributes = {group: known[: len(features)] for group, known in labels.attributes.items()}
         areas, rank = attribute_probe(features, attributes), effective_rank(features)
-        protocol = f"ridge probe of [CLS] on {len(features)} scenes of {split}, 70/30, mean one-vs-rest AUC"
+        protocol = f"ridge probe of {what} on {len(features)} scenes of {split}, 70/30, mean one-vs-rest AUC"
         record = {"protocol": protocol, "auc": areas, "effective_rank": rank}
         lines = [f"{protocol}; effective rank {rank:.1f}", *(f"  {g:14}{value:.3f}" for g, value in areas.items())]
         scalars = {f"auc/{group}": value for group, value in areas.items()} | {"effective_rank": rank}
         return Figures(scalars, record, summary="\n".join(lines))
 
-    return Evaluator((name,), run, split, every)
+    return Evaluator((feature,), run, split, every)
 
 
 def effective_rank(features: np.ndarray) -> float:

@@ -1,5 +1,6 @@
 """Linen modules.  Those below are parts that a config can name."""
 
+from smke_jax.models.fusion import FUSIONS
 from smke_jax.models.resnet import ResNet
 from smke_jax.models.shared import SHARED
 from smke_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS
@@ -9,4 +10,5 @@ MODELS = {
     **TEXT_TOWERS,
     "resnet": ResNet,
     **SHARED,
+    **FUSIONS,
 }

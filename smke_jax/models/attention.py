@@ -18,8 +18,8 @@ MULTIPLE = 8
 def by_products(q, k, v, mask=None, bias=None) -> jax.Array:
     """softmax(q·kᵀ / √d + bias)·v with the logits and the softmax in float32.
 
-    q, k, v (B, L, H, d); mask (B, L), 1 = token, 0 = padding; bias broadcastable to (B, H, L, L)
-    -> (B, L, H, d) in the dtype of q.
+    q (B, L, H, d); k, v (B, K, H, d), in self-attention with K = L; mask (B, K), 1 = token, 0 = padding; bias
+    broadcastable to (B, H, L, K) -> (B, L, H, d) in the dtype of q.
     """
     # Heads stand before positions, so that the batched products need no transposed copies.  On a CPU such copies cost
     # as much time as the products.
@@ -44,15 +44,16 @@ def by_lengths(q, k, v, mask=None, bias=None, *, implementation: str = "cudnn") 
     it refuses; `implementation` "xla" is for tests.
     """
     batch, length = q.shape[:2]
-    more = -length % MULTIPLE
+    more, more_keys = -length % MULTIPLE, -k.shape[1] % MULTIPLE
     tokens = None
     if mask is not None:
         tokens = jnp.maximum(jnp.sum(mask.astype(jnp.int32), axis=1), 1)
-    elif more:
-        tokens = jnp.full((batch,), length, jnp.int32)
-    if more:
-        q, k, v = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) for x in (q, k, v))
-        bias = bias if bias is None else jnp.pad(bias, ((0, 0), (0, 0), (0, more), (0, more)))
+    elif more_keys:
+        tokens = jnp.full((batch,), k.shape[1], jnp.int32)
+    if more or more_keys:
+        q = jnp.pad(q, ((0, 0), (0, more), (0, 0), (0, 0)))
+        k, v = (jnp.pad(x, ((0, 0), (0, more_keys), (0, 0), (0, 0))) for x in (k, v))
+        bias = bias if bias is None else jnp.pad(bias, ((0, 0), (0, 0), (0, more), (0, more_keys)))
     out = jax.nn.dot_product_attention(
         q, k, v, bias=bias if bias is None else bias.astype(q.dtype), scale=float(np.sqrt(1 / q.shape[-1])),
         key_value_seq_lengths=tokens, implementation=implementation,

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smke_jax.models.layers import Block, LayerNorm, kernel_init, prepend, run_block
-from smke_jax.models.vision import PatchEmbed, patchify
+from smke_jax.models.vision import PatchEmbed, hide, patchify
 
 
 def relative_position_index(grid: int) -> np.ndarray:
@@ -46,7 +46,7 @@ class BeitEncoder(nn.Module):
     Without `final_norm` the output is the last block's.  The memory bank run of the thesis uses it so (spec 15), and so
     do networks fine-tuned with mean pooling, whose last LayerNorm belongs to the mean.
     `num_classes` is of `Beit` alone.
-    `added` (D,) is added to every token, also to [CLS], before the first block.
+    `added` (D,) is added to every token, also to [CLS], before the first block.  `hidden`: see `vision.hide`.
     """
 
     image_size: int
@@ -68,16 +68,16 @@ class BeitEncoder(nn.Module):
     residual_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images, *, added=None, deterministic: bool = True):
-        return self.last_norm()(self.stream(images, added, deterministic))
+    def __call__(self, images, *, added=None, hidden=None, deterministic: bool = True):
+        return self.last_norm()(self.stream(images, added, hidden, deterministic=deterministic))
 
-    def stream(self, images, added=None, deterministic: bool = True):
+    def stream(self, images, added=None, hidden=None, *, deterministic: bool = True):
         """The output of the last block, (B, 1 + N, D), float32.  It is called once, inside the compact method."""
         embed = PatchEmbed(self.patch_size, self.width, self.init_std, self.dtype, name="patch_embed")
         patches = embed(patchify(images, self.patch_size))
         self.sow("intermediates", "patches", patches)
         cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.residual_dtype)
-        x = prepend(cls, patches.astype(self.residual_dtype))
+        x = prepend(cls, hide(patches, hidden).astype(self.residual_dtype))
         if added is not None:
             x += added.astype(self.residual_dtype)
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x)

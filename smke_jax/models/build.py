@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from smke_jax.models.classifier import build_classifier
 from smke_jax.models.clip import build_clip
 from smke_jax.models.fields import fields_of
+from smke_jax.models.fused_towers import build_fused_towers
 from smke_jax.models.quantizer import Quantizer
 from smke_jax.models.student import build_student
 from smke_jax.models.teachers import TEACHERS, build_teacher
@@ -29,6 +30,7 @@ BUILDERS = {
     "quantizer": _quantizer,
     "classifier": build_classifier,
     "clip": build_clip,
+    "fused_towers": build_fused_towers,
     **dict.fromkeys(TEACHERS, build_teacher),
     **dict.fromkeys(TEXT_ENCODERS, build_text_encoder),
 }

@@ -59,12 +59,14 @@ class LayerScale(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention.  Logits and softmax are in float32, matrix products and the output in `dtype`.
+    """Multi-head attention of `x` to itself, or to `others`.
+
+    Logits and softmax are in float32, matrix products and the output in `dtype`.
 
     `biases` names those of q, k and v that have a bias: "qkv" (BERT, Data2Vec2) or "qv" (BEiT; a key bias would cancel
     in the softmax).
-    x (B, L, D); mask (B, L), 1 = token, 0 = padding; bias, added to the logits, broadcastable to (B, H, L, L)
-    -> (B, L, D).
+    x (B, L, D); mask (B, K), 1 = token, 0 = padding; bias, added to the logits, broadcastable to (B, H, L, K);
+    others (B, K, any width), what keys and values are made of, None for x itself -> (B, L, D).
     """
 
     num_heads: int
@@ -73,7 +75,7 @@ class Attention(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, mask=None, bias=None):
+    def __call__(self, x, mask=None, bias=None, others=None):
         width = x.shape[-1]
         if width % self.num_heads:
             raise UserError(f"width {width} does not divide into {self.num_heads} heads")
@@ -86,10 +88,10 @@ class Attention(nn.Module):
                 kernel_init=kernel_init(self.init_std),
                 dtype=self.dtype,
                 name=name,
-            )(x)
+            )(x if name == "query" or others is None else others)
             return y.reshape(*y.shape[:-1], self.num_heads, head_dim)
 
-        q, k, v = project("query"), project("key"), project("value")  # (B, L, H, d)
+        q, k, v = project("query"), project("key"), project("value")  # (B, L or K, H, d)
         out = attend(q, k, v, mask, bias).reshape(x.shape)
         return nn.Dense(width, kernel_init=kernel_init(self.init_std), dtype=self.dtype, name="out")(out)
 

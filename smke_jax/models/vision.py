@@ -68,7 +68,7 @@ class ImageEncoder(nn.Module):
     last (fairseq's layer_norm_first=False); pre-norm has one after the last block and none before the first.
     In training a random share `token_drop` of the patches is left out (FLIP, Li et al. 2023).  That is faster, and a
     small set of photos is less easily memorised.
-    `added` (D,) is added to every token, also to [CLS], before the first LayerNorm.
+    `added` (D,) is added to every token, also to [CLS], before the first LayerNorm.  `hidden`: see `hide`.
     It sows 'patches' (B, N, D): the embedded patches without positions.  ValueError for images of another size.
     """
 
@@ -89,7 +89,7 @@ class ImageEncoder(nn.Module):
     residual_dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, images, *, added=None, deterministic: bool = True):
+    def __call__(self, images, *, added=None, hidden=None, deterministic: bool = True):
         size = self.image_size
         if images.shape[1:] != (size, size, 3):
             raise ValueError(f"images are {images.shape[1:]}, this encoder takes ({size}, {size}, 3)")
@@ -99,7 +99,7 @@ class ImageEncoder(nn.Module):
             x, positions = some_patches(self.make_rng("dropout"), x, positions, self.token_drop)
         x = PatchEmbed(self.patch_size, self.width, self.init_std, self.dtype, name="patch_embed")(x)
         self.sow("intermediates", "patches", x)
-        x = x.astype(self.residual_dtype) + positions.astype(self.residual_dtype)
+        x = hide(x, hidden).astype(self.residual_dtype) + positions.astype(self.residual_dtype)
         cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.residual_dtype)
         x = prepend(cls, x)
         if added is not None:
@@ -107,6 +107,17 @@ class ImageEncoder(nn.Module):
         if self.norm_order != "pre":
             x = LayerNorm(self.norm_eps, self.residual_dtype, name="norm")(x)
         return run_blocks(self, x, deterministic=deterministic)
+
+
+def hide(patches: jax.Array, hidden: tuple[jax.Array, jax.Array] | None) -> jax.Array:
+    """Embedded patches (B, N, D) with a mask token in place of the hidden ones, before positions are added.
+
+    hidden: (bool (B, N), True where a patch is hidden; the token (D,)); None hides none.  Source: BEiT, SimMIM.
+    """
+    if hidden is None:
+        return patches
+    mask, token = hidden
+    return jnp.where(mask[:, :, None], token.astype(patches.dtype), patches)
 
 
 def some_patches(key: jax.Array, patches: jax.Array, positions: jax.Array, drop: float) -> tuple[jax.Array, jax.Array]:

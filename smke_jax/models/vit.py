@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from smke_jax.models.layers import LayerNorm, kernel_init, prepend, run_blocks
-from smke_jax.models.vision import PatchEmbed, patchify, some_patches
+from smke_jax.models.vision import PatchEmbed, hide, patchify, some_patches
 
 
 class VitEncoder(nn.Module):
@@ -13,7 +13,7 @@ class VitEncoder(nn.Module):
     Normalised images (B, image_size, image_size, 3) -> (B, 1 + N, D), [CLS] first.
     `norm_embeddings` adds a LayerNorm before the first block.
     In training a random share `token_drop` of the patches is left out.
-    `added` (D,) is added to every token, also to [CLS], before the first LayerNorm.
+    `added` (D,) is added to every token, also to [CLS], before the first LayerNorm.  `hidden`: see `vision.hide`.
     It sows 'patches' (B, N, D), the embedded patches without positions.
     It equals transformers' ViTModel; with `layer_scale`, Dinov2Model; with `patch_bias` False and `norm_embeddings`,
     CLIPVisionModel.
@@ -40,7 +40,7 @@ class VitEncoder(nn.Module):
     norm_order = "pre"  # `run_blocks` reads it too.  It is the same for the whole family, so it is no field.
 
     @nn.compact
-    def __call__(self, images, *, added=None, deterministic: bool = True):
+    def __call__(self, images, *, added=None, hidden=None, deterministic: bool = True):
         size = self.image_size
         if images.shape[1:] != (size, size, 3):
             raise ValueError(f"images are {images.shape[1:]}, this encoder takes ({size}, {size}, 3)")
@@ -56,7 +56,7 @@ class VitEncoder(nn.Module):
         patches = embed(x)
         self.sow("intermediates", "patches", patches)
         cls = self.param("cls_token", nn.initializers.normal(0.02), (1, 1, self.width)).astype(self.residual_dtype)
-        x = prepend(cls + table[0], patches.astype(self.residual_dtype) + positions)
+        x = prepend(cls + table[0], hide(patches, hidden).astype(self.residual_dtype) + positions)
         if added is not None:
             x += added.astype(self.residual_dtype)
         if self.norm_embeddings:

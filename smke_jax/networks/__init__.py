@@ -5,7 +5,10 @@ from smke_jax.networks.classifier import classifier
 from smke_jax.networks.codes import autoencoder, quantizer
 from smke_jax.networks.encoder import encoder
 from smke_jax.networks.frozen import frozen
+from smke_jax.networks.fused_towers import fused_towers
+from smke_jax.networks.image_tower import image_tower
 from smke_jax.networks.layered import layered_image, layered_text
+from smke_jax.networks.patch_predictor import patch_predictor
 from smke_jax.networks.projections import projections
 from smke_jax.networks.text_classifier import text_classifier
 from smke_jax.networks.text_tower import text_tower
@@ -17,8 +20,11 @@ NETWORKS = {
     "classifier": classifier,
     "encoder": encoder,
     "frozen": frozen,
+    "fused_towers": fused_towers,
+    "image_tower": image_tower,
     "layered_image": layered_image,
     "layered_text": layered_text,
+    "patch_predictor": patch_predictor,
     "projections": projections,
     "quantizer": quantizer,
     "text_classifier": text_classifier,

@@ -67,7 +67,13 @@ def _in_aligned(model: Mapping[str, Any], tower: str, path: str):
     return (name,), {key: value for key, value in own.items() if key not in USE}
 
 
-_INSIDE = {CLIP: _in_clip, "student": _in_student, "classifier": _in_classifier, "aligned": _in_aligned}
+_INSIDE = {
+    CLIP: _in_clip,
+    "student": _in_student,
+    "fused_towers": _in_student,
+    "classifier": _in_classifier,
+    "aligned": _in_aligned,
+}
 
 
 def check_pixels(path: str, description: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ from smke_jax.errors import UserError
 from smke_jax.facts import Described, FromTask
 from smke_jax.models.fields import build_from
 from smke_jax.models.layers import kernel_init
-from smke_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS
+from smke_jax.models.towers import TEXT_TOWERS, VITS
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.description import described_by
 from smke_jax.networks.encoders import check_pixels
@@ -23,8 +23,6 @@ from smke_jax.passes.layer_means import OUTPUTS, image_layers, text_layers
 
 POOLER = "pooler"
 ALL_BUT_POOLER = r"^(?!pooler/)"
-# Of the image towers those that are Transformers.
-IMAGES = {name: module for name, module in IMAGE_TOWERS.items() if "mlp_dim" in module.__dataclass_fields__}
 
 
 def layered_image(
@@ -61,7 +59,7 @@ def layered_image(
     said = dict(
         described
         or described_by(
-            start, model, IMAGES, tower="image", what="layered image encoder", example="vit",
+            start, model, VITS, tower="image", what="layered image encoder", example="vit",
             besides=("mean", "std"),
         )
     )  # fmt: skip
@@ -74,8 +72,8 @@ def layered_image(
     chosen = _layers(output, layers, kept)
     # Student and teacher see the same patches: none is left out.
     own = {"image_size": size, "depth": kept, "dropout": dropout, "token_drop": 0.0, "num_classes": 0}
-    fields = said | {name: x for name, x in own.items() if name in IMAGES[said["type"]].__dataclass_fields__}
-    encoder = build_from({**fields, "remat": remat, "dtype": dtype}, IMAGES[said["type"]])
+    fields = said | {name: x for name, x in own.items() if name in VITS[said["type"]].__dataclass_fields__}
+    encoder = build_from({**fields, "remat": remat, "dtype": dtype}, VITS[said["type"]])
 
     def init(key, specs):
         return _stored(encoder.init(key, jnp.zeros((2, size, size, 3)))["params"], dtype, trained)

@@ -45,7 +45,7 @@ def student_start(path: str, shapes: Any, description: Mapping[str, Any]) -> Sta
         )
     parts = {"": (model, description)}
     parts |= {f"{part}.": (model[part], description[part]) for part in ("image", "text", "shared")}
-    wrong = [line for prefix, pair in parts.items() for line in _differences(*pair, prefix=prefix)]
+    wrong = [line for prefix, pair in parts.items() for line in differences(*pair, prefix=prefix)]
     if wrong:
         raise UserError(f"the student is not that of {path}: {'; '.join(wrong)}; set them alike")
     ours, theirs = shapes["head"]["kernel"].shape[-1], model["target_dim"]
@@ -56,7 +56,7 @@ def student_start(path: str, shapes: Any, description: Mapping[str, Any]) -> Sta
     loaded = fit(shapes, params, source=path)
     scales = {name: {"logit_scale": values} for name, values in by_level(model.get("logit_scales", {})).items()}
     origins = {"": f"{len(jax.tree.leaves(loaded))} tensors from {path}"}
-    return Start(loaded, origins, {"weights": digests(path)["weights"], **_source(path)}, scales, _vocabulary(path))
+    return Start(loaded, origins, {"weights": digests(path)["weights"], **_source(path)}, scales, vocabulary_of(path))
 
 
 def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any]) -> Start:
@@ -78,7 +78,7 @@ def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any]) -
             f"part {model['type']!r}"
         )
     theirs = {k: v for k, v in {**defaults_of(FITTING[tower][model["type"]]), **model}.items() if k != "depth"}
-    wrong = _differences(theirs, fields)
+    wrong = differences(theirs, fields)
     if wrong:
         raise UserError(f"the {tower} tower cannot start from {path}: {'; '.join(wrong)}; set them alike")
     if "depth" in fields and model["depth"] < fields["depth"]:
@@ -95,11 +95,11 @@ def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any]) -
     params = fit(shapes, params, source=path)
     layers = f", layers 0-{fields['depth'] - 1} of {model['depth']}" if "depth" in fields else ""
     origin = f"{len(jax.tree.leaves(params))} tensors from {path} ({model['type']}{layers})"
-    expects = _vocabulary(path) if tower == "text" else {}
+    expects = vocabulary_of(path) if tower == "text" else {}
     return Start(params, {"": origin}, {"weights": digests(path)["weights"], **_source(path)}, expects=expects)
 
 
-def _vocabulary(path) -> dict[str, str]:
+def vocabulary_of(path) -> dict[str, str]:
     """What a run has to read text with that begins from `path`, where a vocabulary lies beside its weights."""
     folder = Path(path) / TOKENIZER
     return {"tokenizer": load_vocabulary(folder).digest} if folder.is_dir() else {}
@@ -109,7 +109,7 @@ def _source(path) -> dict[str, str]:
     return {what: digest for what, digest in digests(path).items() if what != "weights"}
 
 
-def _differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
+def differences(theirs: Mapping[str, Any], ours: Mapping[str, Any], prefix: str = "") -> list[str]:
     """'field is 1 there and 2 here' of the fields that both have and that have to agree."""
     both = [key for key in theirs if key in ours and key not in MAY_DIFFER and not isinstance(ours[key], Mapping)]
     return [f"{prefix}{k} is {theirs[k]!r} there and {ours[k]!r} here" for k in both if theirs[k] != ours[k]]

@@ -60,8 +60,8 @@ def two_towers(
     parts = {"image": image, "text": text, "shared": shared}
     for name, kinds in (FITTING | {"shared": SHARED}).items():
         check_fields(name, parts[name], kinds)
-    _check_image(image)
-    said = _pixels_said(start, image_start) if described is None else dict(described)
+    check_image(image)
+    said = pixels_said(start, image_start) if described is None else dict(described)
     settings = {
         "width": width, "token_types": token_types, "token_types_at": token_types_at,
         "token_type_scale": token_type_scale, "dtype": dtype, "residual_dtype": residual_dtype,
@@ -111,7 +111,7 @@ def two_towers(
     )
 
 
-def _check_image(image: Mapping[str, Any]) -> None:
+def check_image(image: Mapping[str, Any]) -> None:
     """Raises UserError for fields of an image tower that do not go together."""
     if image["image_size"] % image.get("patch_size", 1):
         raise UserError(
@@ -122,7 +122,7 @@ def _check_image(image: Mapping[str, Any]) -> None:
         raise UserError("image.num_classes: a tower has no classifier, leave it out")
 
 
-def _pixels_said(start: str, image_start: str) -> dict[str, Any]:
+def pixels_said(start: str, image_start: str) -> dict[str, Any]:
     """{'mean', 'std'} in the file of the student `start` or of the encoder `image_start`; {} of random weights.
 
     A file that is not there says nothing: a config is planned without its files, and a run without them does not begin.

@@ -4,11 +4,16 @@ from smke_jax.objectives.bank_itc import bank_itc
 from smke_jax.objectives.classify import classify
 from smke_jax.objectives.cmli import cmli
 from smke_jax.objectives.cosine import cosine
+from smke_jax.objectives.fused_itm import fused_itm
 from smke_jax.objectives.image_vq import image_vq
 from smke_jax.objectives.itc import itc
 from smke_jax.objectives.itm import itm
 from smke_jax.objectives.kl import kl
 from smke_jax.objectives.layer_means import layer_means
+from smke_jax.objectives.mim import mim
+from smke_jax.objectives.mlm import mlm
+from smke_jax.objectives.momentum_itc import momentum_itc
+from smke_jax.objectives.mrm import mrm
 from smke_jax.objectives.proximal_itc import proximal_itc
 from smke_jax.objectives.ranking import ranking
 from smke_jax.objectives.reconstruct import reconstruct
@@ -28,11 +33,16 @@ TERMS = {
     "classify": classify,
     "cmli": cmli,
     "cosine": cosine,
+    "fused_itm": fused_itm,
     "image_vq": image_vq,
     "itc": itc,
     "itm": itm,
     "kl": kl,
     "layer_means": layer_means,
+    "mim": mim,
+    "mlm": mlm,
+    "momentum_itc": momentum_itc,
+    "mrm": mrm,
     "proximal_itc": proximal_itc,
     "ranking": ranking,
     "reconstruct": reconstruct,

@@ -38,12 +38,18 @@ class Term(NamedTuple):
     spread: tuple[str, ...] = ()
 
 
-def equal_widths(term: str, shapes: Mapping[str, jax.ShapeDtypeStruct], prediction: str, target: str) -> None:
-    """Raises UserError where `prediction` has not as many channels as the `target` that `term` compares it with."""
+def equal_widths(
+    term: str, shapes: Mapping[str, jax.ShapeDtypeStruct], prediction: str, target: str,
+    remedy: str = "set the student's head={}",
+) -> None:  # fmt: skip
+    """Raises UserError where `prediction` has not as many channels as the `target` that `term` compares it with.
+
+    remedy: what helps, in messages, with a place for the channels of the target
+    """
     have, want = (shapes[name].shape[-1] for name in (prediction, target))
     if have != want:
         raise UserError(
-            f"config.terms.{term}: {prediction} has {have} channels and {target} {want}: set the student's head={want}"
+            f"config.terms.{term}: {prediction} has {have} channels and {target} {want}: {remedy.format(want)}"
         )
 
 

@@ -15,7 +15,8 @@ def averaged(p: Pass, of: str, name: str, siblings: Iterable[Pass] = ()) -> Pass
     needs = {need: "@".join(f"{name}/{x}" if x in made else x for x in need.split("@")) for need in p.needs}
 
     def run(params, arrays, key, train):
-        params = {**params, of: params[name]}
+        if of in p.networks:
+            params = {**params, of: params[name]}
         arrays = {need: arrays[renamed] for need, renamed in needs.items()}
         return {f"{name}/{what}": x for what, x in p.run(params, arrays, key, False).items()}
 

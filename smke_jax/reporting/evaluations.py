@@ -13,11 +13,13 @@ from smke_jax.evaluators.ranks import RECALL_AT
 from smke_jax.evaluators.recalls import DIRECTIONS
 from smke_jax.json_text import parse_json
 from smke_jax.reporting.html import photo
+from smke_jax.reporting.masked_words import drawn_words
+from smke_jax.reporting.reconstructions import drawn_reconstruction
 from smke_jax.reporting.word_patches import drawn
 
 EXAMPLES = ".examples.json"  # of the newest evaluation, beside the folders of the steps
 KINDS = ("text_to_image", "image_to_text", "predictions", "mistakes")  # of examples
-WORDS = "words"  # and of those with patches
+WORDS, REBUILT, HIDDEN = "words", "reconstructions", "masked_words"  # and of those with patches or hidden words
 RECALLS = tuple((direction, f"r{k}") for direction in DIRECTIONS for k in RECALL_AT)
 
 
@@ -77,6 +79,8 @@ def write_examples(folder: Path, name: str, step: int, examples: Mapping[str, Se
         for kind in KINDS[2:]
     }
     shown[WORDS] = [drawn(example) for example in examples.get(WORDS, ())]
+    shown[REBUILT] = [drawn_reconstruction(example) for example in examples.get(REBUILT, ())]
+    shown[HIDDEN] = [drawn_words(example) for example in examples.get(HIDDEN, ())]
     text = json.dumps({"step": step, **shown}, ensure_ascii=True)
     return atomic.write_text(folder / f"{name}{EXAMPLES}", text + "\n")
 
@@ -90,7 +94,7 @@ def read_examples(folder: Path, problems: list[str]) -> dict[str, dict]:
     for path in sorted(folder.glob(f"*{EXAMPLES}")):
         try:
             said = _read(path)
-            shown = {kind: said.get(kind, []) for kind in (*KINDS[2:], WORDS)}
+            shown = {kind: said.get(kind, []) for kind in (*KINDS[2:], WORDS, REBUILT, HIDDEN)}
             shown |= {x: said[x] for x in ("step", *KINDS[:2])}
             found[path.name.removesuffix(EXAMPLES)] = shown
         except (OSError, KeyError, TypeError, ValueError):

@@ -61,7 +61,8 @@ def evaluator_section(name: str, found: Sequence[Evaluation]) -> str:
             (plots.recall_figure(rows, d), f"Recall of {title} against the step, with 95 % intervals")
             for d, title in DIRECTIONS.items()
         ]
-        return recall_section(f"Evaluator {name}", recalls, drawings(drawn, f"evaluator-{_word(name)}-"))
+        section = recall_section(f"Evaluator {name}", recalls, drawings(drawn, f"evaluator-{_word(name)}-"))
+        return section + reranked_section(name, found[0])
     table = evaluation_table(name, found)
     drawn = [
         (plots.evaluation_figure(rows, labels, group), f"{group} against the step")
@@ -69,6 +70,19 @@ def evaluator_section(name: str, found: Sequence[Evaluation]) -> str:
     ]
     figures = drawings(drawn, f"evaluator-{_word(name)}-")
     return html.section(table.title, html.table(table.heads, table.rows), figures, note=table.note)
+
+
+def reranked_section(name: str, evaluation: Evaluation) -> str:
+    """Of an evaluator that orders the best k of each query anew: the first stage and every k; '' of any other."""
+    record = evaluation.record
+    if "reranked" not in record:
+        return ""
+    stages = {"first stage": record["first_stage"]}
+    stages |= {f"the best {k} ordered anew": found for k, found in record["reranked"].items()}
+    recalls = [
+        Recall(what, {d: found[d] for d in DIRECTIONS} | {"ci95": found["ci95"]}) for what, found in stages.items()
+    ]
+    return recall_section(f"Evaluator {name}: both stages", recalls)
 
 
 def _other_protocol(record: Mapping[str, Any], first: Mapping[str, Any]) -> dict[str, Any]:

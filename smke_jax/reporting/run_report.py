@@ -19,10 +19,12 @@ from smke_jax.reporting.classes import (
     predictions_sections,
     read_confusions,
 )
-from smke_jax.reporting.evaluations import WORDS, Evaluation, read_evaluations, read_examples
+from smke_jax.reporting.evaluations import HIDDEN, REBUILT, WORDS, Evaluation, read_evaluations, read_examples
 from smke_jax.reporting.evaluator_tables import Table, evaluation_table, evaluator_section
 from smke_jax.reporting.markdown import markdown_table
+from smke_jax.reporting.masked_words import masked_words_section
 from smke_jax.reporting.metrics_log import MetricsLog, read_metrics, series, training_seconds
+from smke_jax.reporting.reconstructions import reconstructions_section
 from smke_jax.reporting.report import (
     DIRECTIONS,
     curves_section,
@@ -126,6 +128,8 @@ def as_html(run: RunFiles, tables: Sequence[Table]) -> str:
         shown.append(text_to_image_section(examples["text_to_image"], at))
         shown.append(image_to_text_section(examples["image_to_text"], at))
         shown += [*predictions_sections(examples, at), words_section(examples[WORDS], at)]
+        shown.append(reconstructions_section(examples[REBUILT], at))
+        shown.append(masked_words_section(examples[HIDDEN], at))
     of_tables = [html.section(x.title, html.table(x.heads, x.rows, said=x.said), note=x.note) for x in tables]
     sections = {
         "evaluations": "\n".join(evaluated),

@@ -13,7 +13,8 @@ class Selection(NamedTuple):
 
     needs:    arrays that it reads, of the batch or made by passes: this device's rows of them
     provides: arrays that it makes, int32 (b,): for every row here the number of a row of the global batch.  A pass or
-              a term that needs 'text/tokens@hard_text' gets the rows of 'text/tokens' that 'hard_text' names
+              a term that needs 'text/tokens@hard_text' gets the rows of 'text/tokens' that 'hard_text' names.  Those
+              of `draws` are random numbers, which name no rows
     run:      (state, arrays, scope) -> arrays
     reads:    what `run` finds in `state`: 'terms/<term>', its parameters, or 'assets/<asset>', its arrays
     """

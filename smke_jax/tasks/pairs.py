@@ -20,6 +20,7 @@ from smke_jax.tasks.base import BatchPlan, Column, Draft, Split, Task, columns_o
 from smke_jax.tasks.vocabulary import words_of
 
 TEXT = ("text", "text_mask")
+WORDS = "text_words"
 TEACHER_JITTER = 0.4  # of an independent view of the teacher, as in the thesis' code (register 6)
 
 
@@ -31,6 +32,7 @@ def pairs(
     data: tuple[str, ...] = (),
     weights: tuple[int, ...] = (),
     caps: tuple[int, ...] = (),
+    data_fraction: float = 1.0,
     split: str = "train",
     unit: str = "pairs",
     in_memory: bool = False,
@@ -51,12 +53,15 @@ def pairs(
 ) -> Draft:
     """Image-caption pairs: 'image', 'teacher_image', 'text', 'text_mask' and 'id'.
 
+    With a vocabulary that has [MASK] also 'text_words': the word that each token belongs to, -1 at special tokens.
+
     keep:       folder of the run, where the vocabulary lies; None opens nothing, for plans
     known:      the facts that a run recorded; None where it is about to begin
     source:     of smke_jax.data.datasets.SOURCES: prepared | scenes | few_scenes (to try code)
     data:       folders written by `smke prepare`, read as one shuffled set
     weights:    how often the rows of each folder come in an epoch; () is once
     caps:       most images of each folder, always the same ones; () or 0 is all
+    data_fraction: of the images that are trained on, which stay the same ones: a smaller share is part of a larger one
     unit:       pairs: every caption is a row; images: a row is an image, with one of its captions drawn each epoch
     in_memory:  decode every image once and keep it: for small sets
     tokenizer:  folder with vocab.txt or tokenizer.json; '' trains a WordPiece on the training captions,
@@ -71,7 +76,9 @@ def pairs(
     threads:    for reading, decoding and cropping, in training and in evaluation
     prefetch_mib: most memory of examples that wait for the devices
     """
-    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
+    opened = _Opened(
+        source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib, split, data_fraction
+    )
     with failing_together():
         facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
     captions = lambda: (caption for captions in opened.open(split).all_captions() for caption in captions)  # noqa: E731
@@ -84,6 +91,8 @@ def pairs(
         normaliser=Normaliser(lowercase, strip_accents, split_cjk),
     )
     facts["vocab_size"] = words.vocab_size
+    if words.mask_id is not None:
+        facts["mask_token"] = words.mask_id
     crop = {"crop_scale": tuple(crop_scale), "crop_ratio": tuple(crop_ratio), "flip": flip}
 
     def finish(sizes: Mapping[str, int]) -> Task:
@@ -106,6 +115,7 @@ def images(
     data: tuple[str, ...] = (),
     weights: tuple[int, ...] = (),
     caps: tuple[int, ...] = (),
+    data_fraction: float = 1.0,
     split: str = "train",
     views: int = 1,
     in_memory: bool = False,
@@ -123,7 +133,9 @@ def images(
     """
     if views not in (1, 2):
         raise UserError(f"views is {views}: give 1, or 2 for self-supervised training")
-    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
+    opened = _Opened(
+        source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib, split, data_fraction
+    )
     with failing_together():
         facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
 
@@ -147,15 +159,18 @@ class _Opened:
     in_memory: bool
     threads: int
     prefetch_mib: float
+    trained: str
+    fraction: float
     _kept: dict[str, Source] = dataclasses.field(default_factory=dict)
     _kept_for_evaluation: dict[str, Source] = dataclasses.field(default_factory=dict)
 
     def open(self, split: str) -> Source:
-        """A split as it is trained on."""
+        """A split as it is trained on; only of the one that is, a fraction."""
         if split not in self._kept:
             self._kept[split] = open_source(
-                self.source, split, data=self.data, weights=self.weights, caps=self.caps, in_memory=self.in_memory
-            )
+                self.source, split, data=self.data, weights=self.weights, caps=self.caps, in_memory=self.in_memory,
+                fraction=self.fraction if split == self.trained else 1.0,
+            )  # fmt: skip
         return self._kept[split]
 
     def evaluation(self, split: str) -> Source:
@@ -192,7 +207,7 @@ def _task(
     def example():
         blank = views(Image.new("RGB", (64, 64)), np.random.default_rng(0))
         shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in blank.items()}
-        text = {name: jax.ShapeDtypeStruct((length,), jnp.int32) for name in TEXT} if words is not None else {}
+        text = {name: jax.ShapeDtypeStruct((length,), jnp.int32) for name in of_text(words)}
         return {**shapes, **text, "id": jax.ShapeDtypeStruct((), jnp.int32)}
 
     def identity():
@@ -204,8 +219,8 @@ def _task(
         made = views.narrowed(wanted) if isinstance(views, StudentTeacherViews) else views
         return train_batches(
             opened.open(split), made, batch_size=plan.batch_size, seed=plan.seed, unit=unit,
-            tokenizer=words if wanted & set(TEXT) else None, max_length=length, process=plan.process,
-            threads=opened.threads, prefetch_mib=opened.prefetch_mib,
+            tokenizer=words if wanted & {*TEXT, WORDS} else None, max_length=length, words=WORDS in wanted,
+            process=plan.process, threads=opened.threads, prefetch_mib=opened.prefetch_mib,
         )  # fmt: skip
 
     def evaluated(name: str) -> Split:
@@ -238,6 +253,11 @@ def _task(
     )
 
 
+def of_text(words: Tokenizer | None) -> tuple[str, ...]:
+    """The arrays that a caption becomes."""
+    return () if words is None else TEXT if words.mask_id is None else (*TEXT, WORDS)
+
+
 def _random_views(source: Source, views: StudentTeacherViews, array: str, number: int):
     """(rows) -> `array` of these rows in the random view `number`, which is the same in every run."""
     alone = views.narrowed({array})
@@ -260,8 +280,12 @@ def evaluation_split(
     columns = {array: image_column(size) for array, size in sizes.items()}
     captions = _Captions(source)
     if words is not None:
-        encode = lambda rows: words.encode([captions[i] for i in rows], length)  # noqa: E731
-        columns |= columns_of(TEXT, len(captions), encode, f"{length} tokens")
+
+        def encode(rows):
+            ids, mask = words.encode([captions[i] for i in rows], length)
+            return (ids, mask) if words.mask_id is None else (ids, mask, words.word_numbers(ids))
+
+        columns |= columns_of(of_text(words), len(captions), encode, f"{length} tokens")
     facts = {
         "captions": captions,
         "caption_image": np.repeat(np.arange(len(source)), source.num_captions),

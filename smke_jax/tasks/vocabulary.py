@@ -17,9 +17,10 @@ MARK = "made_by_smke"  # an empty file beside a vocabulary that a run wrote itse
 
 
 class Assumed(NamedTuple):
-    """A vocabulary of which only the size is known."""
+    """A vocabulary of which only the size is known; any id stands for its [MASK]."""
 
     vocab_size: int
+    mask_id: int = 0
 
 
 def words_of(keep: Path | None, *, size: int, **options: Any) -> "Tokenizer | Assumed":

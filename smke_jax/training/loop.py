@@ -90,7 +90,8 @@ class _Loop:
             self.splits[name] = self.splits[name]._replace(columns={**self.splits[name].columns, **stored})
         needed = networks_of(self.recipe, self.recipe.forward)
         for name, evaluator in self.recipe.evaluators.items():
-            needed |= networks_of(self.recipe, plan.experiment.chosen(evaluator.needs, self.splits[name].columns))
+            there = {*self.splits[name].columns, *evaluator.adds}
+            needed |= networks_of(self.recipe, plan.experiment.chosen(evaluator.needs, there))
         self.frozen = self._frozen(needed)
         whole = {name: x.arrays for name, x in self.assets.items() if not x.asset.by_id}
         if whole:
@@ -224,7 +225,7 @@ class _Loop:
 
     def _warn_of_collapse(self, step, scalars):
         """Says once that the embeddings of all examples have become nearly the same."""
-        low = {k: v for k, v in scalars.items() if k.startswith("embedding_std/") and v < COLLAPSED}
+        low = {k: v for k, v in scalars.items() if "embedding_std/" in k and v < COLLAPSED}
         if low and step > self.plan.watched_from and not self.warned:
             said = ", ".join(f"{k} {v:.2g}" for k, v in low.items())
             log.warning("step %d: all embeddings have become nearly the same (%s of at most 1)", step, said)

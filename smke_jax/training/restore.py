@@ -21,6 +21,8 @@ from smke_jax.training.frozen import load_frozen, networks_of
 from smke_jax.training.recipe import merge
 from smke_jax.training.step import abstract_state, borrow
 
+IMAGE_TEXT = ("student", "fused_towers")  # models that embed images and captions by themselves
+
 
 class TrainedRun(NamedTuple):
     """A run and one of its checkpoints.
@@ -101,7 +103,7 @@ def exported(run: TrainedRun) -> tuple[Any, dict]:
             continue
         if not parts[name]:
             params, description = _own(run, name)
-            return params, {**description, **_use(run)} if description["type"] == "student" else description
+            return params, {**description, **_use(run)} if description["type"] in IMAGE_TEXT else description
         found = {part: _own(run, part) for part in (*parts[name], name)}
         descriptions = {part: description for part, (_, description) in found.items()}
         words = {key: own[key] for own in descriptions.values() for key in ("vocab_size",) if key in own}

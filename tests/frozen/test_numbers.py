@@ -42,6 +42,7 @@ COVERING = {
     "target_cmli:cosine": ("target_cmli",),  # tokens of the towers and of the teacher
     "shre_ranking": (),  # a teacher of classes, and an MLP as the shared layers
     "image_vq": (),  # images alone, an autoencoder, and slots that a pass reads
+    "mim_image": (),  # hidden patches: a selection that draws, and an evaluator that adds an array
     "teacher_scenes": (),  # two views of an image, an encoder, Muon, and a probe as the evaluator
 }
 # Of what is added.  The order of rows does not matter to `structure`, so that it can read the rows that `mixup` names.

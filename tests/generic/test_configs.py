@@ -28,7 +28,7 @@ from smke_jax.training.step import needed
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
 SCENES = make_scenes(96, 16)
-FACTS = {"num_images": 1000, "vocab_size": 30_522, "classes": 5, "class_names": list("abcde")}
+FACTS = {"num_images": 1000, "vocab_size": 30_522, "mask_token": 103, "classes": 5, "class_names": list("abcde")}
 
 
 def module_of(path: Path):
@@ -273,3 +273,25 @@ def test_a_wheel_names_its_configs(tmp_path, monkeypatch):
     package = metadata.PathDistribution(info)
     monkeypatch.setattr(config_files.metadata, "distribution", lambda name: package)
     assert list(config_files._installed_configs()) == [place]
+
+
+@pytest.mark.parametrize(
+    ("flags", "gone"),
+    [
+        (["--config.terms.itc.weight=0", "--config.selections.hard_negatives.hardness=14"], "itc"),
+        (["--config.terms.vicreg.weight=0", "--config.networks.towers.text_ratio=0.6"], "vicreg"),
+        ([], "mim"),
+        (["--config.terms.mlm.weight=0"], "mlm"),
+        (["--config.networks.towers.hide_by=noise", "--config.networks.towers.random_words=1.0"], ""),
+        (["--config.terms.itm.weight=0", "--config.task.data_fraction=0.25"], "itm"),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_what_denoising_can_leave_out(flags, gone, monkeypatch):
+    """The losses of the study can each be switched off, and the others still find what they read."""
+    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
+    kind = "words,smoke" if gone == "mim" else "smoke"
+    config = resolve(override(load_config(f"{FOLDER / 'denoise.py'}:{kind}"), flags))
+    config.num_devices = 1
+    experiment = build_experiment(config, None, FACTS)
+    assert set(experiment.recipe.terms) == {"mim", "mlm", "itc", "itm", "vicreg"} - {gone}

@@ -31,6 +31,7 @@ CASES = {
     "cmli, projected, same image masked": ("cmli", {"width": 3, "same_image": "masked"}),
     "cosine": ("cosine", {"margin": -0.9}),
     "cosine, two levels without negatives": ("cosine", {"levels": ("fc1", "out"), "negatives": False}),
+    "fused_itm": ("fused_itm", {}),
     "image_vq": ("image_vq", {}),
     "image_vq, restart": ("image_vq", {"commitment": 0.3, "decay": 0.5, "dead_below": 0.7, "restart": True}),
     "itc": ("itc", {}),
@@ -41,6 +42,15 @@ CASES = {
     "kl": ("kl", {}),
     "layer_means": ("layer_means", {}),
     "layer_means, tokens alone": ("layer_means", {"mask": "text_mask"}),
+    "mlm": ("mlm", {}),
+    "mlm, taught": ("mlm", {"teacher": "momentum/", "share": 0.7, "ramp_steps": 3}),
+    "momentum_itc": ("momentum_itc", {"bank_size": 40}),
+    "momentum_itc, own partner, ramp": (
+        "momentum_itc",
+        {"bank_size": 21, "share": 0.9, "ramp_steps": 4, "same_image": "negative"},
+    ),
+    "mrm": ("mrm", {"hidden": 7}),
+    "mrm, words alone": ("mrm", {"views": ("masked_text",)}),
     "ranking": ("ranking", {"margin": 0.9, "levels": ("fc1", "out")}),
     "ranking, symmetric, same image masked": (
         "ranking",
@@ -71,6 +81,9 @@ CASES = {
         {"bank_size": 21, "random_bank": True, "learnable_scale": True, "same_image": "masked"},
     ),
     "vicreg": ("vicreg", {"covariance": 30.0}),
+    "vicreg, image and text": ("vicreg", {"pair": ("image/out", "text/out"), "invariance": 2.0}),
+    "vicreg, expanded": ("vicreg", {"pair": ("target/cls", "text/out"), "expander": (7, 5)}),
+    "mim": ("mim", {"watched": True}),
     "reconstruct": ("reconstruct", {"hidden": 7, "size": 2}),
 }
 
@@ -89,9 +102,14 @@ SHAPES = {  # of one example
     "score/logits": (1,), "score/label": (),
     "target/cls": (6,), "target/logits": (6,), "target/tokens": (4, 6),
     "student/layers": (5, 6), "teacher/layers": (5, 6), "text_mask": (5,),
+    "mim/error": (4,), "mim/target": (4, 6), "mim/prediction": (4, 6),
     "view1/cls": (7,), "view2/cls": (7,),
     "view1/projection": (6,), "view2/projection": (6,),
     "view1/pixels": (4, 4, 3), "view2/pixels": (4, 4, 3),
+    "pair/match": (2,), "wrong_text/match": (2,), "wrong_image/match": (2,),
+    "masked_text/logits": (3, 6), "masked_text/labels": (3,), "momentum/masked_text/logits": (3, 6),
+    "masked_text/fused": (5, 6), "masked_text/chosen": (5,), "momentum/pair/text": (5, 6),
+    "masked_image/fused": (4, 6), "masked_image/chosen": (4,), "momentum/pair/image": (4, 6),
 }  # fmt: skip
 DATA = (
     "id",
@@ -112,6 +130,16 @@ DATA = (
     "code/similarity",
     "momentum/image/out",
     "momentum/text/out",
+    "momentum/masked_text/logits",
+    "mim/prediction",
+    "mim/target",
+    "momentum/pair/image",
+    "momentum/pair/text",
+    "masked_image/chosen",
+    "masked_text/chosen",
+    "masked_text/labels",
+    "id@hard_text",
+    "id@hard_image",
 )  # what nothing is to be learned through
 
 KEY = jax.random.key(3)
@@ -136,8 +164,16 @@ def made_up(names, seed):
     for name in sorted(names):
         if name == "id":
             reps[name] = rng.integers(0, 10, BATCH).astype(np.int32)
+        elif name.startswith("id@"):  # chosen of other images
+            reps[name] = rng.integers(10, 20, BATCH).astype(np.int32)
         elif name in ("target/code", "label"):
             reps[name] = rng.integers(0, 6, BATCH).astype(np.int32)
+        elif name == "masked_text/labels":  # each row has one or more
+            reps[name] = np.where(np.arange(3) < rng.integers(1, 4, (BATCH, 1)), rng.integers(0, 6, (BATCH, 3)), -1)
+            reps[name] = reps[name].astype(np.int32)
+        elif name.endswith("/chosen"):
+            width = shape_of(name)[0]
+            reps[name] = rng.permuted(np.arange(width) < rng.integers(1, width, (BATCH, 1)), axis=1)
         elif name in ("text/mask", "text_mask"):
             reps[name] = (np.arange(5) < rng.integers(1, 6, (BATCH, 1))).astype(np.int32)
         else:

@@ -10,6 +10,8 @@ from two_matrices import SIZES, two_matrices_config
 
 from smke_jax.networks import NETWORKS
 from smke_jax.networks.base import Network
+from smke_jax.objectives import TERMS
+from smke_jax.objectives.base import Term, no_state
 from smke_jax.parts import part
 from smke_jax.passes.base import Pass
 from smke_jax.training import build, loop
@@ -47,13 +49,21 @@ def with_bias() -> Network:
     return Network(init, lambda name, specs: tuple(encode(name, side) for side in SIZES))
 
 
+def flat() -> Term:
+    """A loss of nothing that finds its own representations all the same, as those of hidden words can be."""
+    return Term(("image/out",), no_state, lambda params, slots, reps, scope: (
+        0.0 * reps["image/out"].sum(), {"embedding_std/words": 0.0 * reps["image/out"].sum()}
+    ))  # fmt: skip
+
+
 def test_a_run_without_negatives_collapses_and_says_so_once(tmp_path, monkeypatch, caplog):
     """The cosine loss of matching pairs alone: it falls to 0 as all images and texts come to one embedding."""
     monkeypatch.setattr(build, "WATCHED_FROM", 0)
     monkeypatch.setitem(NETWORKS, "with_bias", with_bias)
+    monkeypatch.setitem(TERMS, "flat", flat)
     config = two_matrices_config("cosine")
     config.terms.cosine.negatives = False
-    config.networks.net = part("with_bias")
+    config.networks.net, config.terms.flat = part("with_bias"), part("flat")
     config.optimizer.learning_rate = 0.1
     config.total_steps, config.checkpoint.every, config.evaluators.retrieval.every = 100, 0, 0
     with caplog.at_level(logging.WARNING, "smke_jax"):
@@ -66,4 +76,4 @@ def test_a_run_without_negatives_collapses_and_says_so_once(tmp_path, monkeypatc
         assert first[name] > 5 * loop.COLLAPSED and last[name] < loop.COLLAPSED, (first, last)
     assert last["loss"] < 1e-3
     said = [record.message for record in caplog.records if "nearly the same" in record.message]
-    assert len(said) == 1 and "embedding_std/" in said[0]
+    assert len(said) == 1 and "flat/embedding_std/words 0 " in said[0]

@@ -66,13 +66,17 @@ def _network(description: dict) -> str:
         )
     if text is None:
         return f"An image encoder: {sizes}."
+    captions = f"captions of up to {description['max_length']} tokens, {text['depth']} layers"
+    if "fusion" in description:
+        fusion = description["fusion"]
+        return (
+            f"Two towers with a fusion encoder: {sizes}; {captions}; {fusion['depth']} layers of the kind "
+            f"`{fusion['type']}`, which say whether an image and a caption match."
+        )
     shared = description["shared"]
     depth = shared.get("depth", 1)
     layers = "an MLP" if shared.get("type") == "mlp" else f"{depth} Transformer layer{'s' if depth > 1 else ''}"
-    return (
-        f"A student network: {sizes}; captions of up to {description['max_length']} tokens, {text['depth']} layers; "
-        f"{layers} that both share."
-    )
+    return f"A student network: {sizes}; {captions}; {layers} that both share."
 
 
 def likeness_lines(likeness: Mapping[str, Likeness], samples: Samples, dtype: str) -> list[str]:

@@ -20,6 +20,7 @@ from smke_jax.passes.base import Pass, narrowed, statistics_of
 from smke_jax.passes.classify import Mixing, classify_image
 from smke_jax.passes.encode import LEVELS, encode_image, encode_text
 from smke_jax.passes.features import features
+from smke_jax.passes.fuse import towers
 from smke_jax.passes.words import words
 from smke_jax.tasks.base import Split, Task
 
@@ -145,6 +146,8 @@ def _passes(description: dict) -> Sequence[Pass]:
     if description["type"] in TEXT_TOWERS:
         return [words(build_from(description, TEXT_TOWERS[description["type"]]), NETWORK)]
     model, pixels = build_model(description), statistics_of(description)
+    if description["type"] == "fused_towers":
+        return [narrowed(p, levels) for p in towers(model, NETWORK, **pixels)]
     if description["type"] == "student":
         return [narrowed(p, levels) for p in (encode_image(model, NETWORK, **pixels), encode_text(model, NETWORK))]
     if description["type"] == "classifier":

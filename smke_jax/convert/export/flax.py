@@ -9,6 +9,21 @@ from smke_jax.convert.export.base import Batch, Format, Network
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, read_description, save_params
 from smke_jax.models.towers import TEXT_TOWERS
 
+FUSED_USAGE = """
+`params.safetensors` holds the parameters under their paths in the Flax tree (`a/b/c`), and a description of the model
+in its metadata.  Its towers embed images and captions apart:
+
+```python
+import smke_jax
+
+model = smke_jax.load("DIR")
+embeddings = model.encode_images(["photo.jpg"])
+```
+
+Another run begins with it where its config names the directory as the `start` of a `fused_towers`.  The fusion encoder
+is run there, and by `smke evaluate` of the run that this comes from, as its evaluator `rerank`.
+"""
+
 USAGE = """
 `params.safetensors` holds the parameters under their paths in the Flax tree (`a/b/c`), and a description of the model
 in its metadata.  A student, or an image encoder, is opened so:
@@ -53,4 +68,6 @@ def _embed(directory: Path, batch: Batch):
     return check.embed(read_description(directory)["model"], load_params(directory), batch)
 
 
-FORMAT = Format(_write, _embed, {"": USAGE, **dict.fromkeys(TEXT_TOWERS, TEXT_USAGE)}, types=())
+FORMAT = Format(
+    _write, _embed, {"": USAGE, "fused_towers": FUSED_USAGE, **dict.fromkeys(TEXT_TOWERS, TEXT_USAGE)}, types=()
+)

@@ -1,0 +1,45 @@
+"""ALBEF: contrast and matching of images and captions, and masked words, with a momentum encoder as teacher of both.
+
+    smke train --config=configs/albef.py --workdir=runs/albef --config.task.data=DATA
+    smke train --config=configs/albef.py:flickr8k --workdir=runs/albef_flickr8k
+
+Li et al. 2021, "Align before Fuse".  A ViT-B/16 at 256 pixels, the first six layers of BERT-base, and its last six as
+a fusion encoder whose words attend to the image too.  Contrast is on [CLS], over the batch and queues of 65,536 past
+features of the momentum encoder; its soft targets have the weight 0.4, as they have in the loss of masked words (15 %).
+Matching sees every pair, and one wrong caption and one wrong image for each, drawn from the batch by contrast's own
+softmax and never of the same image.
+
+What differs from the published code: other captions of the same image are right in the contrast too, as in its
+fine-tuning; exactly 15 % of the tokens are masked; an empty place of a queue is no candidate; `ramp_steps`, in which
+the weight of the soft targets rises, is a tenth of an epoch in small forms and an epoch otherwise.
+
+`--config.terms.contrast.share=0` and `--config.terms.mlm.share=0` learn without the momentum encoder's targets.
+The forms flickr8k and scenes are for two CPU cores; the README says how to get `weights/dinov2` and `weights/minilm`.
+"""
+
+from smke_jax.forms import form_of
+from smke_jax.fused_forms import fused, fused_run, reranked
+from smke_jax.parts import average, draws, fused_itm, hard_negatives, masked_words, mlm, momentum_itc
+
+EPOCH = 6_376  # steps
+
+
+def get_config(variant: str = ""):
+    form = form_of(variant)
+    c = fused_run(form)
+    if not form.name:
+        c.total_steps = 30 * EPOCH
+        c.optimizer.update(learning_rate=1e-4, weight_decay=0.02, reference_batch=0, lr_rules=())
+    ramp = EPOCH if not form.name else 40
+    c.task = form.captioned()
+    c.networks.towers = fused(form, "cross", random_words=0.1, kept_words=0.1)
+    c.networks.momentum = average(of="towers", decay=0.995)
+    c.selections.draws = draws()
+    c.selections.hard_negatives = hard_negatives(scale_of="contrast", same_image="masked")
+    c.terms.contrast = momentum_itc(bank_size=form.bank(65_536), share=0.4, ramp_steps=ramp)
+    c.terms.itm = fused_itm()
+    c.terms.mlm = mlm(teacher="momentum/", share=0.4, ramp_steps=ramp)
+    c.evaluators.retrieval = form.retrieval()
+    c.evaluators.rerank = reranked(form)
+    c.evaluators.words = masked_words(split=form.held_out)
+    return c

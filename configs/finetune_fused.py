@@ -1,0 +1,56 @@
+"""Retrieval fine-tuning by contrast and matching, after a pretraining with a fusion encoder, in two stages.
+
+    smke train --config=configs/finetune_fused.py --workdir=runs/finetuned_mamo
+    smke train --config=configs/finetune_fused.py:flickr8k --workdir=runs/finetuned_mamo_flickr8k
+    smke train --config=configs/finetune_fused.py:albef,flickr8k --workdir=runs/finetuned_albef_flickr8k
+
+The first stage is configs/mamo.py, or configs/albef.py with `:albef`, configs/denoise.py with `:denoise`; the second
+begins with its export and lies beside it.  Without a name before the form the first stage is MAMO.  The losses of
+masked views are left out, and all is trained at a tenth of the learning rate; the published fine-tuning has five epochs
+of COCO or ten of Flickr30K, with ALBEF at 384 pixels.  What learns at one size can go on at another:
+`--config.networks.towers.image.image_size=384`.
+
+Published (the seed, after both stages on Flickr30K, its test split, the best 128 ordered anew): image to text
+67.8 / 88.1 / 94.3, text to image 55.56 / 79.14 / 84.94.
+"""
+
+from pathlib import Path
+
+from smke_jax.config_files import load_config
+from smke_jax.forms import split_variant
+from smke_jax.fused_forms import fused_run, reranked
+from smke_jax.parts import fused_itm, hard_negatives, itc
+
+VARIANTS = ("mamo", "albef", "denoise")
+
+
+def get_config(variant: str = ""):
+    kind, form = split_variant(variant, VARIANTS)
+    before = _before(variant)
+    c = fused_run(form)
+    c.batch_size, c.task = before.batch_size, before.task
+    if not form.name:
+        c.batch_size, c.total_steps, c.checkpoint.every = 256, 10 * 566, 566
+        c.task = form.pairs(data=("data/flickr30k",), max_length=30, crop_scale=(0.5, 1.0))
+    c.optimizer.update(learning_rate=1e-5 if not form.name else before.optimizer.learning_rate / 10, reference_batch=0)
+    c.networks.towers = before.networks.towers
+    c.networks.towers.update(
+        start=f"stage:{kind or VARIANTS[0]}", image_start="random", text_start="random", fusion_start="random",
+        mask_cell=0,
+    )  # fmt: skip
+    c.selections.hard_negatives = hard_negatives(same_image="masked")
+    c.terms.itc = itc(levels=("out",), same_image="positive")
+    c.terms.itm = fused_itm()
+    c.evaluators.retrieval = form.retrieval(every=0)
+    c.evaluators.rerank = reranked(form)
+    return c
+
+
+def get_stages(variant: str = ""):
+    name = split_variant(variant, VARIANTS)[0] or VARIANTS[0]
+    return {name: _before(variant), "finetuned": get_config(variant)}
+
+
+def _before(variant: str):
+    kind, form = split_variant(variant, VARIANTS)
+    return load_config(f"{Path(__file__).with_name((kind or VARIANTS[0]) + '.py')}:{form.name}".removesuffix(":"))
