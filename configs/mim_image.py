@@ -28,7 +28,7 @@ from smke_jax.parts import (
     average,
     data2vec2,
     draws,
-    image_tower,
+    masked_image_tower,
     mim,
     patch_predictor,
     reconstruction,
@@ -69,7 +69,7 @@ def get_config(variant: str = ""):
         c.optimizer.update(name="muon", learning_rate=2e-3, weight_decay=0.05, clip_norm=1.0)
     c.task = form.images()
     c.task.update(crop_scale={"": (0.67, 1.0), "flickr8k": (0.3, 1.0)}.get(form.name, (0.85, 1.0)))
-    c.networks.tower = image_tower(
+    c.networks.tower = masked_image_tower(
         start="random", model=model, mask_cell=cell, mask_ratio=1.0 if noisy else 0.6,
         hide_by="noise" if noisy else "token", dtype="float32" if form.name else "bfloat16",
     )  # fmt: skip

@@ -69,7 +69,7 @@ def fused_towers(
     text_ratio, text_unit: the share of the words of a caption that are masked: of single 'token's, or of 'word's
     random_words, kept_words: the shares of the masked tokens that become any word, and that stay; others are [MASK]
     mask_cell, mask_ratio, hide_by, noise, hog_cells: what is hidden of images, and how, and what hidden patches can be
-                  rebuilt as, as of `image_tower`; mask_cell=0 hides nothing
+                  rebuilt as, as of `masked_image_tower`; mask_cell=0 hides nothing
     dtype, residual_dtype, remat: as of `two_towers`
     start:        all of it from what `smke export` wrote of another run; temperatures come along
     image_start, text_start: one tower from a file, as of `two_towers`

@@ -9,7 +9,7 @@ import torch
 
 from smke_jax.losses.collective import ALONE
 from smke_jax.networks.average import average
-from smke_jax.networks.image_tower import image_tower
+from smke_jax.networks.masked_image_tower import masked_image_tower
 from smke_jax.networks.patch_predictor import patch_predictor
 from smke_jax.objectives.mim import mim
 from smke_jax.parallel.mesh import make_mesh, put_batch
@@ -31,7 +31,7 @@ TOWER = part("vit", image_size=16, patch_size=4, width=8, depth=1, num_heads=2, 
 
 def recipe_of_all():
     """One tower, and for each target a predictor and a term: their losses add up."""
-    tower = image_tower(start="random", model=TOWER, mask_cell=8, mask_ratio=0.5)
+    tower = masked_image_tower(start="random", model=TOWER, mask_cell=8, mask_ratio=0.5)
     networks, passes = {"tower": tower}, [*tower.forward("tower", {})]
     passes += [averaged(p, "tower", "teacher", passes[:3]) for p in passes[:3]]
     for target in TARGETS:

@@ -13,7 +13,7 @@ from smke_jax.convert.params_file import PARAMS, save_params
 from smke_jax.convert.source import Source
 from smke_jax.errors import UserError
 from smke_jax.networks.fused_towers import fused_towers
-from smke_jax.networks.image_tower import image_tower
+from smke_jax.networks.masked_image_tower import masked_image_tower
 from smke_jax.parts import part
 from smke_jax.passes.image_masks import block_masks
 
@@ -62,7 +62,7 @@ def test_hidden_patches_are_those_of_transformers(family, tmp_path):
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
-    network = image_tower(start=saved(tmp_path, theirs), mask_cell=14, mask_ratio=0.5, hog_cells=1)
+    network = masked_image_tower(start=saved(tmp_path, theirs), mask_cell=14, mask_ratio=0.5, hog_cells=1)
     params = network.start(jax.eval_shape(lambda: network.init(jax.random.key(0), {}))).params
     params = params | {"mask_token": theirs.embeddings.mask_token.detach().numpy().reshape(-1)}
 
@@ -87,7 +87,7 @@ def test_hidden_patches_are_those_of_transformers(family, tmp_path):
 @pytest.mark.parametrize("by", ["token", "zero"])
 def test_nothing_of_a_hidden_patch_is_seen(by):
     """Data2Vec2 too, of which transformers has no model with a mask token."""
-    network = image_tower(start="random", model=TINY, mask_cell=7, mask_ratio=0.75, hide_by=by, hog_cells=1)
+    network = masked_image_tower(start="random", model=TINY, mask_cell=7, mask_ratio=0.75, hide_by=by, hog_cells=1)
     params = network.init(jax.random.key(0), {})
     assert ("mask_token" in params) == (by == "token")
     mask = run(network, params, 1, {"image": PIXELS})["masked_image/chosen"].reshape(3, 4, 4)
@@ -103,7 +103,7 @@ def test_nothing_of_a_hidden_patch_is_seen(by):
 
 
 def test_noise_of_the_rows_own_is_added_to_hidden_patches():
-    network = image_tower(
+    network = masked_image_tower(
         start="random", model=TINY, mask_cell=7, mask_ratio=1.0, hide_by="noise", noise=0.5, hog_cells=1
     )
     params = network.init(jax.random.key(0), {})
@@ -111,7 +111,9 @@ def test_noise_of_the_rows_own_is_added_to_hidden_patches():
     noise = made["masked_image/pixels"] - OF_IMAGENET
     assert abs(noise.std() - 0.5) < 0.02 and abs(noise.mean()) < 0.03
     assert np.abs(noise[0] - noise[1]).max() > 0.5, "each image has noise of its own"
-    half = image_tower(start="random", model=TINY, mask_cell=7, mask_ratio=0.5, hide_by="noise", noise=0.5, hog_cells=1)
+    half = masked_image_tower(
+        start="random", model=TINY, mask_cell=7, mask_ratio=0.5, hide_by="noise", noise=0.5, hog_cells=1
+    )
     seen = run(half, params, 1, {"image": PIXELS})
     clean = seen["masked_image/chosen"].reshape(3, 4, 4).repeat(7, axis=1).repeat(7, axis=2)[..., None] == 0
     left = seen["masked_image/pixels"] - OF_IMAGENET
@@ -125,7 +127,7 @@ def test_towers_with_a_fusion_hide_the_same():
     text = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 12}
     image = part("vit", image_size=28, patch_size=7, width=16, depth=1, num_heads=2, mlp_dim=12)
     options = {"mask_cell": 14, "mask_ratio": 0.5, "hog_cells": 1}
-    tower = image_tower(start="random", model=image, **options)
+    tower = masked_image_tower(start="random", model=image, **options)
     fused = fused_towers(
         vocab_size=20, image=image, text=part("bert", **text), fusion=part("concat", **text), embed=4, **options
     )
@@ -150,7 +152,7 @@ def test_towers_with_a_fusion_hide_the_same():
 
 
 def test_an_export_is_the_encoder_alone():
-    network = image_tower(start="random", model=TINY, mask_cell=7, hog_cells=1)
+    network = masked_image_tower(start="random", model=TINY, mask_cell=7, hog_cells=1)
     params = network.init(jax.random.key(0), {})
     encoder, description = network.export(params, {})
     assert encoder is params["encoder"] and description["type"] == "data2vec2" and description["image_size"] == 28
@@ -172,4 +174,4 @@ def test_an_export_is_the_encoder_alone():
 def test_mistakes_are_named(fields, said):
     given = {"model": TINY, "mask_cell": 14, "hog_cells": 1} | fields
     with pytest.raises(UserError, match=said):
-        image_tower(start="random", **given)
+        masked_image_tower(start="random", **given)

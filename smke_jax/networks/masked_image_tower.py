@@ -16,11 +16,11 @@ from smke_jax.networks.encoders import check_pixels
 from smke_jax.networks.start import RANDOM, tower_start
 from smke_jax.passes.base import statistics_of
 from smke_jax.passes.hidden_patches import TOKEN, Hiding
-from smke_jax.passes.image_tower import ENCODER, masked_image, whole_image
+from smke_jax.passes.masked_image_tower import ENCODER, masked_image, whole_image
 from smke_jax.passes.patch_targets import check_hog, patch_targets
 
 
-def image_tower(
+def masked_image_tower(
     *,
     start: str,
     model: Mapping[str, Any] | None = None,
