@@ -5,6 +5,7 @@ from smke_jax.networks.classifier import classifier
 from smke_jax.networks.codes import autoencoder, quantizer
 from smke_jax.networks.encoder import encoder
 from smke_jax.networks.frozen import frozen
+from smke_jax.networks.image_tower import image_tower
 from smke_jax.networks.layered import layered_image, layered_text
 from smke_jax.networks.projections import projections
 from smke_jax.networks.text_classifier import text_classifier
@@ -17,6 +18,7 @@ NETWORKS = {
     "classifier": classifier,
     "encoder": encoder,
     "frozen": frozen,
+    "image_tower": image_tower,
     "layered_image": layered_image,
     "layered_text": layered_text,
     "projections": projections,

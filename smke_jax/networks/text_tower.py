@@ -11,6 +11,7 @@ from smke_jax.models.fields import build_from
 from smke_jax.models.towers import TEXT_TOWERS
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.description import check_depth, described_by
+from smke_jax.networks.inherit import check_keep
 from smke_jax.networks.start import RANDOM, tower_start
 from smke_jax.passes.words import POOLS, words
 
@@ -23,6 +24,7 @@ def text_tower(
     makes: str = "words",
     pool: str = "mean",
     depth: int | None = None,
+    keep: str = "first",
     dropout: float = 0.0,
     trained: bool = True,
     frozen_layers: int = 0,
@@ -37,7 +39,8 @@ def text_tower(
     model:   fields that differ from the part's defaults have to agree with the file
     pool:    of the last layer's outputs: 'mean' over the tokens, or 'cls', which in a CLIP is the end of text; its
              'mean' leaves out the start of text, which has seen nothing, and takes the end of text twice
-    depth:   how many of the first layers are kept; None is all of them
+    depth:   how many layers are kept; None is all of them
+    keep:    which ones: first | even | last
     dropout: in every layer, while it is trained
     frozen_layers: so many of the first layers stay as they are, and the embeddings with them; 0 trains all
     remat:   of smke_jax.models.layers.REMAT
@@ -51,6 +54,7 @@ def text_tower(
     )
     if model is not None and model.get("dropout"):
         raise UserError("model.dropout: set the dropout of the text tower itself")
+    check_keep(keep)
     check_depth(start, said["depth"], depth)
     layers = depth or said["depth"]
     if not 0 <= frozen_layers < layers:
@@ -67,7 +71,7 @@ def text_tower(
         return encoder.init(key, tokens, tokens)["params"]
 
     def begin(shapes) -> Start | None:
-        return None if start == RANDOM else tower_start("text", start, shapes, fields)
+        return None if start == RANDOM else tower_start("text", start, shapes, fields, keep)
 
     return Network(
         init,

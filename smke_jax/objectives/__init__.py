@@ -4,7 +4,9 @@ from smke_jax.objectives.bank_itc import bank_itc
 from smke_jax.objectives.classify import classify
 from smke_jax.objectives.cmli import cmli
 from smke_jax.objectives.cosine import cosine
+from smke_jax.objectives.hard_itc import hard_itc
 from smke_jax.objectives.image_vq import image_vq
+from smke_jax.objectives.intra_modal import intra_modal
 from smke_jax.objectives.itc import itc
 from smke_jax.objectives.itm import itm
 from smke_jax.objectives.kl import kl
@@ -15,6 +17,7 @@ from smke_jax.objectives.reconstruct import reconstruct
 from smke_jax.objectives.regress import regress
 from smke_jax.objectives.relational_kl import relational_kl
 from smke_jax.objectives.score import score
+from smke_jax.objectives.score_kl import score_kl
 from smke_jax.objectives.siglip import siglip
 from smke_jax.objectives.structure import structure
 from smke_jax.objectives.target_cmli import target_cmli
@@ -28,7 +31,9 @@ TERMS = {
     "classify": classify,
     "cmli": cmli,
     "cosine": cosine,
+    "hard_itc": hard_itc,
     "image_vq": image_vq,
+    "intra_modal": intra_modal,
     "itc": itc,
     "itm": itm,
     "kl": kl,
@@ -39,6 +44,7 @@ TERMS = {
     "regress": regress,
     "relational_kl": relational_kl,
     "score": score,
+    "score_kl": score_kl,
     "siglip": siglip,
     "structure": structure,
     "target_cmli": target_cmli,

@@ -38,12 +38,15 @@ class Term(NamedTuple):
     spread: tuple[str, ...] = ()
 
 
-def equal_widths(term: str, shapes: Mapping[str, jax.ShapeDtypeStruct], prediction: str, target: str) -> None:
+def equal_widths(
+    term: str, shapes: Mapping[str, jax.ShapeDtypeStruct], prediction: str, target: str, *, field: str = "head"
+) -> None:
     """Raises UserError where `prediction` has not as many channels as the `target` that `term` compares it with."""
     have, want = (shapes[name].shape[-1] for name in (prediction, target))
     if have != want:
         raise UserError(
-            f"config.terms.{term}: {prediction} has {have} channels and {target} {want}: set the student's head={want}"
+            f"config.terms.{term}: {prediction} has {have} channels and {target} {want}: set the student's "
+            f"{field}={want}"
         )
 
 
@@ -64,6 +67,11 @@ def both_heads(term: str, target: str, loss: Callable[[jax.Array, jax.Array], ja
 def initial_scales(levels: tuple[str, ...]) -> Params:
     """{'logit_scale': {level: the logarithm of its inverse temperature}}, at CLIP's start."""
     return {"logit_scale": {level: jnp.full((), INITIAL_LOG_SCALE, jnp.float32) for level in levels}}
+
+
+def scale_from(temperature: float, level: str) -> Params:
+    """{'logit_scale': {level: the logarithm of the inverse of `temperature`}}: a scale that is learned from there."""
+    return {"logit_scale": {level: jnp.full((), -math.log(temperature), jnp.float32)}}
 
 
 def no_state(key, shapes) -> tuple[Params, Slots]:

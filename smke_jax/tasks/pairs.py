@@ -16,7 +16,7 @@ from smke_jax.data.tokenizer import Normaliser, Tokenizer
 from smke_jax.data.transforms import StudentTeacherViews, TwoViews, View, squash
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import failing_together
-from smke_jax.tasks.base import BatchPlan, Column, Draft, Split, Task, columns_of
+from smke_jax.tasks.base import TEXT_NUMBER, BatchPlan, Column, Draft, Split, Task, columns_of
 from smke_jax.tasks.vocabulary import words_of
 
 TEXT = ("text", "text_mask")
@@ -49,7 +49,7 @@ def pairs(
     threads: int = 2,
     prefetch_mib: float = 256.0,
 ) -> Draft:
-    """Image-caption pairs: 'image', 'teacher_image', 'text', 'text_mask' and 'id'.
+    """Image-caption pairs: 'image', 'teacher_image', 'text', 'text_mask', 'id' and 'text_id'.
 
     keep:       folder of the run, where the vocabulary lies; None opens nothing, for plans
     known:      the facts that a run recorded; None where it is about to begin
@@ -193,7 +193,8 @@ def _task(
         blank = views(Image.new("RGB", (64, 64)), np.random.default_rng(0))
         shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in blank.items()}
         text = {name: jax.ShapeDtypeStruct((length,), jnp.int32) for name in TEXT} if words is not None else {}
-        return {**shapes, **text, "id": jax.ShapeDtypeStruct((), jnp.int32)}
+        numbers = ("id", TEXT_NUMBER) if words is not None else ("id",)
+        return {**shapes, **text, **dict.fromkeys(numbers, jax.ShapeDtypeStruct((), jnp.int32))}
 
     def identity():
         digests = {"data": opened.open(split).digest}
@@ -204,7 +205,8 @@ def _task(
         made = views.narrowed(wanted) if isinstance(views, StudentTeacherViews) else views
         return train_batches(
             opened.open(split), made, batch_size=plan.batch_size, seed=plan.seed, unit=unit,
-            tokenizer=words if wanted & set(TEXT) else None, max_length=length, process=plan.process,
+            tokenizer=words if wanted & set(TEXT) else None, max_length=length,
+            numbered=TEXT_NUMBER if TEXT_NUMBER in wanted else "", process=plan.process,
             threads=opened.threads, prefetch_mib=opened.prefetch_mib,
         )  # fmt: skip
 
@@ -230,7 +232,10 @@ def _task(
         batches=batches,
         split=evaluated,
         train=split,
-        fixed=frozenset(views.teachers if getattr(views, "teacher_view", "") == "fixed" else ()),
+        fixed={
+            **dict.fromkeys(views.teachers if getattr(views, "teacher_view", "") == "fixed" else (), "id"),
+            **dict.fromkeys(TEXT if words is not None else (), TEXT_NUMBER),
+        },
         augmented=augmented if isinstance(views, StudentTeacherViews) else None,
         tokenizer=words,
         counts=lambda name: source_of(name).counts(),

@@ -158,7 +158,8 @@ def shapes_of(recipe: Recipe, batch: Mapping[str, Any], forward: Iterable[Pass |
     rows = len(arrays["id"]) if "id" in arrays else len(next(iter(arrays.values())))
     for item in recipe.forward if forward is None else forward:
         if isinstance(item, Selection):
-            arrays |= {name: jax.ShapeDtypeStruct((rows,), jnp.int32) for name in item.provides}
+            own = {name: jax.ShapeDtypeStruct((), jnp.int32) for name in item.provides} | dict(item.shapes(arrays))
+            arrays |= {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in own.items()}
             continue
         own = {need: _taken(arrays, need) for need in item.needs}
         for name in item.networks:
