@@ -31,8 +31,8 @@ def image_tower(
     keep: str = "first",
     pools: tuple[str, ...] = ("cls",),
     layers: tuple[int, ...] = (),
-    mean: tuple[float, ...] = (),
-    std: tuple[float, ...] = (),
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     dropout: float = 0.0,
     token_drop: float = 0.0,
     trained: bool = True,
@@ -50,7 +50,7 @@ def image_tower(
     depth:   how many layers are kept; None is all of them
     keep:    which ones: first | even | last
     pools, layers: what a feature is made of, see `smke_jax.passes.features.features`
-    mean, std: of the pixels, where they are not to be those of the file
+    mean, std: of the pixels; None is as the file says
     dropout, token_drop: while it is trained, of a Transformer
     remat:   of smke_jax.models.layers.REMAT
     described: what the file said when the run began

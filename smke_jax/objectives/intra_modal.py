@@ -25,8 +25,8 @@ def intra_modal(
 ) -> Term:
     """-log softmax of each `prediction`'s own `target` among the targets of the global batch, mean over rows.
 
-    Needs `prediction` and `target` (B, D), and of 'contrastive' 'id' (B,).  One direction: the targets are the candidates and get no
-    gradient.
+    Needs `prediction` and `target` (B, D), and of 'contrastive' 'id' (B,).  One direction: the targets are the
+    candidates and get no gradient.
     loss:  'contrastive', cosines over `temperature`; 'mse', mean over rows and channels of the squared difference
     learnable_scale: the inverse temperature is learned and starts at 1 / `temperature`
     normalised: of 'mse': whether both are divided by their length first

@@ -71,7 +71,7 @@ def pairs(
     threads:    for reading, decoding and cropping, in training and in evaluation
     prefetch_mib: most memory of examples that wait for the devices
     """
-    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
+    opened = Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
     with failing_together():
         facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
     captions = lambda: (caption for captions in opened.open(split).all_captions() for caption in captions)  # noqa: E731
@@ -114,30 +114,37 @@ def images(
     flip: float = 0.5,
     jitter: float = 0.0,
     grayscale: float = 0.0,
+    teacher_view: str = "shared",
     threads: int = 2,
     prefetch_mib: float = 256.0,
 ) -> Draft:
     """Images without their captions: 'image' and 'id', or with two `views` 'view1', 'view2' and 'id'.
 
+    teacher_view: of 'teacher_image' and other arrays beside 'image'; without 'image' its network reads what it would be
     The other fields are those of `pairs`.
     """
     if views not in (1, 2):
         raise UserError(f"views is {views}: give 1, or 2 for self-supervised training")
-    opened = _Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
+    opened = Opened(source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib)
     with failing_together():
         facts = dict(known) if known is not None else {"num_images": len(opened.open(split))}
 
     def finish(sizes: Mapping[str, int]) -> Task:
         size = sizes.get("image") or max(sizes.values())
         view = View(size, tuple(crop_scale), tuple(crop_ratio), flip, jitter, grayscale)
-        made = TwoViews(view) if views == 2 else StudentTeacherViews(view)
-        return _task(opened, facts, made, {"image": size}, split, "images", None, 0)
+        if views == 2:
+            return _task(opened, facts, TwoViews(view), {"image": size}, split, "images", None, 0)
+        beside = {array: own for array, own in sizes.items() if array != "image"} if "image" in sizes else {}
+        crop = {"crop_scale": tuple(crop_scale), "crop_ratio": tuple(crop_ratio), "flip": flip}
+        teachers = {array: View(own, jitter=TEACHER_JITTER, **crop) for array, own in beside.items()}
+        made = StudentTeacherViews(view, teachers, teacher_view)
+        return _task(opened, facts, made, {"image": size, **beside}, split, "images", None, 0)
 
     return Draft(facts, finish)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Opened:
+class Opened:
     """The splits of a data set, each opened on its first use and kept as long as the task."""
 
     source: str
@@ -170,7 +177,7 @@ class _Opened:
         return self._kept_for_evaluation[split]
 
 
-class _Captions(Sequence):
+class Captions(Sequence):
     """All captions of a source, image after image; each is read when it is asked for."""
 
     def __init__(self, source: Source):
@@ -187,7 +194,7 @@ class _Captions(Sequence):
 
 
 def _task(
-    opened: _Opened, facts, views, sizes: Mapping[str, int], split: str, unit: str, words: Tokenizer | None, length: int
+    opened: Opened, facts, views, sizes: Mapping[str, int], split: str, unit: str, words: Tokenizer | None, length: int
 ) -> Task:
     def example():
         blank = views(Image.new("RGB", (64, 64)), np.random.default_rng(0))
@@ -263,7 +270,7 @@ def evaluation_split(
         return Column(len(source), read, ", ".join(filter(None, (f"{size} px squashed", source.about))))
 
     columns = {array: image_column(size) for array, size in sizes.items()}
-    captions = _Captions(source)
+    captions = Captions(source)
     if words is not None:
         encode = lambda rows: words.encode([captions[i] for i in rows], length)  # noqa: E731
         columns |= columns_of(TEXT, len(captions), encode, f"{length} tokens")
