@@ -45,7 +45,7 @@ def image_tower(
     start:   the file says what model it is, of a CLIP or an export of image and text their image tower; 'random' needs
              `model`, a part such as 'vit'
     model:   fields that differ from the part's defaults have to agree with the file
-    image:   the array of the task that it reads
+    image:   the array of the task that it reads; 'image' where the task makes no other view
     image_size: pixels; positions are interpolated for another size than the file's.  None is as the file says
     depth:   how many layers are kept; None is all of them
     keep:    which ones: first | even | last
@@ -84,6 +84,10 @@ def image_tower(
     def init(key, specs):
         return module.init(key, jnp.zeros((2, size, size, 3)))["params"]
 
+    def forward(name, specs):
+        read = {"image": image if image in specs else "image"}
+        return (features(module, name, trains=True, **use | read, **statistics_of(fields)),)
+
     def begin(shapes) -> Start | None:
         if start == RANDOM:
             return None
@@ -91,7 +95,7 @@ def image_tower(
 
     return Network(
         init,
-        lambda name, specs: (features(module, name, trains=True, **use, **statistics_of(fields)),),
+        forward,
         begin,
         trained=trained,
         sizes={image: size},
