@@ -51,7 +51,7 @@ class Compression:
         return part("captions", data=("data/cc3m",), **self._text())
 
     def _text(self) -> dict:
-        return {"tokenizer": f"{CLIP}/tokenizer", "max_length": 77}
+        return {"tokenizer": f"{CLIP}/tokenizer", "vocab_size": 49_408, "max_length": 77}
 
     def _views(self) -> dict:
         return {"crop_scale": (0.5, 1.0)}

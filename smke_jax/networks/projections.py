@@ -16,6 +16,7 @@ from smke_jax.networks.start import RANDOM
 from smke_jax.passes.project import project
 
 TRAINED = {"both": True, "none": False, "image": ("^image/",), "text": ("^text/",)}
+WATCHED = {"both": ("image", "text"), "none": (), "image": ("image",), "text": ("text",)}
 
 
 def projections(
@@ -87,7 +88,13 @@ def projections(
     return Network(
         init,
         lambda name, specs: project(
-            model, name, image=tuple(image), text=tuple(text), mixup_alpha=mixup_alpha, makes=makes
+            model,
+            name,
+            image=tuple(image),
+            text=tuple(text),
+            mixup_alpha=mixup_alpha,
+            makes=makes,
+            watched=WATCHED[trained],
         ),
         begin,
         trained=TRAINED[trained],

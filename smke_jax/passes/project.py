@@ -12,6 +12,7 @@ MIXUP = "mixup"  # the array of a selection: for every row, the row that it is m
 def project(
     model: Projections, network: str, *, image: tuple[str, ...], text: tuple[str, ...], mixup_alpha: float = 1.0,
     makes: str = "",
+    watched: tuple[str, ...] = ("image", "text"),
 ) -> tuple[Pass, ...]:  # fmt: skip
     """Three passes; one where there are features of one modality alone.
 
@@ -21,6 +22,7 @@ def project(
     'mixup' names.  λ is drawn for each row from Beta(mixup_alpha, mixup_alpha), and is the same for images and captions
     (latent mixup: FuseMix, Vouitsis et al. 2024).
     makes: 'teacher' calls all of it 'teacher_image/…' and so on.
+    watched: the modalities whose embeddings are watched for collapse: those that are trained.
     """
     prefix = makes and f"{makes}_"
     levels = ("out", *(("fc1",) if model.shared is not None else ()), *(("head",) if model.head else ()))
@@ -37,7 +39,14 @@ def project(
             return {f"{prefix}{modality}/{level}": made[level] for level in levels}
 
         provides = tuple(f"{prefix}{modality}/{level}" for level in levels)
-        return Pass(f"{network}/{modality}", (network,), names, provides, run, watched=(f"{prefix}{modality}/out",))
+        return Pass(
+            f"{network}/{modality}",
+            (network,),
+            names,
+            provides,
+            run,
+            watched=(f"{prefix}{modality}/out",) if modality in watched else (),
+        )
 
     def mixed(params, arrays, key, train):
         key_mix, key_image, key_text = jax.random.split(key, 3)

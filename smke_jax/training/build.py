@@ -149,7 +149,7 @@ def build_experiment(
         assets = _section(config, "assets")
         corpora = {name: x._replace(by_id=False) for name, x in assets.items() if x.whole or not x.by_id}
         without = make_recipe(networks, passes, terms, weights, batch=whole, assets=corpora, **parts)
-        shapes = shapes_of(without, whole, (*without.forward, *_beside(without, whole)))
+        shapes = shapes_of(without, whole, _frozen_first(without, whole))
         numbers = _row_numbers(assets, networks, passes, whole, shapes, task)
         recipe = make_recipe(networks, passes, terms, weights, batch=whole, assets=assets, **parts)
         stored = {n: shapes.arrays[n] for asset in assets.values() if asset.by_id for n in asset.provides}
@@ -159,11 +159,16 @@ def build_experiment(
     return Experiment(task, recipe, build_mesh(config), whole, batch, shapes, numbers)
 
 
-def _beside(recipe: Recipe, whole: Specs) -> list[Pass]:
-    """The passes of frozen networks that the step does not run: evaluators and assets may."""
+def _frozen_first(recipe: Recipe, whole: Specs) -> list[Pass | Selection]:
+    """What a step runs, after all that frozen networks make of a batch, also what evaluators and assets alone read.
+
+    A network that is trained in part is initialised with what all of its passes read.
+    """
     running = {name for p in recipe.forward if isinstance(p, Pass) for name in p.networks}
-    idle = {name for name, x in recipe.networks.items() if x.trained is False and x.average is None} - running
-    return [p for p in recipe.passes if idle & set(p.networks) and set(p.needs) <= set(whole)]
+    frozen = {name for name, x in recipe.networks.items() if x.trained is False and x.average is None}
+    first = lambda p: isinstance(p, Pass) and set(p.networks) <= frozen and set(p.needs) <= set(whole)  # noqa: E731
+    idle = [p for p in recipe.passes if first(p) and not running & set(p.networks)]
+    return [*idle, *sorted(recipe.forward, key=lambda item: not first(item))]
 
 
 def _row_numbers(
