@@ -110,7 +110,7 @@ def _tuned(form, side, start):
 
 
 def _photos(form):
-    return stored_features(of=form.features, evaluated=(form.form.held_out,), half=True)
+    return stored_features(of=form.features, evaluated=(form.form.held_out,), folder=form.kept, half=True)
 
 
 def _first_image(form, way):

@@ -19,13 +19,16 @@ class Compression:
 
     teacher:  where the teacher begins: a file, or an earlier stage
     features: what its image towers make
+    kept:     the folder where that is stored, for all stages; '' is one of each run
     """
 
     form = Thesis()
     teacher = CLIP
     features = ("clip/feature",)
+    kept = ""
     projection = {"width": 512, "bias": False}
     depth = 6  # of the text student
+    narrow: dict = {}  # what is smaller in it besides
 
     def run(self, kind: str) -> ConfigDict:
         """A config without parts: of 'tune', the teacher's tuning; 'first' and 'second', the students' stages."""
@@ -75,7 +78,7 @@ class Compression:
 
     def words(self, start: str, depth: int | None = None) -> ConfigDict:
         """The text student: the first layers of the teacher's, or what stage 1 made of them."""
-        return self._words(start=start, depth=depth or self.depth)
+        return self._words(start=start, depth=depth or self.depth, **self.narrow)
 
     def projections(self, **fields: Any) -> ConfigDict:
         """Projections into the space that all towers share."""
@@ -92,14 +95,17 @@ class Compression:
 class OnPhotos(Compression):
     """Flickr8k's photos; the teacher is configs/lit.py's, whose frozen towers see every photo once.
 
-    The image student is the first 4 layers of DINOv2 at 98 px, the text student the first 3 of the teacher's 6.
+    The image student is the first 4 layers of DINOv2 at 98 px, the text student the first 3 of the teacher's 6, with a
+    third of the channels in its table of words, which is half of the teacher's text tower.
     """
 
     form = Flickr8k()
     teacher = "stage:runs/lit_flickr8k"
     features = ("lite0/feature", "dinov2/feature")
+    kept = "runs/motis_flickr8k/features"
     projection = {"width": 512}
     depth = 3
+    narrow = {"word_width": 128}
 
     def run(self, kind: str) -> ConfigDict:
         batch, steps, rate = {"tune": (480, 75, 2e-4), "first": (128, 300, 5e-4), "second": (128, 240, 3e-4)}[kind]

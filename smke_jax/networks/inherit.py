@@ -4,6 +4,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import numpy as np
+
 from smke_jax.errors import UserError
 
 # {name: (layers there, layers wanted) -> the numbers of those that are kept, in order}
@@ -43,3 +46,14 @@ def said(keep: str, there: int, wanted: int) -> str:
     layers = list(KEEP[keep](there, wanted))
     numbers = f"0-{layers[-1]}" if keep == "first" else ", ".join(map(str, layers))
     return f"layers {numbers} of {there}"
+
+
+def narrower_words(params: Mapping[str, Any], width: int) -> dict[str, Any]:
+    """The parameters of a BERT with its table of words (V, D) as a table (V, width) times a matrix (width, D).
+
+    The product is the best approximation of that rank, by the singular values of the table (Eckart and Young 1936).
+    """
+    table = np.asarray(params["word_embedding"], np.float64)
+    directions = np.linalg.eigh(table.T @ table)[1][:, ::-1][:, :width]  # of the largest singular values
+    narrow = {"word_embedding": table @ directions, "word_projection": {"kernel": directions.T}}
+    return {**params, **jax.tree.map(lambda x: x.astype(np.float32), narrow)}

@@ -17,7 +17,7 @@ from smke_jax.models.fields import defaults_of
 from smke_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS
 from smke_jax.networks.base import Start
 from smke_jax.networks.encoders import describe_encoder, load_encoder
-from smke_jax.networks.inherit import kept_layers, said
+from smke_jax.networks.inherit import kept_layers, narrower_words, said
 
 RANDOM = "random"  # what a config says where nothing is read from a file
 
@@ -79,7 +79,8 @@ def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any], k
             f"part {model['type']!r}"
         )
     theirs = {k: v for k, v in {**defaults_of(FITTING[tower][model["type"]]), **model}.items() if k != "depth"}
-    wrong = _differences(theirs, fields)
+    narrower = 0 if theirs.get("word_width") else fields.get("word_width", 0)
+    wrong = _differences(theirs | ({"word_width": narrower} if narrower else {}), fields)
     if wrong:
         raise UserError(f"the {tower} tower cannot start from {path}: {'; '.join(wrong)}; set them alike")
     if "depth" in fields and model["depth"] < fields["depth"]:
@@ -91,6 +92,8 @@ def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any], k
             "`smke prepare text`"
         )
     params = {name: x for name, x in load_encoder(path, tower).items() if name not in CLASSIFIER}
+    if narrower:
+        params = narrower_words(params, narrower)
     if "depth" in fields:
         params = kept_layers(params, keep, model["depth"], fields["depth"])
     if tower == "image":
