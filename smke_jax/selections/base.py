@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import jax
 
 from smke_jax.losses.collective import Scope
-from smke_jax.networks.base import Specs
+
+Specs = Mapping[str, jax.ShapeDtypeStruct]
 
 
 class Selection(NamedTuple):

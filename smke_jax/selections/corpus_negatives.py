@@ -9,7 +9,6 @@ from smke_jax.limits import AT_LEAST_0, AT_LEAST_1
 from smke_jax.losses.contrastive import normalise
 from smke_jax.losses.nearest import nearest_foreign
 from smke_jax.selections.base import Selection
-from smke_jax.tasks.base import TEXT_NUMBER, Task
 
 NAME = "corpus_negatives"
 
@@ -44,11 +43,12 @@ def corpus_negatives(
     def shapes(arrays):
         return {f"{makes}/negatives": jax.ShapeDtypeStruct((k, arrays[query].shape[-1]), jnp.float32)}
 
-    def check(task: Task, numbers) -> None:
+    def check(task, numbers) -> None:
         split = task.split(task.train)
         images = task.facts["num_images"]
-        owners = split.facts["caption_image"] if numbers[corpus] == TEXT_NUMBER else np.arange(images)
-        kind = "captions" if numbers[corpus] == TEXT_NUMBER else "images"
+        of_images = numbers[corpus] == "id"  # else of captions
+        owners = np.arange(images) if of_images else split.facts["caption_image"]
+        kind = "images" if of_images else "captions"
         most = int(np.bincount(owners).max())
         where = f"config.selections: {NAME} takes k={k} negatives from {len(owners)} {kind} of {split.name}"
         if most == len(owners):

@@ -51,7 +51,7 @@ def run(tmp_path_factory):
     c.task = form_of("smoke").pairs(unit="images")
     c.networks.cells = tower(folder, "cells", layers=(3, 9))
     c.networks.patches = tower(folder, "patches", pools=("cls", "mean"), layers=(1, 3))
-    c.networks.words = text_tower(start="random", model=bert(depth=1, max_positions=12, **SIZES))
+    c.networks.words = text_tower(start="random", model=bert(depth=1, max_positions=12, word_width=6, **SIZES))
     c.networks.student = projections(
         image=("cells/feature", "patches/feature"),
         width=8,

@@ -18,7 +18,7 @@ LAYERS = (
     ("convert", "tasks", "reporting.machine"),
     ("networks", "evaluators", "assets"),
     ("training", "reporting", "search"),
-    ("parts", "forms", "config_files"),
+    ("parts", "forms", "forms_compression", "config_files"),
     ("training.build", "training.report"),
     ("training.loop", "training.restore"),
     ("embedder_kinds", "embedder", "training.export", "training.stages", "flags"),

@@ -30,7 +30,7 @@ LENGTH = 64  # tokens of a text
 VECTORS = 64  # in place of the features of images
 # The smallest cosine allowed, by the precision of the exported weights. With 16 bits every weight keeps 11 (float16) or
 # 8 (bfloat16) binary digits: full-size random students came to 0.999999 and 0.9999.
-BARS = {"float32": 0.9999, "float16": 0.999, "bfloat16": 0.99}
+BARS = {"float32": 0.9999, "float16": 0.999, "bfloat16": 0.99, "int8": 0.98}
 SENTENCES = ("a dog runs across the grass", "two people sit on a bench", "a red car", "children play in the snow")
 NETWORK = "exported"  # what the passes call it
 
