@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from smke_jax.losses.collective import ALONE, Scope, as_varying, gather, own_rows, take_rows
+from smke_jax.losses.collective import ALONE, Scope, as_varying, gather, global_rows, own_rows, take_rows
 from smke_jax.losses.pairs import BLOCK, EXCLUDED, NOBODY, dot_products
 
 
@@ -24,7 +24,7 @@ def nearest_foreign(
     """
     everyone, their_ids = gather(queries.astype(jnp.float32), scope), gather(ids, scope)
     scores, rows = _of_this_part(everyone, their_ids, table, owners, k, block)
-    first = 0 if scope.axis is None else jax.lax.axis_index(scope.axis) * len(table)
+    first = global_rows(len(table), scope)[0]
     # (devices, B, k) -> of the queries here (b, devices · k), the devices in order
     scores, rows = (
         jax.vmap(lambda x: own_rows(x, scope))(gather(x[None], scope)).swapaxes(0, 1).reshape(len(queries), -1)

@@ -175,7 +175,7 @@ def test_axis_names_are_known_to_parallel_and_the_step():
 
 
 # Who holds a config: what makes one, reads one, keeps one in a file, or hands one on to training.build.
-CONFIGS = ("config", "parts", "forms", "config_files", "training.build", "programs", "studies")
+CONFIGS = ("config", "parts", "forms", "forms_compression", "config_files", "training.build", "programs", "studies")
 HAND_ON = ("training.record", "training.loop", "training.restore", "training.stages")
 
 

@@ -7,7 +7,6 @@ faiss has no mask: it is asked for five rows more, and the query's own are taken
 """
 
 import argparse
-import functools
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -16,15 +15,15 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import PartitionSpec
 
 from smke_jax.__main__ import run_program
 from smke_jax.flags import positive
-from smke_jax.losses.collective import Scope
 from smke_jax.losses.nearest import nearest_foreign
-from smke_jax.parallel.mesh import DATA_AXES, make_mesh, put_batch, put_spread
+from smke_jax.parallel.mesh import make_mesh, put_batch, put_spread
+from smke_jax.selections.base import Selection
 from smke_jax.studies.benchmarks import record
 from smke_jax.studies.benchmarks.measure import in_turns, say, spread
+from smke_jax.training.step import run_selection
 
 PER_IMAGE = 5  # rows of the corpus
 OURS, FAISS = "smke_jax", "faiss"
@@ -55,18 +54,23 @@ def make(rows: int, queries: int, width: int) -> Made:
 def on_devices(made: Made, k: int) -> tuple[Callable[[int], Any], int]:
     """(steps -> the numbers (B, k) that the last of them found, bytes of one device: corpus and temporary memory)."""
     mesh = make_mesh()
-    kept = put_spread({"rows": made.rows, "id": made.owners}, mesh)
+
+    def look(state, arrays, scope):
+        kept = state["assets/corpus"]
+        return {
+            "numbers": nearest_foreign(arrays["queries"], arrays["ids"], kept["rows"], kept["id"], k, scope=scope)[1]
+        }
+
+    search = Selection("nearest", ("queries", "ids"), ("numbers",), look, reads=("assets/corpus",))
+    state = {"assets/corpus": put_spread({"rows": made.rows, "id": made.owners}, mesh)}
     asked = put_batch({"queries": made.queries, "ids": made.ids}, mesh)
-    split = PartitionSpec(DATA_AXES)
-    search = functools.partial(nearest_foreign, k=k, scope=Scope(DATA_AXES))
-    local = jax.shard_map(lambda *x: search(*x)[1], mesh=mesh, in_specs=(split,) * 4, out_specs=split)
-    arguments = (asked["queries"], asked["ids"], kept["rows"], kept["id"])
-    compiled = jax.jit(local).lower(*arguments).compile()
+    run_all = jax.jit(lambda state, asked: run_selection(search, mesh, state, asked, key=jax.random.key(0))["numbers"])
+    compiled = run_all.lower(state, asked).compile()
     stats = compiled.memory_analysis()
 
     def run(steps: int):
         for _ in range(steps):
-            found = compiled(*arguments)
+            found = compiled(state, asked)
         return jax.device_get(found)
 
     return run, stats.argument_size_in_bytes + stats.temp_size_in_bytes
