@@ -216,6 +216,8 @@ def test_every_snippet_of_the_card_runs(hf, own, transformers_cache, monkeypatch
 
 
 def test_a_format_that_cannot_hold_it_says_which_can(run, tmp_path):
-    with pytest.raises(UserError, match="type aligned, and --format=thesis is for models of type student: use flax, "):
+    with pytest.raises(
+        UserError, match="type aligned, and --format=thesis is for models of type student: use flax or hf or onnx"
+    ):
         export_run(run, tmp_path / "thesis", format="thesis")
     assert not list(tmp_path.iterdir())

@@ -24,6 +24,7 @@ from smke_jax.selections.corpus_negatives import corpus_negatives
 from smke_jax.tasks.base import Split
 from smke_jax.training import loop
 from smke_jax.training.build import build_experiment, build_step, resolve
+from smke_jax.training.export import export_run
 from smke_jax.training.frozen import frozen_shapes
 from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.recipe import split_params
@@ -149,6 +150,39 @@ def test_layers_of_the_teacher(clip, tower, keep, depth, layers):
 def test_layers_by_other_names_stay():
     layers = {"block_0": 0, "block_1": 1, "block_2": 2, "relative_bias_2": 3, "norm": 4}
     assert kept_layers(layers, "last", 3, 1) == {"block_0": 2, "relative_bias_0": 3, "norm": 4}
+
+
+BERT = {
+    "type": "bert", "vocab_size": 20, "width": 6, "depth": 1, "num_heads": 2, "mlp_dim": 4, "max_positions": 9,
+    "type_vocab_size": 2, "pooler": False,
+}  # fmt: skip
+
+
+def test_a_narrower_table_of_words_is_the_best_of_its_rank(tmp_path):
+    """Against the singular values of NumPy, and in the tower: a table times a matrix."""
+    ids, mask = np.arange(8, dtype=np.int32).reshape(2, 4), np.ones((2, 4), np.int32)
+    params = build_model(BERT).init(jax.random.key(1), ids, mask)["params"]
+    save_params(tmp_path / PARAMS, params, {"model": BERT})
+    network = text_tower(vocab_size=20, start=str(tmp_path), word_width=4)
+    found = begun(network, {}).params
+    table = np.asarray(params["word_embedding"], np.float64)
+    u, values, v = np.linalg.svd(table, full_matrices=False)
+    product = np.asarray(found["word_embedding"] @ found["word_projection"]["kernel"])
+    assert found["word_embedding"].shape == (20, 4)
+    np.testing.assert_allclose(product, (u[:, :4] * values[:4]) @ v[:4], atol=1e-6)
+
+    whole = {**params, "word_embedding": product}
+    (p,) = network.forward("words", {})
+    feature = p.run({"words": found}, {"text": ids, "text_mask": mask}, None, False)["words/feature"]
+    tokens = build_model(BERT).apply({"params": whole}, ids, mask)[0]
+    np.testing.assert_allclose(feature, np.asarray(tokens).mean(1), atol=1e-5)
+    with pytest.raises(UserError, match="word_width is 6: it has to be at least 1 and below 6"):
+        text_tower(vocab_size=20, start=str(tmp_path), word_width=6)
+
+
+def test_a_clip_has_no_narrower_table(clip):
+    with pytest.raises(UserError, match="word_width: a text tower of type 'clip_text' has no such field"):
+        text_tower(vocab_size=20, start=str(clip[0]), word_width=2)
 
 
 def specs(**widths):
@@ -299,3 +333,29 @@ def test_only_the_tower_of_the_stage_moves(few_scenes, tmp_path):
     config.total_steps = 1
     outcome = train_and_evaluate(config, tmp_path / "run")
     assert set(outcome.params) == {"photo", "student", "terms"} and set(outcome.params["student"]) == {"image"}
+
+
+@pytest.mark.parametrize("stage, sees", [("image1", "image"), ("text1", "text")])
+def test_the_first_stage_sees_one_modality_and_its_export_too(few_scenes, tmp_path, stage, sees):
+    """Pools without pairs: neither the other modality's array is read, nor does the export embed it."""
+    config = resolve(load_stages(f"{CONFIG}:smoke")[stage])
+    for network in config.networks.values():
+        for key in network:
+            if key.endswith("start") and not network[key].endswith(".safetensors"):
+                network[key] = "random"
+        if network.type == "text_tower":
+            network.model = part("bert", max_positions=12, **SIZES)
+        if network.type == "image_tower":
+            network.model = part("vit", image_size=32, patch_size=16, **SIZES)
+    config.total_steps, config.num_devices, config.log.report = 1, 1, False
+    train_and_evaluate(config, tmp_path / "run")
+    written = export_run(tmp_path / "run", tmp_path / "export")
+    assert set(written.likeness) == {f"{sees}/out", f"{sees}_embeds"}
+    experiment = build_experiment(config, None, FACTS)
+    assert ("image" in experiment.whole) == (sees == "image") and ("text" in experiment.whole) == (sees == "text")
+    with pytest.raises(UserError, match=f"projects {sees} alone, and --format=hf is for models of both"):
+        export_run(tmp_path / "run", tmp_path / "hf", format="hf")
+    with pytest.raises(UserError, match="has no projection of"):
+        other = "text" if sees == "image" else "image"
+        given = {"image": ("photo/feature",), f"{other}_start": str(tmp_path / "export")}
+        begun(projections(**given), specs(photo=16, words=16))
