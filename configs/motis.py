@@ -54,6 +54,7 @@ ABLATIONS = ("joint", "none", "mse", "infonce", "no_kd", "no_hn", "no_kd_hn")
 DEPTHS = {"text4": 4, "text2": 2}
 VARIANTS = (*ABLATIONS, *DEPTHS)
 NEGATIVES = 16  # hard negatives of each query
+BEST = "text_to_image/r1"  # ranks checkpoints
 
 
 def get_config(variant: str = ""):
@@ -105,7 +106,7 @@ def _tuned(form, side, start):
     if not any(own.get("trained", False) for own in images.values()):
         c.assets.photos = _photos(form)
     c.terms.itc = itc(levels=("out",), same_image="masked", weight=2.0)
-    c.evaluators.retrieval = form.form.retrieval()
+    c.evaluators.retrieval = form.form.retrieval(best=BEST)
     return c
 
 
@@ -186,7 +187,7 @@ def _second_image(form, tuned, first, kind):
         c, kind, query="image/out", key="teacher_text/out", pair=("image", "teacher_text"),
         target=("teacher_image/out", "teacher_text/out"), learned="teacher_image/out",
     )  # fmt: skip
-    c.evaluators.retrieval = form.form.retrieval()
+    c.evaluators.retrieval = form.form.retrieval(best=BEST)
     return c
 
 
@@ -214,5 +215,5 @@ def _second_text(form, tuned, first, depth):
         c, "", query="text/out", key="index_image/out", pair=("index_image", "text"),
         target=("teacher_image/out", "teacher_text/out"), learned="teacher_text/out",
     )  # fmt: skip
-    c.evaluators.retrieval = form.form.retrieval()
+    c.evaluators.retrieval = form.form.retrieval(best=BEST)
     return c

@@ -65,7 +65,8 @@ def _retrieval(run: TrainedRun, network: Network) -> Callable[[Path], str] | Non
 
     None of a run that evaluates no retrieval, or whose network embeds one modality alone.
     """
-    found = [x for x in run.experiment.recipe.evaluators.values() if x.best == "recall_sum"]
+    pairs = {f"{side}/{network.description.get('level')}" for side in ("image", "text")}
+    found = [x for x in run.experiment.recipe.evaluators.values() if set(x.needs) == pairs]
     if not found or len(modalities(network.description)) < 2:
         return None
 
