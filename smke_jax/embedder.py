@@ -102,6 +102,8 @@ class Embedder:
     Attributes:
       description: the model's type and sizes.
       tokenizer: of a model that reads text, where its vocabulary is known.
+      image_sizes: {array: pixels per side} of what the networks take of an image.
+      max_length: tokens of a text; 0 of a model without text.
     """
 
     def __init__(self, description: dict, params: Any, tokenizer: Tokenizer | None = None):
@@ -120,9 +122,9 @@ class Embedder:
             modality: jax.jit(functools.partial(self._embedding, modality), out_shardings=replicated(self._mesh))
             for modality in self._passes
         }
-        self._image_sizes = image_sizes(description)
+        self.image_sizes = image_sizes(description)
         text = description.get("text", description)
-        self._max_length = description.get("max_length", text.get("max_positions", 0))
+        self.max_length = description.get("max_length", text.get("max_positions", 0))
         size = {**description, **text}.get("vocab_size")
         if tokenizer is not None and size is not None and tokenizer.vocab_size != size:
             raise UserError(f"the tokenizer has {tokenizer.vocab_size} tokens, the model {size}: it is another one's")
@@ -156,7 +158,7 @@ class Embedder:
     @property
     def reads_texts(self) -> bool:
         """Whether `encode_texts` works."""
-        return bool(self._max_length) and self.tokenizer is not None
+        return bool(self.max_length) and self.tokenizer is not None
 
     def text_half(self) -> TextHalf:
         """What `encode_texts` does with one text, as a function; for a model with `reads_texts`."""
@@ -165,7 +167,7 @@ class Embedder:
             x = self._embedding("text", params, {"text": ids, "text_mask": mask})
             return x / jnp.linalg.norm(x, axis=1, keepdims=True) if self._kind.normalise else x
 
-        return TextHalf(run, self._networks, self.tokenizer, self._max_length)
+        return TextHalf(run, self._networks, self.tokenizer, self.max_length)
 
     @functools.cached_property
     def digest(self) -> str:
@@ -185,7 +187,7 @@ class Embedder:
         Texts of a length are embedded together, so that little is computed for padding.
         Args and errors as of `encode_images`, and UserError for a model without its vocabulary.
         """
-        if not self._max_length:
+        if not self.max_length:
             raise UserError(f"a model of type {self.description['type']} embeds no texts")
         if self.tokenizer is None:
             raise UserError(
@@ -196,6 +198,10 @@ class Embedder:
         way = _Way("text", text_of, self._embedded_texts, _check_batch_size(batch_size), SORTED * batch_size, 0)
         return self._embed(way, texts, isinstance(texts, str), on_error, progress)
 
+    def program(self, modality: str) -> tuple[Any, Callable]:
+        """(parameters, jitted (parameters, arrays) -> (N, D), not normalised) of 'image' or 'text', to measure it."""
+        return self._params[modality], self._programs[modality]
+
     def similarity(self, images: Iterable[ImageLike] | np.ndarray, texts: Iterable[str] | np.ndarray) -> np.ndarray:
         """Cosine of every image with every text -> (N, M); embeddings (N, D) are taken in their place."""
         images = images if _is_matrix(images) else self.encode_images(images)
@@ -204,12 +210,12 @@ class Embedder:
         return images @ texts.T
 
     def _of_images(self, batch_size: int) -> "_Way":
-        if not self._image_sizes:
+        if not self.image_sizes:
             raise UserError(f"a model of type {self.description['type']} embeds no images")
 
         def view(image):
             pixels = pixels_of(image)
-            return {array: self._kind.view(pixels, size) for array, size in self._image_sizes.items()}
+            return {array: self._kind.view(pixels, size) for array, size in self.image_sizes.items()}
 
         def embed(views, batch_size):
             return self._run("image", {array: np.stack([x[array] for x in views]) for array in views[0]}, batch_size)
@@ -217,13 +223,13 @@ class Embedder:
         return _Way("image", view, embed, _check_batch_size(batch_size), batch_size, os.cpu_count())
 
     def _embedded_texts(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
-        ids, mask = self.tokenizer.encode(texts, self._max_length)
+        ids, mask = self.tokenizer.encode(texts, self.max_length)
         lengths = mask.sum(1)
         order = np.argsort(lengths, kind="stable")
         parts = []
         for start in range(0, len(texts), batch_size):
             rows = order[start : start + batch_size]
-            length = min(_length(int(lengths[rows[-1]])), self._max_length)
+            length = min(_length(int(lengths[rows[-1]])), self.max_length)
             parts.append(self._run("text", {"text": ids[rows, :length], "text_mask": mask[rows, :length]}, batch_size))
         return np.concatenate(parts)[np.argsort(order)]
 

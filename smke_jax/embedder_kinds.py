@@ -13,7 +13,7 @@ from smke_jax.data.transforms import centre_crop, squash
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model
 from smke_jax.models.teachers import TEACHERS
-from smke_jax.passes.aligned import aligned
+from smke_jax.passes.aligned import aligned, modalities
 from smke_jax.passes.base import Pass, statistics_of, to_network
 from smke_jax.passes.classify import Mixing, classify_image
 from smke_jax.passes.encode import encode_image, encode_text
@@ -61,7 +61,7 @@ def _fused(description):
 
 
 def _aligned(description):
-    names = {modality: f"{modality}/{description['level']}" for modality in ("image", "text")}
+    names = {modality: f"{modality}/{description['level']}" for modality in modalities(description)}
     return {modality: (aligned(description, name), name) for modality, name in names.items()}
 
 

@@ -25,7 +25,12 @@ def stored_features(
     folder:     where to keep it, so that other runs find it; '' keeps it in the run's own folder
     half:       keep it in float16, in half the room
     """
-    if large := [name for name in of if name.rpartition("/")[2] in WHOLE]:
-        raise UserError(f"stored features keep one vector of every image, and {large[0]} is one of every patch")
+    check_vectors(of)
     dtype = "float16" if half else "float32"
     return Asset(tuple(of), views=augmentations, evaluated=tuple(evaluated), folder=folder, dtype=dtype)
+
+
+def check_vectors(names: tuple[str, ...]) -> None:
+    """Raises UserError for a representation that is not one vector of an image or a caption."""
+    if large := [name for name in names if name.rpartition("/")[2] in WHOLE]:
+        raise UserError(f"stored features keep one vector of every image, and {large[0]} is one of every patch")

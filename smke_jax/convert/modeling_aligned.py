@@ -166,9 +166,9 @@ class Bert(TextTower):
 class Projection(nn.Module):
     """Features (B, F) -> (B, width): a linear layer, and with `hidden` a residual MLP after it."""
 
-    def __init__(self, inputs, width, hidden):
+    def __init__(self, inputs, width, hidden, bias):
         super().__init__()
-        self.linear = nn.Linear(inputs, width)
+        self.linear = nn.Linear(inputs, width, bias=bias)
         self.hidden = hidden
         if hidden:
             self.norm = nn.LayerNorm(width, 1e-6)
@@ -185,7 +185,8 @@ class Projections(nn.Module):
     def __init__(self, fields, inputs):
         super().__init__()
         width, shared = fields["width"], fields["shared"]
-        self.image, self.text = (Projection(inputs[side], width, fields["hidden"]) for side in ("image", "text"))
+        bias = fields.get("bias", True)
+        self.image, self.text = (Projection(inputs[side], width, fields["hidden"], bias) for side in ("image", "text"))
         self.shared = None
         if shared:
             sizes = {name: shared[name] for name in ("num_heads", "mlp_dim", "norm_eps", "activation", "layer_scale")}

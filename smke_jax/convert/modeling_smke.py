@@ -304,7 +304,9 @@ class TextTower(nn.Module):
     def __init__(self, fields, vocab_size):
         super().__init__()
         width = fields["width"]
-        self.word_embedding = nn.Embedding(vocab_size, width)
+        words = fields.get("word_width") or width
+        self.word_embedding = nn.Embedding(vocab_size, words)
+        self.word_projection = nn.Identity() if words == width else nn.Linear(words, width, bias=False)
         self.position_embedding = nn.Embedding(fields["max_positions"], width)
         self.type_embedding = nn.Embedding(fields["type_vocab_size"], width)
         self.embedding_norm = nn.LayerNorm(width, fields["norm_eps"])
@@ -312,8 +314,8 @@ class TextTower(nn.Module):
         self.norm = nn.LayerNorm(width, fields["norm_eps"]) if fields["norm_order"] == "pre" else None
 
     def forward(self, ids, mask):
-        x = self.word_embedding(ids) + self.position_embedding.weight[: ids.shape[1]] + self.type_embedding.weight[0]
-        x = self.embedding_norm(x)
+        x = self.word_projection(self.word_embedding(ids)) + self.position_embedding.weight[: ids.shape[1]]
+        x = self.embedding_norm(x + self.type_embedding.weight[0])
         for block in self.blocks:
             x, _ = block(x, mask)
         return x if self.norm is None else self.norm(x)

@@ -17,6 +17,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from smke_jax import atomic
+from smke_jax.convert.int8 import restored
 from smke_jax.errors import UserError
 from smke_jax.json_text import parse_json
 
@@ -68,7 +69,7 @@ def load_params(path: str | Path) -> Any:
     sums = _described(metadata[DESCRIPTION], path)[1] if DESCRIPTION in metadata else {}
     if sums.get("arrays") not in (None, _sum_of(flat)):  # files of earlier versions have none
         raise UserError(f"the weights in {path} are damaged: fetch or convert them again")
-    return unflatten_dict({key: x.astype(np.float32) for key, x in flat.items()}, sep="/")
+    return unflatten_dict({key: x.astype(np.float32) for key, x in restored(flat).items()}, sep="/")
 
 
 def _described(text: str, path: str | Path) -> tuple[dict, dict[str, str]]:

@@ -100,6 +100,7 @@ def train_batches(
     max_length: int = 64,
     words: bool = False,
     labels: np.ndarray | None = None,
+    numbered: str = "",
     process: tuple[int, int] = (0, 1),
     threads: int = 2,
     prefetch_mib: float = 256,
@@ -119,6 +120,7 @@ def train_batches(
       tokenizer: None leaves the text out.
       max_length: L, tokens of a caption.
       labels: (N,) of the images; None leaves 'label' out.
+      numbered: the name of an array (b,), the number of the caption among those of all images; '' leaves it out.
       process: (p, number of processes). Process p has the rows [p·b, (p + 1)·b) of every batch of B = b · number rows.
       threads: that make batches ahead; with 0 the caller makes its batches itself.
       prefetch_mib: MiB of finished examples that may wait. One batch of b may wait in any case.
@@ -134,19 +136,24 @@ def train_batches(
     min_side = getattr(views, "min_side", None)
     damages = Damages(repr(source), len(source))
 
-    def choose(captions: tuple[str, ...], number: int, rng: np.random.Generator) -> str:
+    first = np.cumsum(source.num_captions) - source.num_captions if numbered else None
+
+    def choose(captions: tuple[str, ...], number: int, rng: np.random.Generator) -> int:
         if number < 0:
             number = int(rng.integers(len(captions)))
-        return captions[number % len(captions)]  # another image may have fewer captions than the row's own
+        return number % len(captions)  # another image may have fewer captions than the row's own
 
-    def numbers(image: int) -> dict[str, np.int32]:
-        return {"id": np.int32(image)} | ({} if labels is None else {"label": np.int32(labels[image])})
+    def numbers(image: int, caption: int) -> dict[str, np.int32]:
+        made = {"id": np.int32(image)} | ({} if labels is None else {"label": np.int32(labels[image])})
+        return made if first is None else {**made, numbered: np.int32(first[image] + caption)}
 
     def load(row: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
         image, caption = row
         skipped = []
         if views is None:
-            return {**numbers(image), "caption": choose(source.captions(image), caption, rng), "skipped": skipped}
+            captions = source.captions(image)
+            chosen = choose(captions, caption, rng)
+            return {**numbers(image, chosen), "caption": captions[chosen], "skipped": skipped}
         while True:
             try:
                 example = source[image]
@@ -156,8 +163,8 @@ def train_batches(
                 skipped.append(Damage(image, error.name, error.reason))
                 damages.check(skipped)
                 image = (image + 1) % len(source)
-        text = choose(example.captions, caption, rng)
-        return {**numbers(image), "caption": text, "skipped": skipped, **views(photo, rng)}
+        chosen = choose(example.captions, caption, rng)
+        return {**numbers(image, chosen), "caption": example.captions[chosen], "skipped": skipped, **views(photo, rng)}
 
     def collate(examples: list[dict[str, Any]]) -> _Part:
         arrays = {k: np.stack([e[k] for e in examples]) for k in examples[0] if k not in ("caption", "skipped")}

@@ -75,8 +75,10 @@ class Asset(NamedTuple):
     """Arrays that frozen networks make once of whole splits; they are kept on disk.
 
     provides: the representations that it holds
-    by_id:    batches get the row of their image under the same names, and no pass makes them.  Otherwise selections
-              read the whole arrays
+    by_id:    batches get the row of their image, or of their caption, under the same names, and no pass makes them
+    whole:    selections read the whole arrays, whose rows are spread over the devices, and beside them 'id' (N,), the
+              number of the image of every row, -1 for rows that fill up the last device
+    normalised: every row is divided by its length
     views:    how many random views of every image are kept, of which each row of a batch gets one; 0 keeps the image
               as it is evaluated
     evaluated: further splits, kept as they are evaluated: evaluators read them instead of running the networks
@@ -86,6 +88,8 @@ class Asset(NamedTuple):
 
     provides: tuple[str, ...]
     by_id: bool = True
+    whole: bool = False
+    normalised: bool = False
     views: int = 0
     evaluated: tuple[str, ...] = ()
     folder: str = ""

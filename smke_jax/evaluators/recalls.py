@@ -17,6 +17,7 @@ import numpy as np
 from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.evaluators.bootstrap import interval95, resampled_recalls
+from smke_jax.evaluators.folds import fold_recalls
 from smke_jax.evaluators.median_rank import average_median_rank
 from smke_jax.evaluators.ranks import RECALL_AT, Ranks, retrieval_ranks
 from smke_jax.evaluators.top_k import finite_rows, top_matches
@@ -49,7 +50,8 @@ def retrieval_metrics(
     Recalls are percentages, ranks count from 1. Keys: protocol, n_images, n_captions, image_to_text and
     text_to_image {r1, r5, r10, median_rank}, mean_recall and recall_sum (over the six recalls), ci95
     {direction: {r1: [low, high], …}}, average_median_rank {direction: rank} or None, and in the latter case
-    average_median_rank_reason. At most `chunk_size` rows of the score matrix exist at a time.
+    average_median_rank_reason. Of 2,000 images or more also folds_1k, see `fold_recalls`. At most `chunk_size` rows of
+    the score matrix exist at a time.
     Raises UserError for embeddings or indices that cannot be scored.
     """
     images, texts, caption_image = _checked(image_embeddings, text_embeddings, caption_image, protocol)
@@ -60,6 +62,8 @@ def retrieval_metrics(
     metrics["average_median_rank"] = median
     if reason:
         metrics["average_median_rank_reason"] = reason
+    if folds := fold_recalls(images, texts, caption_image):
+        metrics["folds_1k"] = folds
     return metrics
 
 
@@ -118,6 +122,11 @@ def format_table(metrics: dict) -> str:
             f"average median rank over 1k splits: image -> text {median['image_to_text']:.2f}, "
             f"text -> image {median['text_to_image']:.2f}"
         )
+    if folds := metrics.get("folds_1k"):
+        lines.append(f"mean of {folds['folds']} folds of 1,000 images")
+        for direction in DIRECTIONS:
+            recalls = "".join(f"{folds[direction][key]:16.2f}" for key in keys)
+            lines.append(f"{direction.replace('_to_', ' -> '):15}{recalls}")
     return "\n".join(lines)
 
 

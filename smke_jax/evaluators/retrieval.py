@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Encode, Evaluator, Figures
 from smke_jax.evaluators.examples import image_to_text, text_to_image
-from smke_jax.evaluators.ranks import Ranks, retrieval_ranks
+from smke_jax.evaluators.ranks import RECALL_AT, Ranks, retrieval_ranks
 from smke_jax.evaluators.recalls import DIRECTIONS, format_table, retrieval_metrics
 from smke_jax.tasks.base import Split, Task
 
+SUM = "recall_sum"
 SHOWN = 8  # captions, and images, that a report shows with what is found for them
 
 
@@ -40,24 +42,28 @@ def retrieve(encode: Encode, split: Split, level: str) -> Retrieval:
     return Retrieval(metrics, ranks, images, texts, caption_image, captions)
 
 
-def retrieval(*, split: str = "dev", level: str = "out", every: int = 0) -> Evaluator:
-    """Recall at 1, 5 and 10 and median rank in both directions; checkpoints are ranked by the sum of recalls.
+def retrieval(*, split: str = "dev", level: str = "out", every: int = 0, best: str = SUM) -> Evaluator:
+    """Recall at 1, 5 and 10 and median rank in both directions; `best` ranks checkpoints.
 
     split: of the task; level: fc1 | out | head; every: steps, 0 after the last step alone
+    best:  recall_sum, of all six, or one of them, such as text_to_image/r1
     """
+    known = (SUM, *(f"{direction}/r{k}" for direction in DIRECTIONS for k in RECALL_AT))
+    if best not in known:
+        raise UserError(f"best is {best!r}: give one of {', '.join(known)}")
 
     def run(encode: Encode, task: Task, on: Split) -> Figures:
         found = retrieve(encode, on, level)
         scalars = {f"{d}/{key}": value for d in DIRECTIONS for key, value in found.metrics[d].items()}
         return Figures(
-            {**scalars, "recall_sum": found.metrics["recall_sum"]},
+            {**scalars, SUM: found.metrics[SUM]},
             found.metrics,
             {name: x.astype(np.int32) for name, x in found.ranks._asdict().items()},
             format_table(found.metrics),
             functools.partial(_examples, found, on.facts["pixels"]) if "pixels" in on.facts else None,
         )
 
-    return Evaluator((f"image/{level}", f"text/{level}"), run, split, every, best="recall_sum")
+    return Evaluator((f"image/{level}", f"text/{level}"), run, split, every, best=best)
 
 
 def _examples(found: Retrieval, picture: Callable[[int], np.ndarray]) -> dict:

@@ -4,6 +4,9 @@ Of a self-supervised run it is the encoder without its projector, of a run that 
 format flax alone: what the config of another run begins with.  Of any other run it is the whole student.  Images and
 captions of the run's own data go through both networks; their difference stands in the export's README.md, and an
 export that differs too much is not written.  Of a quantiser random vectors go through both.
+
+--dtype=int8 keeps matrices as whole numbers of 8 bits with a scale for each channel, in the format flax; what computes
+with them is fp32.  Its README.md says what it retrieves on the split of the run's own evaluation, beside the run.
 """
 
 from pathlib import Path

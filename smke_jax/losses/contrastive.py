@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.losses.collective import ALONE, Scope, gather, global_rows, own_rows
-from smke_jax.losses.pairs import EXCLUDED, LOG_SUM_EXP, SUM_SOFTPLUS, Affine, Rows
+from smke_jax.losses.pairs import EXCLUDED, LOG_SUM_EXP, SUM_SOFTPLUS, Affine, Rows, Totals, totals_of
 from smke_jax.losses.totals import symmetric_totals, totals
 
 
@@ -25,6 +25,7 @@ def info_nce(
     ids: jax.Array | None = None,
     fixed_keys: bool = False,
     bank: tuple[Rows, jax.Array, Scope] | None = None,
+    hard: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Cross entropy of each query over the keys of all devices.  The key in the query's row is the right one.
 
@@ -35,6 +36,7 @@ def info_nce(
     bank: more negatives, which get no gradient: (rows of a memory bank, ids (b,) of the queries, scope of the devices
       over which the bank is spread).  Bank rows with the query's id are no negatives.  The scope is ALONE where every
       device holds the whole bank.
+    hard (b, k, D): L2-normalised negatives of each query alone, which get no gradient.
     -> (loss, accuracy), means over this device's rows, float32.  A query counts as right if its key is nearer than
     every negative; a tie is wrong.
     Source: spec 0.2 (ClipLoss), 14, 15.
@@ -48,7 +50,21 @@ def info_nce(
         stored, query_ids, bank_scope = bank
         more = totals(Rows(queries, query_ids), stored, **how, scope=bank_scope, fixed_keys=True)
         negatives, hardest = jnp.logaddexp(negatives, more.total), jnp.maximum(hardest, more.largest)
+    if hard is not None:
+        more = _hard_totals(queries, hard, scale)
+        negatives, hardest = jnp.logaddexp(negatives, more.total), jnp.maximum(hardest, more.largest)
     return _cross_entropy(own, negatives, hardest)
+
+
+def hard_info_nce(
+    queries: jax.Array, keys: jax.Array, hard: jax.Array, scale: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Cross entropy of each query over its own key and negatives of its own -> (loss, accuracy) as in `info_nce`.
+
+    -log(e^own / (e^own + Σₖ e^hardₖ)).  queries, keys (b, D), hard (b, k, D): L2-normalised; `hard` gets no gradient.
+    Source: spec A.3, L_HN.
+    """
+    return _cross_entropy(_own_logits(queries, keys, scale), *_hard_totals(queries, hard, scale))
 
 
 def symmetric_info_nce(
@@ -153,6 +169,12 @@ def _rows(a, b, ids, scope) -> tuple[Rows, Rows]:
     # Without ids every row counts as an image of its own, so that only its own partner is no negative.
     ids = global_rows(len(a), scope) if ids is None else ids
     return Rows(a, ids), Rows(b, ids)
+
+
+def _hard_totals(queries, hard, scale) -> Totals:
+    hard = jax.lax.stop_gradient(hard.astype(jnp.float32))
+    dots = jnp.einsum("bd,bkd->bk", queries.astype(jnp.float32), hard, precision=jax.lax.Precision.HIGHEST)
+    return totals_of(scale * dots, LOG_SUM_EXP, axis=1)
 
 
 def _own_logits(a, b, scale):

@@ -17,17 +17,18 @@ class Projection(nn.Module):
     """Features (B, F) -> embeddings (B, width), float32, not normalised.
 
     A dropout of the features, then a linear layer; with `hidden` above 0, a residual MLP with so many hidden channels,
-    a dropout and a LayerNorm before it is added to the linear layer.
+    a dropout and a LayerNorm before it is added to the linear layer.  Without `bias` the linear layer is a matrix.
     """
 
     width: int
     hidden: int = 0
     dropout: float = 0.0
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x, *, deterministic: bool = True):
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x.astype(jnp.float32))
-        out = nn.Dense(self.width, kernel_init=kernel_init(0.0), name="linear")(x)
+        out = nn.Dense(self.width, use_bias=self.bias, kernel_init=kernel_init(0.0), name="linear")(x)
         if self.hidden:
             gelu = ACTIVATIONS["gelu_tanh"]
             y = gelu(
@@ -41,13 +42,14 @@ class Projection(nn.Module):
 class Projections(nn.Module):
     """A projection of images and one of captions, a shared layer after both, and a head that predicts a teacher.
 
+    One of `image` and `text` may be None, where the other modality is projected alone.
     `shared` is one of models.shared.SHARED, or None.  A feature goes through it as a sequence of one token.
     Each side returns 'out' (B, width), with `shared` 'fc1' (B, mlp_dim), and with `head` above 0 'head' (B, head): a
     linear layer on LayerNorm(out).  All are float32, not normalised.
     """
 
-    image: Projection
-    text: Projection
+    image: Projection | None
+    text: Projection | None
     shared: nn.Module | None = None
     head: int = 0
 
@@ -65,8 +67,12 @@ class Projections(nn.Module):
         return self._align(self.text(features, deterministic=deterministic), deterministic)
 
     def __call__(self, image, text):
-        """Representations of both.  Initialisation calls this, because it needs every parameter once."""
-        return self.project_image(image), self.project_text(text)
+        """Representations of both.  Initialisation calls this, because it needs every parameter once.
+
+        Features of a modality without a projection are not read, and its representations are None.
+        """
+        sides = ((self.image, self.project_image, image), (self.text, self.project_text, text))
+        return tuple(None if side is None else project(features) for side, project, features in sides)
 
     def _align(self, x, deterministic):
         made = {"out": x}
@@ -79,12 +85,18 @@ class Projections(nn.Module):
 
 
 def build_projections(description: Mapping[str, Any]) -> Projections:
-    """The projections of `description`: 'width', 'hidden', 'dropout', 'head' and the fields of 'shared', or None."""
-    projection = Projection(*(description[name] for name in ("width", "hidden", "dropout")))
+    """The projections of `description`: 'width', 'hidden', 'dropout', 'head' and the fields of 'shared', or None.
+
+    'image' and 'text' name the features of each modality, none where it has no projection.  Descriptions that say
+    nothing of a 'bias' have one.
+    """
+    projection = Projection(
+        *(description[name] for name in ("width", "hidden", "dropout")), description.get("bias", True)
+    )
     shared = description["shared"]
     return Projections(
-        image=projection.copy(name=None),
-        text=projection.copy(name=None),
+        image=projection.copy(name=None) if description["image"] else None,
+        text=projection.copy(name=None) if description["text"] else None,
         shared=None if shared is None else build_from(shared, SHARED[shared["type"]]),
         head=description["head"] or 0,
     )

@@ -14,6 +14,7 @@ class TextEncoder(nn.Module):
 
     Outputs at tokens do not depend on the number of padding positions.  `types` (B, L) int are BERT's token types, 1 at
     the second sentence of a pair; without them every token has type 0.
+    `word_width` above 0 is that of the table of words, whose rows a matrix then takes to `width` (ALBERT).
     `added` (D,) is added to every token after the LayerNorm of the embeddings.  ValueError for captions longer than
     `max_positions`.
     """
@@ -25,6 +26,7 @@ class TextEncoder(nn.Module):
     mlp_dim: int
     max_positions: int = 512
     type_vocab_size: int = 2
+    word_width: int = 0
     norm_order: str = "post"
     norm_eps: float = 1e-12
     activation: str = "gelu"
@@ -40,10 +42,13 @@ class TextEncoder(nn.Module):
         if length > self.max_positions:
             raise UserError(f"captions are {length} tokens long, this encoder has {self.max_positions} positions")
 
-        def table(name, rows):
-            return self.param(name, kernel_init(0.02), (rows, self.width)).astype(self.residual_dtype)
+        def table(name, rows, width=self.width):
+            return self.param(name, kernel_init(0.02), (rows, width)).astype(self.residual_dtype)
 
-        x = table("word_embedding", self.vocab_size)[ids]
+        x = table("word_embedding", self.vocab_size, self.word_width or self.width)[ids]
+        if self.word_width:
+            widen = nn.Dense(self.width, use_bias=False, dtype=self.residual_dtype, name="word_projection")
+            x = widen(x)
         x += table("position_embedding", self.max_positions)[:length]
         x += table("type_embedding", self.type_vocab_size)[0 if types is None else types]
         x = LayerNorm(self.norm_eps, self.residual_dtype, name="embedding_norm")(x)

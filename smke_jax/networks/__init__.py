@@ -6,6 +6,7 @@ from smke_jax.networks.codes import autoencoder, quantizer
 from smke_jax.networks.encoder import encoder
 from smke_jax.networks.frozen import frozen
 from smke_jax.networks.fused_towers import fused_towers
+from smke_jax.networks.image_tower import image_tower
 from smke_jax.networks.layered import layered_image, layered_text
 from smke_jax.networks.masked_image_tower import masked_image_tower
 from smke_jax.networks.patch_predictor import patch_predictor
@@ -21,9 +22,10 @@ NETWORKS = {
     "encoder": encoder,
     "frozen": frozen,
     "fused_towers": fused_towers,
-    "masked_image_tower": masked_image_tower,
+    "image_tower": image_tower,
     "layered_image": layered_image,
     "layered_text": layered_text,
+    "masked_image_tower": masked_image_tower,
     "patch_predictor": patch_predictor,
     "projections": projections,
     "quantizer": quantizer,

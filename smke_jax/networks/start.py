@@ -17,6 +17,7 @@ from smke_jax.models.fields import defaults_of
 from smke_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS
 from smke_jax.networks.base import Start
 from smke_jax.networks.encoders import describe_encoder, load_encoder
+from smke_jax.networks.inherit import kept_layers, narrower_words, said
 
 RANDOM = "random"  # what a config says where nothing is read from a file
 
@@ -59,11 +60,11 @@ def student_start(path: str, shapes: Any, description: Mapping[str, Any]) -> Sta
     return Start(loaded, origins, {"weights": digests(path)["weights"], **_source(path)}, scales, vocabulary_of(path))
 
 
-def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any]) -> Start:
-    """The first layers of an encoder for the 'image' or 'text' tower of a student; of a CLIP, of that tower of it.
+def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any], keep: str = "first") -> Start:
+    """Some layers of an encoder for the 'image' or 'text' tower of a student; of a CLIP, of that tower of it.
 
-    shapes: of the tower's parameters; fields: of the tower.  What an encoder learned for each place in the image is
-    interpolated where the tower's image_size is another.
+    shapes: of the tower's parameters; fields: of the tower; keep: which layers, a key of `inherit.KEEP`.  What an
+    encoder learned for each place in the image is interpolated where the tower's image_size is another.
     Raises UserError where the file is of another architecture, or has fewer layers than the tower.
     """
     model = describe_encoder(path, tower)
@@ -78,7 +79,8 @@ def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any]) -
             f"part {model['type']!r}"
         )
     theirs = {k: v for k, v in {**defaults_of(FITTING[tower][model["type"]]), **model}.items() if k != "depth"}
-    wrong = differences(theirs, fields)
+    narrower = 0 if theirs.get("word_width") else fields.get("word_width", 0)
+    wrong = differences(theirs | ({"word_width": narrower} if narrower else {}), fields)
     if wrong:
         raise UserError(f"the {tower} tower cannot start from {path}: {'; '.join(wrong)}; set them alike")
     if "depth" in fields and model["depth"] < fields["depth"]:
@@ -90,10 +92,14 @@ def tower_start(tower: str, path: str, shapes: Any, fields: Mapping[str, Any]) -
             "`smke prepare text`"
         )
     params = {name: x for name, x in load_encoder(path, tower).items() if name not in CLASSIFIER}
+    if narrower:
+        params = narrower_words(params, narrower)
+    if "depth" in fields:
+        params = kept_layers(params, keep, model["depth"], fields["depth"])
     if tower == "image":
         params = fitted(params, model, fields["image_size"])
     params = fit(shapes, params, source=path)
-    layers = f", layers 0-{fields['depth'] - 1} of {model['depth']}" if "depth" in fields else ""
+    layers = f", {said(keep, model['depth'], fields['depth'])}" if "depth" in fields else ""
     origin = f"{len(jax.tree.leaves(params))} tensors from {path} ({model['type']}{layers})"
     expects = vocabulary_of(path) if tower == "text" else {}
     return Start(params, {"": origin}, {"weights": digests(path)["weights"], **_source(path)}, expects=expects)

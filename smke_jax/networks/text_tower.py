@@ -7,10 +7,12 @@ import jax.numpy as jnp
 
 from smke_jax.errors import UserError
 from smke_jax.facts import Described, FromTask
+from smke_jax.limits import Range
 from smke_jax.models.fields import build_from
 from smke_jax.models.towers import TEXT_TOWERS
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.description import check_depth, described_by
+from smke_jax.networks.inherit import check_keep
 from smke_jax.networks.start import RANDOM, tower_start
 from smke_jax.passes.words import POOLS, words
 
@@ -23,6 +25,8 @@ def text_tower(
     makes: str = "words",
     pool: str = "mean",
     depth: int | None = None,
+    keep: str = "first",
+    word_width: int | None = None,
     dropout: float = 0.0,
     trained: bool = True,
     frozen_layers: int = 0,
@@ -37,7 +41,10 @@ def text_tower(
     model:   fields that differ from the part's defaults have to agree with the file
     pool:    of the last layer's outputs: 'mean' over the tokens, or 'cls', which in a CLIP is the end of text; its
              'mean' leaves out the start of text, which has seen nothing, and takes the end of text twice
-    depth:   how many of the first layers are kept; None is all of them
+    depth:   how many layers are kept; None is all of them
+    keep:    which ones: first | even | last
+    word_width: channels of the table of words of a BERT; a matrix takes its rows to the width of the layers.  Both
+             begin as the best approximation of the table in the file.  None is as the file has it
     dropout: in every layer, while it is trained
     frozen_layers: so many of the first layers stay as they are, and the embeddings with them; 0 trains all
     remat:   of smke_jax.models.layers.REMAT
@@ -51,6 +58,7 @@ def text_tower(
     )
     if model is not None and model.get("dropout"):
         raise UserError("model.dropout: set the dropout of the text tower itself")
+    check_keep(keep)
     check_depth(start, said["depth"], depth)
     layers = depth or said["depth"]
     if not 0 <= frozen_layers < layers:
@@ -60,6 +68,11 @@ def text_tower(
     if frozen_layers and not trained:
         raise UserError("trained=False freezes all layers: leave frozen_layers out")
     fields = {**said, "vocab_size": vocab_size, "depth": layers, "dropout": dropout, "remat": remat}
+    if word_width is not None:
+        if "word_width" not in TEXT_TOWERS[said["type"]].__dataclass_fields__:
+            raise UserError(f"word_width: a text tower of type {said['type']!r} has no such field; leave it out")
+        Range(1, said["width"], closed=False).check("word_width", word_width)
+        fields["word_width"] = word_width
     encoder = build_from({**fields, "dtype": dtype}, TEXT_TOWERS[said["type"]])
 
     def init(key, specs):
@@ -67,7 +80,7 @@ def text_tower(
         return encoder.init(key, tokens, tokens)["params"]
 
     def begin(shapes) -> Start | None:
-        return None if start == RANDOM else tower_start("text", start, shapes, fields)
+        return None if start == RANDOM else tower_start("text", start, shapes, fields, keep)
 
     return Network(
         init,

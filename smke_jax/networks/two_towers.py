@@ -38,6 +38,8 @@ def two_towers(
     image_start: str = RANDOM,
     text_start: str = RANDOM,
     trained: tuple[str, ...] = (),
+    frozen: bool = False,
+    makes: str = "",
     described: Described = None,
 ) -> Network:
     """A student of the parts `image`, `text` and `shared`, such as 'data2vec2', 'bert' and 'transformer'.
@@ -55,6 +57,8 @@ def two_towers(
     image_start, text_start: one tower from what `smke convert` or `smke export` wrote of an encoder: its first `depth`
                   blocks, at the tower's `image_size`
     trained:      regexes of the parameters that are trained; () is all of them
+    frozen:       nothing is trained: a teacher of both modalities, from what `smke export` wrote of another run
+    makes:        'teacher' makes 'teacher_image/…' of 'teacher_image', and 'teacher_text/…', beside a student's
     described:    the statistics of pixels that the file said when the run began
     """
     parts = {"image": image, "text": text, "shared": shared}
@@ -75,10 +79,22 @@ def two_towers(
     if start != RANDOM and files:
         raise UserError(f"start begins the whole student: set {next(iter(files))}_start={RANDOM} beside it")
 
+    if frozen and trained:
+        raise UserError("frozen=True trains nothing: leave trained out")
+    array = f"{makes}_image" if makes else "image"
+
     def init(key, specs):
         images = jnp.zeros((2, image["image_size"], image["image_size"], 3))
         tokens = jnp.zeros((2, 3), jnp.int32)
         return model.init(key, images, tokens, tokens)["params"]
+
+    def forward(name, specs):
+        read = array if array in specs else "image"
+        passes = (
+            encode_image(model, name, makes=makes, image=read, **statistics_of(said)),
+            encode_text(model, name, makes=makes),
+        )
+        return passes if makes else (*passes, image_attention(shown, name, **statistics_of(said)))
 
     def begin(shapes) -> Start | None:
         if start != RANDOM:
@@ -98,14 +114,10 @@ def two_towers(
 
     return Network(
         init=init,
-        forward=lambda name, specs: (
-            encode_image(model, name, **statistics_of(said)),
-            encode_text(model, name),
-            image_attention(shown, name, **statistics_of(said)),
-        ),
+        forward=forward,
         start=begin,
-        trained=tuple(trained) or True,
-        sizes={"image": image["image_size"]},
+        trained=False if frozen else tuple(trained) or True,
+        sizes={array: image["image_size"]},
         export=lambda params, slots: (params, description),
         described=said,
     )

@@ -5,7 +5,9 @@ from smke_jax.objectives.classify import classify
 from smke_jax.objectives.cmli import cmli
 from smke_jax.objectives.cosine import cosine
 from smke_jax.objectives.fused_itm import fused_itm
+from smke_jax.objectives.hard_itc import hard_itc
 from smke_jax.objectives.image_vq import image_vq
+from smke_jax.objectives.intra_modal import intra_modal
 from smke_jax.objectives.itc import itc
 from smke_jax.objectives.itm import itm
 from smke_jax.objectives.kl import kl
@@ -20,6 +22,7 @@ from smke_jax.objectives.reconstruct import reconstruct
 from smke_jax.objectives.regress import regress
 from smke_jax.objectives.relational_kl import relational_kl
 from smke_jax.objectives.score import score
+from smke_jax.objectives.score_kl import score_kl
 from smke_jax.objectives.siglip import siglip
 from smke_jax.objectives.structure import structure
 from smke_jax.objectives.target_cmli import target_cmli
@@ -34,7 +37,9 @@ TERMS = {
     "cmli": cmli,
     "cosine": cosine,
     "fused_itm": fused_itm,
+    "hard_itc": hard_itc,
     "image_vq": image_vq,
+    "intra_modal": intra_modal,
     "itc": itc,
     "itm": itm,
     "kl": kl,
@@ -49,6 +54,7 @@ TERMS = {
     "regress": regress,
     "relational_kl": relational_kl,
     "score": score,
+    "score_kl": score_kl,
     "siglip": siglip,
     "structure": structure,
     "target_cmli": target_cmli,

@@ -72,6 +72,11 @@ def initial_scales(levels: tuple[str, ...]) -> Params:
     return {"logit_scale": {level: jnp.full((), INITIAL_LOG_SCALE, jnp.float32) for level in levels}}
 
 
+def scale_from(temperature: float, level: str) -> Params:
+    """{'logit_scale': {level: the logarithm of the inverse of `temperature`}}: a scale that is learned from there."""
+    return {"logit_scale": {level: jnp.full((), -math.log(temperature), jnp.float32)}}
+
+
 def no_state(key, shapes) -> tuple[Params, Slots]:
     """`init` of a term without parameters and slots."""
     return {}, ()

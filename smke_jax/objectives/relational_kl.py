@@ -48,7 +48,7 @@ def relational_kl(
         scale = jnp.exp(params["logit_scale"][level]) if learnable_scale else jnp.float32(1 / temperature)
         first, second, taught = (normalise(reps[name]) for name in (*prediction, target))
         losses = relational.relational_kl(
-            first, second, taught, scale, 1 / teacher_temperature, diagonal=diagonal, scope=scope
+            first, second, (taught, taught), scale, 1 / teacher_temperature, diagonal=diagonal, scope=scope
         )
         named = {f"loss_{name.replace('/', '_')}": loss for name, loss in zip(prediction, losses, strict=True)}
         return sum(losses) / 2, named | {"logit_scale": scale}

@@ -31,7 +31,7 @@ def vicreg(
 
     def init(key, shapes):
         if not expander:
-            equal_widths("vicreg", shapes, a, b, "give an expander, such as (512, 512)")
+            equal_widths("vicreg", shapes, a, b, remedy="give an expander, such as (512, 512)")
             return {}, ()
         keys = jax.random.split(key)
         widths = [shapes[name].shape[-1] for name in pair]

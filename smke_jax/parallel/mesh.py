@@ -75,6 +75,26 @@ def put_batch(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharded(mesh), x), dict(batch))
 
 
+def put_spread(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """Arrays (N, …) that every process holds, their rows spread over the devices.
+
+    What divides over the devices is N rounded up: rows of -1 come last.  No process reads other rows than its own.
+    """
+
+    def put(x):
+        shape = (divisible(len(x), mesh), *x.shape[1:])
+
+        def rows(index):
+            first, last, _ = index[0].indices(shape[0])
+            own = x[first:last]
+            filling = np.full((last - first - len(own), *x.shape[1:]), -1, x.dtype)
+            return np.concatenate([own, filling])
+
+        return jax.make_array_from_callback(shape, sharded(mesh), rows)
+
+    return {name: put(x) for name, x in arrays.items()}
+
+
 def made_on_host(make: Callable[[], Any], where: Any) -> Any:
     """The arrays that `make()` returns, computed on the host's CPU, then laid out as the shardings `where` say.
 

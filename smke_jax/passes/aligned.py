@@ -34,6 +34,12 @@ def aligned(description: Description, *wanted: str) -> tuple[Pass, ...]:
     return tuple(reversed(chosen))
 
 
+def modalities(description: Description) -> tuple[str, ...]:
+    """'image' and 'text' as far as the model of `description` embeds them; an aligned one may project one alone."""
+    own = next((x for x in description.get("networks", {}).values() if x["type"] == "projections"), None)
+    return tuple(side for side in ("image", "text") if own is None or own[side])
+
+
 def by_network(description: Description, params: Any, network: str) -> Mapping[str, Any]:
     """{network: parameters} of any model: an aligned one has several networks, any other is `network` alone."""
     return params if description["type"] == "aligned" else {network: params}
@@ -54,10 +60,20 @@ def shapes_of(description: Description) -> Any:
             shapes[name] = jax.eval_shape(build_projections(own).init, jax.random.key(0), *inputs)["params"]
             continue
         # In a tower's description "image" is the array that it reads, and in an image-text model's a part of it.
-        shapes[name] = param_shapes({key: x for key, x in own.items() if key != "image"})
+        shapes[name] = (
+            _tower_shapes(own)
+            if own["type"] in TEXT_TOWERS
+            else param_shapes({key: x for key, x in own.items() if key != "image"})
+        )
         for p in PASSES[own["type"]](name, own):
             arrays |= jax.eval_shape(lambda params, arrays, p=p: p.run(params, arrays, None, False), shapes, arrays)
     return shapes
+
+
+def _tower_shapes(own: Description) -> Any:
+    tokens = jax.ShapeDtypeStruct((1, 3), jnp.int32)
+    module = build_from(own, TEXT_TOWERS[own["type"]])
+    return jax.eval_shape(module.init, jax.random.key(0), tokens, tokens)["params"]
 
 
 def _image_tower(name: str, own: Description) -> tuple[Pass, ...]:

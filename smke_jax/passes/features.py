@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.errors import UserError
-from smke_jax.passes.base import MEAN, STD, Pass, apply_with_tokens, to_network
+from smke_jax.passes.base import MEAN, STD, Pass, apply_with_tokens, mode, to_network
 
 POOLS = ("cls", "mean")  # parts of a feature: the encoder's own, and the mean over patches
 
@@ -23,6 +23,7 @@ def features(
     head: Callable[[jax.Array], jax.Array] | None = None,
     pools: tuple[str, ...] = ("cls",),
     layers: tuple[int, ...] = (),
+    trains: bool = False,
 ) -> Pass:
     """'<makes>/cls' (B, D) of the array `image`, and '<makes>/feature' (B, F).
 
@@ -35,6 +36,7 @@ def features(
     Of a model that classifies also '<makes>/logits' (B, classes); `head` makes them of [CLS] for one that does not.
     `mean` and `std` (3,) are those of the pixels in [0, 1] that the encoder was trained with.
     `pools` and `layers` are checked by `check_pools`.
+    trains: whether the model drops out some of its numbers while its network is trained.
     """
 
     in_patches = hasattr(model, "patch_size")
@@ -59,7 +61,8 @@ def features(
     provides = tuple(f"{makes}/{name}" for name, there in made.items() if there)
 
     def run(params, arrays, key, train):
-        cls, sown = apply_with_tokens(model, params[network], to_network(arrays[image], mean, std))
+        options = mode(key, train) if trains else {}
+        cls, sown = apply_with_tokens(model, params[network], to_network(arrays[image], mean, std), **options)
         found = {"cls": cls, "feature": feature(cls, sown), **sown} | ({} if head is None else {"logits": head(cls)})
         return {name: found[name.rpartition("/")[2]] for name in provides}
 

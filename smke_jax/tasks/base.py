@@ -8,6 +8,7 @@ import numpy as np
 
 from smke_jax.data.tokenizer import Tokenizer
 
+TEXT_NUMBER = "text_id"  # the array that says which of all captions of a split a row has
 BLOCKS = 32  # of rows of which several columns are kept while a split is read
 
 
@@ -67,7 +68,8 @@ class Task(NamedTuple):
                the same rows in the same order for any number of processes.  'id' (b,) is the number of the image
     split:     (name) -> Split
     train:     the name of the split that is trained on
-    fixed:     arrays of training batches that are the same for a row in every epoch, and as they are evaluated
+    fixed:     {array of training batches that is the same in every epoch, and as it is evaluated: the array that says
+               which row of the split it is, 'id' or 'text_id'}
     augmented: (number) -> the split that is trained on, with its images in the random view of that number, which is the
                same in every run; None where the task has no such views
     tokenizer: of a task that reads text
@@ -83,7 +85,7 @@ class Task(NamedTuple):
     batches: Callable[[BatchPlan], Iterator[dict[str, np.ndarray]]]
     split: Callable[[str], Split]
     train: str
-    fixed: frozenset[str] = frozenset()
+    fixed: Mapping[str, str] = {}
     augmented: Callable[[int], Split] | None = None
     tokenizer: Tokenizer | None = None
     counts: Callable[[str], list[dict[str, Any]]] = lambda split: []

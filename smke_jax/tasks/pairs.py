@@ -16,7 +16,7 @@ from smke_jax.data.tokenizer import Normaliser, Tokenizer
 from smke_jax.data.transforms import StudentTeacherViews, TwoViews, View, squash
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import failing_together
-from smke_jax.tasks.base import BatchPlan, Column, Draft, Split, Task, columns_of
+from smke_jax.tasks.base import TEXT_NUMBER, BatchPlan, Column, Draft, Split, Task, columns_of
 from smke_jax.tasks.vocabulary import words_of
 
 TEXT = ("text", "text_mask")
@@ -51,7 +51,7 @@ def pairs(
     threads: int = 2,
     prefetch_mib: float = 256.0,
 ) -> Draft:
-    """Image-caption pairs: 'image', 'teacher_image', 'text', 'text_mask' and 'id'.
+    """Image-caption pairs: 'image', 'teacher_image', 'text', 'text_mask', 'id' and 'text_id'.
 
     With a vocabulary that has [MASK] also 'text_words': the word that each token belongs to, -1 at special tokens.
 
@@ -76,7 +76,7 @@ def pairs(
     threads:    for reading, decoding and cropping, in training and in evaluation
     prefetch_mib: most memory of examples that wait for the devices
     """
-    opened = _Opened(
+    opened = Opened(
         source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib, split, data_fraction
     )
     with failing_together():
@@ -124,16 +124,18 @@ def images(
     flip: float = 0.5,
     jitter: float = 0.0,
     grayscale: float = 0.0,
+    teacher_view: str = "shared",
     threads: int = 2,
     prefetch_mib: float = 256.0,
 ) -> Draft:
     """Images without their captions: 'image' and 'id', or with two `views` 'view1', 'view2' and 'id'.
 
+    teacher_view: of 'teacher_image' and other arrays beside 'image'; without 'image' its network reads what it would be
     The other fields are those of `pairs`.
     """
     if views not in (1, 2):
         raise UserError(f"views is {views}: give 1, or 2 for self-supervised training")
-    opened = _Opened(
+    opened = Opened(
         source, tuple(data), tuple(weights), tuple(caps), in_memory, threads, prefetch_mib, split, data_fraction
     )
     with failing_together():
@@ -142,14 +144,19 @@ def images(
     def finish(sizes: Mapping[str, int]) -> Task:
         size = sizes.get("image") or max(sizes.values())
         view = View(size, tuple(crop_scale), tuple(crop_ratio), flip, jitter, grayscale)
-        made = TwoViews(view) if views == 2 else StudentTeacherViews(view)
-        return _task(opened, facts, made, {"image": size}, split, "images", None, 0)
+        if views == 2:
+            return _task(opened, facts, TwoViews(view), {"image": size}, split, "images", None, 0)
+        beside = {array: own for array, own in sizes.items() if array != "image"} if "image" in sizes else {}
+        crop = {"crop_scale": tuple(crop_scale), "crop_ratio": tuple(crop_ratio), "flip": flip}
+        teachers = {array: View(own, jitter=TEACHER_JITTER, **crop) for array, own in beside.items()}
+        made = StudentTeacherViews(view, teachers, teacher_view)
+        return _task(opened, facts, made, {"image": size, **beside}, split, "images", None, 0)
 
     return Draft(facts, finish)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Opened:
+class Opened:
     """The splits of a data set, each opened on its first use and kept as long as the task."""
 
     source: str
@@ -185,7 +192,7 @@ class _Opened:
         return self._kept_for_evaluation[split]
 
 
-class _Captions(Sequence):
+class Captions(Sequence):
     """All captions of a source, image after image; each is read when it is asked for."""
 
     def __init__(self, source: Source):
@@ -202,13 +209,14 @@ class _Captions(Sequence):
 
 
 def _task(
-    opened: _Opened, facts, views, sizes: Mapping[str, int], split: str, unit: str, words: Tokenizer | None, length: int
+    opened: Opened, facts, views, sizes: Mapping[str, int], split: str, unit: str, words: Tokenizer | None, length: int
 ) -> Task:
     def example():
         blank = views(Image.new("RGB", (64, 64)), np.random.default_rng(0))
         shapes = {name: jax.ShapeDtypeStruct(x.shape, x.dtype) for name, x in blank.items()}
         text = {name: jax.ShapeDtypeStruct((length,), jnp.int32) for name in of_text(words)}
-        return {**shapes, **text, "id": jax.ShapeDtypeStruct((), jnp.int32)}
+        numbers = ("id", TEXT_NUMBER) if words is not None else ("id",)
+        return {**shapes, **text, **dict.fromkeys(numbers, jax.ShapeDtypeStruct((), jnp.int32))}
 
     def identity():
         digests = {"data": opened.open(split).digest}
@@ -220,7 +228,8 @@ def _task(
         return train_batches(
             opened.open(split), made, batch_size=plan.batch_size, seed=plan.seed, unit=unit,
             tokenizer=words if wanted & {*TEXT, WORDS} else None, max_length=length, words=WORDS in wanted,
-            process=plan.process, threads=opened.threads, prefetch_mib=opened.prefetch_mib,
+            numbered=TEXT_NUMBER if TEXT_NUMBER in wanted else "", process=plan.process,
+            threads=opened.threads, prefetch_mib=opened.prefetch_mib,
         )  # fmt: skip
 
     def evaluated(name: str) -> Split:
@@ -245,7 +254,10 @@ def _task(
         batches=batches,
         split=evaluated,
         train=split,
-        fixed=frozenset(views.teachers if getattr(views, "teacher_view", "") == "fixed" else ()),
+        fixed={
+            **dict.fromkeys(views.teachers if getattr(views, "teacher_view", "") == "fixed" else (), "id"),
+            **dict.fromkeys(TEXT if words is not None else (), TEXT_NUMBER),
+        },
         augmented=augmented if isinstance(views, StudentTeacherViews) else None,
         tokenizer=words,
         counts=lambda name: source_of(name).counts(),
@@ -278,7 +290,7 @@ def evaluation_split(
         return Column(len(source), read, ", ".join(filter(None, (f"{size} px squashed", source.about))))
 
     columns = {array: image_column(size) for array, size in sizes.items()}
-    captions = _Captions(source)
+    captions = Captions(source)
     if words is not None:
 
         def encode(rows):

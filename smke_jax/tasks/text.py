@@ -161,7 +161,7 @@ def _task(
         batches=batches,
         split=evaluated,
         train=split,
-        fixed=frozenset(("text", "text_mask")),
+        fixed=dict.fromkeys(("text", "text_mask"), "id"),
         tokenizer=words,
         counts=lambda name: [
             {"data": source.name, "rows": len(source), "tokens": len(source.ids)} for source in opened(name)

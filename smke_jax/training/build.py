@@ -19,6 +19,7 @@ from smke_jax.parts import ROOMS, filled
 from smke_jax.passes.averaged import averaged
 from smke_jax.passes.base import Pass
 from smke_jax.reporting.run_file import read_run
+from smke_jax.selections.base import Selection
 from smke_jax.tasks.base import Draft, Task
 from smke_jax.training import record
 from smke_jax.training.memory import remedies
@@ -41,6 +42,7 @@ class Experiment(NamedTuple):
     whole:   {array: shape and type of a global batch}, everything that the task can make
     batch:   the same of what a step reads: arrays of the task, and rows of assets
     shapes:  of all parameters and representations, those of passes that an asset replaces included
+    numbers: {asset: the array of a batch that says which rows of the asset it gets}, 'id' or 'text_id'
     """
 
     task: Task
@@ -49,6 +51,7 @@ class Experiment(NamedTuple):
     whole: Specs
     batch: Specs
     shapes: Shapes
+    numbers: Mapping[str, str]
 
     def chosen(self, names: Iterable[str], columns: Iterable[str]) -> tuple[Pass, ...]:
         """The passes that make the representations `names` of the arrays `columns`, in order."""
@@ -144,29 +147,39 @@ def build_experiment(
         evaluators = {name: x for name, x in _section(config, "evaluators").items() if x.split}
         parts = {"selections": selections.values(), "evaluators": evaluators}
         assets = _section(config, "assets")
-        corpora = {name: asset for name, asset in assets.items() if not asset.by_id}
+        corpora = {name: x._replace(by_id=False) for name, x in assets.items() if x.whole or not x.by_id}
         without = make_recipe(networks, passes, terms, weights, batch=whole, assets=corpora, **parts)
-        shapes = shapes_of(without, whole, (*without.forward, *_beside(without, whole)))
-        _check_fixed(assets, networks, passes, whole, shapes, task)
+        shapes = shapes_of(without, whole, _frozen_first(without, whole))
+        numbers = _row_numbers(assets, networks, passes, whole, shapes, task)
         recipe = make_recipe(networks, passes, terms, weights, batch=whole, assets=assets, **parts)
         stored = {n: shapes.arrays[n] for asset in assets.values() if asset.by_id for n in asset.provides}
-        read = {s for x in (*recipe.forward, *terms.values()) for need in x.needs for s in need.split("@")} | {"id"}
+        read = {s for x in (*recipe.forward, *terms.values()) for need in x.needs for s in need.split("@")}
+        read |= {"id", *(number for name, number in numbers.items() if assets[name].by_id)}
         batch = {name: x for name, x in {**whole, **stored}.items() if name in read}
-    return Experiment(task, recipe, build_mesh(config), whole, batch, shapes)
+    return Experiment(task, recipe, build_mesh(config), whole, batch, shapes, numbers)
 
 
-def _beside(recipe: Recipe, whole: Specs) -> list[Pass]:
-    """The passes of frozen networks that the step does not run: evaluators and assets may."""
+def _frozen_first(recipe: Recipe, whole: Specs) -> list[Pass | Selection]:
+    """What a step runs, after all that frozen networks make of a batch, also what evaluators and assets alone read.
+
+    A network that is trained in part is initialised with what all of its passes read.
+    """
     running = {name for p in recipe.forward if isinstance(p, Pass) for name in p.networks}
-    idle = {name for name, x in recipe.networks.items() if x.trained is False and x.average is None} - running
-    return [p for p in recipe.passes if idle & set(p.networks) and set(p.needs) <= set(whole)]
+    frozen = {name for name, x in recipe.networks.items() if x.trained is False and x.average is None}
+    first = lambda p: isinstance(p, Pass) and set(p.networks) <= frozen and set(p.needs) <= set(whole)  # noqa: E731
+    idle = [p for p in recipe.passes if first(p) and not running & set(p.networks)]
+    return [*idle, *sorted(recipe.forward, key=lambda item: not first(item))]
 
 
-def _check_fixed(
+def _row_numbers(
     assets: Mapping[str, Asset], networks: Mapping[str, Network], passes: Iterable[Pass], whole: Specs, shapes: Shapes,
     task: Task,
-) -> None:  # fmt: skip
-    """Raises UserError for an asset of what changes while a run is trained, and for one that is not read."""
+) -> dict[str, str]:  # fmt: skip
+    """{asset: the array of a batch that numbers its rows}.
+
+    Raises UserError for an asset of what changes while a run is trained, and for one that is not read.
+    """
+    numbers = {}
     for name, asset in assets.items():
         making = in_order(passes, whole, {f"config.assets.{name}": asset.provides})
         if unread := [what for what in asset.provides if asset.by_id and what not in shapes.arrays]:
@@ -180,13 +193,15 @@ def _check_fixed(
             )
         if asset.views and task.augmented is None:
             raise UserError(f"config.assets.{name}: this task has no random views of its images: set augmentations=0")
-        changing = sorted(made_of & set(whole) - task.fixed)
+        numbers[name] = next((task.fixed[x] for x in sorted(made_of) if x in task.fixed and not asset.views), "id")
+        changing = sorted(x for x in made_of & set(whole) if task.fixed.get(x) != numbers[name])
         if asset.by_id and changing and not asset.views:
             raise UserError(
                 f"config.assets.{name}: {asset.provides[0]} is made of {changing[0]}, which changes with the epoch, "
                 "so that it cannot be stored: set augmentations, leave the asset out, or let the task show it "
                 "unchanged (pairs: teacher_view='fixed')"
             )
+    return numbers
 
 
 def build_part(section: str, name: str, part: ConfigDict, **context: Any) -> Any:
@@ -317,6 +332,9 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
             split = experiment.task.split(evaluator.split)
             experiment.chosen(evaluator.needs, {*split.columns, *evaluator.adds})
             evaluator.check(experiment.task, split)
+        for item in experiment.recipe.forward:
+            if isinstance(item, Selection):
+                item.check(experiment.task, experiment.numbers)
     check_same(identity)
     tx, schedule, abstract, run_step = build_step(config, experiment)
     flat = record.flatten(config)

@@ -1,17 +1,22 @@
 """A run's trained network as a directory for others to use."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import numpy as np
 
+from smke_jax.convert.export import INT8
 from smke_jax.convert.export.base import Network, Record
 from smke_jax.convert.export.check import Likeness, Samples, draw_samples
 from smke_jax.convert.export.write import write
+from smke_jax.embedder import load
 from smke_jax.errors import UserError
+from smke_jax.evaluators.recalls import retrieval_metrics
 from smke_jax.json_text import parse_json
 from smke_jax.parallel.process import check_shared, failing_together
+from smke_jax.passes.aligned import modalities
 from smke_jax.reporting.metrics_log import read_metrics, training_seconds
 from smke_jax.training.restore import TrainedRun, exported, restore_run
 
@@ -48,9 +53,44 @@ def export_run(
         if first:
             splits = [evaluator.split for evaluator in run.experiment.recipe.evaluators.values()]
             samples = draw_samples(task, (*splits, task.train), network.description)
-            written = Export(network, samples, write(out, network, samples, format=format, dtype=dtype))
+            options = {"format": format, "dtype": dtype}
+            options["retrieval"] = _retrieval(run, network) if dtype == INT8 else None
+            written = Export(network, samples, write(out, network, samples, **options))
     check_shared(out)
     return written
+
+
+def _retrieval(run: TrainedRun, network: Network) -> Callable[[Path], str] | None:
+    """What tells how an export retrieves beside the run itself, on the split of the run's own evaluator.
+
+    None of a run that evaluates no retrieval, or whose network embeds one modality alone.
+    """
+    pairs = {f"{side}/{network.description.get('level')}" for side in ("image", "text")}
+    found = [x for x in run.experiment.recipe.evaluators.values() if set(x.needs) == pairs]
+    if not found or len(modalities(network.description)) < 2:
+        return None
+
+    def measure(directory: Path) -> str:
+        split = run.experiment.task.split(found[0].split)
+        model = load(directory)
+        count = len(np.unique(split.facts["caption_image"]))
+        images = model.encode_images([split.facts["pixels"](row) for row in range(count)])
+        texts = model.encode_texts(list(split.facts["captions"]))
+        metrics = retrieval_metrics(
+            images, texts, split.facts["caption_image"], bootstrap=0,
+            protocol=f"{split.name}, as exported; recall in percent",
+        )  # fmt: skip
+        own = run.evaluate(found[0], split).record
+        rows = [("the run", own), ("as exported", metrics)]
+        lines = [f"{metrics['protocol']}.", "", "| | text → image R@1 | R@5 | R@10 | image → text R@1 | R@5 | R@10 |"]
+        lines.append("|---" * 7 + "|")
+        for name, figures in rows:
+            sides = (figures[direction] for direction in ("text_to_image", "image_to_text"))
+            cells = [f"{side[key]:.2f}" for side in sides for key in ("r1", "r5", "r10")]
+            lines.append(f"| {' | '.join([name, *cells])} |")
+        return "\n".join(lines)
+
+    return measure
 
 
 def network_of(run: TrainedRun) -> Network:

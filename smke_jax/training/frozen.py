@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from smke_jax.networks.base import Start
 from smke_jax.networks.start import started
@@ -42,11 +43,23 @@ def load_frozen(
     return frozen
 
 
-def frozen_shapes(recipe: Recipe, shapes: Shapes) -> dict[str, Any]:
-    """The same for the networks of a step, as shapes."""
+def frozen_shapes(recipe: Recipe, shapes: Shapes, rows: int = 0) -> dict[str, Any]:
+    """The same for the networks of a step, as shapes, and 'assets' where selections search them.
+
+    rows: of each of these assets
+    """
     names = networks_of(recipe, recipe.forward)
-    return {
+    read = {name.partition("/")[2] for item in recipe.forward for name in item.reads if name.startswith("assets/")}
+    number = jax.ShapeDtypeStruct((rows,), jnp.int32)
+    corpora = {
+        name: {"id": number}
+        | {what: jax.ShapeDtypeStruct((rows, *shapes.arrays[what].shape[1:]), asset.dtype) for what in asset.provides}
+        for name, asset in recipe.assets.items()
+        if name in read
+    }
+    networks = {
         name: split_params(recipe.networks[name], shapes.networks[name])[1]
         for name in sorted(names)
         if recipe.networks[name].trained is not True
     }
+    return {**networks, "assets": corpora} if corpora else networks

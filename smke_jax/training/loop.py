@@ -16,7 +16,7 @@ from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Figures
 from smke_jax.evaluators.encode import Encoder
 from smke_jax.networks.start import describe_origins, started
-from smke_jax.parallel.mesh import put_batch, replicated
+from smke_jax.parallel.mesh import put_batch, put_spread
 from smke_jax.parallel.process import gather_rows, stop_requests
 from smke_jax.parallel.rules import undivided
 from smke_jax.tasks.base import BatchPlan
@@ -93,9 +93,9 @@ class _Loop:
             there = {*self.splits[name].columns, *evaluator.adds}
             needed |= networks_of(self.recipe, plan.experiment.chosen(evaluator.needs, there))
         self.frozen = self._frozen(needed)
-        whole = {name: x.arrays for name, x in self.assets.items() if not x.asset.by_id}
+        whole = {name: x.whole() for name, x in self.assets.items() if x.asset.whole}
         if whole:
-            self.frozen["assets"] = jax.device_put(whole, replicated(self.mesh))
+            self.frozen["assets"] = {name: put_spread(arrays, self.mesh) for name, arrays in whole.items()}
 
     def _frozen(self, names) -> dict[str, Any]:
         plan = self.plan
@@ -124,6 +124,7 @@ class _Loop:
                 (Path(asset.folder) if asset.folder else self.workdir / "assets") / name,
                 widths={what: plan.experiment.shapes.arrays[what].shape[-1] for what in asset.provides},
                 made_with=_made_with(plan, networks[name]),
+                numbers=plan.experiment.numbers[name],
                 seed=plan.seed,
                 batch_size=plan.batch_size,
             )  # fmt: skip
@@ -189,7 +190,7 @@ class _Loop:
                 batch = next(self.batches)
                 for asset in self.assets.values():
                     if asset.asset.by_id:
-                        batch = {**batch, **asset.rows(batch["id"], step)}
+                        batch = {**batch, **asset.rows(batch, step)}
         except UserError:  # data that has been damaged must not cost the training
             if step and jax.process_count() == 1:
                 self._save(state, step, {})

@@ -158,7 +158,7 @@ def shapes_of(recipe: Recipe, batch: Mapping[str, Any], forward: Iterable[Pass |
     rows = len(arrays["id"]) if "id" in arrays else len(next(iter(arrays.values())))
     for item in recipe.forward if forward is None else forward:
         if isinstance(item, Selection):
-            arrays |= {name: jax.ShapeDtypeStruct((rows,), jnp.int32) for name in item.provides}
+            arrays |= made_by(item, arrays, rows)
             continue
         own = {need: _taken(arrays, need) for need in item.needs}
         for name in item.networks:
@@ -169,6 +169,12 @@ def shapes_of(recipe: Recipe, batch: Mapping[str, Any], forward: Iterable[Pass |
         params = {name: networks[name] for name in item.networks} | dict(item.reads)
         arrays |= jax.eval_shape(lambda p, a, item=item: item.run(p, a, key, False), params, own)
     return Shapes(networks, arrays)
+
+
+def made_by(selection: Selection, arrays: Specs, rows: int) -> Specs:
+    """The shapes of what a selection makes of a global batch of so many `rows`."""
+    own = {name: jax.ShapeDtypeStruct((), jnp.int32) for name in selection.provides} | dict(selection.shapes(arrays))
+    return {name: jax.ShapeDtypeStruct((rows, *x.shape), x.dtype) for name, x in own.items()}
 
 
 def _taken(arrays: Specs, need: str) -> jax.ShapeDtypeStruct:

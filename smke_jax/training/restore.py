@@ -137,11 +137,8 @@ def _use(run: TrainedRun) -> dict:
         name: {level: float(value) for level, value in own["logit_scale"].items()}
         for name, own in terms.items() if "logit_scale" in own
     }  # fmt: skip
-    return {
-        "level": levels[0] if levels else "out",
-        "max_length": run.config["task"]["max_length"],
-        "logit_scales": scales,
-    }
+    length = {"max_length": run.config["task"]["max_length"]} if "max_length" in run.config["task"] else {}
+    return {"level": levels[0] if levels else "out", **length, "logit_scales": scales}
 
 
 def _train_state(run: TrainedRun) -> dict[str, Any]:

@@ -133,7 +133,10 @@ def run_terms(
 
 
 def run_selection(selection, mesh, state, arrays, *, key: jax.Array, loss_impl: str = "auto") -> dict[str, jax.Array]:
-    """The rows that `selection` chooses from the global batch, without gradient.  `state` is what it reads."""
+    """What `selection` chooses for the rows of the global batch, without gradient.  `state` is what it reads.
+
+    The rows of assets are spread over the devices, the parameters of terms are whole on every device.
+    """
     rows = {need: take(arrays, need) for need in selection.needs}
     state, rows = jax.lax.stop_gradient((state, rows))
 
@@ -142,7 +145,8 @@ def run_selection(selection, mesh, state, arrays, *, key: jax.Array, loss_impl: 
             return selection.run(state, rows, Scope(DATA_AXES, loss_impl, key))
 
     split, everywhere = PartitionSpec(DATA_AXES), PartitionSpec()
-    return jax.shard_map(local, mesh=mesh, in_specs=(everywhere, split, everywhere), out_specs=split)(state, rows, key)
+    where = {name: split if name.startswith("assets/") else everywhere for name in state}
+    return jax.shard_map(local, mesh=mesh, in_specs=(where, split, everywhere), out_specs=split)(state, rows, key)
 
 
 def make_train_step(
@@ -203,7 +207,7 @@ def make_train_step(
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(of_state, everywhere, sharded(mesh)),
+        in_shardings=(of_state, None, sharded(mesh)),  # of what is frozen, networks are whole and assets are spread
         out_shardings=(of_state, everywhere),
     )
 

@@ -20,9 +20,11 @@ from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Asset, Encode
 from smke_jax.json_text import parse_json
 from smke_jax.parallel.process import failing_together
-from smke_jax.tasks.base import Column, Split, Task
+from smke_jax.tasks.base import TEXT_NUMBER, Column, Split, Task
 
 log = logging.getLogger("smke_jax")
+
+SHORTEST = 1e-6  # a row of zeros stays one
 
 
 class StoredAsset:
@@ -32,20 +34,25 @@ class StoredAsset:
     directory: of the asset
     widths:    {representation: its channels}
     made_with: {what: digest or setting} of all that the arrays depend on besides the split
+    numbers:   the array of a batch that says which rows it gets: 'id' of images, 'text_id' of captions
     seed, batch_size: of the run; they decide which random view a row gets
     Raises UserError for arrays that are damaged or made otherwise, and where there is no room.
     """
 
     def __init__(
         self, name: str, asset: Asset, encode: Encode, task: Task, directory: Path, *, widths: Mapping[str, int],
-        made_with: Mapping[str, str], seed: int, batch_size: int,
+        made_with: Mapping[str, str], numbers: str, seed: int, batch_size: int,
     ):  # fmt: skip
         self.asset, self._seed, self._batch_size = asset, seed, batch_size
         self._name, self._encode, self._directory, self._made_with = name, encode, directory, dict(made_with)
-        numbers = range(asset.views) if asset.views else (None,)
-        self._check_room(task, widths)
-        count = task.facts["num_images"] if asset.by_id else None
-        self._trained = [self._arrays(self._split(task, number), number, count) for number in numbers]
+        self._numbers = numbers
+        if asset.normalised:
+            self._made_with["rows"] = "divided by their length"
+        views = range(asset.views) if asset.views else (None,)
+        self._owners = task.split(task.train).facts["caption_image"] if numbers == TEXT_NUMBER else None
+        count = task.facts.get("num_images", task.length()) if self._owners is None else len(self._owners)
+        self._check_room(count, widths)
+        self._trained = [self._arrays(self._split(task, number), number, count) for number in views]
         self._evaluated = {split: self._arrays(task.split(split), split, None) for split in asset.evaluated}
 
     @property
@@ -53,8 +60,15 @@ class StoredAsset:
         """The whole arrays of the split that is trained on: of its first view where there are several."""
         return self._trained[0]
 
-    def rows(self, ids: np.ndarray, step: int) -> dict[str, np.ndarray]:
-        """The rows of the images `ids` (b,), this process's share of the batch of `step`, in fp32."""
+    def whole(self) -> dict[str, np.ndarray]:
+        """The whole arrays, and 'id' (N,) int32, the number of the image of every row."""
+        count = len(next(iter(self.arrays.values())))
+        owners = np.arange(count) if self._owners is None else self._owners
+        return {**self.arrays, "id": np.asarray(owners, np.int32)}
+
+    def rows(self, batch: Mapping[str, np.ndarray], step: int) -> dict[str, np.ndarray]:
+        """The rows of this process's share `batch` of the batch of `step`, in fp32."""
+        ids = batch[self._numbers]
         views = np.zeros(len(ids), np.int64)
         if self.asset.views:
             drawn = np.random.default_rng((self._seed, step)).integers(self.asset.views, size=self._batch_size)
@@ -77,15 +91,15 @@ class StoredAsset:
     def _split(self, task: Task, number: int | None) -> Split:
         return task.split(task.train) if number is None else task.augmented(number)
 
-    def _check_room(self, task: Task, widths: Mapping[str, int]) -> None:
+    def _check_room(self, count: int, widths: Mapping[str, int]) -> None:
         """Says how much is kept, and refuses what does not fit on the disk."""
-        images, views = task.facts.get("num_images", 0), max(self.asset.views, 1)
-        size = sum(widths.values()) * images * views * np.dtype(self.asset.dtype).itemsize
+        what, views = "captions" if self._numbers == TEXT_NUMBER else "images", max(self.asset.views, 1)
+        size = sum(widths.values()) * count * views * np.dtype(self.asset.dtype).itemsize
         folder = next(parent for parent in (self._directory, *self._directory.parents) if parent.exists())
         there = sum(path.stat().st_size for path in self._directory.glob("*.npy"))
         free = shutil.disk_usage(folder).free + there
-        log.info("the asset %s keeps %s images × %d views, %.1f MB in %s",
-                 self._name, f"{images:,}", views, size / 1e6, self._directory)  # fmt: skip
+        log.info("the asset %s keeps %s %s × %d views, %.1f MB in %s",
+                 self._name, f"{count:,}", what, views, size / 1e6, self._directory)  # fmt: skip
         if size > free:
             raise UserError(
                 f"the asset {self._name!r} takes {size / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free: give "
@@ -110,13 +124,16 @@ class StoredAsset:
             if jax.process_index() == 0:
                 self._directory.mkdir(parents=True, exist_ok=True)
                 for what in missing:
-                    _write(paths[what], made[what].astype(self.asset.dtype), about)
+                    rows = made[what]
+                    if self.asset.normalised:
+                        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), SHORTEST)
+                    _write(paths[what], rows.astype(self.asset.dtype), about)
             if jax.process_count() > 1:
                 multihost_utils.sync_global_devices(f"asset {self._name}{suffix}")
         with failing_together():
             for path in paths.values():
                 _check_record(path, about)
-            return {what: _open(path, count) for what, path in paths.items()}
+            return {what: _open(path, count, self._numbers) for what, path in paths.items()}
 
 
 def _write(path: Path, array: np.ndarray, about: Mapping[str, str]) -> None:
@@ -137,11 +154,12 @@ def _check_record(path: Path, about: Mapping[str, str]) -> None:
             raise UserError(f"{path} was made with another {what} ({there} there, {here} here): give another folder")
 
 
-def _open(path: Path, count: int | None) -> np.ndarray:
+def _open(path: Path, count: int | None, numbers: str) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and it is computed again") from None
     if count is not None and len(array) != count:
-        raise UserError(f"{path} has {len(array)} rows for {count} images: delete it, and it is computed again")
+        what = "captions" if numbers == TEXT_NUMBER else "images"
+        raise UserError(f"{path} has {len(array)} rows for {count} {what}: delete it, and it is computed again")
     return array

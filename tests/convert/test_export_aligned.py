@@ -13,6 +13,7 @@ from transformers import AutoModel, AutoProcessor, pipeline
 
 import smke_jax
 from smke_jax.convert.export import pytorch
+from smke_jax.convert.export.onnx import onnx_pixels
 from smke_jax.convert.params_file import save_params
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
@@ -51,7 +52,7 @@ def run(tmp_path_factory):
     c.task = form_of("smoke").pairs(unit="images")
     c.networks.cells = tower(folder, "cells", layers=(3, 9))
     c.networks.patches = tower(folder, "patches", pools=("cls", "mean"), layers=(1, 3))
-    c.networks.words = text_tower(start="random", model=bert(depth=1, max_positions=12, **SIZES))
+    c.networks.words = text_tower(start="random", model=bert(depth=1, max_positions=12, word_width=6, **SIZES))
     c.networks.student = projections(
         image=("cells/feature", "patches/feature"),
         width=8,
@@ -99,6 +100,32 @@ def hf(run, tmp_path_factory):
     """The directory for PyTorch, and what the export said of it."""
     directory = tmp_path_factory.mktemp("aligned_hf") / "hf"
     return directory, export_run(run, directory, format="hf")
+
+
+def test_onnxruntime_embeds_as_the_run(run, own, tmp_path):
+    """Two image towers, whose pixels stand in a row, and a text tower with a narrower table of words."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    written = export_run(run, tmp_path / "onnx", format="onnx")
+    assert set(written.likeness) == {"image_embeds", "text_embeds"}
+    pictures, captions, expected = own
+    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "image.onnx")
+    pixels = onnx_pixels(tmp_path / "onnx", [np.asarray(x) for x in pictures], session.get_inputs()[0].shape)
+    assert pixels.shape == (4, 3 * (32**2 + 28**2))
+    np.testing.assert_allclose(session.run(None, {"pixel_values": pixels})[0], expected["image"], atol=2e-5)
+
+
+def test_int8_says_what_it_retrieves(run, own, tmp_path):
+    written = export_run(run, tmp_path / "int8", dtype="int8")
+    pictures, captions, expected = own
+    found = smke_jax.load(tmp_path / "int8").encode_texts(captions)
+    worst = (found * expected["text"]).sum(1).min()
+    assert 0.98 < worst < 1 and written.likeness["text_embeds"].cosine <= worst + 1e-6
+    card = (tmp_path / "int8" / "README.md").read_text()
+    rows = [line for line in card.splitlines() if line.startswith(("| the run |", "| as exported |"))]
+    assert len(rows) == 2 and all(line.count("|") == 8 for line in rows)
+    with pytest.raises(UserError, match="--dtype=int8 is for --format=flax: give float32, float16, bfloat16 with"):
+        export_run(run, tmp_path / "hf8", format="hf", dtype="int8")
 
 
 def test_pytorch_embeds_as_the_run(hf, restored, own):
@@ -184,6 +211,8 @@ def test_every_snippet_of_the_card_runs(hf, own, transformers_cache, monkeypatch
 
 
 def test_a_format_that_cannot_hold_it_says_which_can(run, tmp_path):
-    with pytest.raises(UserError, match="type aligned, and --format=onnx is for models of type student: use flax or"):
-        export_run(run, tmp_path / "onnx", format="onnx")
+    with pytest.raises(
+        UserError, match="type aligned, and --format=thesis is for models of type student: use flax or hf or onnx"
+    ):
+        export_run(run, tmp_path / "thesis", format="thesis")
     assert not list(tmp_path.iterdir())

@@ -18,7 +18,7 @@ LAYERS = (
     ("convert", "tasks", "reporting.machine"),
     ("networks", "evaluators", "assets"),
     ("training", "reporting", "search"),
-    ("parts", "forms", "fused_forms", "config_files"),
+    ("parts", "forms", "fused_forms", "forms_compression", "config_files"),
     ("training.build", "training.report"),
     ("training.loop", "training.restore"),
     ("embedder_kinds", "embedder", "training.export", "training.stages", "flags"),
@@ -175,7 +175,17 @@ def test_axis_names_are_known_to_parallel_and_the_step():
 
 
 # Who holds a config: what makes one, reads one, keeps one in a file, or hands one on to training.build.
-CONFIGS = ("config", "parts", "forms", "fused_forms", "config_files", "training.build", "programs", "studies")
+CONFIGS = (
+    "config",
+    "parts",
+    "forms",
+    "fused_forms",
+    "forms_compression",
+    "config_files",
+    "training.build",
+    "programs",
+    "studies",
+)
 HAND_ON = ("training.record", "training.loop", "training.restore", "training.stages")
 
 

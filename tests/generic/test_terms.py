@@ -32,7 +32,11 @@ CASES = {
     "cosine": ("cosine", {"margin": -0.9}),
     "cosine, two levels without negatives": ("cosine", {"levels": ("fc1", "out"), "negatives": False}),
     "fused_itm": ("fused_itm", {}),
+    "hard_itc": ("hard_itc", {}),
+    "hard_itc, folded in, same image masked": ("hard_itc", {"fold": "batch", "same_image": "masked"}),
     "image_vq": ("image_vq", {}),
+    "intra_modal": ("intra_modal", {"learnable_scale": True, "same_image": "masked"}),
+    "intra_modal, mse": ("intra_modal", {"loss": "mse", "prediction": "text/out", "target": "teacher_text/out"}),
     "image_vq, restart": ("image_vq", {"commitment": 0.3, "decay": 0.5, "dead_below": 0.7, "restart": True}),
     "itc": ("itc", {}),
     "itc, same image positive": ("itc", {"same_image": "positive", "levels": ("out",)}),
@@ -68,6 +72,7 @@ CASES = {
         },
     ),
     "score": ("score", {"prediction": "score/logits", "label": "score/label"}),
+    "score_kl": ("score_kl", {"learnable_scale": True}),
     "siglip": ("siglip", {"levels": ("fc1", "out"), "same_image": "masked"}),
     "siglip, same image positive": ("siglip", {"same_image": "positive"}),
     "structure": ("structure", {"levels": 2, "temperature": 0.4}),
@@ -97,6 +102,7 @@ SHAPES = {  # of one example
     "image/tokens": (4, 8), "text/tokens": (5, 8), "text/mask": (5,),
     "image/head_tokens": (4, 6), "text/head_tokens": (5, 6),
     "momentum/image/out": (8,), "momentum/text/out": (8,),
+    "teacher_image/out": (8,), "teacher_text/out": (8,), "hard/negatives": (3, 8),
     "code/latent": (3,), "code/similarity": (12,), "code/reconstruction": (6,), "target/code": (),
     "class/logits": (6,), "label": (), "mixed/label": (6,),
     "score/logits": (1,), "score/label": (),
@@ -140,6 +146,9 @@ DATA = (
     "masked_text/labels",
     "id@hard_text",
     "id@hard_image",
+    "teacher_image/out",
+    "teacher_text/out",
+    "hard/negatives",
 )  # what nothing is to be learned through
 
 KEY = jax.random.key(3)

@@ -25,7 +25,8 @@ def structure(before, after, a, b, target, scale, scope, *, levels):
 
 
 def relational(before, after, a, b, target, scale, scope, *, diagonal):
-    there, back = relational_kl(a, b, target, scale, TARGET_SCALE, diagonal=diagonal, scope=scope)
+    targets = target[:, :3], target[:, 3:]  # what the teacher says of one side and of the other
+    there, back = relational_kl(a, b, targets, scale, TARGET_SCALE, diagonal=diagonal, scope=scope)
     return there + 3 * back, (there, back)  # another factor for each, so that they cannot be mistaken
 
 
@@ -71,18 +72,18 @@ def test_structure(outcomes, levels):
 def test_relational_kl(outcomes, diagonal):
     """One row at a time over the rows that count, by PyTorch's kl_div."""
     a, b, scale = tensors(A, B, SCALE)
-    target = torch.tensor(TARGET, dtype=torch.float64)
+    first, second = torch.tensor(TARGET, dtype=torch.float64).split(3, dim=1)
 
-    def one_way(queries, keys):
+    def one_way(queries, keys, first, second):
         losses = []
         for i in range(BATCH):
             rows = [j for j in range(BATCH) if diagonal or j != i]
             q = torch.log_softmax(scale * keys[rows] @ queries[i], dim=0)
-            p = torch.softmax(TARGET_SCALE * target[rows] @ target[i], dim=0)
+            p = torch.softmax(TARGET_SCALE * second[rows] @ first[i], dim=0)
             losses.append(torch.nn.functional.kl_div(q, p, reduction="sum"))
         return torch.stack(losses).mean()
 
-    expected = one_way(a, b), one_way(b, a)
+    expected = one_way(a, b, first, second), one_way(b, a, second, first)
     (expected[0] + 3 * expected[1]).backward()
     (_, found), (_, _, by_a, by_b, by_target, by_scale) = outcomes[f"relational {diagonal}"]
     np.testing.assert_allclose(found, [x.item() for x in expected], rtol=1e-5)

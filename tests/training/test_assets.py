@@ -104,14 +104,14 @@ def test_one_vector_of_every_patch_is_too_much_to_store():
 
 def corpus() -> Asset:
     """What the frozen matrix makes of every image of the train split."""
-    return Asset(("target/cls",), by_id=False)
+    return Asset(("target/cls",), by_id=False, whole=True)
 
 
 def farthest() -> Selection:
     """'far' (b,): the row of the batch whose target is least like the corpus' first."""
 
     def run(state, arrays, scope):
-        first = state["assets/corpus"]["target/cls"][0]
+        first = gather(state["assets/corpus"]["target/cls"], scope)[0]
         worst = (gather(arrays["target/cls"], scope) @ first).argmin()
         return {"far": 0 * arrays["id"] + worst.astype("int32")}
 

@@ -99,10 +99,10 @@ def test_a_row_gets_its_view_whatever_the_number_of_processes(tmp_path, monkeypa
     monkeypatch.setattr(loop, "StoredAsset", lambda *a, **k: kept.append(made(*a, **k)) or kept[-1])
     train_and_evaluate(c, tmp_path / "run")
     ids, (asset,) = np.arange(8), kept
-    whole = asset.rows(ids, 5)["photo/feature"]
+    whole = asset.rows({"id": ids}, 5)["photo/feature"]
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    np.testing.assert_array_equal(asset.rows(ids[4:], 5)["photo/feature"], whole[4:])
-    assert np.abs(asset.rows(ids[4:], 6)["photo/feature"] - whole[4:]).max() > 0
+    np.testing.assert_array_equal(asset.rows({"id": ids[4:]}, 5)["photo/feature"], whole[4:])
+    assert np.abs(asset.rows({"id": ids[4:]}, 6)["photo/feature"] - whole[4:]).max() > 0
 
 
 def test_features_of_other_weights_are_refused(tmp_path):

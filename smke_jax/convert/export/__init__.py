@@ -13,7 +13,9 @@ FORMATS = {
     "thesis": "checkpoint for the thesis' PyTorch modules",
     "onnx": "two graphs for onnxruntime",
 }
-DTYPES = ("float32", "float16", "bfloat16")  # of the weights
+INT8 = "int8"  # matrices alone, with a scale for each channel; what computes with them is fp32
+FLOATS = ("float32", "float16", "bfloat16")
+DTYPES = (*FLOATS, INT8)  # of the weights
 
 
 def format_of(name: str) -> "Format":

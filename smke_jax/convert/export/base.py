@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from smke_jax.convert.export import FLOATS
 from smke_jax.data.tokenizer import Tokenizer
 
 # 'image', a list of uint8 (H, W, 3) of any size, for an image-text model also 'text' and 'text_mask' (M, L); for a
@@ -54,6 +55,7 @@ class Format(NamedTuple):
     usage:    for the model card, {type of the model, or '' for any other: how it is used, in Markdown}
     metadata: for the model card, the same of lines of YAML
     types:    of the models that it can hold; () is any
+    dtypes:   of the weights that it can hold
     """
 
     write: Callable[[Path, Network, str], None]
@@ -61,3 +63,4 @@ class Format(NamedTuple):
     usage: Mapping[str, str]
     metadata: Mapping[str, tuple[str, ...]] = {}
     types: tuple[str, ...] = ("student",)
+    dtypes: tuple[str, ...] = FLOATS

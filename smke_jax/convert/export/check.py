@@ -15,7 +15,7 @@ from smke_jax.models.build import build_model, image_sizes
 from smke_jax.models.fields import build_from
 from smke_jax.models.quantizer import Down
 from smke_jax.models.towers import TEXT_TOWERS
-from smke_jax.passes.aligned import aligned, by_network
+from smke_jax.passes.aligned import aligned, by_network, modalities
 from smke_jax.passes.base import Pass, narrowed, statistics_of
 from smke_jax.passes.classify import Mixing, classify_image
 from smke_jax.passes.encode import LEVELS, encode_image, encode_text
@@ -31,7 +31,7 @@ LENGTH = 64  # tokens of a text
 VECTORS = 64  # in place of the features of images
 # The smallest cosine allowed, by the precision of the exported weights. With 16 bits every weight keeps 11 (float16) or
 # 8 (bfloat16) binary digits: full-size random students came to 0.999999 and 0.9999.
-BARS = {"float32": 0.9999, "float16": 0.999, "bfloat16": 0.99}
+BARS = {"float32": 0.9999, "float16": 0.999, "bfloat16": 0.99, "int8": 0.98}
 SENTENCES = ("a dog runs across the grass", "two people sit on a bench", "a red car", "children play in the snow")
 NETWORK = "exported"  # what the passes call it
 
@@ -129,7 +129,9 @@ def embed(description: dict, params: Any, batch: Batch) -> dict[str, np.ndarray]
     arrays |= {name: x for name, x in batch.items() if name != "image"}
     reps = _run(_passes(description), by_network(description, params, NETWORK), arrays)
     if "level" in description:
-        reps |= {f"{modality}_embeds": reps[f"{modality}/{description['level']}"] for modality in ("image", "text")}
+        reps |= {
+            f"{modality}_embeds": reps[f"{modality}/{description['level']}"] for modality in modalities(description)
+        }
     return reps
 
 
@@ -140,7 +142,7 @@ def _in_fp32(description: Mapping[str, Any]) -> dict[str, Any]:
 
 def _passes(description: dict) -> Sequence[Pass]:
     """The passes that make what is compared, in the order in which they run."""
-    levels = [f"{modality}/{level}" for modality in ("image", "text") for level in LEVELS]
+    levels = [f"{modality}/{level}" for modality in modalities(description) for level in LEVELS]
     if description["type"] == "aligned":
         return aligned(description, *levels)
     if description["type"] in TEXT_TOWERS:

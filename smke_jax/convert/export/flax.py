@@ -3,9 +3,11 @@
 from pathlib import Path
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from smke_jax.convert.export import check
+from smke_jax.convert.export import DTYPES, INT8, check
 from smke_jax.convert.export.base import Batch, Format, Network
+from smke_jax.convert.int8 import quantised
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, read_description, save_params
 from smke_jax.models.towers import TEXT_TOWERS
 
@@ -50,7 +52,10 @@ or as the `text_start` of a `two_towers`.
 
 
 def _write(directory: Path, network: Network, dtype: str) -> None:
-    params = jax.tree.map(lambda x: x.astype(dtype), network.params)
+    if dtype == INT8:
+        params = unflatten_dict(quantised(flatten_dict(network.params, sep="/")), sep="/")
+    else:
+        params = jax.tree.map(lambda x: x.astype(dtype), network.params)
     record = network.record
     source = {
         "steps": record.step,
@@ -69,5 +74,9 @@ def _embed(directory: Path, batch: Batch):
 
 
 FORMAT = Format(
-    _write, _embed, {"": USAGE, "fused_towers": FUSED_USAGE, **dict.fromkeys(TEXT_TOWERS, TEXT_USAGE)}, types=()
+    _write,
+    _embed,
+    {"": USAGE, "fused_towers": FUSED_USAGE, **dict.fromkeys(TEXT_TOWERS, TEXT_USAGE)},
+    types=(),
+    dtypes=DTYPES,
 )

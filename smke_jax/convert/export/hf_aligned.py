@@ -13,6 +13,7 @@ from smke_jax.models.efficientnet import EfficientNetLite
 from smke_jax.models.fields import defaults_of
 from smke_jax.models.text import TextEncoder
 from smke_jax.models.vit import Vit
+from smke_jax.passes.aligned import modalities
 from smke_jax.passes.base import MEAN, STD
 
 MODELING = "modeling_aligned.py"
@@ -102,6 +103,8 @@ def _with_defaults(own: dict) -> dict:
 
 
 def _refuse_other_forms(description: dict) -> None:
+    if len(found := modalities(description)) == 1:
+        raise UserError(f"this run projects {found[0]} alone, and --format=hf is for models of both: use --format=flax")
     for name, own in description["networks"].items():
         kind = own["type"]
         if kind not in RULES:

@@ -4,17 +4,19 @@ import json
 import logging
 import os
 import shutil
+import tempfile
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from smke_jax.convert.export import pytorch
+from smke_jax.convert.export import hf_aligned, pytorch
 from smke_jax.convert.export.base import Batch, Format, Network
 from smke_jax.data.transforms import squash
 from smke_jax.errors import UserError
 
-IMAGE, TEXT = "image.onnx", "text.onnx"
+IMAGE, TEXT, PREPROCESSOR = "image.onnx", "text.onnx", "preprocessor_config.json"
 OPSET = 20
 USAGE = """
 Batches may have any size, captions any length up to the number of positions.
@@ -41,6 +43,11 @@ transformers.js finds the same two graphs as `onnx/text_model.onnx` and `onnx/vi
 (`CLIPTextModelWithProjection`, `CLIPVisionModelWithProjection`).
 """
 
+ALIGNED = """
+This model has image towers that `views` in `preprocessor_config.json` tells of: each has its size, mean and deviation.
+Of one, `pixel_values` are (B, 3, S, S); of several (B, N), the pixels of each flattened, one after another in a row.
+"""
+
 
 def _write(directory: Path, network: Network, dtype: str) -> None:
     if dtype == "bfloat16":
@@ -48,9 +55,9 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
     for package in ("onnx", "onnxscript", "onnxruntime"):
         pytorch.require(package, "onnx")
     torch = pytorch.require("torch", "onnx")
-    model = pytorch.build(network.params, network.description, dtype)
-    size, length = network.description["image"]["image_size"], network.description["max_length"]
-    positions = network.description["text"]["max_positions"]
+    build = {"student": _student, "aligned": _aligned}[network.description["type"]]
+    model, pixels, positions, config = build(directory, network, dtype)
+    length = network.description["max_length"]
 
     class Image(torch.nn.Module):
         def __init__(self):
@@ -66,12 +73,37 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
 
     rows, tokens = torch.export.Dim("batch"), torch.export.Dim("length", max=positions)
     # One tensor each: inputs that share one are taken for the same input.
-    pixels = {"pixel_values": torch.zeros(2, 3, size, size)}
+    pixels = {"pixel_values": torch.zeros(2, *pixels)}
     captions = {name: torch.ones(2, length, dtype=torch.int64) for name in ("input_ids", "attention_mask")}
     _export(Image(), directory / IMAGE, pixels, dict.fromkeys(pixels, {0: rows}))
     _export(Text(), directory / TEXT, captions, dict.fromkeys(captions, {0: rows, 1: tokens}))
+    _write_for_javascript(directory, config)
+
+
+def _student(directory: Path, network: Network, dtype: str):
+    """(PyTorch model, shape of its pixels, positions of its texts, config); writes its preprocessing."""
+    model = pytorch.build(network.params, network.description, dtype)
     pytorch.write_preprocessing(directory, network)
-    _write_for_javascript(directory, pytorch.smke_config(network.description))
+    size, config = network.description["image"]["image_size"], pytorch.smke_config(network.description)
+    config["max_length"] = config["text"]["max_length"]
+    return model, (3, size, size), network.description["text"]["max_positions"], config
+
+
+def _aligned(directory: Path, network: Network, dtype: str):
+    """The same of towers and projections; the pixels of several image towers stand side by side in a row."""
+    with tempfile.TemporaryDirectory() as temporary:
+        written = Path(temporary) / "hf"
+        written.mkdir()
+        hf_aligned.write_aligned(written, network, dtype)
+        modeling = pytorch.import_modeling(written / hf_aligned.MODELING, beside=(pytorch.MODELING,))
+        model = modeling.AlignedModel.from_directory(written)
+        config = json.loads((written / "config.json").read_text(encoding="utf-8"))
+        shutil.copyfile(written / PREPROCESSOR, directory / PREPROCESSOR)
+    pytorch.write_tokenizer(directory, network)
+    sizes = [view["size"] for view in model.views]
+    pixels = (3, *sizes * 2) if len(sizes) == 1 else (sum(3 * size**2 for size in sizes),)
+    texts = [own for own in network.description["networks"].values() if "max_positions" in own]
+    return model, pixels, min(own["max_positions"] for own in texts), config
 
 
 def _write_for_javascript(directory: Path, config: dict) -> None:
@@ -85,9 +117,7 @@ def _write_for_javascript(directory: Path, config: dict) -> None:
             shutil.copyfile(directory / own, other)
     names = ("projection_dim", "hidden_size", "max_position_embeddings", "logit_scale")
     sizes = {key: config[key] for key in names}
-    pytorch.write_json(
-        directory / "config.json", {"model_type": "clip", "max_length": config["text"]["max_length"], **sizes}
-    )
+    pytorch.write_json(directory / "config.json", {"model_type": "clip", "max_length": config["max_length"], **sizes})
 
 
 def _export(module, path: Path, inputs: dict, dynamic_shapes: dict) -> None:
@@ -106,11 +136,7 @@ def _embed(directory: Path, batch: Batch) -> dict[str, np.ndarray]:
     image, text = (
         onnxruntime.InferenceSession(directory / file, providers=["CPUExecutionProvider"]) for file in (IMAGE, TEXT)
     )
-    size = image.get_inputs()[0].shape[-1]
-    pixels = np.stack([squash(x, size) for x in batch["image"]]).astype(np.float32) / 255
-    said = json.loads((directory / "preprocessor_config.json").read_text(encoding="utf-8"))
-    mean, std = (np.float32(said[f"image_{name}"]) for name in ("mean", "std"))
-    pixels = ((pixels - mean) / std).transpose(0, 3, 1, 2)
+    pixels = onnx_pixels(directory, batch["image"], image.get_inputs()[0].shape)
     ids, mask = (batch[name].astype(np.int64) for name in ("text", "text_mask"))
     return {
         "image_embeds": image.run(None, {"pixel_values": pixels})[0],
@@ -118,4 +144,16 @@ def _embed(directory: Path, batch: Batch) -> dict[str, np.ndarray]:
     }
 
 
-FORMAT = Format(_write, _embed, {"": USAGE})
+def onnx_pixels(directory: Path, images: Sequence[np.ndarray], shape: Sequence) -> np.ndarray:
+    """What the graph of images in `directory` takes of uint8 images (H, W, 3), float32; `shape`: of its input."""
+    said = json.loads((directory / PREPROCESSOR).read_text(encoding="utf-8"))
+    one = {"size": said.get("size", {}).get("height"), "mean": said.get("image_mean"), "std": said.get("image_std")}
+    rows = []
+    for view in said.get("views", [one]):
+        pixels = np.stack([squash(x, view["size"]) for x in images]).astype(np.float32) / 255
+        pixels = (pixels - np.float32(view["mean"])) / np.float32(view["std"])
+        rows.append(pixels.transpose(0, 3, 1, 2).reshape(len(images), -1))
+    return np.concatenate(rows, axis=1).reshape(len(images), *shape[1:])
+
+
+FORMAT = Format(_write, _embed, {"": USAGE, "aligned": USAGE + ALIGNED}, types=("student", "aligned"))

@@ -1,5 +1,6 @@
 """A trained network -> a directory that others can use, with a model card; checked before it is there."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from smke_jax.convert.export import FORMATS, format_of
@@ -11,10 +12,12 @@ from smke_jax.errors import UserError
 
 
 def write(
-    directory: Path, network: Network, samples: Samples, *, format: str, dtype: str = "float32"
-) -> dict[str, Likeness]:
+    directory: Path, network: Network, samples: Samples, *, format: str, dtype: str = "float32",
+    retrieval: Callable[[Path], str] | None = None,
+) -> dict[str, Likeness]:  # fmt: skip
     """Writes `network` in one of FORMATS with weights of `dtype`, a key of BARS, whole or not at all.
 
+    retrieval: (what was written) -> Markdown of what it retrieves, for its card
     Returns how like its embeddings of `samples`, from the files written, are to the network's own.
     Raises UserError where they are less like than BARS demands, where the network does not fit the format, and where
     there is no room.
@@ -26,6 +29,8 @@ def write(
             f"this run trained a model of type {description['type']}, and --format={format} is for models of type "
             f"{' or '.join(form.types)}: use {' or '.join(able)}"
         )
+    if dtype not in form.dtypes:
+        raise UserError(f"--dtype={dtype} is for --format=flax: give {', '.join(form.dtypes)} with --format={format}")
     batch = make_batch(samples, network.tokenizer, length_of(description))
     with new_directory(directory) as partial:
         form.write(partial, network, dtype)
@@ -35,5 +40,7 @@ def write(
             lines = "\n".join(likeness_lines(likeness, samples, dtype))
             raise UserError(f"{directory} was not written: it would not embed as the network it is made from\n{lines}")
         card = model_card(network, format, dtype, likeness, samples)
+        if retrieval is not None:
+            card += f"\n## Retrieval as exported\n\n{retrieval(partial)}\n"
         (partial / "README.md").write_text(card, encoding="utf-8")
     return likeness

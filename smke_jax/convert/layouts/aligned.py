@@ -21,7 +21,7 @@ def aligned_rules(description: dict) -> list[Rule]:
 
 def _projections(own: dict) -> list[Rule]:
     mlp = [*layer_norm("norm", "norm"), *linear("fc1", "fc1"), *linear("fc2", "fc2")]
-    side = [*linear("linear", "linear"), *(mlp if own["hidden"] else ())]
+    side = [*linear("linear", "linear", bias=own.get("bias", True)), *(mlp if own["hidden"] else ())]
     shared = own["shared"]
     return [
         *inside("image.", "image/", side),

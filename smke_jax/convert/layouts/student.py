@@ -39,6 +39,7 @@ def own_text_tower(text: dict) -> list[Rule]:
     """TextTower of modeling_smke.py."""
     return [
         *(Rule(f"{name}_embedding.weight", f"{name}_embedding") for name in ("word", "position", "type")),
+        *(linear("word_projection", "word_projection", bias=False) if text.get("word_width") else ()),
         *layer_norm("embedding_norm", "embedding_norm"),
         *per_layer(own_block("blocks.{i}", "block_{i}"), text["depth"]),
         *(layer_norm("norm", "norm") if text["norm_order"] == "pre" else ()),

@@ -10,6 +10,8 @@ from smke_jax.errors import UserError
 from smke_jax.networks.start import RANDOM
 from smke_jax.training.build import Experiment, build_experiment, resolve
 
+CORPUS = 1024  # rows of what selections search, where the number of images is not known
+
 
 def planned(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
     """(`config` resolved, what was assumed of files that are not there).
@@ -25,6 +27,8 @@ def planned(config: ConfigDict) -> tuple[ConfigDict, list[str]]:
             raise UserError(f"config.networks.{name}: no weights at {path}, which would say what its model is")
         assumed.append(f"no weights at {path!r}: config.networks.{name} is what its model says")
         part.start = RANDOM
+    if any(part.type == "corpus" for part in config.assets.values()):
+        assumed.append(f"what is searched has a row for every image, at least {CORPUS}: of captions there are more")
     if "vocab_size" in config.task:
         given = config.task.get("tokenizer", "")  # the vocabulary of running text lies in its folder
         if given and Path(given).is_dir():

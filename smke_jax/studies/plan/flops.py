@@ -19,10 +19,10 @@ from smke_jax.losses.collective import Scope
 from smke_jax.parallel.devices import HIGHEST
 from smke_jax.passes.base import Pass
 from smke_jax.selections.base import Selection
-from smke_jax.studies.plan.assumed import shapes_only
+from smke_jax.studies.plan.assumed import CORPUS, shapes_only
 from smke_jax.training.build import Experiment
 from smke_jax.training.frozen import frozen_shapes
-from smke_jax.training.recipe import is_trained, sources
+from smke_jax.training.recipe import is_trained, made_by, sources
 from smke_jax.training.step import abstract_state, borrow
 
 Parts = dict[str, Counter[str]]  # {part of a step: {precision: FLOPs}}
@@ -68,7 +68,8 @@ class _Step:
         arrays = experiment.shapes.arrays
         state = abstract_state(recipe, optax.identity(), experiment.mesh, experiment.batch, arrays=arrays)
         self.state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
-        self.recipe, self.frozen = recipe, frozen_shapes(recipe, experiment.shapes)
+        rows = max(experiment.task.facts.get("num_images", 0), CORPUS)
+        self.recipe, self.frozen = recipe, frozen_shapes(recipe, experiment.shapes, rows)
         self.arrays, self.in_gradient = dict(experiment.batch), set()
         self.count = len(self.arrays["id"])
         self.key = jax.random.key(0)
@@ -113,11 +114,12 @@ class _Step:
         return parts
 
     def _selection(self, item: Selection) -> Parts:
-        state = {name: self.state.params["terms"][name.partition("/")[2]] for name in item.reads}
+        there = {"terms": self.state.params["terms"], "assets": self.frozen.get("assets", {})}
+        state = {name: there[name.partition("/")[0]][name.partition("/")[2]] for name in item.reads}
         scope = Scope(None, "gather", self.key)
         rows = self._rows(item.needs, self.count)
         flops = matmul_flops(lambda state, rows: item.run(state, rows, scope), state, rows)
-        self.arrays |= {name: jax.ShapeDtypeStruct((self.count,), jnp.int32) for name in item.provides}
+        self.arrays |= made_by(item, self.arrays, self.count)
         return {f"{item.name} forward": self._share(flops)}
 
     def _losses(self) -> Parts:

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from smke_jax.errors import UserError
 from smke_jax.parallel.devices import Device
-from smke_jax.parallel.mesh import check_batch_size
-from smke_jax.studies.plan.assumed import shapes_only
+from smke_jax.parallel.mesh import check_batch_size, divisible
+from smke_jax.studies.plan.assumed import CORPUS, shapes_only
 from smke_jax.studies.plan.flops import counted
 from smke_jax.studies.plan.traffic import Traffic, traffic
 from smke_jax.training.build import build_step
@@ -61,7 +61,8 @@ def compile_step(config: ConfigDict, images: int = 0) -> Program:
     experiment = shapes_only(config, images)
     check_batch_size(config.batch_size, experiment.mesh, config.micro_batch)
     _, _, state, run = build_step(config, experiment)
-    frozen, batch = frozen_shapes(experiment.recipe, experiment.shapes), experiment.batch
+    rows = divisible(max(images, CORPUS), experiment.mesh)
+    frozen, batch = frozen_shapes(experiment.recipe, experiment.shapes, rows), experiment.batch
     traced = run.trace(state, frozen, batch)
     compiled = traced.lower().compile(SIMULATED if experiment.mesh.devices.flat[0].platform == "cpu" else None)
     devices = experiment.mesh.size

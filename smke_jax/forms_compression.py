@@ -1,0 +1,200 @@
+"""The sizes in which two-stage compression comes (configs/motis.py): what its teacher and its students are made of.
+
+The stages are those of the config.  A form says which towers they train, on what, and for how long.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from smke_jax.forms import Flickr8k, Scenes, Smoke, Thesis
+from smke_jax.parts import part
+
+CLIP = "weights/clip-vit-base-patch32"
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+class Compression:
+    """The paper's: CLIP ViT-B/32, a ViT-S/16 and the first layers of the text tower (spec A.1-A.3).
+
+    teacher:  where the teacher begins: a file, or an earlier stage
+    features: what its image towers make
+    kept:     the folder where that is stored, for all stages; '' is one of each run
+    """
+
+    form = Thesis()
+    teacher = CLIP
+    features = ("clip/feature",)
+    kept = ""
+    projection = {"width": 512, "bias": False}
+    depth = 6  # of the text student
+    narrow: dict = {}  # what is smaller in it besides
+
+    def run(self, kind: str) -> ConfigDict:
+        """A config without parts: of 'tune', the teacher's tuning; 'first' and 'second', the students' stages."""
+        # 84 pairs do not divide over 8 devices; an epoch of CC3M.  Then 5 epochs of COCO's pairs.
+        batch, steps = {"first": (88, 34_090), "second": (96, 29_518), "tune": (96, 29_518)}[kind]
+        c = self.form.run(batch_size=batch, total_steps=steps, epoch=5_904)
+        rate = 1e-5 if kind == "tune" else 3e-4  # the paper says none for the teacher
+        c.optimizer.update(learning_rate=rate, weight_decay=0.1, clip_norm=1.0, reference_batch=0)
+        if kind == "first":
+            c.optimizer.warmup_fraction = 10_000 / steps
+        return c
+
+    def pairs(self) -> ConfigDict:
+        """The task of stage 2: COCO's pairs; frozen towers see the whole photo, and so are stored."""
+        return part("pairs", data=("data/coco",), teacher_view="fixed", **self._text(), **self._views())
+
+    def images(self) -> ConfigDict:
+        """The first pool of stage 1: photos alone."""
+        return part("images", data=("data/cc3m",), teacher_view="same", **self._views())
+
+    def captions(self) -> ConfigDict:
+        """The second pool of stage 1: captions alone."""
+        return part("captions", data=("data/cc3m",), **self._text())
+
+    def _text(self) -> dict:
+        return {"tokenizer": f"{CLIP}/tokenizer", "vocab_size": 49_408, "max_length": 77}
+
+    def _views(self) -> dict:
+        return {"crop_scale": (0.5, 1.0)}
+
+    def teacher_images(self, start: str, *, trained: bool = False) -> dict[str, ConfigDict]:
+        """{name: image tower of the teacher}; a trained one reads the student's view."""
+        image = "image" if trained else "teacher_image"
+        return {"clip": part("image_tower", start=start, makes="clip", image=image, trained=trained, dtype="bfloat16")}
+
+    def teacher_words(self, start: str, *, trained: bool = False, **fields: Any) -> ConfigDict:
+        """The teacher's text tower."""
+        return self._words(start=start, trained=trained, **fields)
+
+    def _words(self, **fields: Any) -> ConfigDict:
+        return part("text_tower", pool="cls", dtype="bfloat16", **fields)
+
+    def photo(self, start: str = "", *, trained: bool = True, **fields: Any) -> ConfigDict:
+        """The image student, from ImageNet-21k's classes; it sees what the teacher sees."""
+        given = {"start": start or "weights/vit-small-augreg-in21k", "mean": CLIP_MEAN, "std": CLIP_STD}
+        return part("image_tower", trained=trained, dtype="bfloat16", **given | fields)
+
+    def words(self, start: str, depth: int | None = None) -> ConfigDict:
+        """The text student: the first layers of the teacher's, or what stage 1 made of them."""
+        return self._words(start=start, depth=depth or self.depth, **self.narrow)
+
+    def projections(self, **fields: Any) -> ConfigDict:
+        """Projections into the space that all towers share."""
+        return part("projections", **self.projection | fields)
+
+    def tuned(self, config: ConfigDict) -> None:
+        """What the optimiser of the teacher's tuning has besides."""
+
+    def place(self, stage: str) -> str:
+        """The folder of a stage: in the run's own, or one that all variants of the form share."""
+        return stage
+
+
+class OnPhotos(Compression):
+    """Flickr8k's photos; the teacher is configs/lit.py's, whose frozen towers see every photo once.
+
+    The image student is the first 4 layers of DINOv2 at 98 px, the text student the first 3 of the teacher's 6, with a
+    third of the channels in its table of words, which is half of the teacher's text tower.
+    """
+
+    form = Flickr8k()
+    teacher = "stage:runs/lit_flickr8k"
+    features = ("lite0/feature", "dinov2/feature")
+    kept = "runs/motis_flickr8k/features"
+    projection = {"width": 512}
+    depth = 3
+    narrow = {"word_width": 128}
+
+    def run(self, kind: str) -> ConfigDict:
+        batch, steps, rate = {"tune": (480, 75, 2e-4), "first": (128, 300, 5e-4), "second": (128, 240, 3e-4)}[kind]
+        c = self.form.tuning()
+        c.batch_size, c.total_steps, c.checkpoint.every = batch, steps, steps
+        c.optimizer.update(learning_rate=rate, weight_decay=0.1)
+        c.optimizer.lr_rules = (("^(photo|words)/", 0.2), ("logit_scale", 10.0))
+        return c
+
+    def pairs(self) -> ConfigDict:
+        task = self.form.captioned()
+        task.teacher_view = "fixed"
+        return task
+
+    def images(self) -> ConfigDict:
+        return self.form.images(teacher_view="fixed")
+
+    def captions(self) -> ConfigDict:
+        return part("captions", data=("data/flickr8k",), tokenizer="weights/minilm/tokenizer", max_length=24)
+
+    def teacher_images(self, start: str, *, trained: bool = False) -> dict[str, ConfigDict]:
+        return self.form.image_towers()
+
+    def _words(self, **fields: Any) -> ConfigDict:
+        return part("text_tower", **{"dropout": 0.1} | fields)
+
+    def photo(self, start: str = "", *, trained: bool = True, **fields: Any) -> ConfigDict:
+        given = {"depth": 4, "image_size": 98, "pools": ("cls", "mean"), "token_drop": 0.25}
+        return part("image_tower", start=start or "weights/dinov2", trained=trained, **given | fields)
+
+    def place(self, stage: str) -> str:
+        return f"runs/motis_flickr8k/{stage}"
+
+
+class Drawn(Compression):
+    """What the two forms of drawn scenes share: the teacher is configs/lit.py's, trained as the first stage."""
+
+    teacher = "stage:lit"
+    features = ("scenes/feature",)
+    depth = 1
+
+    def run(self, kind: str) -> ConfigDict:
+        c = self.form.run()
+        if self.form.name == "scenes":
+            c.total_steps = {"tune": 200, "first": 400, "second": 400}[kind]
+        return c
+
+    def pairs(self) -> ConfigDict:
+        return self.form.pairs(unit="images", teacher_view="fixed")
+
+    def images(self) -> ConfigDict:
+        return self.form.images(teacher_view="fixed")
+
+    def captions(self) -> ConfigDict:
+        task = self.pairs()
+        return part("captions", source="scenes", tokenizer="", vocab_size=task.vocab_size, max_length=task.max_length)
+
+    def teacher_images(self, start: str, *, trained: bool = False) -> dict[str, ConfigDict]:
+        return self.form.image_towers()
+
+    def _words(self, **fields: Any) -> ConfigDict:
+        return part("text_tower", **fields)
+
+    def photo(self, start: str = "", *, trained: bool = True, **fields: Any) -> ConfigDict:
+        # It is as wide as the teacher's; what else there is of it stands in the file of stage 1.
+        sizes = {
+            "image_size": 32,
+            "patch_size": 16,
+            "width": self.form.width,
+            "depth": 2,
+            "num_heads": 2,
+            "mlp_dim": 64,
+        }
+        model = None if start else part("vit", **sizes)
+        return part("image_tower", start=start or "random", model=model, trained=trained, **fields)
+
+
+class OnScenes(Drawn):
+    """Drawn scenes, minutes on two cores."""
+
+    form = Scenes()
+    projection = {"width": 512}
+
+
+class Tiny(Drawn):
+    """Two steps of every stage."""
+
+    form = Smoke()
+    projection = {"width": 512}
+
+
+COMPRESSIONS = {own.form.name: own for own in (Compression(), OnPhotos(), OnScenes(), Tiny())}

@@ -1,0 +1,36 @@
+"""The benchmark of the corpus search runs on a small corpus, with and without faiss, and both find the same rows."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+
+from smke_jax.studies.benchmarks import corpus_search
+
+SMALL = ["--rows=300", "--queries=8", "--k=3", "--width=8", "--rounds=2", "--seconds=0.01"]
+HAVE_FAISS = importlib.util.find_spec("faiss") is not None
+
+
+def test_the_table_has_a_row_for_every_size(tmp_path):
+    out = tmp_path / "table.md"
+    assert corpus_search.main([*SMALL, f"--out={out}"]) == 0
+    (row,) = (line for line in out.read_text().splitlines() if line.startswith("| 300 |"))
+    assert "nan" not in row.lower() and ("not installed" in row) != HAVE_FAISS
+    if HAVE_FAISS:
+        assert row.endswith("| 1.00000 |"), "faiss finds other rows"
+
+
+def test_without_faiss_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(corpus_search.importlib.util, "find_spec", lambda name: None)
+    assert corpus_search.main([*SMALL, f"--out={tmp_path / 'table.md'}"]) == 0
+    assert "faiss is not installed, so it is left out: pip install faiss-cpu" in capsys.readouterr().err
+    assert "| not installed |" in (tmp_path / "table.md").read_text()
+
+
+@pytest.mark.skipif(not HAVE_FAISS, reason="faiss is not installed")
+def test_own_rows_are_taken_out_of_what_faiss_finds():
+    made = corpus_search.make(60, 8, 4)
+    found = corpus_search.in_faiss(made, 6)[0](1)
+    products = made.queries @ made.rows.astype(np.float32).T
+    products[made.ids[:, None] == made.owners] = -np.inf
+    np.testing.assert_array_equal(found, np.argsort(-products, axis=1, kind="stable")[:, :6])

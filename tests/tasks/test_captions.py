@@ -1,0 +1,61 @@
+"""Captions without images: every caption is a row, no image is opened, and a pool without captions is refused."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from smke_jax.data import datasets
+from smke_jax.data.scenes import make_scenes
+from smke_jax.data.sources import ArraySource
+from smke_jax.errors import UserError
+from smke_jax.tasks.base import BatchPlan
+from smke_jax.tasks.captions import captions
+from smke_jax.tasks.pairs import Opened
+
+SCENES = make_scenes(12, 4)
+TEXTS = [caption for own in SCENES.train.captions for caption in own]
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch):
+    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
+    monkeypatch.setattr(ArraySource, "__getitem__", lambda *_: pytest.fail("an image was opened"))
+
+
+def task(folder):
+    return captions(keep=folder, source="scenes", vocab_size=300, max_length=12, threads=0)
+
+
+def test_every_caption_is_a_row(tmp_path):
+    made = task(tmp_path).finish({})
+    assert made.length() == len(TEXTS) and set(made.example()) == {"text", "text_mask", "id"}
+    batches = made.batches(BatchPlan(4, seed=1))
+    seen = [next(batches) for _ in range(len(TEXTS) // 4)]
+    ids = np.concatenate([batch["id"] for batch in seen])
+    assert len(set(ids)) == len(ids), "a caption came twice in an epoch"
+    for batch in seen:
+        expected, mask = made.tokenizer.encode([TEXTS[i] for i in batch["id"]], 12)
+        np.testing.assert_array_equal(batch["text"], expected)
+        np.testing.assert_array_equal(batch["text_mask"], mask)
+    halves = [next(made.batches(BatchPlan(4, seed=1, process=(p, 2))))["id"] for p in (0, 1)]
+    np.testing.assert_array_equal(np.concatenate(halves), seen[0]["id"])
+
+
+def test_a_split_is_read_as_it_stands(tmp_path):
+    split = task(tmp_path).finish({}).split("gallery")
+    count = sum(map(len, SCENES.gallery.captions))
+    assert split.columns["text"].rows == count == len(split.facts["texts"])
+    assert split.facts["texts"][0] == SCENES.gallery.captions[0][0]
+
+
+def test_an_empty_pool_is_refused(tmp_path, monkeypatch):
+    ready, bare = task(tmp_path), SimpleNamespace(dataset="scenes", num_captions=np.zeros(12, int))
+    monkeypatch.setattr(Opened, "open", lambda self, split: bare)
+    with pytest.raises(UserError, match="scenes has no caption in its split 'train': give a folder with captions"):
+        ready.finish({}).length()
+
+
+def test_networks_of_images_are_refused(tmp_path):
+    with pytest.raises(UserError, match="this task has no images: leave out the networks that take them"):
+        task(tmp_path).finish({"image": 32})

@@ -1,0 +1,392 @@
+"""Two-stage compression: the published sizes, what a stage reads and trains, its corpus, and what is refused."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from smke_jax.config_files import load_stages
+from smke_jax.convert.params_file import PARAMS, save_params
+from smke_jax.data import datasets
+from smke_jax.data.scenes import make_scenes
+from smke_jax.errors import UserError
+from smke_jax.forms import form_of
+from smke_jax.models.build import build_model
+from smke_jax.networks.image_tower import image_tower
+from smke_jax.networks.inherit import kept_layers
+from smke_jax.networks.projections import projections
+from smke_jax.networks.text_tower import text_tower
+from smke_jax.parts import itc, part
+from smke_jax.selections.corpus_negatives import corpus_negatives
+from smke_jax.tasks.base import Split
+from smke_jax.training import loop
+from smke_jax.training.build import build_experiment, build_step, resolve
+from smke_jax.training.export import export_run
+from smke_jax.training.frozen import frozen_shapes
+from smke_jax.training.loop import train_and_evaluate
+from smke_jax.training.recipe import split_params
+from smke_jax.training.restore import restore_run
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "motis.py"
+SCENES = make_scenes(40, 16)
+FACTS = {"num_images": 1000, "vocab_size": 49_408}
+CLIP = part(
+    "vit", image_size=224, patch_size=32, width=768, depth=12, num_heads=12, mlp_dim=3072, norm_eps=1e-5,
+    activation="quick_gelu", patch_bias=False, norm_embeddings=True,
+)  # fmt: skip
+SMALL = part("vit", image_size=224, patch_size=16, width=384, depth=12, num_heads=6, mlp_dim=1536)
+WORDS = part("clip_text", width=512, depth=12, num_heads=8, mlp_dim=2048)
+
+
+def published(variant, stage):
+    """A stage of the paper's setting with random weights of CLIP's and of the students' sizes in place of files."""
+    c = resolve(load_stages(f"{CONFIG}:{variant}".removesuffix(":"))[stage])
+    for name, network in c.networks.items():
+        for key in network:
+            if key.endswith("start"):
+                network[key] = "random"
+        if network.type == "image_tower":
+            network.model = CLIP if name == "clip" else SMALL
+        if network.type == "text_tower":
+            network.model = WORDS
+    c.num_devices = 1
+    return c
+
+
+def trained_scalars(experiment):
+    """Of every network, and of the terms' temperatures."""
+    networks = {
+        name: split_params(network, experiment.shapes.networks[name])[0]
+        for name, network in experiment.recipe.networks.items()
+        if network.trained
+    }
+    return {name: sum(math.prod(x.shape) for x in jax.tree.leaves(tree)) for name, tree in networks.items()}
+
+
+@pytest.mark.parametrize(
+    "variant, stage, tower, count",
+    [
+        ("joint", "teacher_joint", ("clip", "words"), 151_277_312),  # and the temperature of its contrast
+        ("", "image", ("photo",), 21_862_272),
+        ("", "image1", ("photo",), 21_862_272),
+        ("", "text", ("words",), 44_513_792),
+        ("text4", "text", ("words",), 38_209_024),
+        ("text2", "text1_text2", ("words",), 31_904_256),
+    ],
+)
+def test_the_published_sizes(variant, stage, tower, count):
+    """Of the towers that a stage trains, with their projections; nothing is computed."""
+    experiment = build_experiment(published(variant, stage), None, FACTS)
+    found = trained_scalars(experiment)
+    assert set(found) == {*tower, "student"}
+    assert sum(found.values()) == count
+    if stage == "teacher_joint":
+        term = experiment.recipe.terms["itc"]
+        scale = jax.eval_shape(lambda: term.init(jax.random.key(0), {})[0])
+        assert count + len(jax.tree.leaves(scale)) == 151_277_313
+
+
+@pytest.mark.parametrize("stage", ["image", "text"])
+def test_a_step_of_the_published_sizes_is_traced(stage):
+    """On shapes alone: the paper's towers, COCO's 566,747 captions or 113,287 images as the corpus."""
+    config = published("", stage)
+    experiment = build_experiment(config, None, FACTS)
+    _, _, state, run = build_step(config, experiment)
+    rows = {"image": 566_747, "text": 113_287}[stage]
+    frozen = frozen_shapes(experiment.recipe, experiment.shapes, rows)
+    assert not set(experiment.batch) & {"teacher_image", "photo"}, "a frozen tower reads pixels in the step"
+    assert {n for p in experiment.recipe.forward if hasattr(p, "networks") for n in p.networks} == {
+        "image": {"photo", "student", "teacher"}, "text": {"words", "student", "teacher"}
+    }[stage]  # fmt: skip
+    _, metrics = jax.eval_shape(run, state, frozen, experiment.batch)
+    assert {"itc/loss", "kl/loss", "intra/loss", "hard/loss"} <= set(metrics)
+
+
+# ---- what the students begin with
+
+
+TEXT = {
+    "type": "clip_text", "vocab_size": 20, "width": 8, "depth": 5, "num_heads": 2, "mlp_dim": 6, "max_positions": 9,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """(folder, parameters) of a small CLIP."""
+    folder = tmp_path_factory.mktemp("clip")
+    model = {
+        "type": "clip", "embed_dim": 5, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4],
+        "image": {"image_size": 8, "patch_size": 4, "width": 8, "depth": 5, "num_heads": 2, "mlp_dim": 6},
+        "text": {name: x for name, x in TEXT.items() if name != "type"},
+    }  # fmt: skip
+    ids = np.arange(6, dtype=np.int32)[None]
+    params = build_model(model).init(jax.random.key(2), np.zeros((1, 8, 8, 3), np.float32), ids)["params"]
+    save_params(folder / PARAMS, params, {"model": model})
+    return folder, params
+
+
+@pytest.mark.parametrize(
+    "keep, depth, layers",
+    [("first", 2, (0, 1)), ("even", 2, (0, 2)), ("even", 3, (0, 1, 2)), ("last", 2, (3, 4)), ("even", 5, range(5))],
+)
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_layers_of_the_teacher(clip, tower, keep, depth, layers):
+    folder, params = clip
+    fields = {"start": str(folder), "depth": depth, "keep": keep}
+    network = text_tower(vocab_size=20, pool="cls", **fields) if tower == "text" else image_tower(**fields)
+    start = network.start(jax.eval_shape(lambda: network.init(jax.random.key(0), {})))
+    theirs = params[f"{tower}_encoder"]
+    assert {name for name in start.params if name.startswith("block_")} == {f"block_{i}" for i in range(depth)}
+    for i, layer in enumerate(layers):
+        for ours, expected in zip(
+            *(jax.tree.leaves(x) for x in (start.params[f"block_{i}"], theirs[f"block_{layer}"]))
+        ):
+            np.testing.assert_array_equal(ours, expected)
+    np.testing.assert_array_equal(start.params["norm"]["scale"], theirs["norm"]["scale"])
+
+
+def test_layers_by_other_names_stay():
+    layers = {"block_0": 0, "block_1": 1, "block_2": 2, "relative_bias_2": 3, "norm": 4}
+    assert kept_layers(layers, "last", 3, 1) == {"block_0": 2, "relative_bias_0": 3, "norm": 4}
+
+
+BERT = {
+    "type": "bert", "vocab_size": 20, "width": 6, "depth": 1, "num_heads": 2, "mlp_dim": 4, "max_positions": 9,
+    "type_vocab_size": 2, "pooler": False,
+}  # fmt: skip
+
+
+def test_a_narrower_table_of_words_is_the_best_of_its_rank(tmp_path):
+    """Against the singular values of NumPy, and in the tower: a table times a matrix."""
+    ids, mask = np.arange(8, dtype=np.int32).reshape(2, 4), np.ones((2, 4), np.int32)
+    params = build_model(BERT).init(jax.random.key(1), ids, mask)["params"]
+    save_params(tmp_path / PARAMS, params, {"model": BERT})
+    network = text_tower(vocab_size=20, start=str(tmp_path), word_width=4)
+    found = begun(network, {}).params
+    table = np.asarray(params["word_embedding"], np.float64)
+    u, values, v = np.linalg.svd(table, full_matrices=False)
+    product = np.asarray(found["word_embedding"] @ found["word_projection"]["kernel"])
+    assert found["word_embedding"].shape == (20, 4)
+    np.testing.assert_allclose(product, (u[:, :4] * values[:4]) @ v[:4], atol=1e-6)
+
+    whole = {**params, "word_embedding": product}
+    (p,) = network.forward("words", {})
+    feature = p.run({"words": found}, {"text": ids, "text_mask": mask}, None, False)["words/feature"]
+    tokens = build_model(BERT).apply({"params": whole}, ids, mask)[0]
+    np.testing.assert_allclose(feature, np.asarray(tokens).mean(1), atol=1e-5)
+    with pytest.raises(UserError, match="word_width is 6: it has to be at least 1 and below 6"):
+        text_tower(vocab_size=20, start=str(tmp_path), word_width=6)
+
+
+def test_a_clip_has_no_narrower_table(clip):
+    with pytest.raises(UserError, match="word_width: a text tower of type 'clip_text' has no such field"):
+        text_tower(vocab_size=20, start=str(clip[0]), word_width=2)
+
+
+def specs(**widths):
+    return {f"{name}/feature": jax.ShapeDtypeStruct((2, width), jnp.float32) for name, width in widths.items()}
+
+
+def begun(network, arrays):
+    return network.start(jax.eval_shape(lambda: network.init(jax.random.key(0), arrays)))
+
+
+def test_projections_of_a_clip_and_its_temperature(clip):
+    folder, params = clip
+    network = projections(
+        image=("photo/feature",), width=5, bias=False, image_start=str(folder), text_start=str(folder)
+    )
+    start = begun(network, specs(photo=8, words=8))
+    for side in ("image", "text"):
+        expected = params[f"{side}_projection"]["kernel"]
+        np.testing.assert_array_equal(start.params[side]["linear"]["kernel"], expected)
+    assert start.terms["itc"]["logit_scale"]["out"] == params["logit_scale"]
+
+
+@pytest.mark.parametrize(
+    "fields, widths, said",
+    [
+        ({"bias": True}, {}, "the projection of .* has kernel: set bias=False"),
+        ({"width": 6}, {}, "projects into 5 channels, not 6: set width=5"),
+        ({}, {"photo": 9}, "projects features of 8 channels, and photo/feature have 9: leave image_start out"),
+        ({"trained": "all"}, {}, "trained is 'all': give one of both, none, image, text"),
+        ({"image": (), "text": ()}, {}, "image and text are both empty"),
+    ],
+)
+def test_projections_that_do_not_fit(clip, fields, widths, said):
+    """A student wider than the projection of its teacher allows is one of them."""
+    given = {"image": ("photo/feature",), "width": 5, "bias": False, "image_start": str(clip[0])}
+    with pytest.raises(UserError, match=said):
+        begun(projections(**given | fields), specs(**{"photo": 8, "words": 8} | widths))
+
+
+# ---- the corpus
+
+
+def task_of(owners, images):
+    """A task whose captions belong to these images."""
+
+    class Task:
+        train, facts = "train", {"num_images": images}
+
+        @staticmethod
+        def split(name):
+            return Split("made up train", "", {}, {"caption_image": np.asarray(owners)})
+
+    return Task
+
+
+@pytest.mark.parametrize(
+    "owners, images, numbers, k, said",
+    [
+        ([0, 0, 1, 2], 3, "text_id", 3, "takes k=3 negatives from 4 captions of made up train, of which 2 .*: set k=2"),
+        ([0, 0, 0], 1, "text_id", 1, "takes k=1 negatives from 3 captions .* which all belong to one image"),
+        (
+            [0, 1, 2],
+            3,
+            "id",
+            3,
+            "takes k=3 negatives from 3 images .*, of which 1 belong to one image: set k=2 or less",
+        ),
+        ([0, 0, 1, 2], 3, "text_id", 2, ""),
+    ],
+)
+def test_a_corpus_that_is_too_small(owners, images, numbers, k, said):
+    check = corpus_negatives(k=k).check
+    if not said:
+        return check(task_of(owners, images), {"corpus": numbers})
+    with pytest.raises(UserError, match=said):
+        check(task_of(owners, images), {"corpus": numbers})
+
+
+def test_negatives_are_asked_for():
+    with pytest.raises(UserError, match="k is 0: it has to be at least 1"):
+        corpus_negatives(k=0)
+
+
+SIZES = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 8}
+
+
+def second_stage(folder):
+    """Stage 2 of an image student, of random weights, with a fixed term for every loss."""
+    c = resolve(load_stages(f"{CONFIG}:none,smoke")["image"])
+    for network in c.networks.values():
+        for key in network:
+            if key.endswith("start"):
+                network[key] = "random"
+        if network.type == "text_tower":
+            network.model = part("bert", max_positions=12, **SIZES)
+        if network.type == "frozen":
+            network.model = part("vit", image_size=32, patch_size=16, **SIZES)
+    c.networks.photo.model = part("vit", image_size=32, patch_size=16, **SIZES)
+    c.batch_size, c.total_steps, c.num_devices, c.evaluators.retrieval.split = 8, 2, 2, ""
+    c.selections.hard.k, c.assets.corpus.folder, c.log.report = 3, str(folder), False
+    return c
+
+
+@pytest.fixture
+def few_scenes(monkeypatch):
+    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
+
+
+def test_a_row_gets_its_own_caption_and_the_corpus_is_kept(few_scenes, tmp_path, monkeypatch):
+    """Interrupted and continued it is not made again; a corpus of another model is refused."""
+    seen, real = [], loop.put_batch
+
+    def stop_after_one(batch, mesh):
+        if "text_id" in batch:
+            seen.append(dict(batch))
+            if len(seen) == 2:
+                raise KeyboardInterrupt
+        return real(batch, mesh)
+
+    monkeypatch.setattr(loop, "put_batch", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        train_and_evaluate(second_stage(tmp_path / "kept"), tmp_path / "run")
+    assert set(seen[0]) == {"image", "id", "text_id", "teacher_text/out", "scenes/feature"}
+    kept = np.load(path := tmp_path / "kept" / "corpus" / "teacher_text-out.npy")
+    captions = [caption for own in SCENES.train.captions for caption in own]
+    assert kept.dtype == np.float16 and len(kept) == len(captions)
+    np.testing.assert_allclose(np.linalg.norm(kept.astype(np.float32), axis=1), 1, atol=1e-3)
+    np.testing.assert_array_equal(seen[0]["teacher_text/out"], kept[seen[0]["text_id"]].astype(np.float32))
+    owner = np.repeat(np.arange(len(SCENES.train.captions)), [len(own) for own in SCENES.train.captions])
+    np.testing.assert_array_equal(owner[seen[0]["text_id"]], seen[0]["id"])
+
+    written = path.stat().st_mtime_ns
+    monkeypatch.setattr(loop, "put_batch", real)
+    train_and_evaluate(second_stage(tmp_path / "kept"), tmp_path / "run")
+    assert path.stat().st_mtime_ns == written, "embedded a second time"
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 2 and np.isfinite(rows[-1]["hard/loss"])
+
+    other = second_stage(tmp_path / "kept")
+    other.networks.words.pool = "cls"
+    with pytest.raises(UserError, match="teacher_text-out.npy was made with another config.networks.words.pool"):
+        train_and_evaluate(other, tmp_path / "other")
+
+
+def test_only_the_tower_of_the_stage_moves(few_scenes, tmp_path):
+    """The other side of the projections is frozen, and so is the whole teacher."""
+    config = second_stage(tmp_path / "kept")
+    config.total_steps = 1
+    outcome = train_and_evaluate(config, tmp_path / "run")
+    assert set(outcome.params) == {"photo", "student", "terms"} and set(outcome.params["student"]) == {"image"}
+
+
+@pytest.mark.parametrize("stage, sees", [("image1", "image"), ("text1", "text")])
+def test_the_first_stage_sees_one_modality_and_its_export_too(few_scenes, tmp_path, stage, sees):
+    """Pools without pairs: neither the other modality's array is read, nor does the export embed it."""
+    config = resolve(load_stages(f"{CONFIG}:smoke")[stage])
+    for network in config.networks.values():
+        for key in network:
+            if key.endswith("start") and not network[key].endswith(".safetensors"):
+                network[key] = "random"
+        if network.type == "text_tower":
+            network.model = part("bert", max_positions=12, **SIZES)
+        if network.type == "image_tower":
+            network.model = part("vit", image_size=32, patch_size=16, **SIZES)
+    config.total_steps, config.num_devices, config.log.report = 1, 1, False
+    train_and_evaluate(config, tmp_path / "run")
+    written = export_run(tmp_path / "run", tmp_path / "export")
+    assert set(written.likeness) == {f"{sees}/out", f"{sees}_embeds"}
+    experiment = build_experiment(config, None, FACTS)
+    assert ("image" in experiment.whole) == (sees == "image") and ("text" in experiment.whole) == (sees == "text")
+    with pytest.raises(UserError, match=f"projects {sees} alone, and --format=hf is for models of both"):
+        export_run(tmp_path / "run", tmp_path / "hf", format="hf")
+    with pytest.raises(UserError, match="has no projection of"):
+        other = "text" if sees == "image" else "image"
+        given = {"image": ("photo/feature",), f"{other}_start": str(tmp_path / "export")}
+        begun(projections(**given), specs(photo=16, words=16))
+
+
+def test_a_student_of_ours_teaches_both_modalities(few_scenes, tmp_path):
+    """What it says of a batch under another name is what its own run embeds; it is frozen, from its export."""
+    form = form_of("smoke")
+    first = form.run()
+    first.task, first.networks.student = form.pairs(unit="images"), form.student()
+    first.terms.itc, first.total_steps, first.num_devices, first.log.report = itc(levels=("out",)), 1, 1, False
+    train_and_evaluate(first, tmp_path / "teacher")
+    export_run(tmp_path / "teacher", tmp_path / "export")
+    own = restore_run(tmp_path / "teacher")
+
+    c = form.run()
+    c.task = form.pairs(unit="images", teacher_view="fixed", tokenizer=str(tmp_path / "teacher" / "tokenizer"))
+    c.networks.teacher = form.student()
+    c.networks.teacher.update(start=str(tmp_path / "export"), frozen=True, makes="teacher")
+    c.networks.photo = part("image_tower", start="random", model=part("vit", image_size=32, patch_size=16, **SIZES))
+    c.networks.student = part("projections", image=("photo/feature",), text=(), width=32)
+    c.terms.intra = part("intra_modal")
+    c.assets.kept = part("stored_features", of=("teacher_image/out",))
+    c.total_steps, c.num_devices, c.log.report = 1, 1, False
+    outcome = train_and_evaluate(c, tmp_path / "run")
+    assert set(outcome.params) == {"photo", "student", "terms"}
+    kept = np.load(tmp_path / "run" / "assets" / "kept" / "teacher_image-out.npy")
+    expected = own.encoder()(("image/out",), own.experiment.task.split("train"))["image/out"]
+    np.testing.assert_allclose(kept, expected, atol=1e-4)
+    c.networks.teacher.trained = ("^head",)
+    with pytest.raises(UserError, match="config.networks.teacher: frozen=True trains nothing: leave trained out"):
+        build_experiment(resolve(c), None, FACTS)
