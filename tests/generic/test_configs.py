@@ -292,7 +292,7 @@ def test_a_wheel_names_its_configs(tmp_path, monkeypatch):
 )
 def test_what_denoising_can_leave_out(flags, gone, monkeypatch):
     """The losses of the study can each be switched off, and the others still find what they read."""
-    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
+    monkeypatch.setattr(datasets, "scenes", lambda *_: SCENES)
     kind = "words,smoke" if gone == "mim" else "smoke"
     config = resolve(override(load_config(f"{FOLDER / 'denoise.py'}:{kind}"), flags))
     config.num_devices = 1

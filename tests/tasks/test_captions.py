@@ -19,7 +19,7 @@ TEXTS = [caption for own in SCENES.train.captions for caption in own]
 
 @pytest.fixture(autouse=True)
 def few_scenes(monkeypatch):
-    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
+    monkeypatch.setattr(datasets, "scenes", lambda *_: SCENES)
     monkeypatch.setattr(ArraySource, "__getitem__", lambda *_: pytest.fail("an image was opened"))
 
 

@@ -59,7 +59,7 @@ def test_a_run_sees_no_other_images_than_its_share(folder):
 
 def test_drawn_scenes_too(monkeypatch):
     scenes = make_scenes(96, 16)
-    monkeypatch.setattr(datasets, "scenes", lambda: scenes)
+    monkeypatch.setattr(datasets, "scenes", lambda *_: scenes)
     task = images(source="scenes", data_fraction=0.5).finish({"image": 32})
     assert task.length() == 48 and task.split("gallery").columns["image"].rows == 16
 

@@ -290,7 +290,7 @@ def second_stage(folder):
 
 @pytest.fixture
 def few_scenes(monkeypatch):
-    monkeypatch.setattr(datasets, "scenes", lambda: SCENES)
+    monkeypatch.setattr(datasets, "scenes", lambda *_: SCENES)
 
 
 def test_a_row_gets_its_own_caption_and_the_corpus_is_kept(few_scenes, tmp_path, monkeypatch):
