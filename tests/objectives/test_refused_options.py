@@ -15,7 +15,12 @@ SAME_IMAGE = {
     for name, builder in {**TERMS, **SELECTIONS}.items()
     if "same_image" in inspect.signature(builder).parameters
 }
-TAKE_POSITIVES = {"itc", "siglip"}
+NEVER_POSITIVE = ("negative", "masked")
+KNOWN = {
+    "itc": ("negative", "masked", "positive"),
+    "siglip": ("negative", "masked", "positive"),
+    "momentum_itc": ("negative", "positive"),
+}
 
 
 def options_of(name):
@@ -25,12 +30,12 @@ def options_of(name):
 @pytest.mark.parametrize("name", SAME_IMAGE)
 def test_same_image_is_one_of_what_the_part_knows(name):
     build, options = SAME_IMAGE[name], options_of(name)
-    known = "negative, masked, positive" if name in TAKE_POSITIVES else "negative, masked"
-    with pytest.raises(UserError, match=f"^same_image is 'same': known here are {known}$"):
-        build(same_image="same", **options)
-    if name not in TAKE_POSITIVES:
-        with pytest.raises(UserError, match=f"^same_image is 'positive': known here are {known}$"):
-            build(same_image="positive", **options)
+    known = KNOWN.get(name, NEVER_POSITIVE)
+    for wrong in {"same", "negative", "masked", "positive"} - set(known):
+        with pytest.raises(UserError, match=f"^same_image is '{wrong}': known here are {', '.join(known)}$"):
+            build(same_image=wrong, **options)
+    for right in known:
+        build(same_image=right, **options)
 
 
 @pytest.mark.parametrize("options", [
