@@ -41,7 +41,7 @@ from smke_jax.parts import (
     patch_predictor,
     reconstruction,
     vicreg,
-)  # fmt: skip
+)
 
 WORDS = "words"
 VARIANTS = ("hog", "pixel", "pixel_norm", WORDS)
