@@ -35,12 +35,13 @@ from smke_jax.parts import (
     fused_itm,
     hard_negatives,
     itc,
+    masked_words,
     mim,
     mlm,
     patch_predictor,
     reconstruction,
     vicreg,
-)  # fmt: skip
+)
 
 WORDS = "words"
 VARIANTS = ("hog", "pixel", "pixel_norm", WORDS)
@@ -64,6 +65,7 @@ def get_config(variant: str = ""):
     c.terms.vicreg = vicreg(pair=("image/out", "text/out"), expander=(512, 512), weight=0.04)
     c.evaluators.retrieval = form.retrieval()
     c.evaluators.rerank = reranked(form)
+    c.evaluators.words = masked_words(split=form.held_out)
     if target != WORDS:
         c.networks.patches = patch_predictor(of="masked_image/fused", target=target)
         c.terms.mim = mim()

@@ -34,7 +34,7 @@ from smke_jax.parts import (
     reconstruction,
     scene_probe,
     vit,
-)  # fmt: skip
+)
 
 VARIANTS = ("hog", "pixel", "pixel_norm", "ema", "noise")
 EPOCH = 625  # steps of 2,048

@@ -42,6 +42,7 @@ COVERING = {
     "target_cmli:cosine": ("target_cmli",),  # tokens of the towers and of the teacher
     "shre_ranking": (),  # a teacher of classes, and an MLP as the shared layers
     "image_vq": (),  # images alone, an autoencoder, and slots that a pass reads
+    "mamo": ("momentum_itc",),  # towers with a fusion, masked views of both, an average that sees the same masks
     "mim_image": (),  # hidden patches: a selection that draws, and an evaluator that adds an array
     "teacher_scenes": (),  # two views of an image, an encoder, Muon, and a probe as the evaluator
 }
@@ -95,7 +96,10 @@ def noise(batch, seed: int) -> dict[str, np.ndarray]:
             mask = np.arange(shape[1]) < rng.integers(4, shape[1] + 1, shape[0])[:, None]
             made["text_mask"] = mask.astype(dtype)
             made["text"] = (rng.integers(5, WORDS, shape) * mask).astype(dtype)
-        elif name != "text_mask":
+            place = np.arange(shape[1])
+            words = np.where((place > 0) & (place < mask.sum(1, keepdims=True) - 1), place - 1, -1)
+            made |= {"text_words": words.astype(dtype)} if "text_words" in batch else {}
+        elif name not in made and name != "text_mask":
             made[name] = rng.integers(0, 256, shape, dtype)
     return made
 
