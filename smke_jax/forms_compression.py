@@ -161,7 +161,9 @@ class Drawn(Compression):
 
     def captions(self) -> ConfigDict:
         task = self.pairs()
-        return part("captions", source=task.source, tokenizer="", vocab_size=task.vocab_size, max_length=task.max_length)
+        return part(
+            "captions", source=task.source, tokenizer="", vocab_size=task.vocab_size, max_length=task.max_length
+        )
 
     def teacher_images(self, start: str, *, trained: bool = False) -> dict[str, ConfigDict]:
         return self.form.image_towers()

@@ -1,5 +1,7 @@
 """Captions without their images: half of what is trained unpaired (MoTIS' first stage, spec A.2)."""
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from smke_jax.data.lines import TextLines
 from smke_jax.data.pipeline import array_batches
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import failing_together
@@ -32,10 +35,15 @@ def captions(
 ) -> Draft:
     """The captions of images, each a row: 'text', 'text_mask' and 'id', the number of the caption.
 
-    No image is opened.  A text file without images is the task `text`, of what `smke prepare text` made of it.
-    The fields are those of `pairs`.
+    data: folders written by `smke prepare`, of which no image is opened; or text files, one caption a line, which are
+          the split that is trained on and have no other
+    The other fields are those of `pairs`.
     """
-    opened = Opened(source, tuple(data), tuple(weights), tuple(caps), False, threads, prefetch_mib, split, 1.0)
+    files = [path for path in data if Path(path).is_file()]
+    if files and (len(files) < len(data) or weights or caps):
+        raise UserError(f"{files[0]} is a text file: give text files alone, without weights and caps")
+    whole = Opened(source, tuple(data), tuple(weights), tuple(caps), False, threads, prefetch_mib, split, 1.0)
+    opened = _Files(tuple(files), split) if files else whole
     words = words_of(
         keep,
         size=vocab_size,
@@ -88,7 +96,24 @@ def captions(
     return Draft(facts, finish)
 
 
-def _captions(opened: Opened, split: str) -> Captions:
+@dataclasses.dataclass(frozen=True)
+class _Files:
+    """Text files in the place of `Opened`."""
+
+    paths: tuple[str, ...]
+    split: str
+
+    def open(self, split: str) -> TextLines:
+        return _read(self.paths)
+
+    def evaluation(self, split: str) -> TextLines:
+        raise UserError(f"{self.paths[0]} is a text file, which has no split {split!r} besides {self.split!r}")
+
+
+_read = functools.lru_cache(maxsize=4)(TextLines)
+
+
+def _captions(opened: "Opened | _Files", split: str) -> Captions:
     """All captions of a split; UserError where there is none."""
     source = opened.open(split)
     if not int(np.sum(source.num_captions)):

@@ -59,3 +59,23 @@ def test_an_empty_pool_is_refused(tmp_path, monkeypatch):
 def test_networks_of_images_are_refused(tmp_path):
     with pytest.raises(UserError, match="this task has no images: leave out the networks that take them"):
         task(tmp_path).finish({"image": 32})
+
+
+def test_any_text_file_is_a_pool(tmp_path, caplog):
+    """Empty lines are left out; one that is no text is skipped and counted."""
+    file = tmp_path / "captions.txt"
+    file.write_bytes(b"a red dog\n\n  the blue snow \na \x81\x8d\x8f\x90 line\na boat")
+    with caplog.at_level("WARNING", logger="smke_jax"):
+        made = captions(keep=tmp_path / "run", data=(str(file),), vocab_size=60, max_length=8, threads=0).finish({})
+        texts = made.split("train").facts["texts"]
+    assert list(texts) == ["a red dog", "the blue snow", "a boat"] and made.length() == 3
+    assert "1 lines of" in caplog.text and "skipped: line is not UTF-8" in caplog.text
+    batch = next(made.batches(BatchPlan(2, seed=0)))
+    np.testing.assert_array_equal(batch["text"], made.tokenizer.encode([texts[i] for i in batch["id"]], 8)[0])
+    with pytest.raises(UserError, match="captions.txt is a text file, which has no split 'dev' besides 'train'"):
+        made.split("dev")
+    file.with_name("empty.txt").write_text("\n \n")
+    with pytest.raises(UserError, match="empty.txt has no line of text: give a file with one caption a line"):
+        captions(keep=tmp_path / "other", data=(str(file.with_name("empty.txt")),), vocab_size=60)
+    with pytest.raises(UserError, match="captions.txt is a text file: give text files alone"):
+        captions(keep=tmp_path / "other", data=(str(file), "data/coco"))
