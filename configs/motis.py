@@ -89,8 +89,9 @@ def _teachers_own(form):
     """The stage that makes the teacher, where none comes with its weights."""
     if not form.teacher.startswith("stage:"):
         return {}
-    name = form.form.name
-    return {form.teacher.removeprefix("stage:"): load_config(f"{Path(__file__).with_name('lit.py')}:{name}")}
+    config = load_config(f"{Path(__file__).with_name('lit.py')}:{form.form.name}")
+    config.assets.photos.folder = form.kept  # the same features
+    return {form.teacher.removeprefix("stage:"): config}
 
 
 def _tuned(form, side, start):
@@ -150,16 +151,17 @@ def _first_text(form, depth):
     return c
 
 
-def _losses(c, kind, *, query, key, pair, target, learned):
+def _losses(c, form, kind, *, query, key, pair, target, learned):
     """Those of stage 2, for the `query` that is trained and the `key` that is frozen."""
     c.terms.itc = itc(levels=("out",), pair=pair, same_image="masked", weight=2.0)
     if "no_kd" not in kind:
-        c.terms.kl = score_kl(prediction=tuple(f"{side}/out" for side in pair), target=target)
+        scores = {"prediction": tuple(f"{side}/out" for side in pair), "target": target}
+        c.terms.kl = score_kl(**scores, temperature=form.temperature, target_temperature=form.temperature)
         c.terms.intra = intra_modal(prediction=query, target=learned, same_image="masked")
     if not kind.endswith("hn"):
         c.assets.corpus = corpus(of=key)
         c.selections.hard = corpus_negatives(query=query, of=key, k=NEGATIVES)
-        c.terms.hard = hard_itc(query=query, key=key)
+        c.terms.hard = hard_itc(query=query, key=key, same_image="masked")
     else:
         c.assets.corpus = stored_features(of=(key,), half=True)
 
@@ -184,7 +186,7 @@ def _second_image(form, tuned, first, kind):
             del c.networks[name]
         c.networks.teacher = form.projections(image=(), text_start=tuned, makes="teacher", trained="none")
     _losses(
-        c, kind, query="image/out", key="teacher_text/out", pair=("image", "teacher_text"),
+        c, form, kind, query="image/out", key="teacher_text/out", pair=("image", "teacher_text"),
         target=("teacher_image/out", "teacher_text/out"), learned="teacher_image/out",
     )  # fmt: skip
     c.evaluators.retrieval = form.form.retrieval(best=BEST)
@@ -212,7 +214,7 @@ def _second_text(form, tuned, first, depth):
     c.assets.photos = _photos(form)
     c.assets.texts = stored_features(of=("teacher_text/out",), half=True)
     _losses(
-        c, "", query="text/out", key="index_image/out", pair=("index_image", "text"),
+        c, form, "", query="text/out", key="index_image/out", pair=("index_image", "text"),
         target=("teacher_image/out", "teacher_text/out"), learned="teacher_text/out",
     )  # fmt: skip
     c.evaluators.retrieval = form.form.retrieval(best=BEST)

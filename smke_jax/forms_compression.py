@@ -19,6 +19,7 @@ class Compression:
 
     teacher:  where the teacher begins: a file, or an earlier stage
     features: what its image towers make
+    temperature: of the scores that are learned, about what the teacher's contrast came to
     kept:     the folder where that is stored, for all stages; '' is one of each run
     """
 
@@ -26,6 +27,7 @@ class Compression:
     teacher = CLIP
     features = ("clip/feature",)
     kept = ""
+    temperature = 0.01
     projection = {"width": 512, "bias": False}
     depth = 6  # of the text student
     narrow: dict = {}  # what is smaller in it besides
@@ -103,6 +105,7 @@ class OnPhotos(Compression):
     teacher = "stage:runs/lit_flickr8k"
     features = ("lite0/feature", "dinov2/feature")
     kept = "runs/motis_flickr8k/features"
+    temperature = 0.05
     projection = {"width": 512}
     depth = 3
     narrow = {"word_width": 128}
@@ -145,6 +148,7 @@ class Drawn(Compression):
 
     teacher = "stage:lit"
     features = ("scenes/feature",)
+    temperature = 0.05
     depth = 1
 
     def run(self, kind: str) -> ConfigDict:

@@ -105,6 +105,17 @@ def test_a_step_of_the_published_sizes_is_traced(stage):
     assert {"itc/loss", "kl/loss", "intra/loss", "hard/loss"} <= set(metrics)
 
 
+@pytest.mark.parametrize("variant", ["", "joint", "none,flickr8k"])
+def test_no_warm_up_is_longer_than_its_stage(variant):
+    """The paper's 10,000 steps are those of stage 1; a stage that is cut short has a share of them."""
+    for name, config in load_stages(f"{CONFIG}:{variant}".removesuffix(":")).items():
+        for steps in (config.total_steps, 100):
+            warmup = int(config.optimizer.warmup_fraction * steps)
+            assert 0 < warmup < steps
+        if not variant and name in ("image1", "text1"):
+            assert round(config.optimizer.warmup_fraction * config.total_steps) == 10_000
+
+
 # ---- what the students begin with
 
 
