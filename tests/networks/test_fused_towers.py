@@ -27,6 +27,7 @@ from smke_jax.training.recipe import make_recipe
 from smke_jax.training.step import init_state, make_train_step
 
 VOCAB, MASK, LENGTH, BATCH = 30, 4, 7, 16
+STEPS = 800
 SIZES = {"width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 12}
 TEXT = part("bert", **SIZES, max_positions=LENGTH)
 IMAGE = part("vit", **{**SIZES, "width": 12}, image_size=8, patch_size=4)
@@ -37,13 +38,13 @@ def network(kind="cross", vocab_size=VOCAB, mask_token=MASK, **fields):
     return fused_towers(vocab_size=vocab_size, mask_token=mask_token, **given | fields)
 
 
-def recipe(**fields):
+def recipe(hardness=None, **fields):
     own = network(**fields)
     terms = {"itc": itc(levels=("out",), same_image="masked"), "itm": fused_itm(), "mlm": mlm()}
     return make_recipe(
         {"towers": own}, own.forward("towers", {}), terms, dict.fromkeys(terms, lambda progress: 1.0),
         batch=("image", "text", "text_mask", "text_words", "id"),
-        selections=(draws(), hard_negatives(same_image="masked")),
+        selections=(draws(), hard_negatives(same_image="masked", hardness=hardness)),
     )  # fmt: skip
 
 
@@ -75,6 +76,29 @@ def test_a_step_is_the_same_on_any_devices_and_in_micro_batches():
     one = stepped(1, 0)
     assert one[0]["mlm/masked_tokens"] == np.mean(np.ceil((batch()["text_words"] >= 0).sum(axis=1) / 2))
     jax.tree.map(near, stepped(8, 1), one)
+
+
+def test_words_and_matches_are_learned_from_the_image():
+    """Sixteen grey and coloured squares with a word for each: the hidden word stands in the image alone."""
+    rng = np.random.default_rng(0)
+    colours = rng.permutation(np.stack(np.meshgrid([0, 120, 255], [0, 120, 255], [0, 255]), axis=-1).reshape(-1, 3))
+    words = np.tile([-1, 0, -1, -1, -1, -1, -1], (BATCH, 1)).astype(np.int32)
+    ids = np.where(words < 0, 2, 5 + np.arange(BATCH)[:, None]).astype(np.int32)
+    pairs = {
+        "image": np.broadcast_to(colours[:BATCH, None, None], (BATCH, 8, 8, 3)).astype(np.uint8),
+        "text": ids, "text_words": words, "text_mask": (np.arange(LENGTH) < 3).astype(np.int32) * np.ones_like(ids),
+        "id": np.arange(BATCH, dtype=np.int32),
+    }  # fmt: skip
+    made, mesh, tx = recipe(kind="concat", hardness=0.0), make_mesh(1), optax.adam(5e-3)
+    state = init_state(made, tx, mesh, pairs, seed=0)
+    step, on_devices = make_train_step(made, tx, mesh, total_steps=STEPS), put_batch(pairs, mesh)
+    found = []
+    for _ in range(STEPS):
+        state, metrics = step(state, {}, on_devices)
+        found.append(metrics)
+    means = {name: np.mean([x[f"{name}/accuracy"] for x in found[-50:]]) for name in ("itm", "mlm")}
+    assert means["itm"] > 0.85, "always no is right in two of three"
+    assert means["mlm"] > 0.9, "one word in sixteen is right by chance"
 
 
 # ---- masked words
