@@ -10,8 +10,8 @@ Matching sees every pair, and one wrong caption and one wrong image for each, dr
 softmax and never of the same image.
 
 What differs from the published code: other captions of the same image are right in the contrast too, as in its
-fine-tuning; exactly 15 % of the tokens are masked; an empty place of a queue is no candidate; `ramp_steps`, in which
-the weight of the soft targets rises, is a tenth of an epoch in small forms and an epoch otherwise.
+fine-tuning; exactly 15 % of the tokens are masked, one at least; an empty place of a queue is no candidate.  The weight
+of the soft targets rises in `ramp_steps`: an epoch, as published, and 40 steps in small forms.
 
 `--config.terms.contrast.share=0` and `--config.terms.mlm.share=0` learn without the momentum encoder's targets.
 The forms flickr8k and scenes are for two CPU cores; the README says how to get `weights/dinov2` and `weights/minilm`.
