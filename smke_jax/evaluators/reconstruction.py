@@ -82,10 +82,16 @@ def reconstruction(
 
 
 def drawn_rows(on: Split, count: int, seed: int = 0) -> tuple[np.ndarray, Split]:
-    """`count` photos of a split, always the same, and a split of them, each with its first caption and its 'draws'."""
-    photos = np.random.default_rng(seed).permutation(on.columns["image"].rows)[:count]
-    owners = on.facts.get("caption_image", ())
-    captions = np.array([np.flatnonzero(owners == photo)[0] for photo in photos]) if len(owners) else photos
+    """`count` photos of a split, always the same, and a split of them, each with its first caption and its 'draws'.
+
+    Where the split has captions, photos without one are left out.
+    """
+    photos, captions = np.arange(on.columns["image"].rows), None
+    if any(name.startswith(TEXTS) for name in on.columns):
+        photos, captions = np.unique(on.facts["caption_image"], return_index=True)
+    chosen = np.random.default_rng(seed).permutation(len(photos))[:count]
+    photos = photos[chosen]
+    captions = None if captions is None else captions[chosen]
     columns = {}
     for name, column in on.columns.items():
         rows = captions if name.startswith(TEXTS) else photos

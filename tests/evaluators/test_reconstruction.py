@@ -77,6 +77,17 @@ def test_figures_are_those_of_hidden_patches_alone():
     assert other.scalars == found.scalars, "the same patches of the same images"
 
 
+def test_photos_need_no_captions():
+    on = split()
+    photos = on._replace(columns={"image": on.columns["image"]}, facts={"caption_image": OWNER[:0]})
+    chosen, part = drawn_rows(photos, 5)
+    assert len(chosen) == 5 and set(part.columns) == {"image", "draws"}
+    some = on._replace(facts={"caption_image": np.arange(3).repeat(4)})  # the other photos have none
+    chosen, part = drawn_rows(some, 5)
+    assert sorted(chosen) == [0, 1, 2]
+    np.testing.assert_array_equal(part.columns["text"].read(range(3))[:, 0], 4 * chosen)
+
+
 @pytest.mark.parametrize("target", ["pixel", "pixel_norm"])
 def test_a_right_prediction_gives_the_photo_back(target):
     encode, _ = encode_with(target, error=0.0)

@@ -65,6 +65,7 @@ def distance_by_torch(target, found, wanted):
     return torch.nn.functional.mse_loss(found, wanted)
 
 
+@pytest.mark.slow
 def test_value_and_gradient_are_pytorchs_and_the_same_on_any_devices_and_in_micro_batches():
     recipe = recipe_of_all()
     seen, rng = stepped(recipe, 1)
