@@ -15,11 +15,9 @@ SAME_IMAGE = {
     for name, builder in {**TERMS, **SELECTIONS}.items()
     if "same_image" in inspect.signature(builder).parameters
 }
-NEVER_POSITIVE = ("negative", "masked")
 KNOWN = {
-    "itc": ("negative", "masked", "positive"),
-    "siglip": ("negative", "masked", "positive"),
-    "momentum_itc": ("negative", "positive"),
+    **dict.fromkeys(("itc", "siglip"), "negative, masked, positive"),
+    "momentum_itc": "negative, positive",  # its targets say what is right
 }
 
 
@@ -30,12 +28,21 @@ def options_of(name):
 @pytest.mark.parametrize("name", SAME_IMAGE)
 def test_same_image_is_one_of_what_the_part_knows(name):
     build, options = SAME_IMAGE[name], options_of(name)
-    known = KNOWN.get(name, NEVER_POSITIVE)
-    for wrong in {"same", "negative", "masked", "positive"} - set(known):
-        with pytest.raises(UserError, match=f"^same_image is '{wrong}': known here are {', '.join(known)}$"):
-            build(same_image=wrong, **options)
-    for right in known:
-        build(same_image=right, **options)
+    known = KNOWN.get(name, "negative, masked")
+    with pytest.raises(UserError, match=f"^same_image is 'same': known here are {known}$"):
+        build(same_image="same", **options)
+    for value in {"masked", "positive"} - set(known.split(", ")):
+        with pytest.raises(UserError, match=f"^same_image is '{value}': known here are {known}$"):
+            build(same_image=value, **options)
+
+
+@pytest.mark.parametrize(("options", "message"), [
+    ({"share": 1.5}, "share is 1.5: it has to be at least 0 and at most 1"),
+    ({"ramp_steps": 5}, "mlm.ramp_steps is of the teacher's share: name a teacher, or leave ramp_steps out"),
+])  # fmt: skip
+def test_the_share_of_a_teacher_needs_one(options, message):
+    with pytest.raises(UserError, match=f"^{message}$"):
+        TERMS["mlm"](**options)
 
 
 @pytest.mark.parametrize("options", [
