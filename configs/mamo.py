@@ -15,15 +15,18 @@ fusion, Flickr30K alone, 15 epochs at a batch of 96.  Their code's masked repres
 Here the predictor is on the online side alone and the target is standardised, and the metrics
 `mrm/embedding_std/...` and `mim/embedding_std/...` say when either collapses; the loop warns of that.
 
-`--config.networks.towers.text_ratio=0.5` hides more words, `--config.networks.towers.text_unit=token` single pieces of
-them, `--config.terms.mrm.weight=0` leaves a loss out.  configs/finetune_fused.py fine-tunes what this one trains.
+`:no_ema` leaves out the moving average and the two losses of what it makes.  configs/finetune_fused.py fine-tunes what
+this one trains.  `--config.networks.towers.text_ratio=0.5` hides more words,
+`--config.networks.towers.text_unit=token` single pieces of them, and `--config.terms.mrm.weight=0` leaves a loss out.
+Without contrast (`--config.terms.itc.weight=0`) no scale is learned, and
+`--config.selections.hard_negatives.hardness=14` says how hard wrong pairs are.
 """
 
 from smke_jax.forms import split_variant
 from smke_jax.fused_forms import cell, fused, fused_run, reranked, seed_run
 from smke_jax.parts import average, draws, fused_itm, hard_negatives, itc, masked_words, mim, mlm, mrm, patch_predictor
 
-VARIANTS = ("seed",)
+VARIANTS = ("seed", "no_ema")
 EPOCHS = 30
 
 
@@ -33,21 +36,22 @@ def get_config(variant: str = ""):
     c = fused_run(form)
     c.task = form.captioned()
     c.networks.towers = fused(form, "concat", **hidden)
-    width = c.networks.towers.fusion.width
     if kind == "seed" and not form.name:
         seed_run(c, form, **hidden)
     elif not form.name:
         c.total_steps = EPOCHS * c.checkpoint.every
         c.optimizer.update(learning_rate=1e-4, weight_decay=0.02, reference_batch=0, lr_rules=())
-    c.networks.momentum = average(of="towers", decay=0.995)
-    c.networks.patches = patch_predictor(of="masked_image/fused", target="ema", average="momentum", hidden=(width,))
     c.selections.draws = draws()
     c.selections.hard_negatives = hard_negatives(same_image="masked")
     c.terms.itc = itc(levels=("out",), same_image="positive")
     c.terms.itm = fused_itm()
     c.terms.mlm = mlm()
-    c.terms.mrm = mrm(target="momentum/")
-    c.terms.mim = mim(watched=True)
+    if kind != "no_ema":
+        width = c.networks.towers.fusion.width
+        c.networks.momentum = average(of="towers", decay=0.995)
+        c.networks.patches = patch_predictor(of="masked_image/fused", target="ema", average="momentum", hidden=(width,))
+        c.terms.mrm = mrm(target="momentum/")
+        c.terms.mim = mim(watched=True)
     c.evaluators.retrieval = form.retrieval()
     c.evaluators.rerank = reranked(form)
     c.evaluators.words = masked_words(split=form.held_out)
