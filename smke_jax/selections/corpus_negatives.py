@@ -26,7 +26,8 @@ def corpus_negatives(
 
     query:  the representation (B, D) that looks
     of:     what the asset `corpus` keeps of all captions, or of all images; the rows are of length 1
-    block:  rows of the corpus that are compared at once on each device; 0 takes as many as fit in 32 MiB
+    block:  rows of the corpus that are compared at once on each device; 0 takes as many as fit in 32 MiB, with
+            their products with all queries in another 32 MiB
     The search is exact.  All captions of the query's image are left out, and of images the query's own.
     Source: MoTIS, which looks in a Faiss index.
     """
