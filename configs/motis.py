@@ -23,8 +23,10 @@ the teacher's learning rate, the order of its towers, which layers the text stud
 - 10,000 steps of warm-up "for both stages" would be longer than stage 2 on Flickr30K: here they are a share of it, at
   most the whole stage.
 - The field `keep` of the stage text1's `words` says which layers: `first`, `even` or `last`.
-- `--config.terms.hard.fold=batch --config.terms.itc.weight=0` puts the negatives among the batch's own.
-- `--config.selections.hard.k=32` takes more of them, `--config.terms.hard.temperature=0.05` starts at another scale.
+- `--config.image.terms.hard.fold=batch --config.image.terms.itc.weight=0` puts the image student's negatives among the
+  batch's own; the same with `text.` is of the text student.  A flag without a stage is of the last one alone.
+- `--config.image.selections.hard.k=32` takes more of them; `--config.image.terms.hard.temperature=0.05` starts at
+  another scale, as it does in every stage: of the scales of an earlier one `itc` alone is taken over.
 - Weights: `smke convert` of openai/clip-vit-base-patch32 and of AugReg's S_16 of ImageNet-21k.
 
 All six stages have taken two steps of 8 pairs at these sizes on two CPU cores, from random weights in the layouts of

@@ -217,6 +217,19 @@ def test_projections_of_a_clip_and_its_temperature(clip):
     assert start.terms["itc"]["logit_scale"]["out"] == params["logit_scale"]
 
 
+def test_of_an_earlier_stage_the_contrast_alone_brings_its_temperature(tmp_path):
+    """What another term of the new config starts at is what its field says."""
+    kernel = np.arange(6, dtype=np.float32).reshape(3, 2)
+    own = {"type": "projections", "image": ["photo/feature"], "text": [], "shared": None, "head": None}
+    model = {"type": "aligned", "networks": {"student": own}, "logit_scales": {"itc": {"out": 2.0}, "hard": {"out": 3}}}
+    params = {"student": {"image": {"linear": {"kernel": kernel, "bias": np.zeros(2, np.float32)}}}}
+    save_params(tmp_path / PARAMS, params, {"model": model})
+    network = projections(image=("photo/feature",), text=(), width=2, image_start=str(tmp_path))
+    start = begun(network, specs(photo=3))
+    np.testing.assert_array_equal(start.params["image"]["linear"]["kernel"], kernel)
+    assert start.terms == {"itc": {"logit_scale": {"out": 2.0}}}
+
+
 @pytest.mark.parametrize(
     "fields, widths, said",
     [
