@@ -14,7 +14,7 @@ CONTRAST = "itc"
 
 
 def projection_start(path: str, side: str, shapes: Any, description: Mapping[str, Any]) -> Start:
-    """The projection of the modality `side`, 'image' or 'text', in the file `path`, and the temperature of the file's contrast.
+    """The projection of the modality `side`, 'image' or 'text', in the file `path`, and its temperature of CONTRAST.
 
     shapes: of the projection's parameters; description: of the projections that they belong to.
     Raises UserError for a file without such a projection, and for a projection of other sizes.
