@@ -350,6 +350,11 @@ def test_a_row_gets_its_own_caption_and_the_corpus_is_kept(few_scenes, tmp_path,
     other.networks.words.pool = "cls"
     with pytest.raises(UserError, match="teacher_text-out.npy was made with another config.networks.words.pool"):
         train_and_evaluate(other, tmp_path / "other")
+    for field, value, said in (("max_length", 7, "max_length .12 there, 7 here."), ("lowercase", False, "tokenizer")):
+        other = second_stage(tmp_path / "kept")
+        other.task[field] = value
+        with pytest.raises(UserError, match=f"teacher_text-out.npy was made with another {said}"):
+            train_and_evaluate(other, tmp_path / field)
 
 
 def test_only_the_tower_of_the_stage_moves(few_scenes, tmp_path):
