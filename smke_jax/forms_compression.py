@@ -49,7 +49,7 @@ class Compression:
 
     def images(self) -> ConfigDict:
         """The first pool of stage 1: photos alone."""
-        return part("images", data=("data/cc3m",), teacher_view="same", **self._views())
+        return part("images", data=("data/cc3m",), teacher_view="shared", **self._views())
 
     def captions(self) -> ConfigDict:
         """The second pool of stage 1: captions alone."""

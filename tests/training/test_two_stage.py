@@ -89,6 +89,15 @@ def test_the_published_sizes(variant, stage, tower, count):
         assert count + len(jax.tree.leaves(scale)) == 151_277_313
 
 
+def test_a_student_of_another_size_sees_the_teachers_crop_of_the_photo():
+    """Of the same size both read the same pixels."""
+    config = published("", "image1")
+    assert {"image"} == set(build_experiment(config, None, FACTS).batch) - {"id"}
+    config.networks.photo.model.image_size = 96
+    batch = build_experiment(config, None, FACTS).batch
+    assert batch["image"].shape[1:] == (96, 96, 3) and batch["teacher_image"].shape[1:] == (224, 224, 3)
+
+
 @pytest.mark.parametrize("stage", ["image", "text"])
 def test_a_step_of_the_published_sizes_is_traced(stage):
     """On shapes alone: the paper's towers, COCO's 566,747 captions or 113,287 images as the corpus."""
