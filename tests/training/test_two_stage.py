@@ -14,6 +14,7 @@ from smke_jax.convert.params_file import PARAMS, save_params
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
 from smke_jax.errors import UserError
+from smke_jax.evaluators.base import Asset
 from smke_jax.models.build import build_model
 from smke_jax.networks.image_tower import image_tower
 from smke_jax.networks.inherit import kept_layers
@@ -259,6 +260,9 @@ def test_projections_that_do_not_fit(clip, fields, widths, said):
 # ---- the corpus
 
 
+CORPUS = {"corpus": Asset(("teacher_text/out",), whole=True, normalised=True)}
+
+
 def task_of(owners, images):
     """A task whose captions belong to these images."""
 
@@ -290,9 +294,29 @@ def task_of(owners, images):
 def test_a_corpus_that_is_too_small(owners, images, numbers, k, said):
     check = corpus_negatives(k=k).check
     if not said:
-        return check(task_of(owners, images), {"corpus": numbers})
+        return check(task_of(owners, images), {"corpus": numbers}, CORPUS)
     with pytest.raises(UserError, match=said):
-        check(task_of(owners, images), {"corpus": numbers})
+        check(task_of(owners, images), {"corpus": numbers}, CORPUS)
+
+
+@pytest.mark.parametrize(
+    "fields, assets, facts, said",
+    [
+        (
+            {},
+            {"corpus": Asset(("teacher_text/out",))},
+            {"num_images": 3},
+            "'corpus', which keeps rows for batches alone",
+        ),
+        ({"of": "image/out"}, CORPUS, {"num_images": 3}, "looks for image/out, and .* keeps teacher_text/out: set of="),
+        ({}, CORPUS, {}, "tells rows apart by their images, and this task has none: take a task of images"),
+    ],
+)
+def test_a_corpus_of_another_kind(fields, assets, facts, said):
+    task = task_of([0, 1, 2], 3)
+    task.facts = facts
+    with pytest.raises(UserError, match=f"config.selections: corpus_negatives .*{said}"):
+        corpus_negatives(k=1, **fields).check(task, {"corpus": "id"}, assets)
 
 
 def test_negatives_are_asked_for():
