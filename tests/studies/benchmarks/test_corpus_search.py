@@ -5,6 +5,7 @@ import importlib.util
 import numpy as np
 import pytest
 
+from smke_jax.errors import UserError
 from smke_jax.studies.benchmarks import corpus_search
 
 SMALL = ["--rows=300", "--queries=8", "--k=3", "--width=8", "--rounds=2", "--seconds=0.01"]
@@ -25,6 +26,11 @@ def test_without_faiss_it_says_so(tmp_path, monkeypatch, capsys):
     assert corpus_search.main([*SMALL, f"--out={tmp_path / 'table.md'}"]) == 0
     assert "faiss is not installed, so it is left out: pip install faiss-cpu" in capsys.readouterr().err
     assert "| not installed |" in (tmp_path / "table.md").read_text()
+
+
+def test_a_corpus_without_enough_negatives_is_refused(tmp_path):
+    with pytest.raises(UserError, match="--rows=7 with --k=3: 5 rows .* so that 8 are needed: give --rows=8 or more"):
+        corpus_search.main([*SMALL, "--rows=300,7", f"--out={tmp_path / 'table.md'}"])
 
 
 @pytest.mark.skipif(not HAVE_FAISS, reason="faiss is not installed")
