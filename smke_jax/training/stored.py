@@ -138,7 +138,7 @@ class StoredAsset:
             return {what: _open(path, count, self._numbers) for what, path in paths.items()}
 
 
-def text_read(task: Task, whole: Specs, needs: Collection[str]) -> dict[str, str]:
+def words_read(task: Task, whole: Specs, needs: Collection[str]) -> dict[str, str]:
     """What 'text' (max_length,) depends on, where passes that read `needs` read it: {what: digest or setting}.
 
     whole: {array: shape and type of a batch} of the task
