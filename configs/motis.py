@@ -50,9 +50,9 @@ Measured here: see configs/README.md.
 
 from pathlib import Path
 
+from smke_jax.compression_forms import COMPRESSIONS
 from smke_jax.config_files import load_config
 from smke_jax.forms import split_variant
-from smke_jax.forms_compression import COMPRESSIONS
 from smke_jax.parts import corpus, corpus_negatives, hard_itc, intra_modal, itc, score_kl, stored_features
 
 ABLATIONS = ("joint", "none", "mse", "infonce", "no_kd", "no_hn", "no_kd_hn")
@@ -112,7 +112,7 @@ def _tuned(form, side, start):
     if not any(own.get("trained", False) for own in images.values()):
         c.assets.photos = _photos(form)
     c.terms.itc = itc(levels=("out",), same_image="masked", weight=2.0)
-    c.evaluators.retrieval = form.form.retrieval(best=BEST)
+    c.evaluators.retrieval = form.retrieval(BEST)
     return c
 
 
@@ -194,7 +194,7 @@ def _second_image(form, tuned, first, kind):
         c, form, kind, query="image/out", key="teacher_text/out", pair=("image", "teacher_text"),
         target=("teacher_image/out", "teacher_text/out"), learned="teacher_image/out",
     )  # fmt: skip
-    c.evaluators.retrieval = form.form.retrieval(best=BEST)
+    c.evaluators.retrieval = form.retrieval(BEST)
     return c
 
 
@@ -222,5 +222,5 @@ def _second_text(form, tuned, first, depth):
         c, form, "", query="text/out", key="index_image/out", pair=("index_image", "text"),
         target=("teacher_image/out", "teacher_text/out"), learned="teacher_text/out",
     )  # fmt: skip
-    c.evaluators.retrieval = form.form.retrieval(best=BEST)
+    c.evaluators.retrieval = form.retrieval(BEST)
     return c

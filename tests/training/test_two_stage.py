@@ -126,6 +126,16 @@ def test_no_warm_up_is_longer_than_its_stage(variant):
             assert round(config.optimizer.warmup_fraction * config.total_steps) == 10_000
 
 
+def test_every_epoch_of_pairs_is_evaluated_and_saved():
+    """COCO has 566,747 of them."""
+    evaluated = {name: c for name, c in load_stages(str(CONFIG)).items() if c.evaluators}
+    assert list(evaluated) == ["teacher_image", "teacher_text", "image", "text"]
+    for config in evaluated.values():
+        epoch = round(566_747 / config.batch_size)
+        assert (config.evaluators.retrieval.every, config.checkpoint.every) == (epoch, epoch)
+        assert config.evaluators.retrieval.best == "text_to_image/r1"
+
+
 # ---- what the students begin with
 
 
