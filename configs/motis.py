@@ -20,8 +20,8 @@ caption), of the whole training set.  The searched side is frozen: it is embedde
 teacher's embeddings.  The paper has no figure for the temperatures, the number of negatives, the formula of their loss,
 the teacher's learning rate, the order of its towers, which layers the text student begins with, and augmentation.
 
-- 10,000 steps of warm-up "for both stages" would be longer than stage 2 on Flickr30K: here they are a share of it, at
-  most the whole stage.
+- Warm-up is a share of a stage's steps, and so shrinks with `total_steps`: in stage 1 10,000 of 34,090.  Elsewhere it
+  is the default share, as the paper's 10,000 "for both stages" would be longer than stage 2 on Flickr30K.
 - The field `keep` of the stage text1's `words` says which layers: `first`, `even` or `last`.
 - `--config.image.terms.hard.fold=batch --config.image.terms.itc.weight=0` puts the image student's negatives among the
   batch's own; the same with `text.` is of the text student.  A flag without a stage is of the last one alone.
@@ -32,10 +32,10 @@ the teacher's learning rate, the order of its towers, which layers the text stud
 All six stages have taken two steps of 8 pairs at these sizes on two CPU cores, from random weights in the layouts of
 transformers' CLIPModel and ViTModel (`total_steps=2`, `batch_size=8` and `caps=(64,)` in every stage).
 
-Variants, alone or with a form: `joint` tunes both towers of the teacher at once; `none` has no stage 1, `mse` has it by
-squared error, `infonce` by contrast with the captions of the pairs; `no_kd`, `no_hn`, `no_kd_hn` leave losses out.
-They end with the stage `image`, as the paper's ablation does: the image student with the tuned text tower.  `text4` and
-`text2` are text students of 4 and 2 layers.
+Variants, alone or with a form: `joint` tunes both towers of the teacher together, in one stage, and leaves the students
+and their order as they are; `none` has no stage 1, `mse` has it by squared error, `infonce` by contrast with the
+captions of the pairs; `no_kd`, `no_hn`, `no_kd_hn` leave losses out.  They end with the stage `image`, as the paper's
+ablation does: the image student with the tuned text tower.  `text4` and `text2` are text students of 4 and 2 layers.
 
 `flickr8k` compresses configs/lit.py's model; its variants share the teacher and stage 1 in runs/motis_flickr8k, so that
 each of them takes one stage more:
