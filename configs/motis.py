@@ -20,20 +20,22 @@ caption), of the whole training set.  The searched side is frozen: it is embedde
 teacher's embeddings.  The paper has no figure for the temperatures, the number of negatives, the formula of their loss,
 the teacher's learning rate, the order of its towers, which layers the text student begins with, and augmentation.
 
-- 10,000 steps of warm-up "for both stages" would be longer than stage 2 on Flickr30K: here they are a share of it, at
-  most the whole stage.
+- Warm-up is a share of a stage's steps, and so shrinks with `total_steps`: in stage 1 10,000 of 34,090.  Elsewhere it
+  is the default share, as the paper's 10,000 "for both stages" would be longer than stage 2 on Flickr30K.
 - The field `keep` of the stage text1's `words` says which layers: `first`, `even` or `last`.
-- `--config.terms.hard.fold=batch --config.terms.itc.weight=0` puts the negatives among the batch's own.
-- `--config.selections.hard.k=32` takes more of them, `--config.terms.hard.temperature=0.05` starts at another scale.
+- `--config.image.terms.hard.fold=batch --config.image.terms.itc.weight=0` puts the image student's negatives among the
+  batch's own; the same with `text.` is of the text student.  A flag without a stage is of the last one alone.
+- `--config.image.selections.hard.k=32` takes more of them; `--config.image.terms.hard.temperature=0.05` starts at
+  another scale, as it does in every stage: of the scales of an earlier one `itc` alone is taken over.
 - Weights: `smke convert` of openai/clip-vit-base-patch32 and of AugReg's S_16 of ImageNet-21k.
 
 All six stages have taken two steps of 8 pairs at these sizes on two CPU cores, from random weights in the layouts of
 transformers' CLIPModel and ViTModel (`total_steps=2`, `batch_size=8` and `caps=(64,)` in every stage).
 
-Variants, alone or with a form: `joint` tunes both towers of the teacher at once; `none` has no stage 1, `mse` has it by
-squared error, `infonce` by contrast with the captions of the pairs; `no_kd`, `no_hn`, `no_kd_hn` leave losses out.
-They end with the stage `image`, as the paper's ablation does: the image student with the tuned text tower.  `text4` and
-`text2` are text students of 4 and 2 layers.
+Variants, alone or with a form: `joint` tunes both towers of the teacher together, in one stage, and leaves the students
+and their order as they are; `none` has no stage 1, `mse` has it by squared error, `infonce` by contrast with the
+captions of the pairs; `no_kd`, `no_hn`, `no_kd_hn` leave losses out.  They end with the stage `image`, as the paper's
+ablation does: the image student with the tuned text tower.  `text4` and `text2` are text students of 4 and 2 layers.
 
 `flickr8k` compresses configs/lit.py's model; its variants share the teacher and stage 1 in runs/motis_flickr8k, so that
 each of them takes one stage more:
@@ -48,9 +50,9 @@ Measured here: see configs/README.md.
 
 from pathlib import Path
 
+from smke_jax.compression_forms import COMPRESSIONS
 from smke_jax.config_files import load_config
 from smke_jax.forms import split_variant
-from smke_jax.forms_compression import COMPRESSIONS
 from smke_jax.parts import corpus, corpus_negatives, hard_itc, intra_modal, itc, score_kl, stored_features
 
 ABLATIONS = ("joint", "none", "mse", "infonce", "no_kd", "no_hn", "no_kd_hn")
@@ -110,7 +112,7 @@ def _tuned(form, side, start):
     if not any(own.get("trained", False) for own in images.values()):
         c.assets.photos = _photos(form)
     c.terms.itc = itc(levels=("out",), same_image="masked", weight=2.0)
-    c.evaluators.retrieval = form.form.retrieval(best=BEST)
+    c.evaluators.retrieval = form.retrieval(BEST)
     return c
 
 
@@ -192,7 +194,7 @@ def _second_image(form, tuned, first, kind):
         c, form, kind, query="image/out", key="teacher_text/out", pair=("image", "teacher_text"),
         target=("teacher_image/out", "teacher_text/out"), learned="teacher_image/out",
     )  # fmt: skip
-    c.evaluators.retrieval = form.form.retrieval(best=BEST)
+    c.evaluators.retrieval = form.retrieval(BEST)
     return c
 
 
@@ -220,5 +222,5 @@ def _second_text(form, tuned, first, depth):
         c, form, "", query="text/out", key="index_image/out", pair=("index_image", "text"),
         target=("teacher_image/out", "teacher_text/out"), learned="teacher_text/out",
     )  # fmt: skip
-    c.evaluators.retrieval = form.form.retrieval(best=BEST)
+    c.evaluators.retrieval = form.retrieval(BEST)
     return c

@@ -16,7 +16,8 @@ def nearest_foreign(
     queries (b, D), ids (b,): of this device.
     table (n, D), owners (n,): this device's part of a table whose rows are spread over the devices; rows with the owner
       NOBODY are never found.
-    block: most rows of the table whose products are held at once; 0 takes as many as make BLOCK products
+    block: most rows of the table that are compared at once; 0 takes as many as make BLOCK products, and at most as many
+      as have BLOCK values in float32
     -> (rows (b, k) float32 of the table's features (b, k, D), their numbers in the whole table (b, k) int32).
     Of equal products the row with the smaller number comes first, whatever the devices and blocks.  Every device holds
     the queries of all devices and k candidates of each.  A query with fewer than `k` rows of another id gets rows of
@@ -39,7 +40,7 @@ def nearest_foreign(
 def _of_this_part(queries, ids, table, owners, k, block):
     """The best rows of the table's part here: (scores (B, k), their numbers in the part (B, k))."""
     count = len(table)
-    block = min(count, block or max(k, BLOCK // len(queries)))
+    block = min(count, block or max(k, BLOCK // max(queries.shape)))
 
     def look(best, first):
         # The last block begins early, so that all are of one size: what was seen before is left out.

@@ -9,11 +9,12 @@ from smke_jax.errors import UserError
 from smke_jax.networks.base import Start
 from smke_jax.networks.encoders import CLIP
 
-CONTRAST = "itc"  # the term whose temperature a CLIP's is
+# The term whose temperature comes along.  Where others learn theirs, their field `temperature` says where it starts.
+CONTRAST = "itc"
 
 
 def projection_start(path: str, side: str, shapes: Any, description: Mapping[str, Any]) -> Start:
-    """The projection of the modality `side`, 'image' or 'text', in the file `path`, and the temperatures of the file.
+    """The projection of the modality `side`, 'image' or 'text', in the file `path`, and its temperature of CONTRAST.
 
     shapes: of the projection's parameters; description: of the projections that they belong to.
     Raises UserError for a file without such a projection, and for a projection of other sizes.
@@ -53,8 +54,8 @@ def _of_aligned(params, model, side, path):
         raise UserError(
             f"{side}_start: {path} has layers after its projections, which would be lost: give another export"
         )
-    scales = {term: {"logit_scale": levels} for term, levels in by_level(model.get("logit_scales", {})).items()}
-    return params[name][side], scales
+    scales = by_level(model.get("logit_scales", {}))
+    return params[name][side], {term: {"logit_scale": own} for term, own in scales.items() if term == CONTRAST}
 
 
 def _of_clip(params, model, side, path):

@@ -46,7 +46,7 @@ def projections(
     mixup_alpha: above 0, of the Beta distribution of 'mixed_image/…' and 'mixed_text/…', for terms that read them
     makes:   '' makes 'image/out' and 'text/out'; 'teacher' makes 'teacher_image/out' and 'teacher_text/out'
     image_start, text_start: the projection of that modality from what `smke export` wrote of a run with projections, or
-             `smke convert` of a CLIP; the temperatures of that file come along for terms of the same names
+             `smke convert` of a CLIP; its temperature comes along for a term `itc`
     trained: both | image | text | none: the modality whose projection is trained
     """
     if shared is not None:

@@ -21,8 +21,8 @@ class Selection(NamedTuple):
     reads:    what `run` finds in `state`: 'terms/<term>', its parameters, or 'assets/<asset>', this device's rows of
               its arrays
     shapes:   (shapes of what it needs) -> {array: shape and type of one row} of what it makes besides numbers of rows
-    check:    (task, {asset: what numbers its rows}) -> None: raises UserError for what it could not choose from,
-              before a run begins
+    check:    (task, {asset: what numbers its rows}, {asset: Asset}) -> None: raises UserError for what it could not
+              choose from, before a run begins
     """
 
     name: str
@@ -31,4 +31,4 @@ class Selection(NamedTuple):
     run: Callable[[Mapping[str, Any], Mapping[str, jax.Array], Scope], dict[str, jax.Array]]
     reads: tuple[str, ...] = ()
     shapes: Callable[[Specs], Specs] = lambda arrays: {}
-    check: Callable[[Any, Mapping[str, str]], None] = lambda task, numbers: None
+    check: Callable[[Any, Mapping[str, str], Mapping[str, Any]], None] = lambda task, numbers, assets: None

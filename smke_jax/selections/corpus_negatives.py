@@ -26,7 +26,8 @@ def corpus_negatives(
 
     query:  the representation (B, D) that looks
     of:     what the asset `corpus` keeps of all captions, or of all images; the rows are of length 1
-    block:  rows of the corpus that are compared at once on each device; 0 takes as many as fit in 32 MiB
+    block:  rows of the corpus that are compared at once on each device; 0 takes as many as fit in 32 MiB, with
+            their products with all queries in another 32 MiB
     The search is exact.  All captions of the query's image are left out, and of images the query's own.
     Source: MoTIS, which looks in a Faiss index.
     """
@@ -43,11 +44,26 @@ def corpus_negatives(
     def shapes(arrays):
         return {f"{makes}/negatives": jax.ShapeDtypeStruct((k, arrays[query].shape[-1]), jnp.float32)}
 
-    def check(task, numbers) -> None:
-        split = task.split(task.train)
-        images = task.facts["num_images"]
+    def check(task, numbers, assets) -> None:
+        kept = assets[corpus]
+        if not kept.whole:
+            raise UserError(
+                f"config.selections: {NAME} searches the asset {corpus!r}, which keeps rows for batches alone: "
+                f"make it config.assets.{corpus} = corpus(of={of!r})"
+            )
+        if of not in kept.provides:
+            raise UserError(
+                f"config.selections: {NAME} looks for {of}, and the asset {corpus!r} keeps {', '.join(kept.provides)}: "
+                f"set of={kept.provides[0]!r}"
+            )
         of_images = numbers[corpus] == "id"  # else of captions
-        owners = np.arange(images) if of_images else split.facts["caption_image"]
+        if of_images and "num_images" not in task.facts:
+            raise UserError(
+                f"config.selections: {NAME} tells rows apart by their images, and this task has none: "
+                "take a task of images, or of pairs"
+            )
+        split = task.split(task.train)
+        owners = np.arange(task.facts["num_images"]) if of_images else split.facts["caption_image"]
         kind = "images" if of_images else "captions"
         most = int(np.bincount(owners).max())
         where = f"config.selections: {NAME} takes k={k} negatives from {len(owners)} {kind} of {split.name}"

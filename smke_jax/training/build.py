@@ -334,7 +334,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
             evaluator.check(experiment.task, split)
         for item in experiment.recipe.forward:
             if isinstance(item, Selection):
-                item.check(experiment.task, experiment.numbers)
+                item.check(experiment.task, experiment.numbers, experiment.recipe.assets)
     check_same(identity)
     tx, schedule, abstract, run_step = build_step(config, experiment)
     flat = record.flatten(config)

@@ -30,7 +30,7 @@ from smke_jax.training.profiling import Profiler
 from smke_jax.training.report import Reporter
 from smke_jax.training.state import TrainState, count_parameters
 from smke_jax.training.step import borrow, init_state, spread
-from smke_jax.training.stored import StoredAsset
+from smke_jax.training.stored import StoredAsset, words_read
 from smke_jax.training.writers import MetricWriter, Progress, peak_memory_gib
 
 log = logging.getLogger("smke_jax")
@@ -109,11 +109,8 @@ class _Loop:
             return {}
         plan, assets = self.plan, self.recipe.assets
         columns = self.task.split(self.task.train).columns
-        networks = {
-            name: networks_of(self.recipe, plan.experiment.chosen(asset.provides, columns))
-            for name, asset in assets.items()
-        }
-        frozen = self._frozen(set().union(*networks.values()))
+        making = {name: plan.experiment.chosen(asset.provides, columns) for name, asset in assets.items()}
+        frozen = self._frozen(networks_of(self.recipe, [p for passes in making.values() for p in passes]))
         encode = self.encoder.with_parameters(lambda p: borrow(self.recipe, p, {}, {}, frozen, {}))
         return {
             name: StoredAsset(
@@ -123,7 +120,7 @@ class _Loop:
                 self.task,
                 (Path(asset.folder) if asset.folder else self.workdir / "assets") / name,
                 widths={what: plan.experiment.shapes.arrays[what].shape[-1] for what in asset.provides},
-                made_with=_made_with(plan, networks[name]),
+                made_with=_made_with(plan, making[name]),
                 numbers=plan.experiment.numbers[name],
                 seed=plan.seed,
                 batch_size=plan.batch_size,
@@ -272,11 +269,13 @@ class _Loop:
         )  # fmt: skip
 
 
-def _made_with(plan: Plan, networks) -> dict[str, str]:
-    """What representations depend on that these frozen networks make: the digests of their files, and their fields."""
+def _made_with(plan: Plan, passes) -> dict[str, str]:
+    """What representations depend on that these passes make: digests and fields of frozen networks, and of words."""
+    networks = networks_of(plan.experiment.recipe, passes)
     digests = {k: x for k, x in plan.identity.items() if k.partition(" ")[0] in networks}
     fields = {k: str(x) for k, x in plan.flat.items() for n in networks if k.startswith(f"config.networks.{n}.")}
-    return {**digests, **{k: x for k, x in fields.items() if not k.endswith("start")}}
+    words = words_read(plan.experiment.task, plan.experiment.whole, {need for p in passes for need in p.needs})
+    return {**digests, **{k: x for k, x in fields.items() if not k.endswith("start")}, **words}
 
 
 def with_starts(params: Any, starts) -> Any:

@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 
 from smke_jax.errors import UserError, nearest
+from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.export import export_run
 from smke_jax.training.loop import Outcome, train_and_evaluate
 from smke_jax.training.record import read_config
@@ -18,6 +19,7 @@ log = logging.getLogger("smke_jax")
 
 MARK = "stage:"  # 'stage:NAME' in a config is the export of the stage NAME
 EXPORT = "export"  # the folder of a stage's run where its export lies
+NONE = -1  # no step
 
 
 class Finished(NamedTuple):
@@ -36,7 +38,8 @@ def train_stages(stages: Mapping[str, ConfigDict], workdir: str | Path) -> Finis
     """Trains the `stages` in order, each in `stage_folder`, continuing what is there.
 
     It returns early after a SIGTERM or Ctrl-C.  Of every stage but the last the export is written beside its run,
-    unless it is there.  Raises UserError for what the user can mend.
+    unless it is there: of the best checkpoint where an evaluator of the stage ranks them.
+    Raises UserError for what the user can mend.
     """
     workdir = Path(workdir)
     if len(stages) > 1 and (workdir / "run.json").exists():
@@ -96,9 +99,15 @@ def _earlier(stages: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _export(folder: Path) -> None:
-    """Writes the export of a finished run beside it, unless it is there."""
+    """Writes the export of a finished run beside it, unless it is there.
+
+    It is of the best checkpoint where an evaluator ranks them, else of the newest.
+    """
     out = folder / EXPORT
+    with Checkpointer(folder / "checkpoints", read_only=True) as checkpoints:
+        best = checkpoints.best_step()
     # Process 0 decides for all: elsewhere a shared folder may show an older state.
-    if not multihost_utils.broadcast_one_to_all(np.array(out.exists())):
-        export_run(folder, out)
-        log.info("wrote %s", out)
+    there, best = multihost_utils.broadcast_one_to_all(np.array([out.exists(), NONE if best is None else best]))
+    if not there:
+        export_run(folder, out, step=None if best == NONE else int(best))
+        log.info("wrote %s, of %s", out, "the newest checkpoint" if best == NONE else f"step {best}, the best one")

@@ -8,7 +8,7 @@ made before an interruption is kept.
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import jax
@@ -19,11 +19,13 @@ from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Asset, Encode
 from smke_jax.json_text import parse_json
+from smke_jax.networks.base import Specs
 from smke_jax.parallel.process import failing_together
 from smke_jax.tasks.base import TEXT_NUMBER, Column, Split, Task
 
 log = logging.getLogger("smke_jax")
 
+TEXT = "text"  # the array of tokens
 SHORTEST = 1e-6  # a row of zeros stays one
 
 
@@ -134,6 +136,16 @@ class StoredAsset:
             for path in paths.values():
                 _check_record(path, about)
             return {what: _open(path, count, self._numbers) for what, path in paths.items()}
+
+
+def words_read(task: Task, whole: Specs, needs: Collection[str]) -> dict[str, str]:
+    """What 'text' (max_length,) depends on, where passes that read `needs` read it: {what: digest or setting}.
+
+    whole: {array: shape and type of a batch} of the task
+    """
+    if task.tokenizer is None or TEXT not in needs:
+        return {}
+    return {"tokenizer": task.tokenizer.digest, "max_length": str(whole[TEXT].shape[1])}
 
 
 def _write(path: Path, array: np.ndarray, about: Mapping[str, str]) -> None:

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from smke_jax import config_files, parts
-from smke_jax.config_files import load_config, load_rungs, load_stages, override
+from smke_jax.config_files import load_config, load_rungs, load_stages, override, override_stages
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
 from smke_jax.errors import UserError
@@ -66,13 +66,15 @@ def test_it_begins_with_what_it_is_and_its_exact_command(path):
 
 @each
 def test_the_flags_that_it_names_exist(path):
-    """Each can be set on the command line, to the value that the text gives it."""
-    doc, config = module_of(path).__doc__, load_config(str(path))
-    known = set(flatten(config.copy_and_resolve_references()))
+    """Each can be set on the command line to the value that the text gives it, of its stage or of the last one."""
+    doc, stages = module_of(path).__doc__, load_stages(str(path))
+    known = set(flatten(list(stages.values())[-1].copy_and_resolve_references()))
+    for stage, config in stages.items():
+        known |= set(flatten(config.copy_and_resolve_references(), f"config.{stage}"))
     for key in re.findall(r"--?-?(config\.[\w.]+)=", doc):
         assert key in known, key
     for flag in re.findall(r"`(--config\.[\w.]+=[^\s`]+)", doc):
-        assert override(load_config(str(path)), [flag]) is not None
+        assert override_stages(load_stages(str(path)), [flag])
 
 
 @each

@@ -58,3 +58,16 @@ def test_it_holds_one_block_of_products_at_a_time():
     )
     compiled = jax.jit(lambda *x: nearest_foreign(*x, 4, block=10_000)).lower(*arrays).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 4e6
+
+
+def test_it_holds_32_mib_of_the_table_in_fp32():
+    """Of wide rows a block is bounded by its own size: a million rows of 512 channels would be 2 GB."""
+    rows, width = 1_000_003, 512
+    arrays = (
+        jax.ShapeDtypeStruct((BATCH, width), np.float32),
+        jax.ShapeDtypeStruct((BATCH,), np.int32),
+        jax.ShapeDtypeStruct((rows, width), np.float16),
+        jax.ShapeDtypeStruct((rows,), np.int32),
+    )
+    compiled = jax.jit(lambda *x: nearest_foreign(*x, 4)).lower(*arrays).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * 2**25

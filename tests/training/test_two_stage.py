@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from smke_jax.config_files import load_stages
-from smke_jax.convert.params_file import PARAMS, save_params
+from smke_jax.convert.params_file import PARAMS, digests, save_params
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
+from smke_jax.embedder import load
 from smke_jax.errors import UserError
+from smke_jax.evaluators.base import Asset
 from smke_jax.models.build import build_model
 from smke_jax.networks.image_tower import image_tower
 from smke_jax.networks.inherit import kept_layers
@@ -21,6 +24,7 @@ from smke_jax.networks.projections import projections
 from smke_jax.networks.text_tower import text_tower
 from smke_jax.networks.two_towers import two_towers
 from smke_jax.parts import part
+from smke_jax.reporting.run_file import read_run
 from smke_jax.selections.corpus_negatives import corpus_negatives
 from smke_jax.tasks.base import Split
 from smke_jax.training import loop
@@ -28,7 +32,9 @@ from smke_jax.training.build import build_experiment, build_step, resolve
 from smke_jax.training.export import export_run
 from smke_jax.training.frozen import frozen_shapes
 from smke_jax.training.loop import train_and_evaluate
+from smke_jax.training.optimizer import learning_rate_schedule
 from smke_jax.training.recipe import split_params
+from smke_jax.training.stages import EXPORT, train_stages
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "motis.py"
 SCENES = make_scenes(40, 16)
@@ -89,6 +95,15 @@ def test_the_published_sizes(variant, stage, tower, count):
         assert count + len(jax.tree.leaves(scale)) == 151_277_313
 
 
+def test_a_student_of_another_size_sees_the_teachers_crop_of_the_photo():
+    """Of the same size both read the same pixels."""
+    config = published("", "image1")
+    assert {"image"} == set(build_experiment(config, None, FACTS).batch) - {"id"}
+    config.networks.photo.model.image_size = 96
+    batch = build_experiment(config, None, FACTS).batch
+    assert batch["image"].shape[1:] == (96, 96, 3) and batch["teacher_image"].shape[1:] == (224, 224, 3)
+
+
 @pytest.mark.parametrize("stage", ["image", "text"])
 def test_a_step_of_the_published_sizes_is_traced(stage):
     """On shapes alone: the paper's towers, COCO's 566,747 captions or 113,287 images as the corpus."""
@@ -105,15 +120,30 @@ def test_a_step_of_the_published_sizes_is_traced(stage):
     assert {"itc/loss", "kl/loss", "intra/loss", "hard/loss"} <= set(metrics)
 
 
+def highest(warmup_fraction, steps):
+    """The step at which the learning rate is the highest."""
+    rate = learning_rate_schedule(peak=1.0, total_steps=steps, warmup_fraction=warmup_fraction)
+    return int(np.argmax(jax.vmap(rate)(jnp.arange(steps))))
+
+
 @pytest.mark.parametrize("variant", ["", "joint", "none,flickr8k"])
 def test_no_warm_up_is_longer_than_its_stage(variant):
     """The paper's 10,000 steps are those of stage 1; a stage that is cut short has a share of them."""
     for name, config in load_stages(f"{CONFIG}:{variant}".removesuffix(":")).items():
         for steps in (config.total_steps, 100):
-            warmup = int(config.optimizer.warmup_fraction * steps)
-            assert 0 < warmup < steps
+            assert 0 < highest(config.optimizer.warmup_fraction, steps) < steps
         if not variant and name in ("image1", "text1"):
-            assert round(config.optimizer.warmup_fraction * config.total_steps) == 10_000
+            assert highest(config.optimizer.warmup_fraction, config.total_steps) == 10_000
+
+
+def test_every_epoch_of_pairs_is_evaluated_and_saved():
+    """COCO has 566,747 of them."""
+    evaluated = {name: c for name, c in load_stages(str(CONFIG)).items() if c.evaluators}
+    assert list(evaluated) == ["teacher_image", "teacher_text", "image", "text"]
+    for config in evaluated.values():
+        epoch = round(566_747 / config.batch_size)
+        assert (config.evaluators.retrieval.every, config.checkpoint.every) == (epoch, epoch)
+        assert config.evaluators.retrieval.best == "text_to_image/r1"
 
 
 # ---- what the students begin with
@@ -217,6 +247,19 @@ def test_projections_of_a_clip_and_its_temperature(clip):
     assert start.terms["itc"]["logit_scale"]["out"] == params["logit_scale"]
 
 
+def test_of_an_earlier_stage_the_contrast_alone_brings_its_temperature(tmp_path):
+    """What another term of the new config starts at is what its field says."""
+    kernel = np.arange(6, dtype=np.float32).reshape(3, 2)
+    own = {"type": "projections", "image": ["photo/feature"], "text": [], "shared": None, "head": None}
+    model = {"type": "aligned", "networks": {"student": own}, "logit_scales": {"itc": {"out": 2.0}, "hard": {"out": 3}}}
+    params = {"student": {"image": {"linear": {"kernel": kernel, "bias": np.zeros(2, np.float32)}}}}
+    save_params(tmp_path / PARAMS, params, {"model": model})
+    network = projections(image=("photo/feature",), text=(), width=2, image_start=str(tmp_path))
+    start = begun(network, specs(photo=3))
+    np.testing.assert_array_equal(start.params["image"]["linear"]["kernel"], kernel)
+    assert start.terms == {"itc": {"logit_scale": {"out": 2.0}}}
+
+
 @pytest.mark.parametrize(
     "fields, widths, said",
     [
@@ -235,6 +278,9 @@ def test_projections_that_do_not_fit(clip, fields, widths, said):
 
 
 # ---- the corpus
+
+
+CORPUS = {"corpus": Asset(("teacher_text/out",), whole=True, normalised=True)}
 
 
 def task_of(owners, images):
@@ -268,9 +314,29 @@ def task_of(owners, images):
 def test_a_corpus_that_is_too_small(owners, images, numbers, k, said):
     check = corpus_negatives(k=k).check
     if not said:
-        return check(task_of(owners, images), {"corpus": numbers})
+        return check(task_of(owners, images), {"corpus": numbers}, CORPUS)
     with pytest.raises(UserError, match=said):
-        check(task_of(owners, images), {"corpus": numbers})
+        check(task_of(owners, images), {"corpus": numbers}, CORPUS)
+
+
+@pytest.mark.parametrize(
+    "fields, assets, facts, said",
+    [
+        (
+            {},
+            {"corpus": Asset(("teacher_text/out",))},
+            {"num_images": 3},
+            "'corpus', which keeps rows for batches alone",
+        ),
+        ({"of": "image/out"}, CORPUS, {"num_images": 3}, "looks for image/out, and .* keeps teacher_text/out: set of="),
+        ({}, CORPUS, {}, "tells rows apart by their images, and this task has none: take a task of images"),
+    ],
+)
+def test_a_corpus_of_another_kind(fields, assets, facts, said):
+    task = task_of([0, 1, 2], 3)
+    task.facts = facts
+    with pytest.raises(UserError, match=f"config.selections: corpus_negatives .*{said}"):
+        corpus_negatives(k=1, **fields).check(task, {"corpus": "id"}, assets)
 
 
 def test_negatives_are_asked_for():
@@ -337,14 +403,46 @@ def test_a_row_gets_its_own_caption_and_the_corpus_is_kept(few_scenes, tmp_path,
     other.networks.words.pool = "cls"
     with pytest.raises(UserError, match="teacher_text-out.npy was made with another config.networks.words.pool"):
         train_and_evaluate(other, tmp_path / "other")
+    for field, value, said in (("max_length", 7, "max_length .12 there, 7 here."), ("lowercase", False, "tokenizer")):
+        other = second_stage(tmp_path / "kept")
+        other.task[field] = value
+        with pytest.raises(UserError, match=f"teacher_text-out.npy was made with another {said}"):
+            train_and_evaluate(other, tmp_path / field)
 
 
-def test_only_the_tower_of_the_stage_moves(few_scenes, tmp_path):
-    """The other side of the projections is frozen, and so is the whole teacher."""
+def test_only_the_tower_of_the_stage_moves(few_scenes, tmp_path, monkeypatch):
+    """Each of its matrices does.  The other side of the projections is frozen, and so is the whole teacher."""
+    begun_with, real = [], loop.with_starts
+    monkeypatch.setattr(
+        loop, "with_starts", lambda *given: begun_with.append(jax.device_get(found := real(*given))) or found
+    )
     config = second_stage(tmp_path / "kept")
-    config.total_steps = 1
     outcome = train_and_evaluate(config, tmp_path / "run")
     assert set(outcome.params) == {"photo", "student", "terms"} and set(outcome.params["student"]) == {"image"}
+    moved = jax.tree.map(lambda x, y: bool(np.any(np.asarray(x) != y)), outcome.params, begun_with[0])
+    matrices = {path: x for path, x in flatten_dict(moved, sep="/").items() if path.endswith("kernel")}
+    assert len(matrices) > 5 and all(matrices.values()), matrices
+
+
+@pytest.mark.slow
+def test_all_stages_of_the_smallest_form(few_scenes, tmp_path):
+    """From the teacher's own training on: each stage begins with what the one before it has made."""
+    stages = load_stages(f"{CONFIG}:smoke")
+    for name, config in stages.items():
+        config.num_devices, config.log.report = 1, False
+        if name != "image" and config.evaluators:
+            config.evaluators.retrieval.split = ""
+    finished = train_stages(stages, tmp_path)
+    assert (finished.stage, finished.whole) == ("text", True)
+    names = ["lit", "teacher_image", "teacher_text", "image1", "text1", "image", "text"]
+    assert list(stages) == names and [x for x in names if (tmp_path / x / EXPORT).exists()] == names[:-1]
+    begun = read_run(tmp_path / "text")["identity"]
+    for network, stage in (("photo", "image"), ("words", "text1"), ("teacher_words", "teacher_text")):
+        assert begun[f"{network} weights"] == digests(tmp_path / stage / EXPORT)["weights"]
+    model = load(tmp_path / "text")
+    images, texts = model.encode_images(SCENES.train.images[:2]), model.encode_texts(SCENES.train.captions[0])
+    np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
+    assert images.shape[1] == texts.shape[1] == 512
 
 
 @pytest.mark.parametrize("stage, sees", [("image1", "image"), ("text1", "text")])

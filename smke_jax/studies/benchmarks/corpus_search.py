@@ -17,6 +17,7 @@ import jax
 import numpy as np
 
 from smke_jax.__main__ import run_program
+from smke_jax.errors import UserError
 from smke_jax.flags import positive
 from smke_jax.losses.nearest import nearest_foreign
 from smke_jax.parallel.mesh import make_mesh, put_batch, put_spread
@@ -134,6 +135,11 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     if importlib.util.find_spec("faiss") is None:
         say("faiss is not installed, so it is left out: pip install faiss-cpu")
+    if (rows := min(arguments.rows)) < (least := arguments.k + PER_IMAGE):
+        raise UserError(
+            f"--rows={rows} with --k={arguments.k}: {PER_IMAGE} rows belong to the query's image, so that {least} are "
+            f"needed: give --rows={least} or more"
+        )
     lines = [HEAD]
     for rows in arguments.rows:
         say(f"{rows:,} rows")

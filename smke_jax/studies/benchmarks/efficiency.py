@@ -3,23 +3,26 @@
     python -m smke_jax.studies.benchmarks.efficiency TEACHER STUDENT [STUDENT …] [--data=data/flickr8k --split=test]
 
 Each is a run, an export, converted weights, or a directory of `smke export --format=onnx`, which runs in onnxruntime on
-the CPU; all others run in JAX on the devices it shows.  Images and texts are embedded apart, from pixels and tokens
-that are ready: neither decoding nor tokenizing counts.
+the CPU; all others run in JAX, on one device: where it shows more, each of them does the same work.  Images and texts
+are embedded apart, from pixels and tokens that are ready: neither decoding nor tokenizing counts.
 """
 
 import argparse
+import shlex
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.extend.core import Var
+from safetensors import safe_open
 
 from smke_jax.__main__ import keep_compiled_programs, run_program
 from smke_jax.convert.int8 import quantised
+from smke_jax.convert.params_file import PARAMS
 from smke_jax.data.pipeline import pixels
 from smke_jax.data.sources import PreparedSource, open_prepared
 from smke_jax.embedder import Embedder, load
@@ -27,9 +30,10 @@ from smke_jax.errors import UserError
 from smke_jax.evaluators.recalls import retrieval_metrics
 from smke_jax.flags import positive
 from smke_jax.studies.benchmarks import record
-from smke_jax.studies.benchmarks.measure import in_turns, say, spread
+from smke_jax.studies.benchmarks.measure import in_turns, reason_of, say, spread
 
 SIDES = ("image", "text")
+WORDS = "tokenizer.json"  # beside graphs
 TEXTS = (
     "a man in a red shirt rides a bicycle along the beach",
     "two dogs play with a ball in the snow",
@@ -37,21 +41,25 @@ TEXTS = (
     "people wait for a train at night",
 )
 BYTES = {"fp32": 4, "fp16": 2}
+PRECISIONS = (*BYTES, "int8")
 
 
 class Model(NamedTuple):
     """A model that is measured.
 
-    sizes:  {side: {precision: MiB}}, and of 'both' together; a precision that is not known is left out
+    sizes:  {side: {precision: MiB}}, and of 'both' together, from the precision in which the model is kept on; one that
+            is not known is left out
     counts: {side: parameters}, {} where they are not known
     speeds: {side: (batch size) -> (steps) -> anything}: embeds that batch so many times
+    tokens: (batch size) -> the tokens of each text of that batch
     embed:  (uint8 images, texts) -> L2-normalised (N, D), (M, D)
     """
 
     sizes: Mapping[str, Mapping[str, float]]
     counts: Mapping[str, int]
     speeds: Mapping[str, Callable[[int], Callable[[int], Any]]]
-    embed: Callable[[Sequence[np.ndarray], Sequence[str]], tuple[np.ndarray, np.ndarray]]
+    tokens: Callable[[int], int]
+    embed: Callable[[Iterable[np.ndarray], Sequence[str]], tuple[np.ndarray, np.ndarray]]
 
 
 def open_model(path: Path) -> Model:
@@ -65,7 +73,8 @@ def _ours(path: Path) -> Model:
         raise UserError(f"{path} does not embed both images and texts: give image-text models with their vocabulary")
     used = {side: _used(model, side) for side in SIDES}
     used["both"] = {**used["image"], **used["text"]}
-    sizes = {side: _mib(leaves) for side, leaves in used.items()}
+    known = PRECISIONS[PRECISIONS.index(_kept(path)) :]
+    sizes = {side: {x: mib for x, mib in _mib(leaves).items() if x in known} for side, leaves in used.items()}
     counts = {side: sum(x.size for x in leaves.values()) for side, leaves in used.items()}
 
     def speed(side):
@@ -85,7 +94,19 @@ def _ours(path: Path) -> Model:
     def embed(images, texts):
         return model.encode_images(images, progress=True), model.encode_texts(texts, progress=True)
 
-    return Model(sizes, counts, {side: speed(side) for side in SIDES}, embed)
+    def tokens(count):
+        return _arrays(model, "text", count)["text"].shape[1]
+
+    return Model(sizes, counts, {side: speed(side) for side in SIDES}, tokens, embed)
+
+
+def _kept(path: Path) -> str:
+    """The precision in which the weights lie in `path`; a run's are fp32."""
+    if not (path / PARAMS).is_file():
+        return "fp32"
+    with safe_open(path / PARAMS, "np") as file:
+        types = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118 - no mapping
+    return "int8" if "I8" in types else "fp16" if types & {"F16", "BF16"} else "fp32"
 
 
 def _arrays(model: Embedder, side: str, count: int) -> dict[str, np.ndarray]:
@@ -134,12 +155,19 @@ def _onnx(path: Path) -> Model:
         import tokenizers
     except ModuleNotFoundError as error:
         raise UserError(f"{path} holds graphs: pip install 'smke_jax[onnx]' ({error})") from None
-    from smke_jax.convert.export.onnx import onnx_pixels
+    from smke_jax.convert.export.onnx import PREPROCESSOR, onnx_pixels
 
-    words = tokenizers.Tokenizer.from_file(str(path / "tokenizer.json"))
-    sessions = {
-        side: onnxruntime.InferenceSession(path / f"{side}.onnx", providers=["CPUExecutionProvider"]) for side in SIDES
-    }
+    files = [*(f"{side}.onnx" for side in SIDES), WORDS, PREPROCESSOR]
+    if absent := [name for name in files if not (path / name).is_file()]:
+        raise UserError(f"{path} has no {absent[0]}: write a model of both sides with `smke export --format=onnx`")
+    try:
+        words = tokenizers.Tokenizer.from_file(str(path / WORDS))
+        sessions = {
+            side: onnxruntime.InferenceSession(path / f"{side}.onnx", providers=["CPUExecutionProvider"])
+            for side in SIDES
+        }
+    except Exception as error:  # both libraries raise classes of their own
+        raise UserError(f"{path} is damaged ({reason_of(error)}): write it again with `smke export`") from None
     shape = sessions["image"].get_inputs()[0].shape
 
     def image(pictures):
@@ -165,9 +193,12 @@ def _onnx(path: Path) -> Model:
         made = [sessions["image"].run(None, image([x]))[0] for x in images]
         return np.concatenate(made), np.concatenate([sessions["text"].run(None, text([x]))[0] for x in texts])
 
-    files = {side: (path / f"{side}.onnx").stat().st_size / 2**20 for side in SIDES}
-    sizes = {side: {"fp32": size} for side, size in (*files.items(), ("both", sum(files.values())))}
-    return Model(sizes, {}, {side: speed(side) for side in SIDES}, embed)
+    def tokens(count):
+        return text([TEXTS[i % len(TEXTS)] for i in range(count)])["input_ids"].shape[1]
+
+    mib = {side: (path / f"{side}.onnx").stat().st_size / 2**20 for side in SIDES}
+    sizes = {side: {"fp32": size} for side, size in (*mib.items(), ("both", sum(mib.values())))}
+    return Model(sizes, {}, {side: speed(side) for side in SIDES}, tokens, embed)
 
 
 def size_table(models: Mapping[str, Model]) -> str:
@@ -178,10 +209,14 @@ def size_table(models: Mapping[str, Model]) -> str:
         for side in (*SIDES, "both"):
             sizes = model.sizes[side]
             count = f"{model.counts[side]:,}" if model.counts else ""
-            mib = [f"{sizes[x]:.1f}" if x in sizes else "" for x in ("fp32", "fp16", "int8")]
-            share = f"{sizes['fp32'] / first.sizes[side]['fp32']:.1%}"
+            mib = [f"{sizes[x]:.1f}" if x in sizes else "" for x in PRECISIONS]
+            share = f"{_as_kept(sizes) / _as_kept(first.sizes[side]):.1%}"
             lines.append(f"| {' | '.join([name, side, count, *mib, share])} |")
     return "\n".join(lines)
+
+
+def _as_kept(sizes: Mapping[str, float]) -> float:
+    return next(sizes[x] for x in PRECISIONS if x in sizes)
 
 
 def speed_table(models: Mapping[str, Model], batch_sizes: Sequence[int], rounds: int, seconds: float) -> str:
@@ -200,14 +235,29 @@ def speed_table(models: Mapping[str, Model], batch_sizes: Sequence[int], rounds:
                 f"{spread(values)}, × {statistics.median(x / y for x, y in zip(values, first, strict=True)):.2f}"
                 for values in rates.values()
             ]
-            lines.append(f"| {' | '.join([side + 's', str(batch_size), *cells])} |")
+            length = "/".join(dict.fromkeys(str(model.tokens(batch_size)) for model in models.values()))
+            what = "images" if side == "image" else f"texts of {length} tokens"
+            lines.append(f"| {' | '.join([what, str(batch_size), *cells])} |")
     return "\n".join(lines)
+
+
+class _Pictures:
+    """The pixels of a split's pictures in an order, decoded each time that they are asked for: all are too many."""
+
+    def __init__(self, source: PreparedSource, order: Sequence[int]):
+        self.source, self.order = source, order
+
+    def __length_hint__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self):
+        return (pixels(self.source[row]) for row in self.order)
 
 
 def recall_table(models: Mapping[str, Model], source: PreparedSource) -> str:
     """Markdown: recalls in percent, with the folds of 1,000 images where there are several."""
     order = np.argsort(source.image_ids, kind="stable").tolist()
-    images, captions = [pixels(source[row]) for row in order], source.all_captions()
+    images, captions = _Pictures(source, order), source.all_captions()
     texts = [text for row in order for text in captions[row]]
     owners = np.repeat(np.arange(len(order)), source.num_captions[order])
     lines = ["| model | gallery | text → image R@1 | R@5 | R@10 | image → text R@1 | R@5 | R@10 |", "|---" * 8 + "|"]
@@ -222,10 +272,11 @@ def recall_table(models: Mapping[str, Model], source: PreparedSource) -> str:
 
 
 BODY = """\
-Models: {models}. JAX on {devices}; ONNX graphs in onnxruntime on the CPU. Sizes are those of the parameters that an
-embedding of the side depends on; int8 is of matrices alone, with a scale for each channel (`smke export --dtype=int8`).
-Of a graph it is that of its file. Speeds: medians of {rounds} rounds in turns, lowest and highest in brackets, and the
-median ratio to the first model's of the same round.
+Models: {models}. JAX on one {device}; ONNX graphs in onnxruntime on the CPU. Sizes are those of the parameters that an
+embedding of the side depends on, from the precision on in which they are kept, which is compared with the first
+model's; int8 is of matrices alone, with a scale for each channel (`smke export --dtype=int8`). Of a graph the size is
+that of its file. Texts are padded to the longest of their batch. Speeds: medians of {rounds} rounds in turns, lowest
+and highest in brackets, and the median ratio to the first model's of the same round.
 
 {tables}
 """
@@ -245,10 +296,10 @@ def main(argv: list[str]) -> int:
         tables.append(recall_table(models, open_prepared(arguments.data, arguments.split)))
     whole = "\n\n".join(tables)
     body = BODY.format(
-        models=", ".join(models), devices=f"{jax.device_count()} × {jax.devices()[0].device_kind}",
+        models=", ".join(models), device=jax.devices()[0].device_kind,
         rounds=arguments.rounds, tables=whole,
     )  # fmt: skip
-    command = f"python -m smke_jax.studies.benchmarks.efficiency {' '.join(names)}"
+    command = f"python -m smke_jax.studies.benchmarks.efficiency {shlex.join(argv)}"
     record.write(arguments.out, "Compressed models beside their teacher", command, body)
     print(whole)
     return 0

@@ -30,13 +30,14 @@ class Compression:
     temperature = 0.01
     projection = {"width": 512, "bias": False}
     depth = 6  # of the text student
+    epoch = 5_904  # steps of COCO's 566,747 pairs
     narrow: dict = {}  # what is smaller in it besides
 
     def run(self, kind: str) -> ConfigDict:
         """A config without parts: of 'tune', the teacher's tuning; 'first' and 'second', the students' stages."""
         # 84 pairs do not divide over 8 devices; an epoch of CC3M.  Then 5 epochs of COCO's pairs.
         batch, steps = {"first": (88, 34_090), "second": (96, 29_518), "tune": (96, 29_518)}[kind]
-        c = self.form.run(batch_size=batch, total_steps=steps, epoch=5_904)
+        c = self.form.run(batch_size=batch, total_steps=steps, epoch=self.epoch)
         rate = 1e-5 if kind == "tune" else 3e-4  # the paper says none for the teacher
         c.optimizer.update(learning_rate=rate, weight_decay=0.1, clip_norm=1.0, reference_batch=0)
         if kind == "first":
@@ -49,7 +50,7 @@ class Compression:
 
     def images(self) -> ConfigDict:
         """The first pool of stage 1: photos alone."""
-        return part("images", data=("data/cc3m",), teacher_view="same", **self._views())
+        return part("images", data=("data/cc3m",), teacher_view="shared", **self._views())
 
     def captions(self) -> ConfigDict:
         """The second pool of stage 1: captions alone."""
@@ -86,8 +87,9 @@ class Compression:
         """Projections into the space that all towers share."""
         return part("projections", **self.projection | fields)
 
-    def tuned(self, config: ConfigDict) -> None:
-        """What the optimiser of the teacher's tuning has besides."""
+    def retrieval(self, best: str) -> ConfigDict:
+        """Retrieval on the dev split after every epoch; checkpoints are ranked by the scalar `best`."""
+        return self.form.retrieval(best=best, every=self.epoch)
 
     def place(self, stage: str) -> str:
         """The folder of a stage: in the run's own, or one that all variants of the form share."""
