@@ -86,7 +86,8 @@ def rerank(
 def match_scores(encode: Encode, on: Split, pairs: np.ndarray, *, memory_mib: float) -> np.ndarray:
     """Of pairs (P, 2), rows of images and of captions, sorted -> (P,) float32: how much more likely a match than not.
 
-    Every image is encoded once.  The fused tokens of no more than a batch are held at once.
+    Every image is encoded once.  The fused tokens of no more than a batch are held at once.  Raises UserError where a
+    score is not finite.
     """
     scores = np.empty(len(pairs), np.float32)
     rows = {side: on.columns[side].rows for side in STATES}
@@ -108,6 +109,11 @@ def match_scores(encode: Encode, on: Split, pairs: np.ndarray, *, memory_mib: fl
             here = pairs[places] - (first, start)
             logits = encode((MATCH,), _split_of_pairs(on, images, *texts[1:], here))[MATCH]
             scores[places] = logits[:, 1] - logits[:, 0]
+    if bad := np.sum(~np.isfinite(scores)):
+        raise UserError(
+            f"rerank: {bad} of {len(scores)} match scores are NaN or infinity; the checkpoint or its inputs are broken, "
+            "evaluate an earlier checkpoint"
+        )
     return scores
 
 

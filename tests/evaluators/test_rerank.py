@@ -151,6 +151,18 @@ def test_in_little_memory_it_finds_the_same():
     assert free.encoded == IMAGES + len(OWNERS) + 2 < tight.encoded, "and encodes captions several times"
 
 
+def test_scores_that_are_not_finite_are_refused():
+    class Broken(Recorded):
+        def __call__(self, names, on):
+            found = super().__call__(names, on)
+            if names == ("pair/match",):
+                found["pair/match"] = np.where(np.arange(2) == 1, np.nan, found["pair/match"])
+            return found
+
+    with pytest.raises(UserError, match="rerank: [0-9]+ of [0-9]+ match scores are NaN or infinity"):
+        rerank(k=3).run(Broken(), None, split())
+
+
 def test_equal_scores_keep_the_order_of_the_gallery():
     best = np.array([[7, 2, 5], [7, 2, 5], [1, 0, 3]])
     right = np.array([[True, False, False], [False, True, True], [False] * 3])
