@@ -9,6 +9,7 @@ from smke_jax.evaluators.encode import Encoder
 from smke_jax.evaluators.ranks import RECALL_AT, Ranks, read_ranks
 from smke_jax.evaluators.recalls import DIRECTIONS
 from smke_jax.evaluators.rerank import check_bound, rerank, reranked
+from smke_jax.evaluators.retrieval import retrieve
 from smke_jax.parallel.mesh import make_mesh
 from smke_jax.passes.base import Pass
 from smke_jax.reporting.evaluations import read_evaluations
@@ -177,8 +178,12 @@ def test_more_than_the_first_stage_holds_is_an_error_of_ours():
         check_bound(first, Ranks(np.array([5, 30]), np.array([1, 1]), first.caption_image), 5)
 
 
-def test_an_order_that_finds_more_than_the_lists_hold_does_not_pass(monkeypatch):
-    monkeypatch.setitem(rerank.__globals__, "reranked", lambda first, *_: np.ones_like(first))
+def test_lists_that_hold_more_than_the_first_stage_finds_do_not_pass(monkeypatch):
+    def own_captions(*args):
+        found = retrieve(*args)
+        return found._replace(best=(np.arange(len(OWNERS)).reshape(IMAGES, EACH), found.best[1]))
+
+    monkeypatch.setitem(rerank.__globals__, "retrieve", own_captions)
     with pytest.raises(AssertionError, match="image_to_text recall at 1 is above the first stage's at 3"):
         rerank(k=3).run(Recorded(), None, split())
 
