@@ -74,7 +74,7 @@ class _Loop:
     def __init__(self, plan: Plan, workdir: Path, checkpoints: Checkpointer, batches):
         self.plan, self.workdir, self.checkpoints, self.batches = plan, workdir, checkpoints, batches
         self.recipe, self.mesh, self.task = plan.experiment.recipe, plan.experiment.mesh, plan.experiment.task
-        self.warned = False
+        self.warned = set()  # metrics whose collapse has been told
         self.reporter = Reporter(workdir) if plan.report and jax.process_index() == 0 else None
         for line in undivided(plan.abstract, self.mesh, spread(self.recipe)):
             log.warning("%s", line)
@@ -225,12 +225,12 @@ class _Loop:
         writer.write(step, {**scalars, **progress.log(step, scalars["loss"]), "peak_memory_gib": peak_memory_gib()})
 
     def _warn_of_collapse(self, step, scalars):
-        """Says once that the embeddings of all examples have become nearly the same."""
-        low = {k: v for k, v in scalars.items() if "embedding_std/" in k and v < COLLAPSED}
-        if low and step > self.plan.watched_from and not self.warned:
+        """Says once of every metric that the embeddings of all examples have become nearly the same."""
+        low = {k: v for k, v in scalars.items() if "embedding_std/" in k and v < COLLAPSED and k not in self.warned}
+        if low and step > self.plan.watched_from:
             said = ", ".join(f"{k} {v:.2g}" for k, v in low.items())
             log.warning("step %d: all embeddings have become nearly the same (%s of at most 1)", step, said)
-            self.warned = True
+            self.warned.update(low)
 
     def _check(self, pending, state) -> None:
         """Stops where the loss or the gradients of an earlier step were not finite, keeping the ids of its batch."""
