@@ -155,6 +155,8 @@ def _check(image, text, fusion, pool, unit) -> None:
             f"the layers of a 'cross' fusion continue those of the text: set fusion.width={text['width']}, "
             f"the width of the text tower, not {fusion['width']}"
         )
+    if text.get("word_width"):
+        raise UserError("text.word_width: the head of words reads a table as wide as the layers, set it to 0")
     if pool not in POOLS:
         raise UserError(f"pool {pool!r} is neither {' nor '.join(POOLS)}")
     if unit not in UNITS:

@@ -237,6 +237,7 @@ def test_an_export_begins_the_next_run(tmp_path):
         ),
         ({"fusion": part("bert", **SIZES)}, "fusion.type: there is no 'bert' here; it is one of concat, cross"),
         ({"image": {**IMAGE, "token_drop": 0.5}}, "image.token_drop: fusion reads every patch, set it to 0"),
+        ({"text": {**TEXT, "word_width": 4}}, "text.word_width: the head of words reads a table as wide as the layers"),
         ({"pool": "max"}, "pool 'max' is neither cls nor mean"),
         ({"text_unit": "letter"}, "text_unit 'letter' is neither token nor word"),
         ({"text_ratio": 0.0}, "text_ratio is 0.0: it has to be above 0 and at most 1"),
