@@ -22,7 +22,7 @@ from smke_jax.networks.start import FITTING, RANDOM, differences, tower_start, v
 from smke_jax.networks.two_towers import TOWERS, check_image, pixels_said
 from smke_jax.passes.base import statistics_of
 from smke_jax.passes.fuse import TextMask, masked_images, masked_texts, pairs, towers
-from smke_jax.passes.hidden_patches import MASK_TOKEN, TOKEN, Hiding
+from smke_jax.passes.hidden_patches import MASK_TOKEN, TOKEN, hiding_of
 from smke_jax.passes.patch_targets import check_hog, patch_targets
 from smke_jax.passes.text_masks import UNITS
 
@@ -98,7 +98,7 @@ def fused_towers(
     model = build_fused_towers(description | {"remat": remat})
     how = TextMask(text_ratio, text_unit, random_words, kept_words, None if mask_token < 0 else mask_token, vocab_size)
 
-    hiding = Hiding(mask_cell, mask_ratio, hide_by, noise) if mask_cell else None
+    hiding = hiding_of(mask_cell, mask_ratio, hide_by, noise, hog_cells)
     if hiding:
         if image["type"] not in VITS:
             raise UserError(f"mask_cell hides patches, and an image tower {image['type']} has none: set it to 0")
