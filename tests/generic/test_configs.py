@@ -40,8 +40,9 @@ def module_of(path: Path):
 
 def variants(path: Path) -> list[str]:
     """All that stands behind the colon: a form, a variant of the file, both, and nothing."""
-    kinds = ["", *getattr(module_of(path), "VARIANTS", ())]
-    return [",".join(filter(None, (kind, form))) for kind in kinds for form in FORMS]
+    module = module_of(path)
+    kinds, alone = ["", *getattr(module, "VARIANTS", ())], getattr(module, "ONE_SIZE", ())
+    return [",".join(filter(None, (kind, form))) for kind in kinds for form in FORMS if not form or kind not in alone]
 
 
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -226,6 +227,12 @@ def test_variants_are_refused_by_name():
             get_config(wrong)
     before = [get_config(x).networks.student.token_types_at for x in ("before,smoke", "before")]
     assert before == ["before", "before"] and get_config("smoke").total_steps == 2
+
+
+def test_a_variant_of_one_size_has_no_form():
+    for variant in ("seed,flickr8k", "seed,smoke"):
+        with pytest.raises(UserError, match=f"variant '{variant}': seed is of one size, which no form changes"):
+            module_of(FOLDER / "mamo.py").get_config(variant)
 
 
 def test_rungs_make_one_ladder():
