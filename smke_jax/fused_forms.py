@@ -22,6 +22,11 @@ def fused_run(form: Thesis) -> ConfigDict:
     return c
 
 
+def published(c: ConfigDict, **fields: Any) -> None:
+    """Gives `c` ALBEF's optimizer (spec B.3): every parameter at the same rate, that of PyTorch's AdamW otherwise."""
+    c.optimizer.update(weight_decay=0.02, betas=(0.9, 0.999), eps=1e-8, reference_batch=0, lr_rules=(), **fields)
+
+
 def reranked(form: Thesis, **fields: Any) -> ConfigDict:
     """Re-ranking on the split that runs of `form` are evaluated on, of as many of each query as it has time for."""
     k = {"": 128, "smoke": 4}.get(form.name, 32)

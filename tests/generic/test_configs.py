@@ -286,6 +286,27 @@ def test_a_wheel_names_its_configs(tmp_path, monkeypatch):
     assert list(config_files._installed_configs()) == [place]
 
 
+def test_fine_tuning_after_a_fusion_encoder_has_the_published_optimizer_or_that_of_its_small_form():
+    location = FOLDER / "finetune_fused.py"
+    for kind in ("", "albef", "mamo_seed"):  # spec B.3
+        c = load_config(f"{location}:{kind}".removesuffix(":")).optimizer
+        assert (c.learning_rate, c.final_rate, c.weight_decay, c.lr_rules) == (1e-5, 1e-6, 0.02, ()), kind
+        assert not (c.decay_all or c.clip_norm or c.reference_batch or c.warmup_fraction)
+    assert load_config(f"{location}:mamo_seed").task.tokenizer == "weights/bert-small/tokenizer", (
+        "as in the first stage"
+    )
+    for variant in ("denoise,flickr8k", "scenes"):
+        before, own = (x.optimizer.to_dict() for x in load_stages(f"{location}:{variant}").values())
+        rates = {name: (before.pop(name), own.pop(name)) for name in ("learning_rate", "final_rate")}
+        assert own == before and all(was == pytest.approx(10 * now) for was, now in rates.values())
+
+
+def test_the_first_stage_of_fine_tuning_can_be_a_variant():
+    first = load_stages(f"{FOLDER / 'finetune_fused.py'}:denoise_pixel_norm,smoke")["denoise_pixel_norm"]
+    assert flatten(first) == flatten(load_config(f"{FOLDER / 'denoise.py'}:pixel_norm,smoke"))
+    assert "mrm" in load_stages(f"{FOLDER / 'finetune_fused.py'}:mamo_seed")["mamo_seed"].terms
+
+
 @pytest.mark.parametrize(
     ("flags", "gone"),
     [
