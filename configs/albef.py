@@ -13,7 +13,7 @@ What differs from the published code: other captions of the same image are right
 fine-tuning; exactly 15 % of the tokens are masked, one at least; an empty place of a queue is no candidate.  The weight
 of the soft targets rises in `ramp_steps`: an epoch, as published, and 40 steps in small forms.
 
-`--config.terms.contrast.share=0` and `--config.terms.mlm.share=0` learn without the momentum encoder's targets.
+`--config.terms.itc.share=0` and `--config.terms.mlm.share=0` learn without the momentum encoder's targets.
 The forms flickr8k and scenes are for two CPU cores; the README says how to get `weights/dinov2` and `weights/minilm`.
 """
 
@@ -35,8 +35,8 @@ def get_config(variant: str = ""):
     c.networks.towers = fused(form, "cross", random_words=0.1, kept_words=0.1)
     c.networks.momentum = average(of="towers", decay=0.995)
     c.selections.draws = draws()
-    c.selections.hard_negatives = hard_negatives(scale_of="contrast", same_image="masked")
-    c.terms.contrast = momentum_itc(bank_size=form.bank(65_536), share=0.4, ramp_steps=ramp)
+    c.selections.hard_negatives = hard_negatives(same_image="masked")
+    c.terms.itc = momentum_itc(bank_size=form.bank(65_536), share=0.4, ramp_steps=ramp)
     c.terms.itm = fused_itm()
     c.terms.mlm = mlm(teacher="momentum/", share=0.4, ramp_steps=ramp)
     c.evaluators.retrieval = form.retrieval()

@@ -15,7 +15,7 @@ from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Figures
 from smke_jax.evaluators.encode import Encoder
-from smke_jax.networks.start import describe_origins, started
+from smke_jax.networks.start import describe_origins, lost_temperatures, started
 from smke_jax.parallel.mesh import put_batch, put_spread
 from smke_jax.parallel.process import gather_rows, stop_requests
 from smke_jax.parallel.rules import undivided
@@ -210,7 +210,8 @@ class _Loop:
             log.info("%s parameters are trained", f"{count_parameters(state.params):,}")
             for name, start in plan.starts.items():
                 if name in state.params:
-                    log.info("%s", "\n".join(describe_origins(name, state.params[name], start)))
+                    said = describe_origins(name, state.params[name], start)
+                    log.info("%s", "\n".join((*said, *lost_temperatures(name, state.params["terms"], start))))
             return state, 0
         self.batches.set_state(found.data)
         log.info("continuing from step %d of %s", found.step, self.workdir)

@@ -301,6 +301,13 @@ def test_fine_tuning_after_a_fusion_encoder_has_the_published_optimizer_or_that_
         assert own == before and all(was == pytest.approx(10 * now) for was, now in rates.values())
 
 
+@pytest.mark.parametrize("kind", module_of(FOLDER / "finetune_fused.py").VARIANTS)
+def test_the_learned_temperature_goes_on_in_fine_tuning(kind):
+    """It comes along by the name of its term."""
+    first, second = load_stages(f"{FOLDER / 'finetune_fused.py'}:{kind}").values()
+    assert "itc" in first.terms and "itc" in second.terms
+
+
 def test_the_first_stage_of_fine_tuning_can_be_a_variant():
     first = load_stages(f"{FOLDER / 'finetune_fused.py'}:denoise_pixel_norm,smoke")["denoise_pixel_norm"]
     assert flatten(first) == flatten(load_config(f"{FOLDER / 'denoise.py'}:pixel_norm,smoke"))

@@ -14,6 +14,7 @@ from smke_jax.fused_forms import fused, seed
 from smke_jax.models.fields import build_from
 from smke_jax.models.towers import TEXT_TOWERS
 from smke_jax.networks.fused_towers import fused_towers
+from smke_jax.networks.start import lost_temperatures
 from smke_jax.objectives.fused_itm import fused_itm
 from smke_jax.objectives.itc import itc
 from smke_jax.objectives.mlm import mlm
@@ -216,6 +217,10 @@ def test_an_export_begins_the_next_run(tmp_path):
     found = again.start(shapes_of(again))
     jax.tree.map(np.testing.assert_array_equal, found.params, params)
     assert found.terms == {"itc": {"logit_scale": {"out": 3.0}}}
+    terms = {"contrast": {"logit_scale": {"out": 1.0}}, "itm": {}}
+    (line,) = lost_temperatures("towers", terms, found)
+    assert line == "towers: its learned temperature of 'itc' (out) is of no term here, and is left out"
+    assert not lost_temperatures("towers", {"itc": {"logit_scale": {"out": 1.0}}}, found)
     with pytest.raises(UserError, match="fusion.mlp_dim is 12 there and 13 here; set them alike"):
         other = network(fusion=part("concat", **{**SIZES, "mlp_dim": 13}), start=str(tmp_path))
         other.start(shapes_of(other))
