@@ -37,7 +37,8 @@ def get_config(variant: str = ""):
     c.batch_size, c.task = before.batch_size, before.task
     if not form.name:
         c.batch_size, c.total_steps, c.checkpoint.every = 256, 10 * 566, 566
-        c.task.update(data=("data/flickr30k",), max_length=30, crop_scale=(0.5, 1.0), flip=0.5)
+        views = {"crop_scale": (0.5, 1.0), "crop_ratio": (3 / 4, 4 / 3), "flip": 0.5}
+        c.task.update(data=("data/flickr30k",), max_length=30, **views)
         published(c, learning_rate=1e-5, final_rate=1e-6, warmup_fraction=0.0)
     else:
         c.optimizer = before.optimizer

@@ -12,6 +12,7 @@ patches what its image tower makes of them, and the hidden words which words the
 The sizes are ALBEF's, with a fusion of the 'concat' kind, in which patches are fused too: what the paper says of them
 could not be read.  `:seed` has those of the seed's authors: ViT-S/16 and BERT-small, whose last two layers are the
 fusion, Flickr30K alone, 15 epochs at a batch of 96; it has no small form.
+`seed_run` in smke_jax/fused_forms.py says what differs from it.
 Their code's masked representations collapsed to a loss of 2e-7.  Here the predictor is on the online side alone and the
 target is standardised, and the metrics `mrm/embedding_std/...` and `mim/embedding_std/...` say when either collapses;
 the loop warns of that.

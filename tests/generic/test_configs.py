@@ -7,13 +7,16 @@ from importlib import metadata
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from smke_jax import config_files, parts
 from smke_jax.config_files import load_config, load_rungs, load_stages, override
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
+from smke_jax.data.transforms import View
 from smke_jax.errors import UserError
 from smke_jax.forms import FORMS
 from smke_jax.selections.base import Selection
@@ -299,6 +302,23 @@ def test_fine_tuning_after_a_fusion_encoder_has_the_published_optimizer_or_that_
         before, own = (x.optimizer.to_dict() for x in load_stages(f"{location}:{variant}").values())
         rates = {name: (before.pop(name), own.pop(name)) for name in ("learning_rate", "final_rate")}
         assert own == before and all(was == pytest.approx(10 * now) for was, now in rates.values())
+
+
+def test_pretraining_with_a_fusion_encoder_has_the_published_settings():
+    """Spec B.3 and B.6."""
+    c = load_config(str(FOLDER / "albef.py"))
+    optimizer, warmup = c.optimizer, c.optimizer.warmup_fraction * c.total_steps
+    assert (optimizer.learning_rate, optimizer.final_rate, optimizer.weight_decay) == (1e-4, 1e-5, 0.02)
+    assert int(warmup + 1e-6) == 2_000 and not optimizer.lr_rules and not optimizer.decay_all
+    assert (c.batch_size, c.task.max_length, c.task.crop_scale, c.task.flip) == (512, 25, (0.2, 1.0), 0.5)
+    for location in ("mamo.py:seed", "denoise.py"):
+        c = load_config(f"{FOLDER / location}")
+        assert (c.batch_size, c.task.max_length, c.task.flip, c.optimizer.final_rate) == (96, 35, 0.0, 1e-5)
+        view = View(224, c.task.crop_scale, c.task.crop_ratio, c.task.flip)
+        for size in ((500, 333), (333, 500), (500, 250)):
+            for number in range(20):
+                box = view.crop(Image.new("RGB", size), np.random.default_rng(number)).box
+                np.testing.assert_allclose(box, (0, 0, *size), err_msg="the whole image, squashed", atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", module_of(FOLDER / "finetune_fused.py").VARIANTS)
