@@ -342,6 +342,7 @@ def test_the_first_stage_of_fine_tuning_can_be_a_variant():
         ([], "mim"),
         (["--config.terms.mlm.weight=0"], "mlm"),
         (["--config.networks.towers.hide_by=noise", "--config.networks.towers.random_words=1.0"], ""),
+        (["--config.terms.vicreg.pair=('masked_image/fused_cls','masked_text/fused_cls')"], ""),
         (["--config.terms.itm.weight=0", "--config.task.data_fraction=0.25"], "itm"),
     ],
     ids=lambda x: x if isinstance(x, str) else "",

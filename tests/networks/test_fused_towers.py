@@ -11,6 +11,7 @@ from smke_jax.convert.params_file import PARAMS, save_params
 from smke_jax.errors import UserError
 from smke_jax.forms import form_of
 from smke_jax.fused_forms import fused, seed
+from smke_jax.losses.collective import ALONE
 from smke_jax.models.fields import build_from
 from smke_jax.models.towers import TEXT_TOWERS
 from smke_jax.networks.fused_towers import fused_towers
@@ -18,6 +19,7 @@ from smke_jax.networks.start import lost_temperatures
 from smke_jax.objectives.fused_itm import fused_itm
 from smke_jax.objectives.itc import itc
 from smke_jax.objectives.mlm import mlm
+from smke_jax.objectives.vicreg import vicreg
 from smke_jax.parallel.mesh import make_mesh, put_batch
 from smke_jax.parts import part
 from smke_jax.passes.averaged import averaged
@@ -151,6 +153,16 @@ def test_words_are_found_with_the_clean_image_and_the_average_sees_the_same_mask
     hide = averaged(next(p for p in passes if p.name == "towers/hide_words"), "towers", "momentum", passes)
     seen = run([hide], {**batch(), "draws": made["draws"]}, {})
     np.testing.assert_array_equal(seen["momentum/masked_text/ids"], made["masked_text/ids"])
+
+
+def test_vicreg_can_compare_the_fused_states_of_both_masked_views():
+    _, _, made = with_draws(kind="concat", mask_cell=4)
+    pair = ("masked_image/fused_cls", "masked_text/fused_cls")
+    shapes = {name: jax.ShapeDtypeStruct(made[name].shape, jnp.float32) for name in pair}
+    term = vicreg(pair=pair)
+    value, _ = term.value(*term.init(jax.random.key(0), shapes), made, ALONE)
+    assert np.isfinite(value) and {made[name].shape for name in pair} == {(BATCH, SIZES["width"])}
+    assert np.abs(made[pair[0]] - made[pair[1]]).max() > 1e-3 and np.abs(made[pair[0]] - made["pair/cls"]).max() > 1e-3
 
 
 def test_pooled_over_the_tokens_padding_does_not_count():
