@@ -355,3 +355,13 @@ def test_what_denoising_can_leave_out(flags, gone, monkeypatch):
     config.num_devices = 1
     experiment = build_experiment(config, None, FACTS)
     assert set(experiment.recipe.terms) == {"mim", "mlm", "itc", "itm", "vicreg"} - {gone}
+
+
+def test_a_target_that_the_predictor_does_not_have_is_refused_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "scenes", lambda *_: SCENES)
+    flag = "--config.evaluators.reconstruction.target=pixel"
+    config = override(load_config(f"{FOLDER / 'denoise.py'}:hog,smoke"), [flag])
+    config.num_devices = 1
+    with pytest.raises(UserError, match="target is pixel, and mim/target is hog: set target=hog, as the network patch"):
+        build.open_run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()
