@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from smke_jax.convert.interpolate import fitted
 from smke_jax.convert.params_file import digests, fit, load_params, read_description
 from smke_jax.convert.temperatures import by_level
 from smke_jax.errors import UserError
-from smke_jax.facts import Described, FromTask
+from smke_jax.facts import Described, FromTask, NumbersFromTask
 from smke_jax.limits import AT_LEAST_1, SHARE
 from smke_jax.models.fields import check_fields
 from smke_jax.models.fused_towers import POOLS, build_fused_towers
@@ -35,6 +36,7 @@ def fused_towers(
     *,
     vocab_size: FromTask,
     mask_token: FromTask = -1,
+    special_tokens: NumbersFromTask = (),
     image: Mapping[str, Any],
     text: Mapping[str, Any],
     fusion: Mapping[str, Any],
@@ -63,7 +65,8 @@ def fused_towers(
 
     Its passes: see smke_jax/passes/fuse.py.  Masked views and wrong pairs need the selections `draws` and
     `hard_negatives`.
-    vocab_size, mask_token: of the task's tokenizer; mask_token is -1 where it has no [MASK]
+    vocab_size, mask_token, special_tokens: of the task's tokenizer; mask_token is -1 where it has no [MASK], and no
+                  random word is one of special_tokens
     embed:        channels of 'image/out' and 'text/out', which retrieval compares
     pool:         what these are made of: 'cls', or the 'mean' over the tokens without padding
     text_ratio, text_unit: the share of the words of a caption that are masked: of single 'token's, or of 'word's
@@ -96,7 +99,8 @@ def fused_towers(
         **statistics_of(said),
     }  # fmt: skip
     model = build_fused_towers(description | {"remat": remat})
-    how = TextMask(text_ratio, text_unit, random_words, kept_words, None if mask_token < 0 else mask_token, vocab_size)
+    strangers = np.setdiff1d(np.arange(vocab_size, dtype=np.int32), special_tokens)
+    how = TextMask(text_ratio, text_unit, random_words, kept_words, None if mask_token < 0 else mask_token, strangers)
 
     hiding = hiding_of(mask_cell, mask_ratio, hide_by, noise, hog_cells)
     if hiding:

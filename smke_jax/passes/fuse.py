@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from smke_jax.errors import UserError
 from smke_jax.models.fused_towers import FusedTowers
@@ -21,7 +22,7 @@ class TextMask(NamedTuple):
     random: float
     kept: float
     mask_token: int | None
-    vocab_size: int
+    strangers: np.ndarray
 
 
 def towers(model: FusedTowers, network: str, *, mean=MEAN, std=STD) -> tuple[Pass, Pass]:

@@ -31,7 +31,9 @@ from smke_jax.training.step import needed
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
 SCENES = make_scenes(96, 16)
-FACTS = {"num_images": 1000, "vocab_size": 30_522, "mask_token": 103, "classes": 5, "class_names": list("abcde")}
+FACTS = {"num_images": 1000, "vocab_size": 30_522, "mask_token": 103, "special_tokens": [0, 100, 101, 102, 103]} | {
+    "classes": 5, "class_names": list("abcde")
+}  # fmt: skip
 
 
 def module_of(path: Path):

@@ -124,6 +124,15 @@ def with_draws(**fields):
     return own, params, run(passes, arrays, params)
 
 
+def test_a_random_word_is_no_special_token():
+    for special, found in (((0, 1, 2, 3, 4), set(range(5, VOCAB))), (tuple(range(VOCAB - 1)), {VOCAB - 1})):
+        own = network(random_words=1.0, text_ratio=1.0, special_tokens=special)
+        (hide,) = (p for p in own.forward("towers", {}) if p.name == "towers/hide_words")
+        made = run([hide], {**batch(), "draws": np.arange(BATCH, dtype=np.int32)}, {})
+        ids = np.asarray(made["masked_text/ids"])[np.asarray(made["masked_text/chosen"])]
+        assert set(ids) <= found and len(set(ids)) > min(10, len(found) - 1)
+
+
 @pytest.mark.parametrize("unit", ["token", "word"])
 def test_labels_are_the_words_that_stood_at_the_masked_places(unit):
     own, params, made = with_draws(text_unit=unit)
