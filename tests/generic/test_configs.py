@@ -342,10 +342,13 @@ def test_the_first_stage_of_fine_tuning_can_be_a_variant():
         (["--config.terms.itc.weight=0", "--config.selections.hard_negatives.hardness=14"], "itc"),
         (["--config.terms.vicreg.weight=0", "--config.networks.towers.text_ratio=0.6"], "vicreg"),
         ([], "mim"),
-        (["--config.terms.mlm.weight=0"], "mlm"),
+        (["--config.terms.mlm.weight=0", "--config.evaluators.words.split="], "mlm"),
         (["--config.networks.towers.hide_by=noise", "--config.networks.towers.random_words=1.0"], ""),
         (["--config.terms.vicreg.pair=('masked_image/fused_cls','masked_text/fused_cls')"], ""),
-        (["--config.terms.itm.weight=0", "--config.task.data_fraction=0.25"], "itm"),
+        (
+            ["--config.terms.itm.weight=0", "--config.evaluators.rerank.split=", "--config.task.data_fraction=0.25"],
+            "itm",
+        ),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -357,6 +360,8 @@ def test_what_denoising_can_leave_out(flags, gone, monkeypatch):
     config.num_devices = 1
     experiment = build_experiment(config, None, FACTS)
     assert set(experiment.recipe.terms) == {"mim", "mlm", "itc", "itm", "vicreg"} - {gone}
+    measured = {"rerank": "itm", "words": "mlm", "reconstruction": "mim"}
+    assert set(experiment.recipe.evaluators) == {"retrieval", *(x for x in measured if measured[x] != gone)}
 
 
 def test_a_target_that_the_predictor_does_not_have_is_refused_before_the_run(tmp_path, monkeypatch):
