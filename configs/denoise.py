@@ -17,9 +17,13 @@ The sizes are the seed's: ViT-S/16 and BERT-small, whose last two layers are the
 What can be left out or changed:
 - the share of hidden words: `--config.networks.towers.text_ratio=0.25`, 0.5, 0.6; of the images that are seen:
   `--config.task.data_fraction=0.25`, 0.5, which are nested
-- VICReg: `--config.terms.vicreg.weight=0`; contrast: `--config.terms.itc.weight=0`, with
+- VICReg: `--config.terms.vicreg.weight=0`; of the fused states of both masked views in place of the embeddings:
+  `--config.terms.vicreg.pair=('masked_image/fused_cls','masked_text/fused_cls')`
+- contrast: `--config.terms.itc.weight=0`, with
   `--config.selections.hard_negatives.hardness=14`, as then no scale is learned
-- matching: `--config.terms.itm.weight=0`; words: `--config.terms.mlm.weight=0`; patches: `configs/denoise.py:words`
+- matching: `--config.terms.itm.weight=0`; words: `--config.terms.mlm.weight=0`; patches: `configs/denoise.py:words`.
+  Nothing trains the head of a term that is left out, and what its evaluator then measures is chance: switch it off
+  beside the term, with `--config.evaluators.rerank.split=` or `--config.evaluators.words.split=`
 - noise in place of masks: `--config.networks.towers.hide_by=noise`, which adds Gaussian noise to the hidden pixels
   (`--config.networks.towers.noise=0.5`), and `--config.networks.towers.random_words=1.0`: any word in place of [MASK]
 - the moving average's features as the target, and masked representations: configs/mamo.py

@@ -11,9 +11,11 @@ patches what its image tower makes of them, and the hidden words which words the
 
 The sizes are ALBEF's, with a fusion of the 'concat' kind, in which patches are fused too: what the paper says of them
 could not be read.  `:seed` has those of the seed's authors: ViT-S/16 and BERT-small, whose last two layers are the
-fusion, Flickr30K alone, 15 epochs at a batch of 96.  Their code's masked representations collapsed to a loss of 2e-7.
-Here the predictor is on the online side alone and the target is standardised, and the metrics
-`mrm/embedding_std/...` and `mim/embedding_std/...` say when either collapses; the loop warns of that.
+fusion, Flickr30K alone, 15 epochs at a batch of 96; it has no small form.
+`seed_run` in smke_jax/fused_forms.py says what differs from it.
+Their code's masked representations collapsed to a loss of 2e-7.  Here the predictor is on the online side alone and the
+target is standardised, and the metrics `mrm/embedding_std/...` and `mim/embedding_std/...` say when either collapses;
+the loop warns of that.
 
 `:no_ema` leaves out the moving average and the two losses of what it makes.  configs/finetune_fused.py fine-tunes what
 this one trains.  `--config.networks.towers.text_ratio=0.5` hides more words,
@@ -27,16 +29,17 @@ from smke_jax.fused_forms import cell, fused, fused_run, reranked, seed_run
 from smke_jax.parts import average, draws, fused_itm, hard_negatives, itc, masked_words, mim, mlm, mrm, patch_predictor
 
 VARIANTS = ("seed", "no_ema")
+ONE_SIZE = ("seed",)
 EPOCHS = 30
 
 
 def get_config(variant: str = ""):
-    kind, form = split_variant(variant, VARIANTS)
+    kind, form = split_variant(variant, VARIANTS, alone=ONE_SIZE)
     hidden = {"mask_cell": cell(form), "hide_by": "zero", "text_ratio": 0.25, "text_unit": "word"}
     c = fused_run(form)
     c.task = form.captioned()
     c.networks.towers = fused(form, "concat", **hidden)
-    if kind == "seed" and not form.name:
+    if kind == "seed":
         seed_run(c, form, **hidden)
     elif not form.name:
         c.total_steps = EPOCHS * c.checkpoint.every

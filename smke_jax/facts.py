@@ -10,5 +10,8 @@ FromTask = Annotated[int, "a number among the facts"]
 # The same of the names of a task's classes.
 NamesFromTask = Annotated[tuple[str, ...], "names among the facts"]
 
+# The same of a task's ids, such as those of special tokens.
+NumbersFromTask = Annotated[tuple[int, ...], "numbers among the facts"]
+
 # The type of the keyword `described`: what a network's file said of it when the run began; empty when it begins.
 Described = Annotated[Mapping[str, Any] | None, "what a file said"]

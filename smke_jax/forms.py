@@ -435,12 +435,19 @@ def form_of(name: str) -> Thesis:
     return split_variant(name)[1]
 
 
-def split_variant(variant: str, known: tuple[str, ...] = ()) -> tuple[str, Thesis]:
-    """('before', the form) of 'before,flickr8k': one of `known`, and one of the FORMS; either may be left out."""
+def split_variant(variant: str, known: tuple[str, ...] = (), alone: tuple[str, ...] = ()) -> tuple[str, Thesis]:
+    """('before', the form) of 'before,flickr8k': one of `known`, and one of the FORMS; either may be left out.
+
+    alone: those of `known` that have one size, and so no form
+    """
     kind, _, form = variant.rpartition(",")
     if form in known and not kind:
         kind, form = form, ""
     if kind not in ("", *known) or form not in FORMS:
         kinds = f"{', '.join(known)}, alone or with a form (as {known[0]},smoke); forms: " if known else ""
         raise UserError(f"unknown variant {variant!r}: there are {kinds}{', '.join(filter(None, FORMS))}")
+    if kind in alone and form:
+        raise UserError(
+            f"variant {variant!r}: {kind} is of one size, which no form changes: give {kind} or {form} alone"
+        )
     return kind, FORMS[form]

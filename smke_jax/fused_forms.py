@@ -22,6 +22,11 @@ def fused_run(form: Thesis) -> ConfigDict:
     return c
 
 
+def published(c: ConfigDict, **fields: Any) -> None:
+    """Gives `c` ALBEF's optimizer (spec B.3): every parameter at the same rate, that of PyTorch's AdamW otherwise."""
+    c.optimizer.update(weight_decay=0.02, betas=(0.9, 0.999), eps=1e-8, reference_batch=0, lr_rules=(), **fields)
+
+
 def reranked(form: Thesis, **fields: Any) -> ConfigDict:
     """Re-ranking on the split that runs of `form` are evaluated on, of as many of each query as it has time for."""
     k = {"": 128, "smoke": 4}.get(form.name, 32)
@@ -57,13 +62,20 @@ def seed(kind: str, **fields: Any) -> ConfigDict:
 
 
 def seed_run(c: ConfigDict, form: Thesis, **fields: Any) -> None:
-    """Makes `c` the seed's run: its towers with a 'concat' fusion, Flickr30K alone, 15 epochs at a batch of 96."""
+    """Makes `c` the seed's run: its towers with a 'concat' fusion, Flickr30K alone, 15 epochs at a batch of 96.
+
+    Source: spec B.2 and B.6.  Its views are whole images at 224 x 224, whatever their aspect, never mirrored.  What
+    differs: there is no RandAugment; the rate falls until the last step, where theirs stays at 1e-5 for three epochs;
+    'match' is one layer, where theirs has two; the head of masked words begins at random, where theirs is BERT's own.
+    """
     c.batch_size, c.total_steps, c.checkpoint.every = 96, 15 * 1_511, 1_511
     c.optimizer.update(
         learning_rate=2.5e-4, final_rate=1e-5, warmup_fraction=0.2, weight_decay=0.01, decay_all=True,
         betas=(0.9, 0.999), eps=1e-8, clip_norm=1.0, reference_batch=0, lr_rules=(),
     )  # fmt: skip
-    c.task = form.pairs(data=("data/flickr30k",), tokenizer="weights/bert-small/tokenizer", max_length=35)
+    # No crop of the whole area fits, and then the largest box within `crop_ratio` is taken, which is the whole image.
+    whole = {"crop_scale": (1.0, 1.0), "crop_ratio": (1 / 3, 3.0), "flip": 0.0}
+    c.task = form.pairs(data=("data/flickr30k",), tokenizer="weights/bert-small/tokenizer", max_length=35, **whole)
     c.networks.towers = seed("concat", **fields)
 
 

@@ -25,7 +25,7 @@ from smke_jax.assets import ASSETS
 from smke_jax.config import base
 from smke_jax.errors import UserError, nearest
 from smke_jax.evaluators import EVALUATORS
-from smke_jax.facts import Described, FromTask, NamesFromTask
+from smke_jax.facts import Described, FromTask, NamesFromTask, NumbersFromTask
 from smke_jax.models import MODELS
 from smke_jax.models.fields import defaults_of
 from smke_jax.networks import NETWORKS
@@ -155,7 +155,7 @@ def find(type: str) -> tuple[str, Callable]:
 def defaults(room: str, builder: Callable) -> dict[str, Any]:
     """{field: default} of a builder; a field without one is `inspect.Parameter.empty`."""
     hints = typing.get_type_hints(builder, include_extras=True)
-    hidden = {name for name, hint in hints.items() if hint in (FromTask, NamesFromTask, Described)}
+    hidden = {name for name, hint in hints.items() if hint in (FromTask, NamesFromTask, NumbersFromTask, Described)}
     if isinstance(builder, type) and issubclass(builder, nn.Module):
         given = defaults_of(builder).items()
         found = {name: inspect.Parameter.empty if x is dataclasses.MISSING else x for name, x in given}

@@ -85,6 +85,11 @@ class Tokenizer:
             mask[row, : len(tokens)] = 1
         return ids, mask
 
+    @property
+    def special_ids(self) -> list[int]:
+        """The ids of the special tokens, those of SPECIAL_TOKENS that the vocabulary has."""
+        return np.flatnonzero(self._kinds[0]).tolist()
+
     def word_numbers(self, ids: np.ndarray) -> np.ndarray:
         """Which word of its text each token of a WordPiece belongs to: int32 (B, L), counted from 0.
 

@@ -1,10 +1,11 @@
 """What an evaluator is, and what an asset is: both are made by running passes over a whole split."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from smke_jax.passes.base import Pass
 from smke_jax.tasks.base import Split, Task
 
 
@@ -49,6 +50,7 @@ class Evaluator(NamedTuple):
     every: steps; 0 measures after the last step alone
     best:  the scalar that ranks checkpoints; of a name that ends in 'loss' the lowest value is the best.  '' ranks none
     check: (task, split) -> None: opens what `run` reads besides, before a run begins; UserError for what is not there
+    check_passes: (the passes that make `needs`) -> None: UserError where they make what `run` would mistake
     adds:  arrays that `run` adds to the split by itself
     stored: whether features that an asset keeps of the split may stand for what they were made of; False for an
            evaluator that runs the networks on rows of its own
@@ -62,6 +64,7 @@ class Evaluator(NamedTuple):
     check: Callable[[Task, Split], None] = lambda task, split: None
     stored: bool = True
     adds: tuple[str, ...] = ()
+    check_passes: Callable[[Sequence[Pass]], None] = lambda passes: None
 
     def rank(self, figures: Figures) -> float | None:
         """The number by which checkpoints are ranked: higher is better.  None where this evaluator ranks none."""

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from smke_jax.errors import UserError
-from smke_jax.evaluators.top_k import match_ranks
+from smke_jax.evaluators.top_k import ranks_and_best
 
 RECALL_AT = (1, 5, 10)
 
@@ -26,13 +26,25 @@ class Ranks(NamedTuple):
 
 def retrieval_ranks(images, texts, caption_image, *, chunk_size: int = 1024) -> Ranks:
     """Of images (N, D) and texts (M, D), scored by dot products; caption_image (M,) is the row of each text's image."""
+    return ranks_with_best(images, texts, caption_image, 0, chunk_size=chunk_size)[0]
+
+
+def ranks_with_best(
+    images, texts, caption_image, k: int, *, chunk_size: int = 1024
+) -> tuple[Ranks, tuple[np.ndarray, np.ndarray]]:
+    """`retrieval_ranks`, and by the same scores the best `k` texts of each image and the best `k` images of each text.
+
+    The best are (N, k) and (M, k), or as wide as the gallery where that is smaller.
+    """
     caption_image = np.asarray(caption_image)
     image_ids = np.arange(len(images))
-    return Ranks(
-        match_ranks(images, texts, image_ids, caption_image, chunk_size=chunk_size),
-        match_ranks(texts, images, caption_image, image_ids, chunk_size=chunk_size),
-        caption_image,
+    of_images, texts_found = ranks_and_best(
+        images, texts, image_ids, caption_image, min(k, len(texts)), chunk_size=chunk_size
     )
+    of_texts, images_found = ranks_and_best(
+        texts, images, caption_image, image_ids, min(k, len(images)), chunk_size=chunk_size
+    )
+    return Ranks(of_images, of_texts, caption_image), (texts_found, images_found)
 
 
 def read_ranks(path: str | Path) -> Ranks:

@@ -1,7 +1,7 @@
 """What a run makes of hidden patches of images that it has not seen, in figures and in pictures (spec B.9)."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -9,12 +9,14 @@ import numpy as np
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Encode, Evaluator, Figures
 from smke_jax.limits import AT_LEAST_1
+from smke_jax.passes.base import Pass
 from smke_jax.tasks.base import Column, Split, Task, chosen_rows
 
 DRAWS = "draws"  # the array from which passes draw what they hide; in training a selection makes it
 ROWS = 64  # images that are encoded at a time: the patches of so many in pixels are 40 MB at a ViT-B's size
 TEXTS = "text"  # what the names of arrays of captions begin with
 BINS = 9  # of HOG
+RAW = ("hog", "pixel", "pixel_norm")  # targets that are made of the image itself
 
 
 class Reconstruction(NamedTuple):
@@ -44,7 +46,7 @@ def reconstruction(
     image:    what the image tower makes
     pictures: how many of them a report shows
     """
-    if target not in ("hog", "pixel", "pixel_norm", "ema"):
+    if target not in (*RAW, "ema"):
         raise UserError(f"target is {target!r}: give that of the patch_predictor, hog, pixel, pixel_norm or ema")
     AT_LEAST_1.check("images", images)
     figures = (f"{makes}/error", f"{makes}/prediction", f"{makes}/target", f"masked_{image}/chosen")
@@ -73,12 +75,20 @@ def reconstruction(
             made = encode((*figures, *shown), few)
             raw = few.columns["image"].read(range(len(made[figures[0]])))
             own = {name.rpartition("/")[2]: x for name, x in made.items()}
-            _check_target(target, makes, own["prediction"].shape[2], own["pixel"].shape[2])
             examples = lambda: {"reconstructions": reconstructions(raw, target, own)}  # noqa: E731
         return Figures(scalars, record, {}, summary, examples)
 
+    def check_passes(passes: Sequence[Pass]) -> None:
+        (maker,) = (p for p in passes if f"{makes}/target" in p.provides)
+        made_of = next((kind for kind in RAW if f"{image}/{kind}" in maker.needs), "ema")
+        if made_of != target:
+            raise UserError(
+                f"reconstruction: target is {target}, and {makes}/target is {made_of}: set target={made_of}, as the "
+                f"network {maker.name} has it"
+            )
+
     needs = (*figures, *(() if target == "ema" else shown))
-    return Evaluator(needs, run, split, every, best="loss", stored=False, adds=(DRAWS,))
+    return Evaluator(needs, run, split, every, best="loss", stored=False, adds=(DRAWS,), check_passes=check_passes)
 
 
 def drawn_rows(on: Split, count: int, seed: int = 0) -> tuple[np.ndarray, Split]:
@@ -120,15 +130,6 @@ def reconstructions(raw: np.ndarray, target: str, made: Mapping[str, np.ndarray]
         pixels = unpatchified(np.where(hidden[:, :, None], found, made["pixel"]))
         drawn = [_as_uint8(pixels, raw, known), raw]
     return [Reconstruction(*own) for own in zip(raw, seen, *drawn, strict=True)]
-
-
-def _check_target(target: str, makes: str, channels: int, of_pixels: int) -> None:
-    fits = channels % (3 * BINS) == 0 if target == "hog" else channels == of_pixels
-    if not fits:
-        raise UserError(
-            f"{makes}/prediction has {channels} channels, which is no {target}: set target to that of the network that "
-            "makes it"
-        )
 
 
 def unpatchified(patches: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Encode, Evaluator, Figures
 from smke_jax.evaluators.examples import image_to_text, text_to_image
-from smke_jax.evaluators.ranks import RECALL_AT, Ranks, retrieval_ranks
+from smke_jax.evaluators.ranks import RECALL_AT, Ranks, ranks_with_best
 from smke_jax.evaluators.recalls import DIRECTIONS, format_table, retrieval_metrics
 from smke_jax.tasks.base import Split, Task
 
@@ -26,10 +26,14 @@ class Retrieval(NamedTuple):
     texts: np.ndarray  # (M, D), L2-normalised
     caption_image: np.ndarray  # (M,) row of each caption's image
     captions: Sequence[str]  # M
+    best: tuple[np.ndarray, np.ndarray] = ()  # (N, k) texts of each image, (M, k) images of each text, best first
 
 
-def retrieve(encode: Encode, split: Split, level: str) -> Retrieval:
-    """All images and all captions of `split` by the cosine of their representations 'image/<level>', 'text/<level>'."""
+def retrieve(encode: Encode, split: Split, level: str, k: int = 0) -> Retrieval:
+    """All images and all captions of `split` by the cosine of their representations 'image/<level>', 'text/<level>'.
+
+    k: how many of the best of each query are told, which are all where the gallery is smaller
+    """
     images, texts = (encode((name,), split)[name] for name in (f"image/{level}", f"text/{level}"))
     images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
     captions, caption_image = split.facts["captions"], split.facts["caption_image"]
@@ -37,9 +41,9 @@ def retrieve(encode: Encode, split: Split, level: str) -> Retrieval:
     read = ["image"] if "image" in said else [name for name in said if name != "text"]
     about = (said[name] for name in (*read, "text"))
     protocol = ", ".join((split.name, "any-of-n", f"cosine of '{level}'", *about))
-    ranks = retrieval_ranks(images, texts, caption_image)
+    ranks, best = ranks_with_best(images, texts, caption_image, k)
     metrics = retrieval_metrics(images, texts, caption_image, protocol=protocol, ranks=ranks)
-    return Retrieval(metrics, ranks, images, texts, caption_image, captions)
+    return Retrieval(metrics, ranks, images, texts, caption_image, captions, best)
 
 
 def retrieval(*, split: str = "dev", level: str = "out", every: int = 0, best: str = SUM) -> Evaluator:

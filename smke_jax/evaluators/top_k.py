@@ -28,9 +28,18 @@ def match_ranks(queries, gallery, query_image, gallery_image, *, chunk_size: int
     needs at least one own row. rank = 1 + rows scoring strictly higher + foreign rows that score the same and
     have a smaller index: the place a stable descending sort gives. Holds `chunk_size` x N scores at a time.
     """
+    return ranks_and_best(queries, gallery, query_image, gallery_image, 0, chunk_size=chunk_size)[0]
+
+
+def ranks_and_best(queries, gallery, query_image, gallery_image, k, *, chunk_size: int = 1024):
+    """`match_ranks` (Q,), and the best `k` rows of the gallery (Q, k) int64 as of `top_matches`, by the same scores.
+
+    The rank of a query is at most k exactly where one of its best k is its own: scores computed apart could differ
+    in the last bit.
+    """
     _check_chunk(chunk_size)
     index = np.arange(len(gallery))
-    ranks = np.empty(len(queries), np.int64)
+    ranks, best_rows = np.empty(len(queries), np.int64), np.empty((len(queries), k), np.int64)
     for start in range(0, len(queries), chunk_size):
         rows = slice(start, start + chunk_size)
         # The own score is read out of the same product: computed apart, it could differ in the last bit.
@@ -41,7 +50,9 @@ def match_ranks(queries, gallery, query_image, gallery_image, *, chunk_size: int
         first_own = np.argmax(own & tied, axis=1)[:, None]
         ahead = (scores > best) | (tied & (index < first_own))
         ranks[rows] = 1 + ahead.sum(axis=1)
-    return ranks
+        if k:
+            best_rows[rows] = np.asarray(jax.lax.top_k(scores, k)[1])  # leftmost first among equals
+    return ranks, best_rows
 
 
 def top_matches(queries, gallery, k: int, chunk_size: int = 1024) -> tuple[np.ndarray, np.ndarray]:

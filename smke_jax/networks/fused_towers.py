@@ -5,12 +5,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from smke_jax.convert.interpolate import fitted
 from smke_jax.convert.params_file import digests, fit, load_params, read_description
 from smke_jax.convert.temperatures import by_level
 from smke_jax.errors import UserError
-from smke_jax.facts import Described, FromTask
+from smke_jax.facts import Described, FromTask, NumbersFromTask
 from smke_jax.limits import AT_LEAST_1, SHARE
 from smke_jax.models.fields import check_fields
 from smke_jax.models.fused_towers import POOLS, build_fused_towers
@@ -22,7 +23,7 @@ from smke_jax.networks.start import FITTING, RANDOM, differences, tower_start, v
 from smke_jax.networks.two_towers import TOWERS, check_image, pixels_said
 from smke_jax.passes.base import statistics_of
 from smke_jax.passes.fuse import TextMask, masked_images, masked_texts, pairs, towers
-from smke_jax.passes.hidden_patches import MASK_TOKEN, TOKEN, Hiding
+from smke_jax.passes.hidden_patches import MASK_TOKEN, TOKEN, hiding_of
 from smke_jax.passes.patch_targets import check_hog, patch_targets
 from smke_jax.passes.text_masks import UNITS
 
@@ -35,6 +36,7 @@ def fused_towers(
     *,
     vocab_size: FromTask,
     mask_token: FromTask = -1,
+    special_tokens: NumbersFromTask = (),
     image: Mapping[str, Any],
     text: Mapping[str, Any],
     fusion: Mapping[str, Any],
@@ -63,7 +65,8 @@ def fused_towers(
 
     Its passes: see smke_jax/passes/fuse.py.  Masked views and wrong pairs need the selections `draws` and
     `hard_negatives`.
-    vocab_size, mask_token: of the task's tokenizer; mask_token is -1 where it has no [MASK]
+    vocab_size, mask_token, special_tokens: of the task's tokenizer; mask_token is -1 where it has no [MASK], and no
+                  random word is one of special_tokens
     embed:        channels of 'image/out' and 'text/out', which retrieval compares
     pool:         what these are made of: 'cls', or the 'mean' over the tokens without padding
     text_ratio, text_unit: the share of the words of a caption that are masked: of single 'token's, or of 'word's
@@ -96,9 +99,10 @@ def fused_towers(
         **statistics_of(said),
     }  # fmt: skip
     model = build_fused_towers(description | {"remat": remat})
-    how = TextMask(text_ratio, text_unit, random_words, kept_words, None if mask_token < 0 else mask_token, vocab_size)
+    strangers = np.setdiff1d(np.arange(vocab_size, dtype=np.int32), special_tokens)
+    how = TextMask(text_ratio, text_unit, random_words, kept_words, None if mask_token < 0 else mask_token, strangers)
 
-    hiding = Hiding(mask_cell, mask_ratio, hide_by, noise) if mask_cell else None
+    hiding = hiding_of(mask_cell, mask_ratio, hide_by, noise, hog_cells)
     if hiding:
         if image["type"] not in VITS:
             raise UserError(f"mask_cell hides patches, and an image tower {image['type']} has none: set it to 0")
@@ -155,6 +159,8 @@ def _check(image, text, fusion, pool, unit) -> None:
             f"the layers of a 'cross' fusion continue those of the text: set fusion.width={text['width']}, "
             f"the width of the text tower, not {fusion['width']}"
         )
+    if text.get("word_width"):
+        raise UserError("text.word_width: the head of words reads a table as wide as the layers, set it to 0")
     if pool not in POOLS:
         raise UserError(f"pool {pool!r} is neither {' nor '.join(POOLS)}")
     if unit not in UNITS:

@@ -15,7 +15,7 @@ from smke_jax.networks.description import check_depth, described_by
 from smke_jax.networks.encoders import check_pixels
 from smke_jax.networks.start import RANDOM, tower_start
 from smke_jax.passes.base import statistics_of
-from smke_jax.passes.hidden_patches import TOKEN, Hiding
+from smke_jax.passes.hidden_patches import TOKEN, hiding_of
 from smke_jax.passes.masked_image_tower import ENCODER, masked_image, whole_image
 from smke_jax.passes.patch_targets import check_hog, patch_targets
 
@@ -53,7 +53,8 @@ def masked_image_tower(
     depth:      how many of the first layers are kept; None is all of them
     mask_cell:  pixels per side of the blocks that are hidden; 0 hides nothing, and no masked image is made
     mask_ratio: share of the blocks that are hidden, rounded up
-    hide_by:    token | zero | noise, see `smke_jax.passes.hidden_patches.Hiding`; noise: its standard deviation
+    hide_by:    token | zero | noise, see `smke_jax.passes.hidden_patches.Hiding`
+    noise:      standard deviation of what hide_by=noise adds
     hog_cells:  per side of a patch; MaskFeat has two
     dropout:    in every layer, while it is trained
     remat:      of smke_jax.models.layers.REMAT
@@ -71,7 +72,7 @@ def masked_image_tower(
     size, patch = image_size or said["image_size"], said["patch_size"]
     if size % patch:
         raise UserError(f"image_size {size} is no multiple of the patch size {patch}: set it to one")
-    hiding = Hiding(mask_cell, mask_ratio, hide_by, noise) if mask_cell else None
+    hiding = hiding_of(mask_cell, mask_ratio, hide_by, noise, hog_cells)
     if hiding:
         hiding.check(size, patch)
         check_hog(patch, hog_cells)

@@ -145,3 +145,17 @@ def describe_origins(name: str, params: Any, start: Start | None) -> list[str]:
         for part in params
         if jax.tree.leaves(params[part])
     ]
+
+
+def lost_temperatures(name: str, terms: Any, start: Start | None) -> list[str]:
+    """One line for each term whose learned temperature came along with the network `name` and finds no place.
+
+    terms: {term: its parameters} of the run
+    """
+    of_run = {term: set(own.get("logit_scale", ())) for term, own in terms.items()}
+    came = {term: own["logit_scale"] for term, own in (start.terms if start else {}).items() if "logit_scale" in own}
+    return [
+        f"{name}: its learned temperature of {term!r} ({', '.join(levels)}) is of no term here, and is left out"
+        for term, levels in came.items()
+        if not of_run.get(term, set()) & set(levels)
+    ]

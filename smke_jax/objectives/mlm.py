@@ -8,8 +8,10 @@ from smke_jax.losses.masked import masked_words
 from smke_jax.objectives.base import Term
 from smke_jax.objectives.ramps import ramped
 
+OF_ALBEF = 0.4  # the share of the momentum encoder's words
 
-def mlm(teacher: str = "", share: float = 0.4, ramp_steps: int = 0) -> Term:
+
+def mlm(teacher: str = "", share: float = OF_ALBEF, ramp_steps: int = 0) -> Term:
     """Mean over all masked tokens of the cross entropy of 'masked_text/logits' (B, M, V) with the token that was there.
 
     Needs 'masked_text/labels' (B, M) too, -1 where there is none.
@@ -19,6 +21,8 @@ def mlm(teacher: str = "", share: float = 0.4, ramp_steps: int = 0) -> Term:
     SHARE.check("share", share)
     if not teacher and ramp_steps:
         raise UserError("mlm.ramp_steps is of the teacher's share: name a teacher, or leave ramp_steps out")
+    if not teacher and share != OF_ALBEF:
+        raise UserError("mlm.share is the weight of a teacher's words: name a teacher, or leave share out")
     taught = f"{teacher}masked_text/logits"
 
     def init(key, shapes):

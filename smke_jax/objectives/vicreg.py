@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 
+from smke_jax.errors import UserError
 from smke_jax.losses.collective import size
 from smke_jax.losses.vicreg import vicreg as vicreg_parts
 from smke_jax.objectives.base import Term, equal_widths
@@ -30,6 +31,12 @@ def vicreg(
     weights = {"invariance": invariance, "variance": variance, "covariance": covariance}
 
     def init(key, shapes):
+        for name in pair:
+            if len(shapes[name].shape) != 2:
+                raise UserError(
+                    f"vicreg: {name} is {tuple(shapes[name].shape)}, and pair names one vector per row, (B, D): give "
+                    "that of a [CLS] or a mean, such as pair/cls"
+                )
         if not expander:
             equal_widths("vicreg", shapes, a, b, remedy="give an expander, such as (512, 512)")
             return {}, ()

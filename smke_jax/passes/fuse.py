@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from smke_jax.errors import UserError
 from smke_jax.models.fused_towers import FusedTowers
@@ -21,7 +22,7 @@ class TextMask(NamedTuple):
     random: float
     kept: float
     mask_token: int | None
-    vocab_size: int
+    strangers: np.ndarray
 
 
 def towers(model: FusedTowers, network: str, *, mean=MEAN, std=STD) -> tuple[Pass, Pass]:
@@ -76,8 +77,9 @@ def pairs(model: FusedTowers, network: str) -> tuple[Pass, ...]:
 def masked_texts(model: FusedTowers, network: str, how: TextMask) -> tuple[Pass, ...]:
     """Captions with words hidden: 'masked_text/{ids,chosen}', 'masked_text/states', and fused with the clean image
 
-    'masked_text/fused' (B, L, D), 'masked_text/logits' (B, M, V) of the chosen places and 'masked_text/labels' (B, M),
-    the ids that stood there, -1 where a caption has fewer than M.  The masks are drawn from 'draws'.
+    'masked_text/fused' (B, L, D), 'masked_text/fused_cls' (B, D), 'masked_text/logits' (B, M, V) of the chosen places
+    and 'masked_text/labels' (B, M), the ids that stood there, -1 where a caption has fewer than M.  The masks are drawn
+    from 'draws'.
     """
 
     def hide(params, arrays, key, train):
@@ -95,17 +97,17 @@ def masked_texts(model: FusedTowers, network: str, how: TextMask) -> tuple[Pass,
     def fuse(params, arrays, key, train):
         own, chosen = params[network], arrays["masked_text/chosen"]
         states = arrays["image/states"], arrays["masked_text/states"]
-        tokens = _apply(model, own, "fuse", key, train, *states, arrays["text_mask"]).text
+        out = _apply(model, own, "fuse", key, train, *states, arrays["text_mask"])
         places = places_of(chosen, most_masked(chosen.shape[1], how.ratio, how.unit))
         here = jnp.take_along_axis(chosen, places, axis=1)
         labels = jnp.where(here, jnp.take_along_axis(arrays["text"], places, axis=1), NOTHING)
-        at_places = jnp.take_along_axis(tokens, places[:, :, None], axis=1)
+        at_places = jnp.take_along_axis(out.text, places[:, :, None], axis=1)
         table = own["text_encoder"]["word_embedding"]
         logits = model.apply({"params": own}, at_places, table, method="words")
-        return {"masked_text/fused": tokens, "masked_text/logits": logits, "masked_text/labels": labels}
+        return _named("masked_text", {"fused": out.text, "fused_cls": out.cls, "logits": logits, "labels": labels})
 
     words = ("text_words",) if how.mask_token is not None else ()
-    made = tuple(f"masked_text/{what}" for what in ("fused", "logits", "labels"))
+    made = tuple(f"masked_text/{what}" for what in ("fused", "fused_cls", "logits", "labels"))
     needs = ("image/states", "masked_text/states", "masked_text/chosen", "text", "text_mask")
     return (
         Pass(f"{network}/hide_words", (), ("text", *words, DRAWS), ("masked_text/ids", "masked_text/chosen"), hide),
@@ -117,7 +119,7 @@ def masked_texts(model: FusedTowers, network: str, how: TextMask) -> tuple[Pass,
 def masked_images(model: FusedTowers, network: str, hiding: Hiding, *, mean=MEAN, std=STD) -> tuple[Pass, Pass]:
     """Images with patches hidden: 'masked_image/{states,chosen,pixels}', and fused with the whole caption
 
-    'masked_image/fused' (B, N, D), at patches, and 'masked_image/fused_text' (B, L, D).
+    'masked_image/fused' (B, N, D), at patches, 'masked_image/fused_text' (B, L, D) and 'masked_image/fused_cls' (B, D).
     chosen (B, N) bool, True at hidden patches, drawn from 'draws'; pixels (B, S, S, 3), what the tower sees.
     """
     patch = model.image_encoder.patch_size
@@ -132,10 +134,10 @@ def masked_images(model: FusedTowers, network: str, hiding: Hiding, *, mean=MEAN
     def fuse(params, arrays, key, train):
         states = arrays["masked_image/states"], arrays["text/states"]
         out = _apply(model, params[network], "fuse", key, train, *states, arrays["text_mask"])
-        return {name: x for name, x in zip(fused, (out.text, out.image), strict=True) if x is not None}
+        return {name: x for name, x in zip(fused, (out.text, out.cls, out.image), strict=True) if x is not None}
 
-    fused = ("masked_image/fused_text", "masked_image/fused")
-    made = fused if model.fusion.fuses_patches else fused[:1]
+    fused = ("masked_image/fused_text", "masked_image/fused_cls", "masked_image/fused")
+    made = fused if model.fusion.fuses_patches else fused[:2]
     seen = tuple(f"masked_image/{name}" for name in ("states", "chosen", "pixels"))
     needs = ("masked_image/states", "text/states", "text_mask")
     return (

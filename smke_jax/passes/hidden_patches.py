@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.errors import UserError
-from smke_jax.limits import AT_LEAST_0
+from smke_jax.limits import AT_LEAST_0, AT_LEAST_1
 from smke_jax.passes.draws import OF_NOISE, keys_of
-from smke_jax.passes.image_masks import block_masks, check_blocks
+from smke_jax.passes.image_masks import block_masks, check_blocks, check_ratio
 
 TOKEN, ZERO, NOISE = "token", "zero", "noise"
 HIDING = (TOKEN, ZERO, NOISE)
@@ -30,11 +30,17 @@ class Hiding(NamedTuple):
     by: str = TOKEN
     noise: float = 1.0
 
-    def check(self, image_size: int, patch_size: int) -> None:
-        """Raises UserError where it does not fit images and patches of so many pixels."""
+    def check_options(self) -> None:
+        """Raises UserError for what no image could be hidden by, also where `cell` is 0 and nothing is hidden."""
         if self.by not in HIDING:
             raise UserError(f"hide_by is {self.by!r}: give {', '.join(HIDING[:-1])} or {HIDING[-1]}")
         AT_LEAST_0.check("noise", self.noise)
+        if self.by != NOISE and self.noise != self._field_defaults["noise"]:
+            raise UserError(f"noise is {self.noise}, and hide_by={self.by} adds none: set hide_by={NOISE}")
+        check_ratio(self.ratio)
+
+    def check(self, image_size: int, patch_size: int) -> None:
+        """Raises UserError where it does not fit images and patches of so many pixels."""
         check_blocks(image_size, patch_size, self.cell, self.ratio, whole=self.by == NOISE)
 
     def token(self, key: jax.Array, width: int) -> dict[str, jax.Array]:
@@ -42,6 +48,14 @@ class Hiding(NamedTuple):
         if self.by != TOKEN:
             return {}
         return {MASK_TOKEN: jax.nn.initializers.truncated_normal(0.02)(key, (width,))}
+
+
+def hiding_of(cell: int, ratio: float, by: str, noise: float, hog_cells: int) -> Hiding | None:
+    """What the options of a network say, None where `cell` is 0; UserError for an option that is wrong in any case."""
+    hiding = Hiding(cell, ratio, by, noise)
+    hiding.check_options()
+    AT_LEAST_1.check("hog_cells", hog_cells)
+    return hiding if cell else None
 
 
 def hidden_patches(pixels: jax.Array, draws: jax.Array, patch_size: int, hiding: Hiding) -> tuple[jax.Array, jax.Array]:

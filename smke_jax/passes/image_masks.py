@@ -33,14 +33,19 @@ def hidden_blocks(blocks: int, ratio: float) -> int:
     return math.ceil(ratio * blocks - 1e-9)
 
 
+def check_ratio(ratio: float) -> None:
+    """Raises UserError for a share of hidden blocks that is none."""
+    if not 0 < ratio <= 1:
+        raise UserError(f"mask_ratio is {ratio}: give a share above 0 and at most 1")
+
+
 def check_blocks(image_size: int, patch_size: int, cell: int, ratio: float, *, whole: bool = False) -> None:
     """Raises UserError where images of `image_size` pixels do not divide into blocks of `cell` pixels.
 
     patch_size: pixels per side of a patch, of which a block holds whole ones
     whole:      whether all of an image may be hidden
     """
-    if not 0 < ratio <= 1:
-        raise UserError(f"mask_ratio is {ratio}: give a share above 0 and at most 1")
+    check_ratio(ratio)
     if cell < 1 or cell % patch_size:
         raise UserError(f"mask_cell {cell} is no multiple of the patch size {patch_size}: set it to one")
     if image_size % cell:

@@ -71,17 +71,22 @@ def mean_of_layers(outputs: Sequence[jax.Array], mask: jax.Array | None = None, 
     -> (B, L, D)
     """
     total = sum(_over_tokens(x.astype(jnp.float32), mask) for x in outputs) / len(outputs)
-    return _standardised(total, lambda x: x.mean(axis=2, keepdims=True)) if layer_norm else total
+    return standardised(total) if layer_norm else total
 
 
 def _over_tokens(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     if mask is None:
-        return _standardised(x, lambda x: x.mean(axis=1, keepdims=True))
+        return standardised(x, lambda x: x.mean(axis=1, keepdims=True))
     kept = mask[:, :, None].astype(jnp.float32)
     count = jnp.maximum(kept.sum(axis=1, keepdims=True), 1)
-    return _standardised(x, lambda x: (x * kept).sum(axis=1, keepdims=True) / count)
+    return standardised(x, lambda x: (x * kept).sum(axis=1, keepdims=True) / count)
 
 
-def _standardised(x: jax.Array, mean: Callable[[jax.Array], jax.Array]) -> jax.Array:
+def _over_channels(x: jax.Array) -> jax.Array:
+    return x.mean(axis=-1, keepdims=True)
+
+
+def standardised(x: jax.Array, mean: Callable[[jax.Array], jax.Array] = _over_channels) -> jax.Array:
+    """`x` (B, L, D) with the mean 0 and the variance 1 of what `mean` averages: of each token over its channels."""
     centred = x - mean(x)
     return centred * jax.lax.rsqrt(mean(jnp.square(centred)) + EPS)

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.passes.base import Pass
-
-NORM_EPS = 1e-5
+from smke_jax.passes.layer_means import standardised
 
 
 class Target(NamedTuple):
@@ -48,8 +47,7 @@ def predict_patches(
     def run(params, arrays, key, train):
         wanted = jax.lax.stop_gradient(arrays[array].astype(jnp.float32))
         if target.unit:
-            centred = wanted - wanted.mean(axis=2, keepdims=True)
-            wanted = centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=2, keepdims=True) + NORM_EPS)
+            wanted = standardised(wanted)
         model = build(wanted.shape[-1])
         found = model.apply({"params": params[network]}, arrays[of].astype(jnp.float32))
         error = DISTANCES[target.distance](found - wanted).mean(axis=2)

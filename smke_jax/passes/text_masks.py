@@ -4,6 +4,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 UNITS = ("token", "word")
 ROUNDING = 1e-4  # 0.6 · 5 is not above 3
@@ -24,16 +25,17 @@ def mask_words(
     ratio: float,
     unit: str,
     mask_token: int,
-    vocab_size: int,
+    strangers: np.ndarray,
     random: float = 0.0,
     kept: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
     """One caption with some of its words hidden.  ids, words (L,) -> (ids (L,), where (L,) bool).
 
     ceil(ratio · n) of the n tokens are chosen, or of the n words with all of their pieces, by `unit`; special tokens,
-    at which `words` is -1, never.  A chosen token becomes `mask_token`, with the probability `random` any token of the
-    vocabulary, and with the probability `kept` it stays as it is.  Its label is the id that stood there.
-    words: the word that each token belongs to, -1 at special tokens, as 'text_words' of a task
+    at which `words` is -1, never.  A chosen token becomes `mask_token`, with the probability `random` any of the
+    `strangers`, and with the probability `kept` it stays as it is.  Its label is the id that stood there.
+    words:     the word that each token belongs to, -1 at special tokens, as 'text_words' of a task
+    strangers: ids (K,) of the vocabulary, without the special ones: [PAD] or [SEP] in place of a word would be no word
     Source: spec B.4, whose authors masked words before tokenising them.  BERT and ALBEF choose every token by itself
     with the probability 0.15, so that the number of masked tokens varies.
     """
@@ -47,7 +49,7 @@ def mask_words(
     chosen_units = place < jnp.ceil(ratio * number - ROUNDING)
     chosen = (units >= 0) & chosen_units[units]
     kind = jax.random.uniform(change, (length,))
-    stranger = jax.random.randint(other, (length,), 0, vocab_size, ids.dtype)
+    stranger = jnp.asarray(strangers, ids.dtype)[jax.random.randint(other, (length,), 0, len(strangers))]
     hidden = jnp.where(kind < random, stranger, jnp.where(kind < random + kept, ids, mask_token))
     return jnp.where(chosen, hidden, ids).astype(ids.dtype), chosen
 

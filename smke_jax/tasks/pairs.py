@@ -92,7 +92,7 @@ def pairs(
     )
     facts["vocab_size"] = words.vocab_size
     if words.mask_id is not None:
-        facts["mask_token"] = words.mask_id
+        facts |= {"mask_token": words.mask_id, "special_tokens": words.special_ids}
     crop = {"crop_scale": tuple(crop_scale), "crop_ratio": tuple(crop_ratio), "flip": flip}
 
     def finish(sizes: Mapping[str, int]) -> Task:

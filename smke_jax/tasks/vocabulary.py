@@ -17,10 +17,11 @@ MARK = "made_by_smke"  # an empty file beside a vocabulary that a run wrote itse
 
 
 class Assumed(NamedTuple):
-    """A vocabulary of which only the size is known; any id stands for its [MASK]."""
+    """A vocabulary of which only the size is known; any id stands for its [MASK], and none is special."""
 
     vocab_size: int
     mask_id: int = 0
+    special_ids: tuple[int, ...] = ()
 
 
 def words_of(keep: Path | None, *, size: int, **options: Any) -> "Tokenizer | Assumed":

@@ -330,7 +330,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
         identity = _identity(experiment, starts)
         for evaluator in experiment.recipe.evaluators.values():  # what is not there must not be found out after hours
             split = experiment.task.split(evaluator.split)
-            experiment.chosen(evaluator.needs, {*split.columns, *evaluator.adds})
+            evaluator.check_passes(experiment.chosen(evaluator.needs, {*split.columns, *evaluator.adds}))
             evaluator.check(experiment.task, split)
         for item in experiment.recipe.forward:
             if isinstance(item, Selection):

@@ -15,7 +15,7 @@ from smke_jax import atomic
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Figures
 from smke_jax.evaluators.encode import Encoder
-from smke_jax.networks.start import describe_origins, started
+from smke_jax.networks.start import describe_origins, lost_temperatures, started
 from smke_jax.parallel.mesh import put_batch, put_spread
 from smke_jax.parallel.process import gather_rows, stop_requests
 from smke_jax.parallel.rules import undivided
@@ -74,7 +74,7 @@ class _Loop:
     def __init__(self, plan: Plan, workdir: Path, checkpoints: Checkpointer, batches):
         self.plan, self.workdir, self.checkpoints, self.batches = plan, workdir, checkpoints, batches
         self.recipe, self.mesh, self.task = plan.experiment.recipe, plan.experiment.mesh, plan.experiment.task
-        self.warned = False
+        self.warned = set()  # metrics whose collapse has been told
         self.reporter = Reporter(workdir) if plan.report and jax.process_index() == 0 else None
         for line in undivided(plan.abstract, self.mesh, spread(self.recipe)):
             log.warning("%s", line)
@@ -207,7 +207,8 @@ class _Loop:
             log.info("%s parameters are trained", f"{count_parameters(state.params):,}")
             for name, start in plan.starts.items():
                 if name in state.params:
-                    log.info("%s", "\n".join(describe_origins(name, state.params[name], start)))
+                    said = describe_origins(name, state.params[name], start)
+                    log.info("%s", "\n".join((*said, *lost_temperatures(name, state.params["terms"], start))))
             return state, 0
         self.batches.set_state(found.data)
         log.info("continuing from step %d of %s", found.step, self.workdir)
@@ -222,12 +223,12 @@ class _Loop:
         writer.write(step, {**scalars, **progress.log(step, scalars["loss"]), "peak_memory_gib": peak_memory_gib()})
 
     def _warn_of_collapse(self, step, scalars):
-        """Says once that the embeddings of all examples have become nearly the same."""
-        low = {k: v for k, v in scalars.items() if "embedding_std/" in k and v < COLLAPSED}
-        if low and step > self.plan.watched_from and not self.warned:
+        """Says once of every metric that the embeddings of all examples have become nearly the same."""
+        low = {k: v for k, v in scalars.items() if "embedding_std/" in k and v < COLLAPSED and k not in self.warned}
+        if low and step > self.plan.watched_from:
             said = ", ".join(f"{k} {v:.2g}" for k, v in low.items())
             log.warning("step %d: all embeddings have become nearly the same (%s of at most 1)", step, said)
-            self.warned = True
+            self.warned.update(low)
 
     def _check(self, pending, state) -> None:
         """Stops where the loss or the gradients of an earlier step were not finite, keeping the ids of its batch."""

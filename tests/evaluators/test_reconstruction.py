@@ -5,6 +5,7 @@ import pytest
 
 from smke_jax.errors import UserError
 from smke_jax.evaluators.reconstruction import drawn_rows, hog_cells, reconstruction
+from smke_jax.networks.patch_predictor import patch_predictor
 from smke_jax.passes.patch_targets import patch_targets
 from smke_jax.reporting.evaluations import read_examples, write_examples
 from smke_jax.reporting.reconstructions import SIDE, reconstructions_section, strokes
@@ -137,12 +138,17 @@ def test_a_report_shows_them(tmp_path):
     assert reconstructions_section([], "") == ""
 
 
-@pytest.mark.parametrize(("target", "other"), [("hog", "pixel"), ("pixel", "hog"), ("pixel_norm", "hog")])
-def test_the_target_of_another_predictor_is_named(target, other):
-    encode, _ = encode_with(other)
-    channels = targets_of(IMAGES[:1])[f"image/{other}"].shape[2]
-    with pytest.raises(UserError, match=f"mim/prediction has {channels} channels, which is no {target}: set target to"):
-        reconstruction(target=target, images=4).run(encode, TASK, split())
+@pytest.mark.parametrize("target", ["hog", "pixel", "pixel_norm", "ema"])
+def test_the_target_of_another_predictor_is_named_before_the_run(target):
+    """Also of targets of as many channels, which no figure would give away."""
+    for other in ("hog", "pixel", "pixel_norm", "ema"):
+        passes = patch_predictor(target=other, average="teacher").forward("patches", {})
+        check = reconstruction(target=target).check_passes
+        if other == target:
+            check(passes)
+            continue
+        with pytest.raises(UserError, match=f"target is {target}, and mim/target is {other}: set target={other}, as"):
+            check(passes)
 
 
 def test_what_an_average_says_has_no_picture():

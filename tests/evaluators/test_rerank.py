@@ -9,6 +9,7 @@ from smke_jax.evaluators.encode import Encoder
 from smke_jax.evaluators.ranks import RECALL_AT, Ranks, read_ranks
 from smke_jax.evaluators.recalls import DIRECTIONS
 from smke_jax.evaluators.rerank import check_bound, rerank, reranked
+from smke_jax.evaluators.retrieval import retrieve
 from smke_jax.parallel.mesh import make_mesh
 from smke_jax.passes.base import Pass
 from smke_jax.reporting.evaluations import read_evaluations
@@ -151,6 +152,18 @@ def test_in_little_memory_it_finds_the_same():
     assert free.encoded == IMAGES + len(OWNERS) + 2 < tight.encoded, "and encodes captions several times"
 
 
+def test_scores_that_are_not_finite_are_refused():
+    class Broken(Recorded):
+        def __call__(self, names, on):
+            found = super().__call__(names, on)
+            if names == ("pair/match",):
+                found["pair/match"] = np.where(np.arange(2) == 1, np.nan, found["pair/match"])
+            return found
+
+    with pytest.raises(UserError, match="rerank: [0-9]+ of [0-9]+ match scores are NaN or infinity"):
+        rerank(k=3).run(Broken(), None, split())
+
+
 def test_equal_scores_keep_the_order_of_the_gallery():
     best = np.array([[7, 2, 5], [7, 2, 5], [1, 0, 3]])
     right = np.array([[True, False, False], [False, True, True], [False] * 3])
@@ -160,10 +173,31 @@ def test_equal_scores_keep_the_order_of_the_gallery():
 
 def test_more_than_the_first_stage_holds_is_an_error_of_ours():
     first = Ranks(np.array([1, 30]), np.array([40, 2]), np.array([0, 1]))
-    lists = {direction: np.zeros((2, 5), bool) for direction in DIRECTIONS}
-    check_bound(first, Ranks(np.array([5, 30]), np.array([40, 1]), first.caption_image), lists, 5)
+    check_bound(first, Ranks(np.array([5, 30]), np.array([40, 1]), first.caption_image), 5)
     with pytest.raises(AssertionError, match="text_to_image recall at 1 is above the first stage's at 5"):
-        check_bound(first, Ranks(np.array([5, 30]), np.array([1, 1]), first.caption_image), lists, 5)
+        check_bound(first, Ranks(np.array([5, 30]), np.array([1, 1]), first.caption_image), 5)
+
+
+def test_lists_that_hold_more_than_the_first_stage_finds_do_not_pass(monkeypatch):
+    def own_captions(*args):
+        found = retrieve(*args)
+        return found._replace(best=(np.arange(len(OWNERS)).reshape(IMAGES, EACH), found.best[1]))
+
+    monkeypatch.setitem(rerank.__globals__, "retrieve", own_captions)
+    with pytest.raises(AssertionError, match="image_to_text recall at 1 is above the first stage's at 3"):
+        rerank(k=3).run(Recorded(), None, split())
+
+
+def test_among_equal_cosines_both_stages_keep_the_order_of_the_gallery(monkeypatch):
+    """Of three captions in turn all embeddings are the same: the own one's rank decides whether the list holds it."""
+    monkeypatch.setitem(globals(), "Y", Y[:3][np.arange(len(OWNERS)) % 3])
+    figures = rerank(k=5).run(Recorded(), None, split())
+    image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (X[:, 0], Y[:, 0]))
+    held = figures.arrays["first_image_to_text"] <= 5
+    assert 0 < held.sum() < IMAGES
+    lists = np.argsort(-(image @ text.T), axis=1, kind="stable")[:, :5]
+    np.testing.assert_array_equal(held, (OWNERS[lists] == np.arange(IMAGES)[:, None]).any(axis=1))
+    assert np.all((figures.arrays["image_to_text"] <= 5) == held)
 
 
 def test_what_cannot_be_is_refused():

@@ -7,13 +7,16 @@ from importlib import metadata
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from smke_jax import config_files, parts
 from smke_jax.config_files import load_config, load_rungs, load_stages, override, override_stages
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
+from smke_jax.data.transforms import View
 from smke_jax.errors import UserError
 from smke_jax.forms import FORMS
 from smke_jax.selections.base import Selection
@@ -28,7 +31,9 @@ from smke_jax.training.step import needed
 FOLDER = Path(__file__).resolve().parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
 SCENES = make_scenes(96, 16)
-FACTS = {"num_images": 1000, "vocab_size": 30_522, "mask_token": 103, "classes": 5, "class_names": list("abcde")}
+FACTS = {"num_images": 1000, "vocab_size": 30_522, "mask_token": 103, "special_tokens": [0, 100, 101, 102, 103]} | {
+    "classes": 5, "class_names": list("abcde")
+}  # fmt: skip
 
 
 def module_of(path: Path):
@@ -40,8 +45,9 @@ def module_of(path: Path):
 
 def variants(path: Path) -> list[str]:
     """All that stands behind the colon: a form, a variant of the file, both, and nothing."""
-    kinds = ["", *getattr(module_of(path), "VARIANTS", ())]
-    return [",".join(filter(None, (kind, form))) for kind in kinds for form in FORMS]
+    module = module_of(path)
+    kinds, alone = ["", *getattr(module, "VARIANTS", ())], getattr(module, "ONE_SIZE", ())
+    return [",".join(filter(None, (kind, form))) for kind in kinds for form in FORMS if not form or kind not in alone]
 
 
 each = pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -230,6 +236,12 @@ def test_variants_are_refused_by_name():
     assert before == ["before", "before"] and get_config("smoke").total_steps == 2
 
 
+def test_a_variant_of_one_size_has_no_form():
+    for variant in ("seed,flickr8k", "seed,smoke"):
+        with pytest.raises(UserError, match=f"variant '{variant}': seed is of one size, which no form changes"):
+            module_of(FOLDER / "mamo.py").get_config(variant)
+
+
 def test_rungs_make_one_ladder():
     rungs = [rung for path in FILES for rung in load_rungs(str(path))]
     assert len({rung.order for rung in rungs}) == len(rungs) > 15
@@ -281,15 +293,64 @@ def test_a_wheel_names_its_configs(tmp_path, monkeypatch):
     assert list(config_files._installed_configs()) == [place]
 
 
+def test_fine_tuning_after_a_fusion_encoder_has_the_published_optimizer_or_that_of_its_small_form():
+    location = FOLDER / "finetune_fused.py"
+    for kind in ("", "albef", "mamo_seed"):  # spec B.3
+        c = load_config(f"{location}:{kind}".removesuffix(":")).optimizer
+        assert (c.learning_rate, c.final_rate, c.weight_decay, c.lr_rules) == (1e-5, 1e-6, 0.02, ()), kind
+        assert not (c.decay_all or c.clip_norm or c.reference_batch or c.warmup_fraction)
+    assert load_config(f"{location}:mamo_seed").task.tokenizer == "weights/bert-small/tokenizer", (
+        "as in the first stage"
+    )
+    for variant in ("denoise,flickr8k", "scenes"):
+        before, own = (x.optimizer.to_dict() for x in load_stages(f"{location}:{variant}").values())
+        rates = {name: (before.pop(name), own.pop(name)) for name in ("learning_rate", "final_rate")}
+        assert own == before and all(was == pytest.approx(10 * now) for was, now in rates.values())
+
+
+def test_pretraining_with_a_fusion_encoder_has_the_published_settings():
+    """Spec B.3 and B.6."""
+    c = load_config(str(FOLDER / "albef.py"))
+    optimizer, warmup = c.optimizer, c.optimizer.warmup_fraction * c.total_steps
+    assert (optimizer.learning_rate, optimizer.final_rate, optimizer.weight_decay) == (1e-4, 1e-5, 0.02)
+    assert int(warmup + 1e-6) == 2_000 and not optimizer.lr_rules and not optimizer.decay_all
+    assert (c.batch_size, c.task.max_length, c.task.crop_scale, c.task.flip) == (512, 25, (0.2, 1.0), 0.5)
+    for location in ("mamo.py:seed", "denoise.py"):
+        c = load_config(f"{FOLDER / location}")
+        assert (c.batch_size, c.task.max_length, c.task.flip, c.optimizer.final_rate) == (96, 35, 0.0, 1e-5)
+        view = View(224, c.task.crop_scale, c.task.crop_ratio, c.task.flip)
+        for size in ((500, 333), (333, 500), (500, 250)):
+            for number in range(20):
+                box = view.crop(Image.new("RGB", size), np.random.default_rng(number)).box
+                np.testing.assert_allclose(box, (0, 0, *size), err_msg="the whole image, squashed", atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", module_of(FOLDER / "finetune_fused.py").VARIANTS)
+def test_the_learned_temperature_goes_on_in_fine_tuning(kind):
+    """It comes along by the name of its term."""
+    first, second = load_stages(f"{FOLDER / 'finetune_fused.py'}:{kind}").values()
+    assert "itc" in first.terms and "itc" in second.terms
+
+
+def test_the_first_stage_of_fine_tuning_can_be_a_variant():
+    first = load_stages(f"{FOLDER / 'finetune_fused.py'}:denoise_pixel_norm,smoke")["denoise_pixel_norm"]
+    assert flatten(first) == flatten(load_config(f"{FOLDER / 'denoise.py'}:pixel_norm,smoke"))
+    assert "mrm" in load_stages(f"{FOLDER / 'finetune_fused.py'}:mamo_seed")["mamo_seed"].terms
+
+
 @pytest.mark.parametrize(
     ("flags", "gone"),
     [
         (["--config.terms.itc.weight=0", "--config.selections.hard_negatives.hardness=14"], "itc"),
         (["--config.terms.vicreg.weight=0", "--config.networks.towers.text_ratio=0.6"], "vicreg"),
         ([], "mim"),
-        (["--config.terms.mlm.weight=0"], "mlm"),
+        (["--config.terms.mlm.weight=0", "--config.evaluators.words.split="], "mlm"),
         (["--config.networks.towers.hide_by=noise", "--config.networks.towers.random_words=1.0"], ""),
-        (["--config.terms.itm.weight=0", "--config.task.data_fraction=0.25"], "itm"),
+        (["--config.terms.vicreg.pair=('masked_image/fused_cls','masked_text/fused_cls')"], ""),
+        (
+            ["--config.terms.itm.weight=0", "--config.evaluators.rerank.split=", "--config.task.data_fraction=0.25"],
+            "itm",
+        ),
     ],
     ids=lambda x: x if isinstance(x, str) else "",
 )
@@ -301,3 +362,15 @@ def test_what_denoising_can_leave_out(flags, gone, monkeypatch):
     config.num_devices = 1
     experiment = build_experiment(config, None, FACTS)
     assert set(experiment.recipe.terms) == {"mim", "mlm", "itc", "itm", "vicreg"} - {gone}
+    measured = {"rerank": "itm", "words": "mlm", "reconstruction": "mim"}
+    assert set(experiment.recipe.evaluators) == {"retrieval", *(x for x in measured if measured[x] != gone)}
+
+
+def test_a_target_that_the_predictor_does_not_have_is_refused_before_the_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets, "scenes", lambda *_: SCENES)
+    flag = "--config.evaluators.reconstruction.target=pixel"
+    config = override(load_config(f"{FOLDER / 'denoise.py'}:hog,smoke"), [flag])
+    config.num_devices = 1
+    with pytest.raises(UserError, match="target is pixel, and mim/target is hog: set target=hog, as the network patch"):
+        build.open_run(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "run.json").exists()

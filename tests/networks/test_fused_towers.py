@@ -11,12 +11,15 @@ from smke_jax.convert.params_file import PARAMS, save_params
 from smke_jax.errors import UserError
 from smke_jax.forms import form_of
 from smke_jax.fused_forms import fused, seed
+from smke_jax.losses.collective import ALONE
 from smke_jax.models.fields import build_from
 from smke_jax.models.towers import TEXT_TOWERS
 from smke_jax.networks.fused_towers import fused_towers
+from smke_jax.networks.start import lost_temperatures
 from smke_jax.objectives.fused_itm import fused_itm
 from smke_jax.objectives.itc import itc
 from smke_jax.objectives.mlm import mlm
+from smke_jax.objectives.vicreg import vicreg
 from smke_jax.parallel.mesh import make_mesh, put_batch
 from smke_jax.parts import part
 from smke_jax.passes.averaged import averaged
@@ -121,6 +124,15 @@ def with_draws(**fields):
     return own, params, run(passes, arrays, params)
 
 
+def test_a_random_word_is_no_special_token():
+    for special, found in (((0, 1, 2, 3, 4), set(range(5, VOCAB))), (tuple(range(VOCAB - 1)), {VOCAB - 1})):
+        own = network(random_words=1.0, text_ratio=1.0, special_tokens=special)
+        (hide,) = (p for p in own.forward("towers", {}) if p.name == "towers/hide_words")
+        made = run([hide], {**batch(), "draws": np.arange(BATCH, dtype=np.int32)}, {})
+        ids = np.asarray(made["masked_text/ids"])[np.asarray(made["masked_text/chosen"])]
+        assert set(ids) <= found and len(set(ids)) > min(10, len(found) - 1)
+
+
 @pytest.mark.parametrize("unit", ["token", "word"])
 def test_labels_are_the_words_that_stood_at_the_masked_places(unit):
     own, params, made = with_draws(text_unit=unit)
@@ -150,6 +162,16 @@ def test_words_are_found_with_the_clean_image_and_the_average_sees_the_same_mask
     hide = averaged(next(p for p in passes if p.name == "towers/hide_words"), "towers", "momentum", passes)
     seen = run([hide], {**batch(), "draws": made["draws"]}, {})
     np.testing.assert_array_equal(seen["momentum/masked_text/ids"], made["masked_text/ids"])
+
+
+def test_vicreg_can_compare_the_fused_states_of_both_masked_views():
+    _, _, made = with_draws(kind="concat", mask_cell=4)
+    pair = ("masked_image/fused_cls", "masked_text/fused_cls")
+    shapes = {name: jax.ShapeDtypeStruct(made[name].shape, jnp.float32) for name in pair}
+    term = vicreg(pair=pair)
+    value, _ = term.value(*term.init(jax.random.key(0), shapes), made, ALONE)
+    assert np.isfinite(value) and {made[name].shape for name in pair} == {(BATCH, SIZES["width"])}
+    assert np.abs(made[pair[0]] - made[pair[1]]).max() > 1e-3 and np.abs(made[pair[0]] - made["pair/cls"]).max() > 1e-3
 
 
 def test_pooled_over_the_tokens_padding_does_not_count():
@@ -216,6 +238,10 @@ def test_an_export_begins_the_next_run(tmp_path):
     found = again.start(shapes_of(again))
     jax.tree.map(np.testing.assert_array_equal, found.params, params)
     assert found.terms == {"itc": {"logit_scale": {"out": 3.0}}}
+    terms = {"contrast": {"logit_scale": {"out": 1.0}}, "itm": {}}
+    (line,) = lost_temperatures("towers", terms, found)
+    assert line == "towers: its learned temperature of 'itc' (out) is of no term here, and is left out"
+    assert not lost_temperatures("towers", {"itc": {"logit_scale": {"out": 1.0}}}, found)
     with pytest.raises(UserError, match="fusion.mlp_dim is 12 there and 13 here; set them alike"):
         other = network(fusion=part("concat", **{**SIZES, "mlp_dim": 13}), start=str(tmp_path))
         other.start(shapes_of(other))
@@ -237,6 +263,7 @@ def test_an_export_begins_the_next_run(tmp_path):
         ),
         ({"fusion": part("bert", **SIZES)}, "fusion.type: there is no 'bert' here; it is one of concat, cross"),
         ({"image": {**IMAGE, "token_drop": 0.5}}, "image.token_drop: fusion reads every patch, set it to 0"),
+        ({"text": {**TEXT, "word_width": 4}}, "text.word_width: the head of words reads a table as wide as the layers"),
         ({"pool": "max"}, "pool 'max' is neither cls nor mean"),
         ({"text_unit": "letter"}, "text_unit 'letter' is neither token nor word"),
         ({"text_ratio": 0.0}, "text_ratio is 0.0: it has to be above 0 and at most 1"),

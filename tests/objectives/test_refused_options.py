@@ -38,6 +38,7 @@ def test_same_image_is_one_of_what_the_part_knows(name):
 
 @pytest.mark.parametrize(("options", "message"), [
     ({"share": 1.5}, "share is 1.5: it has to be at least 0 and at most 1"),
+    ({"share": 0.2}, "mlm.share is the weight of a teacher's words: name a teacher, or leave share out"),
     ({"ramp_steps": 5}, "mlm.ramp_steps is of the teacher's share: name a teacher, or leave ramp_steps out"),
 ])  # fmt: skip
 def test_the_share_of_a_teacher_needs_one(options, message):

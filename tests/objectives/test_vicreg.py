@@ -74,3 +74,9 @@ def test_unequal_widths_need_an_expander():
         UserError, match="config.terms.vicreg: image/out has 7 channels and text/out 9: give an expander"
     ):
         vicreg(PAIR).init(jax.random.key(0), SHAPES)
+
+
+def test_tokens_are_refused():
+    shapes = {"image/tokens": jax.ShapeDtypeStruct((12, 4, 7), jnp.float32), "text/out": SHAPES["text/out"]}
+    with pytest.raises(UserError, match=r"vicreg: image/tokens is \(12, 4, 7\), and pair names one vector per row"):
+        vicreg(("image/tokens", "text/out"), expander=(8,)).init(jax.random.key(0), shapes)

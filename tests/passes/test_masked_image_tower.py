@@ -163,6 +163,7 @@ def test_an_export_is_the_encoder_alone():
     [
         ({"hide_by": "nothing"}, "hide_by is 'nothing': give token, zero or noise"),
         ({"noise": -1.0}, "noise is -1.0: it has to be at least 0"),
+        ({"noise": 0.5}, "noise is 0.5, and hide_by=token adds none: set hide_by=noise"),
         ({"mask_cell": 32}, "mask_cell 32 is no multiple of the patch size 7: set it to one"),
         ({"mask_cell": 21}, "image_size 28 is no multiple of mask_cell 21: set it to one"),
         ({"mask_ratio": 1.0}, "mask_ratio 1.0 hides all of the 4 blocks"),
@@ -175,3 +176,22 @@ def test_mistakes_are_named(fields, said):
     given = {"model": TINY, "mask_cell": 14, "hog_cells": 1} | fields
     with pytest.raises(UserError, match=said):
         masked_image_tower(start="random", **given)
+
+
+@pytest.mark.parametrize(
+    "fields, said",
+    [
+        ({"hide_by": "nothing"}, "hide_by is 'nothing'"),
+        ({"noise": -1.0}, "noise is -1.0"),
+        ({"hide_by": "zero", "noise": 0.5}, "noise is 0.5, and hide_by=zero adds none"),
+        ({"mask_ratio": 1.5}, "mask_ratio is 1.5: give a share above 0 and at most 1"),
+        ({"hog_cells": 0}, "hog_cells is 0: it has to be at least 1"),
+    ],
+)
+def test_mistakes_are_named_where_nothing_is_hidden_too(fields, said):
+    with pytest.raises(UserError, match=said):
+        masked_image_tower(start="random", model=TINY, mask_cell=0, **fields)
+    sizes = {"width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 12}
+    towers = {"image": part("vit", **sizes, image_size=28, patch_size=7), "text": part("bert", **sizes)}
+    with pytest.raises(UserError, match=said):
+        fused_towers(vocab_size=30, **towers, fusion=part("cross", **sizes), mask_cell=0, **fields)

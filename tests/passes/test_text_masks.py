@@ -12,7 +12,7 @@ from smke_jax.passes.text_masks import mask_words, most_masked, places_of
 from smke_jax.selections.draws import draws
 from smke_jax.training.step import run_selection
 
-MASK, VOCAB = 4, 60
+MASK, STRANGERS = 4, np.arange(5, 60)
 # Two captions of 5 and 3 words; the second and third words of the first have 2 and 3 pieces.  -1: special or padding.
 WORDS = np.array([[-1, 0, 1, 1, 2, 2, 2, 3, 4, -1, -1], [-1, 0, 1, 2, -1, -1, -1, -1, -1, -1, -1]], np.int32)
 IDS = np.where(WORDS < 0, 0, 10 + np.arange(WORDS.size).reshape(WORDS.shape)).astype(np.int32)
@@ -20,7 +20,7 @@ IDS = np.where(WORDS < 0, 0, 10 + np.arange(WORDS.size).reshape(WORDS.shape)).as
 
 def masked(count, row=0, **options):
     """(ids, chosen) of `count` draws of one caption."""
-    options = {"mask_token": MASK, "vocab_size": VOCAB, **options}
+    options = {"mask_token": MASK, "strangers": STRANGERS, **options}
     run = jax.vmap(lambda key: mask_words(key, IDS[row], WORDS[row], **options))
     return jax.device_get(jax.jit(run)(jax.random.split(jax.random.key(0), count)))
 
@@ -51,17 +51,17 @@ def test_some_become_any_word_and_some_stay():
     ids, chosen = masked(3000, row=1, ratio=1.0, unit="token", random=0.2, kept=0.3)
     assert np.all(chosen == (WORDS[1] >= 0))
     found, here = ids[chosen], np.broadcast_to(IDS[1], ids.shape)[chosen]
-    # One of the 60 random words is the own one, and one is [MASK].
-    expected = {"mask": 0.5 + 0.2 / VOCAB, "kept": 0.3 + 0.2 / VOCAB}
+    # One of the 55 random words is the own one, and none is a special token.
+    expected = {"mask": 0.5, "kept": 0.3 + 0.2 / len(STRANGERS)}
     for name, share in (("mask", np.mean(found == MASK)), ("kept", np.mean(found == here))):
         assert abs(share - expected[name]) < 5 * np.sqrt(0.25 / len(found)), name
-    assert set(found) == set(range(VOCAB))
+    assert set(found) == {MASK, *STRANGERS}
 
 
 def test_a_caption_without_words_stays():
     nothing = jnp.full(5, -1)
     for unit in ("token", "word"):
-        options = {"ratio": 0.5, "unit": unit, "mask_token": MASK, "vocab_size": VOCAB}
+        options = {"ratio": 0.5, "unit": unit, "mask_token": MASK, "strangers": STRANGERS}
         ids, chosen = mask_words(jax.random.key(0), jnp.arange(5), nothing, **options)
         assert not chosen.any() and np.array_equal(ids, np.arange(5))
 

@@ -22,6 +22,7 @@ def plan(*arrays):
 def test_batches_and_splits_say_which_word_a_token_belongs_to(draft):
     task = draft.finish({"image": 8})
     assert draft.facts["mask_token"] == task.tokenizer.mask_id and task.tokenizer.decode([5])
+    assert draft.facts["special_tokens"] == [0, 1, 2, 3, 4], "they come first in a vocabulary of our own"
     batch = next(task.batches(plan("text", "text_mask", "text_words", "id")))
     np.testing.assert_array_equal(batch["text_words"], task.tokenizer.word_numbers(batch["text"]))
     assert set(batch) == {"text", "text_mask", "text_words", "id"} <= set(task.example())

@@ -96,6 +96,8 @@ def test_a_run_begins_there_and_says_so(export, tmp_path, caplog, monkeypatch):
     count = len(jax.tree.leaves(outcome.params["student"]))
     assert [line for line in lines if line.endswith(f"student: {count} tensors from {export}")]
     assert not [line for line in lines if "random" in line]
+    lost = [line for line in lines if "is of no term here" in line]
+    assert len(lost) == len(SCALES) - 1 and not [line for line in lost if "'itc'" in line]
     identity = json.loads((tmp_path / "run" / "run.json").read_text())["identity"]
     assert len(identity["student weights"]) == 64 and len(identity["tokenizer"]) == 64
 
