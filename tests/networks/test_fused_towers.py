@@ -53,7 +53,9 @@ def recipe(hardness=None, **fields):
 
 def batch():
     rng = np.random.default_rng(0)
-    words = np.where(np.arange(LENGTH) < rng.integers(1, LENGTH - 1, (BATCH, 1)), np.arange(LENGTH), -1)
+    # Every other caption has words of two pieces: 0, 1, 1, 2, 2.
+    numbers = np.where(np.arange(BATCH)[:, None] % 2, (np.arange(LENGTH) + 1) // 2, np.arange(LENGTH))
+    words = np.where(np.arange(LENGTH) < rng.integers(1, LENGTH - 1, (BATCH, 1)), numbers, -1)
     words = np.concatenate([np.full((BATCH, 1), -1), words[:, :-1]], axis=1)
     return {
         "image": rng.integers(0, 256, (BATCH, 8, 8, 3)).astype(np.uint8),
@@ -150,6 +152,20 @@ def test_labels_are_the_words_that_stood_at_the_masked_places(unit):
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
         expected = x @ np.asarray(own["text_encoder"]["word_embedding"]).T + own["word_bias"]
         np.testing.assert_allclose(logits[row, : len(places)], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_whole_words_are_masked_and_labelled_with_all_of_their_pieces():
+    _, _, made = with_draws(text_unit="word")
+    words, text = batch()["text_words"], batch()["text"]
+    labels, several = np.asarray(made["masked_text/labels"]), 0
+    for row, chosen in enumerate(np.asarray(made["masked_text/chosen"])):
+        masked = set(words[row, chosen])
+        assert len(masked) == np.ceil(0.5 * len(set(words[row]) - {-1}))
+        assert np.array_equal(chosen, np.isin(words[row], list(masked))), "a word is hidden as a whole"
+        pieces = [int(text[row, place]) for word in sorted(masked) for place in np.flatnonzero(words[row] == word)]
+        assert [x for x in labels[row] if x >= 0] == pieces
+        several += len(pieces) > len(masked)
+    assert several >= 4
 
 
 def test_words_are_found_with_the_clean_image_and_the_average_sees_the_same_mask():
