@@ -60,7 +60,7 @@ def get_config(variant: str = ""):
     c = form.run()
     c.optimizer.update(name="adamw", reference_batch=0, schedule="linear", final_rate=1e-7, clip_norm=0.0)
     c.optimizer.update(weight_decay=0.1, decay_all=True, learning_rate=own.rate)
-    drawn = words.source == "scenes"
+    drawn = words.source != "prepared"
     files = {"files": "scenes"} if drawn else {"data": f"data/glue/{own.folder}"}
     c.task = labelled_text(glue=kind, tokenizer=words.tokenizer, vocab_size=words.vocab_size, **files)
     if form.name == "":

@@ -18,7 +18,16 @@ RANGES = {
     **dict.fromkeys(("image_size", "patch_size", "vocab_size", "max_positions", "type_vocab_size"), AT_LEAST_1),
     **dict.fromkeys(("num_heads", "mlp_dim", "stem_width", "num_codes", "code_dim", "head", "levels"), AT_LEAST_1),
     **dict.fromkeys(
-        ("layer_scale", "init_std", "num_classes", "token_type_scale", "width", "dead_below", "stand_in_classes"),
+        (
+            "layer_scale",
+            "init_std",
+            "num_classes",
+            "token_type_scale",
+            "width",
+            "word_width",
+            "dead_below",
+            "stand_in_classes",
+        ),
         AT_LEAST_0,
     ),
     **dict.fromkeys(("token_drop", "dropout", "drop_path"), BELOW_1),

@@ -53,12 +53,16 @@ RANGES = {
     **dict.fromkeys(("augmentations", "bank_size", "commitment", "covariance", "invariance", "variance"), AT_LEAST_0),
     **dict.fromkeys(("optimizer.weight_decay", "final_weight", "proximal", "frozen_layers", "hidden"), AT_LEAST_0),
     **dict.fromkeys(("batch_size", "eval_batch_size", "keep", "log.every", "views", "rand_count"), AT_LEAST_1),
-    **dict.fromkeys(("size", "count"), AT_LEAST_1),
+    **dict.fromkeys(("size", "count", "k", "images", "captions", "guesses", "embed", "hog_cells"), AT_LEAST_1),
+    **dict.fromkeys(("pictures", "mask_cell", "ramp_steps", "noise"), AT_LEAST_0),
+    **dict.fromkeys(("kept_words", "random_words", "share", "mask_ratio", "text_ratio"), SHARE),
+    "block": AT_LEAST_0,
+    "data_fraction": Range(0, 1, open_below=True),
     **dict.fromkeys(("flip", "jitter", "grayscale", "masked", "erasing", "cutmix_share", "mix_probability"), SHARE),
     **dict.fromkeys(("decay", "warmup_fraction", "head_dropout", "held_back", "smoothing"), BELOW_1),
-    **dict.fromkeys(("eps", "layer_decay", "prefetch_mib", "hardness"), ABOVE_0),
+    **dict.fromkeys(("eps", "layer_decay", "prefetch_mib", "memory_mib", "hardness"), ABOVE_0),
     **dict.fromkeys(("margin", "weight"), ANY),
-    **dict.fromkeys(("temperature", "teacher_temperature"), Range(1e-3)),
+    **dict.fromkeys(("temperature", "teacher_temperature", "target_temperature"), Range(1e-3)),
     "max_length": Range(3),
     "depth": LAYERS,  # a module of none is a stem alone, which no config asks for
 }
@@ -69,11 +73,12 @@ TUPLES = {
     "betas": Entries(float, 2, BELOW_1),
     "mean": Entries(float, 3),
     "std": Entries(float, 3, ABOVE_0),
-    **dict.fromkeys(("profile_steps", "weights"), Entries(int, None, AT_LEAST_1)),
+    **dict.fromkeys(("profile_steps", "weights", "sweep", "expander"), Entries(int, None, AT_LEAST_1)),
     "caps": Entries(int, None, AT_LEAST_0),
     "pair": Entries(str, 2),
     **dict.fromkeys(("evaluated", "pools", "before", "after", "metrics"), Entries(str)),
     "data": OneOrMore(),  # one folder, or several that are one set
+    **dict.fromkeys(("prediction", "target"), OneOrMore()),  # representations
 }
 TYPED = ("dtype", "residual_dtype", "mu_dtype")  # fields
 DTYPES = ("float32", "bfloat16")  # float16 would need a scaled loss

@@ -130,7 +130,9 @@ def test_data_that_is_not_there(train_fails, tmp_path):
     assert "data is empty: give the folder that `smke prepare` wrote" in train_fails("--config.task.source=prepared")
     message = train_fails("--config.task.source=prepared", f"--config.task.data={tmp_path / 'none'}")
     assert f"no prepared dataset at {tmp_path / 'none'}: make it with `smke prepare" in message
-    assert "config.task.source is 'web': known are prepared, scenes, tiny" in train_fails("--config.task.source=web")
+    assert "config.task.source is 'web': known are few_scenes, prepared, scenes, tiny" in train_fails(
+        "--config.task.source=web"
+    )
     assert "no split 'trian'" in train_fails("--config.task.split=trian")
     assert "config.task.unit is 'captions': known are images, pairs" in train_fails("--config.task.unit=captions")
     assert not (tmp_path / "run/checkpoints").exists()

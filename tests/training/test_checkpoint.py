@@ -307,7 +307,8 @@ def test_eight_devices_to_one_to_eight(tmp_path):
 
 
 def test_small_arrays_are_saved_without_a_program_for_every_slice(tmp_path, caplog):
-    params = on_devices({"kernel": jnp.ones((5, 24))}, 8)  # no other test compiles anything for this shape
+    # No other test compiles anything for these shapes.  Only the digest of a large array is a program.
+    params = on_devices({"kernel": jnp.ones((5, 24)), "large": jnp.ones((5, 24_000))}, 8)
     with caplog.at_level(logging.WARNING), jax.log_compiles(), Checkpointer(tmp_path) as checkpoints:
         checkpoints.save(7, params, {"step": jnp.int32(7)}, {}, {})
     compiled = [record.getMessage() for record in caplog.records if record.getMessage().startswith("Compiling")]

@@ -19,8 +19,14 @@ from smke_jax.training.restore import TrainedRun, exported
 OWN = "the run's own"
 # {side: fields of networks that name a file with an encoder of that side, and which networks have them}
 STARTS = {
-    "image": {"image_start": ("two_towers",), "start": ("two_towers", "frozen", "classifier", "layered_image")},
-    "text": {"text_start": ("two_towers",), "start": ("two_towers", "text_tower", "text_classifier", "layered_text")},
+    "image": {
+        "image_start": ("two_towers", "fused_towers"),
+        "start": ("two_towers", "frozen", "classifier", "layered_image", "image_tower", "masked_image_tower"),
+    },
+    "text": {
+        "text_start": ("two_towers", "fused_towers"),
+        "start": ("two_towers", "text_tower", "text_classifier", "layered_text"),
+    },
 }
 
 

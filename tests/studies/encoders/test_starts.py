@@ -8,7 +8,11 @@ from smke_jax.config_files import load_config
 from smke_jax.networks import NETWORKS
 from smke_jax.studies.encoders.towers import STARTS, starts_of
 
-OTHER = {("quantizer", "start")}  # codes, of no side
+OTHER = {
+    ("quantizer", "start"),  # codes, of no side
+    ("projections", "image_start"), ("projections", "text_start"),  # projections behind an encoder
+    ("fused_towers", "start"), ("fused_towers", "fusion_start"),  # both sides and their fusion; the fusion alone
+}  # fmt: skip
 STARTING = {
     (name, field) for name, builder in NETWORKS.items() for field in inspect.signature(builder).parameters
     if field.endswith("start") and builder.__module__.startswith("smke_jax.")  # tests add networks of their own
