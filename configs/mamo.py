@@ -38,12 +38,13 @@ def get_config(variant: str = ""):
     hidden = {"mask_cell": cell(form), "hide_by": "zero", "text_ratio": 0.25, "text_unit": "word"}
     c = fused_run(form)
     c.task = form.captioned()
-    c.networks.towers = fused(form, "concat", **hidden)
     if kind == "seed":
         seed_run(c, form, **hidden)
-    elif not form.name:
-        c.total_steps = EPOCHS * c.checkpoint.every
-        c.optimizer.update(learning_rate=1e-4, weight_decay=0.02, reference_batch=0, lr_rules=())
+    else:
+        c.networks.towers = fused(form, "concat", **hidden)
+        if not form.name:
+            c.total_steps = EPOCHS * c.checkpoint.every
+            c.optimizer.update(learning_rate=1e-4, weight_decay=0.02, reference_batch=0, lr_rules=())
     c.selections.draws = draws()
     c.selections.hard_negatives = hard_negatives(same_image="masked")
     c.terms.itc = itc(levels=("out",), same_image="positive")

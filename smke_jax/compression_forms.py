@@ -150,6 +150,7 @@ class Drawn(Compression):
 
     teacher = "stage:lit"
     features = ("scenes/feature",)
+    projection = {"width": 512}
     temperature = 0.05
     depth = 1
 
@@ -195,14 +196,12 @@ class OnScenes(Drawn):
     """Drawn scenes, minutes on two cores."""
 
     form = Scenes()
-    projection = {"width": 512}
 
 
 class Tiny(Drawn):
     """Two steps of every stage."""
 
     form = Smoke()
-    projection = {"width": 512}
 
 
 COMPRESSIONS = {own.form.name: own for own in (Compression(), OnPhotos(), OnScenes(), Tiny())}

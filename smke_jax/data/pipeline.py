@@ -119,6 +119,7 @@ def train_batches(
       unit: 'pairs' or 'images', see `make_rows`.
       tokenizer: None leaves the text out.
       max_length: L, tokens of a caption.
+      words: whether 'text_words' is made, the word of each token, by `Tokenizer.word_numbers`.
       labels: (N,) of the images; None leaves 'label' out.
       numbered: the name of an array (b,), the number of the caption among those of all images; '' leaves it out.
       process: (p, number of processes). Process p has the rows [p·b, (p + 1)·b) of every batch of B = b · number rows.

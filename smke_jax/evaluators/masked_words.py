@@ -7,8 +7,9 @@ from scipy.special import log_softmax
 
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Encode, Evaluator, Figures
-from smke_jax.evaluators.reconstruction import DRAWS, drawn_rows
+from smke_jax.evaluators.reconstruction import drawn_rows
 from smke_jax.limits import AT_LEAST_1, Range
+from smke_jax.passes.draws import DRAWS
 from smke_jax.tasks.base import Split, Task, chosen_rows
 
 NAMES = ("masked_text/logits", "masked_text/labels")

@@ -25,6 +25,7 @@ from smke_jax.evaluators.top_k import finite_rows, top_matches
 __all__ = ["chance_recall", "format_table", "retrieval_metrics", "top_matches", "write_json"]
 
 DIRECTIONS = ("image_to_text", "text_to_image")
+RECALL_HEADS = "text → image R@1 | R@5 | R@10 | image → text R@1 | R@5 | R@10"  # of a Markdown table
 
 
 def retrieval_metrics(
@@ -94,6 +95,11 @@ def chance_recall(n_images: int, captions_per_image: int, k: int) -> dict[str, f
     captions = n_images * captions_per_image
     missed = comb(captions - captions_per_image, k) / comb(captions, k) if k <= captions else 0.0
     return {"image_to_text": 100 * (1 - missed), "text_to_image": 100 * min(k / n_images, 1.0)}
+
+
+def recall_cells(metrics: dict) -> list[str]:
+    """The six recalls of `metrics` in percent, in the order of RECALL_HEADS."""
+    return [f"{metrics[way][f'r{k}']:.2f}" for way in ("text_to_image", "image_to_text") for k in RECALL_AT]
 
 
 def format_table(metrics: dict) -> str:

@@ -10,13 +10,13 @@ from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Encode, Evaluator, Figures
 from smke_jax.limits import AT_LEAST_1
 from smke_jax.passes.base import Pass
+from smke_jax.passes.draws import DRAWS
+from smke_jax.passes.patch_targets import BINS
+from smke_jax.passes.patch_targets import TARGETS as RAW
 from smke_jax.tasks.base import Column, Split, Task, chosen_rows
 
-DRAWS = "draws"  # the array from which passes draw what they hide; in training a selection makes it
 ROWS = 64  # images that are encoded at a time: the patches of so many in pixels are 40 MB at a ViT-B's size
 TEXTS = "text"  # what the names of arrays of captions begin with
-BINS = 9  # of HOG
-RAW = ("hog", "pixel", "pixel_norm")  # targets that are made of the image itself
 
 
 class Reconstruction(NamedTuple):

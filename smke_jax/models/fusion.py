@@ -19,13 +19,8 @@ class Fused(NamedTuple):
     image: jax.Array | None  # (B, N, D) at patches; None of a fusion that makes none
 
 
-class ConcatFusion(nn.Module):
-    """Self-attention over [a learned [CLS]; patches; words].
-
-    The tokens of a modality of another width go through a linear layer without bias first.  The image's own [CLS] is
-    left out.  Padding is masked.  There are no further embeddings of places or modalities: the tokens have their own.
-    Source: masked recipes, spec B.2; there the [CLS] is BERT's embedding of [CLS], and here it is learned anew.
-    """
+class Fusion(nn.Module):
+    """The fields of every fusion encoder: those of a BERT's layers, and `width`, the channels of what is fused."""
 
     width: int
     depth: int = 2
@@ -39,6 +34,15 @@ class ConcatFusion(nn.Module):
     remat: str = "none"
     dtype: jnp.dtype = jnp.float32
     residual_dtype: jnp.dtype = jnp.float32
+
+
+class ConcatFusion(Fusion):
+    """Self-attention over [a learned [CLS]; patches; words].
+
+    The tokens of a modality of another width go through a linear layer without bias first.  The image's own [CLS] is
+    left out.  Padding is masked.  There are no further embeddings of places or modalities: the tokens have their own.
+    Source: masked recipes, spec B.2; there the [CLS] is BERT's embedding of [CLS], and here it is learned anew.
+    """
 
     fuses_patches = True
 
@@ -95,24 +99,13 @@ class CrossBlock(nn.Module):
         return add(x, "norm2", lambda y: mlp(y)[1])
 
 
-class CrossFusion(nn.Module):
+class CrossFusion(Fusion):
     """Words attend to words and to all tokens of the image, [CLS] included; the first word, [CLS], is that of the pair.
 
     The width is that of the text: the layers continue those of the text tower.  Source: ALBEF; spec B.2.
     """
 
-    width: int
     depth: int = 6
-    num_heads: int = 12
-    mlp_dim: int = 3072
-    norm_order: str = "post"
-    norm_eps: float = 1e-12
-    activation: str = "gelu"
-    dropout: float = 0.0
-    init_std: float = 0.02
-    remat: str = "none"
-    dtype: jnp.dtype = jnp.float32
-    residual_dtype: jnp.dtype = jnp.float32
 
     fuses_patches = False
 

@@ -7,6 +7,7 @@ import flax.linen as nn
 
 from smke_jax.errors import UserError
 from smke_jax.models.fields import check_fields, defaults_of
+from smke_jax.models.towers import VITS
 from smke_jax.networks.encoders import describe_encoder
 from smke_jax.networks.start import RANDOM
 
@@ -17,6 +18,19 @@ def check_depth(start: str, there: int | None, wanted: int | None) -> None:
     """Raises UserError where more layers are `wanted` than the file `start` has; None is all, or an unknown number."""
     if wanted is not None and there is not None and wanted > there:
         raise UserError(f"{start} has {there} layers: set depth to {there} or less")
+
+
+def of_every_patch(said: Mapping[str, Any], **fields: Any) -> dict[str, Any]:
+    """The description `said` of a tower of VITS with these `fields`, where the tower leaves no patch out.
+
+    Raises UserError for an `image_size` that does not divide into patches.
+    """
+    if fields["image_size"] % said["patch_size"]:
+        raise UserError(
+            f"image_size {fields['image_size']} is no multiple of the patch size {said['patch_size']}: set it to one"
+        )
+    own, known = {**fields, "token_drop": 0.0, "num_classes": 0}, VITS[said["type"]].__dataclass_fields__
+    return {**said, **{name: x for name, x in own.items() if name in known}}
 
 
 def described_by(

@@ -19,7 +19,7 @@ from smke_jax.models.fusion import FUSIONS
 from smke_jax.models.towers import VITS
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.encoders import describe_encoder, load_encoder
-from smke_jax.networks.start import FITTING, RANDOM, differences, tower_start, vocabulary_of
+from smke_jax.networks.start import FITTING, RANDOM, differences, together, tower_start, vocabulary_of
 from smke_jax.networks.two_towers import TOWERS, check_image, pixels_said
 from smke_jax.passes.base import statistics_of
 from smke_jax.passes.fuse import TextMask, masked_images, masked_texts, pairs, towers
@@ -132,7 +132,7 @@ def fused_towers(
         }  # fmt: skip
         if "fusion" in files:
             found["fusion"] = _last_layers(files["fusion"], shapes["fusion"], description["fusion"])
-        return _together(found) if found else None
+        return together(found) if found else None
 
     return Network(
         init,
@@ -165,15 +165,6 @@ def _check(image, text, fusion, pool, unit) -> None:
         raise UserError(f"pool {pool!r} is neither {' nor '.join(POOLS)}")
     if unit not in UNITS:
         raise UserError(f"text_unit {unit!r} is neither {' nor '.join(UNITS)}")
-
-
-def _together(found: Mapping[str, Start]) -> Start:
-    return Start(
-        {name: part.params for name, part in found.items()},
-        {name: part.origins[""] for name, part in found.items()},
-        {f"{name} {what}": digest for name, part in found.items() for what, digest in part.digests.items()},
-        expects={what: digest for part in found.values() for what, digest in part.expects.items()},
-    )
 
 
 def _whole(path: str, shapes: Any, description: Mapping[str, Any]) -> Start:

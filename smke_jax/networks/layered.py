@@ -14,7 +14,7 @@ from smke_jax.models.fields import build_from
 from smke_jax.models.layers import kernel_init
 from smke_jax.models.towers import TEXT_TOWERS, VITS
 from smke_jax.networks.base import Network, Start
-from smke_jax.networks.description import described_by
+from smke_jax.networks.description import described_by, of_every_patch
 from smke_jax.networks.encoders import check_pixels
 from smke_jax.networks.frozen import in_dtype
 from smke_jax.networks.start import RANDOM, tower_start
@@ -66,13 +66,10 @@ def layered_image(
     if start != RANDOM and not described:
         check_pixels(start, said)
     size = image_size or said["image_size"]
-    if size % said["patch_size"]:
-        raise UserError(f"image_size {size} is no multiple of the patch size {said['patch_size']}: set it to one")
     kept = _depth(start, said["depth"], depth)
     chosen = _layers(output, layers, kept)
-    # Student and teacher see the same patches: none is left out.
-    own = {"image_size": size, "depth": kept, "dropout": dropout, "token_drop": 0.0, "num_classes": 0}
-    fields = said | {name: x for name, x in own.items() if name in VITS[said["type"]].__dataclass_fields__}
+    # Student and teacher see the same patches.
+    fields = of_every_patch(said, image_size=size, depth=kept, dropout=dropout)
     encoder = build_from({**fields, "remat": remat, "dtype": dtype}, VITS[said["type"]])
 
     def init(key, specs):

@@ -6,12 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from smke_jax.errors import UserError
 from smke_jax.facts import Described
 from smke_jax.models.fields import build_from
 from smke_jax.models.towers import VITS
 from smke_jax.networks.base import Network, Start
-from smke_jax.networks.description import check_depth, described_by
+from smke_jax.networks.description import check_depth, described_by, of_every_patch
 from smke_jax.networks.encoders import check_pixels
 from smke_jax.networks.start import RANDOM, tower_start
 from smke_jax.passes.base import statistics_of
@@ -70,16 +69,13 @@ def masked_image_tower(
         check_pixels(start, said)
     check_depth(start, said.get("depth"), depth)
     size, patch = image_size or said["image_size"], said["patch_size"]
-    if size % patch:
-        raise UserError(f"image_size {size} is no multiple of the patch size {patch}: set it to one")
+    # Every patch keeps its place.
+    fields = of_every_patch(said, image_size=size, depth=depth or said["depth"], dropout=dropout)
+    encoder = build_from({**fields, "remat": remat, "dtype": dtype}, VITS[said["type"]])
     hiding = hiding_of(mask_cell, mask_ratio, hide_by, noise, hog_cells)
     if hiding:
         hiding.check(size, patch)
         check_hog(patch, hog_cells)
-    # Every patch keeps its place, so that none is left out.
-    own = {"image_size": size, "depth": depth or said["depth"], "dropout": dropout, "token_drop": 0.0, "num_classes": 0}
-    fields = said | {name: x for name, x in own.items() if name in VITS[said["type"]].__dataclass_fields__}
-    encoder = build_from({**fields, "remat": remat, "dtype": dtype}, VITS[said["type"]])
 
     def init(key, specs):
         params = {ENCODER: encoder.init(key, jnp.zeros((2, size, size, 3)))["params"]}

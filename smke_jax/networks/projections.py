@@ -12,7 +12,7 @@ from smke_jax.models.projections import build_projections
 from smke_jax.models.shared import SHARED
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.projection_start import projection_start
-from smke_jax.networks.start import RANDOM
+from smke_jax.networks.start import RANDOM, together
 from smke_jax.passes.project import project
 
 TRAINED = {"both": True, "none": False, "image": ("^image/",), "text": ("^text/",)}
@@ -76,14 +76,7 @@ def projections(
             for side, path in files.items()
             if path != RANDOM and description[side]
         }
-        if not found:
-            return None
-        return Start(
-            {side: own.params for side, own in found.items()},
-            {side: own.origins[""] for side, own in found.items()},
-            {f"{side} {what}": digest for side, own in found.items() for what, digest in own.digests.items()},
-            {term: scales for own in found.values() for term, scales in own.terms.items()},
-        )
+        return together(found) if found else None
 
     return Network(
         init,

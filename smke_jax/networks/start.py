@@ -147,6 +147,17 @@ def describe_origins(name: str, params: Any, start: Start | None) -> list[str]:
     ]
 
 
+def together(found: Mapping[str, Start]) -> Start:
+    """The starts of several parts of a network, by the names of these parts among its parameters, as one."""
+    return Start(
+        {name: part.params for name, part in found.items()},
+        {name: part.origins[""] for name, part in found.items()},
+        {f"{name} {what}": digest for name, part in found.items() for what, digest in part.digests.items()},
+        {term: scales for part in found.values() for term, scales in part.terms.items()},
+        {what: digest for part in found.values() for what, digest in part.expects.items()},
+    )
+
+
 def lost_temperatures(name: str, terms: Any, start: Start | None) -> list[str]:
     """One line for each term whose learned temperature came along with the network `name` and finds no place.
 

@@ -13,7 +13,7 @@ from smke_jax.models.shared import SHARED
 from smke_jax.models.student import build_student
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.encoders import check_pixels, describe_encoder
-from smke_jax.networks.start import FITTING, RANDOM, student_start, tower_start
+from smke_jax.networks.start import FITTING, RANDOM, student_start, together, tower_start
 from smke_jax.passes.base import statistics_of
 from smke_jax.passes.encode import encode_image, encode_text, image_attention
 
@@ -103,14 +103,7 @@ def two_towers(
             f"{tower}_encoder": tower_start(tower, path, shapes[f"{tower}_encoder"], parts[tower])
             for tower, path in files.items()
         }
-        if not found:
-            return None
-        return Start(
-            {name: part.params for name, part in found.items()},
-            {name: part.origins[""] for name, part in found.items()},
-            {f"{name} {what}": digest for name, part in found.items() for what, digest in part.digests.items()},
-            expects={what: digest for part in found.values() for what, digest in part.expects.items()},
-        )
+        return together(found) if found else None
 
     return Network(
         init=init,

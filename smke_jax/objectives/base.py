@@ -77,6 +77,11 @@ def scale_from(temperature: float, level: str) -> Params:
     return {"logit_scale": {level: jnp.full((), -math.log(temperature), jnp.float32)}}
 
 
+def scale_of(params: Params, temperature: float, level: str) -> jax.Array:
+    """The inverse temperature that is learned of `level`, or 1 / `temperature` of a term that learns none."""
+    return jnp.exp(params["logit_scale"][level]) if "logit_scale" in params else jnp.float32(1 / temperature)
+
+
 def no_state(key, shapes) -> tuple[Params, Slots]:
     """`init` of a term without parameters and slots."""
     return {}, ()

@@ -1,12 +1,10 @@
 """Contrast of one modality with hard negatives of its own rows (MoTIS' L_HN, spec A.3)."""
 
-import jax.numpy as jnp
-
 from smke_jax.errors import UserError
 from smke_jax.limits import ABOVE_0
 from smke_jax.losses.contrastive import hard_info_nce, info_nce, normalise
 from smke_jax.losses.same_image import NEGATIVE, check_same_image, masked_ids
-from smke_jax.objectives.base import Term, equal_widths, scale_from
+from smke_jax.objectives.base import Term, equal_widths, scale_from, scale_of
 
 LEVEL = "out"
 FOLDS = ("separate", "batch")
@@ -41,7 +39,7 @@ def hard_itc(
         return scale_from(temperature, LEVEL) if learnable_scale else {}, ()
 
     def value(params, slots, reps, scope):
-        scale = jnp.exp(params["logit_scale"][LEVEL]) if learnable_scale else jnp.float32(1 / temperature)
+        scale = scale_of(params, temperature, LEVEL)
         queries, keys, hard = (normalise(reps[name]) for name in (query, key, negatives))
         if fold == "separate":
             loss, accuracy = hard_info_nce(queries, keys, hard, scale)

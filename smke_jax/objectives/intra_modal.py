@@ -1,14 +1,13 @@
 """One modality learns its teacher's embeddings of the same rows; the other one need not be there (MoTIS, spec A.2)."""
 
 import jax
-import jax.numpy as jnp
 
 from smke_jax.errors import UserError
 from smke_jax.limits import ABOVE_0
 from smke_jax.losses.contrastive import info_nce, normalise
 from smke_jax.losses.distillation import mean_squared_error
 from smke_jax.losses.same_image import NEGATIVE, check_same_image, masked_ids
-from smke_jax.objectives.base import Term, equal_widths, scale_from
+from smke_jax.objectives.base import Term, equal_widths, scale_from, scale_of
 
 LOSSES = ("contrastive", "mse")
 LEVEL = "out"
@@ -45,7 +44,7 @@ def intra_modal(
         return scale_from(temperature, LEVEL) if learned else {}, ()
 
     def contrast(params, reps, scope):
-        scale = jnp.exp(params["logit_scale"][LEVEL]) if learnable_scale else jnp.float32(1 / temperature)
+        scale = scale_of(params, temperature, LEVEL)
         value, accuracy = info_nce(
             normalise(reps[prediction]), normalise(reps[target]), scale, scope=scope,
             ids=masked_ids(reps["id"], same_image), fixed_keys=True,

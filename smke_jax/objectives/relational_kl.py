@@ -1,13 +1,9 @@
 """Similarities within the batch: those of the student's images and texts become the teacher's."""
 
-import math
-
-import jax.numpy as jnp
-
 from smke_jax.errors import UserError
 from smke_jax.losses import relational
 from smke_jax.losses.contrastive import normalise
-from smke_jax.objectives.base import Term
+from smke_jax.objectives.base import Term, scale_from, scale_of
 
 
 def relational_kl(
@@ -42,10 +38,10 @@ def relational_kl(
             )
         if not learnable_scale:
             return {}, ()
-        return {"logit_scale": {level: jnp.full((), -math.log(temperature), jnp.float32)}}, ()
+        return scale_from(temperature, level), ()
 
     def value(params, slots, reps, scope):
-        scale = jnp.exp(params["logit_scale"][level]) if learnable_scale else jnp.float32(1 / temperature)
+        scale = scale_of(params, temperature, level)
         first, second, taught = (normalise(reps[name]) for name in (*prediction, target))
         losses = relational.relational_kl(
             first, second, (taught, taught), scale, 1 / teacher_temperature, diagonal=diagonal, scope=scope

@@ -1,11 +1,9 @@
 """The scores of a batch's images and captions become those of a teacher of both modalities (MoTIS, spec A.3)."""
 
-import jax.numpy as jnp
-
 from smke_jax.limits import ABOVE_0
 from smke_jax.losses.contrastive import normalise
 from smke_jax.losses.relational import relational_kl
-from smke_jax.objectives.base import Term, equal_widths, scale_from
+from smke_jax.objectives.base import Term, equal_widths, scale_from, scale_of
 
 LEVEL = "out"
 
@@ -35,7 +33,7 @@ def score_kl(
         return scale_from(temperature, LEVEL) if learnable_scale else {}, ()
 
     def value(params, slots, reps, scope):
-        scale = jnp.exp(params["logit_scale"][LEVEL]) if learnable_scale else jnp.float32(1 / temperature)
+        scale = scale_of(params, temperature, LEVEL)
         first, second, *targets = (normalise(reps[name]) for name in (*prediction, *target))
         rows, columns = relational_kl(first, second, tuple(targets), scale, 1 / target_temperature, scope=scope)
         return (rows + columns) / 2, {"loss_rows": rows, "loss_columns": columns, "logit_scale": scale}

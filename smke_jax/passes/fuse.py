@@ -75,11 +75,12 @@ def pairs(model: FusedTowers, network: str) -> tuple[Pass, ...]:
 
 
 def masked_texts(model: FusedTowers, network: str, how: TextMask) -> tuple[Pass, ...]:
-    """Captions with words hidden: 'masked_text/{ids,chosen}', 'masked_text/states', and fused with the clean image
+    """Captions with words hidden, by themselves and fused with the clean image.
 
-    'masked_text/fused' (B, L, D), 'masked_text/fused_cls' (B, D), 'masked_text/logits' (B, M, V) of the chosen places
-    and 'masked_text/labels' (B, M), the ids that stood there, -1 where a caption has fewer than M.  The masks are drawn
-    from 'draws'.
+    By themselves: 'masked_text/ids' and 'masked_text/chosen' (B, L), and 'masked_text/states'.  The masks are drawn
+    from 'draws'.  Fused: 'masked_text/fused' (B, L, D), 'masked_text/fused_cls' (B, D), 'masked_text/logits' (B, M, V)
+    of the chosen places, and 'masked_text/labels' (B, M), the ids that stood there, -1 where a caption has fewer
+    than M.
     """
 
     def hide(params, arrays, key, train):
@@ -117,10 +118,11 @@ def masked_texts(model: FusedTowers, network: str, how: TextMask) -> tuple[Pass,
 
 
 def masked_images(model: FusedTowers, network: str, hiding: Hiding, *, mean=MEAN, std=STD) -> tuple[Pass, Pass]:
-    """Images with patches hidden: 'masked_image/{states,chosen,pixels}', and fused with the whole caption
+    """Images with patches hidden, by themselves and fused with the whole caption.
 
-    'masked_image/fused' (B, N, D), at patches, 'masked_image/fused_text' (B, L, D) and 'masked_image/fused_cls' (B, D).
-    chosen (B, N) bool, True at hidden patches, drawn from 'draws'; pixels (B, S, S, 3), what the tower sees.
+    By themselves: 'masked_image/states'; 'masked_image/chosen' (B, N) bool, True at hidden patches, drawn from 'draws';
+    'masked_image/pixels' (B, S, S, 3), what the tower sees.  Fused: 'masked_image/fused' (B, N, D), at patches,
+    'masked_image/fused_text' (B, L, D) and 'masked_image/fused_cls' (B, D).
     """
     patch = model.image_encoder.patch_size
 

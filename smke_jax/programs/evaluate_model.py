@@ -3,7 +3,8 @@
 import argparse
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ from smke_jax import atomic
 from smke_jax.config import base
 from smke_jax.config_files import override, override_key
 from smke_jax.data.damage import DamagedImage
+from smke_jax.data.gallery import gallery_of
 from smke_jax.data.labelled import LabelledSource, open_labelled
-from smke_jax.data.sources import PreparedSource, open_prepared
+from smke_jax.data.sources import open_prepared
 from smke_jax.data.transforms import squash
 from smke_jax.embedder import load
 from smke_jax.errors import UserError
@@ -54,16 +56,14 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
         raise UserError(f"{arguments.workdir} names no data: give --data, a folder written by `smke prepare`")
     model = load(arguments.workdir)
     source = open_prepared(arguments.data, arguments.split or SPLIT)
-    captions = source.all_captions()
-    order = np.argsort(source.image_ids, kind="stable").tolist()
-    images = model.encode_images(_Pictures(source, order), progress=True)
-    texts = model.encode_texts([text for row in order for text in captions[row]], progress=True)
+    gallery = gallery_of(source, operator.attrgetter("image"))
+    images = model.encode_images(gallery.pictures, progress=True)
+    texts = model.encode_texts(gallery.texts, progress=True)
     if images.shape[1] != texts.shape[1]:
         raise UserError(f"{arguments.workdir} embeds images and texts in different spaces: it retrieves nothing")
-    caption_image = np.repeat(np.arange(len(order)), source.num_captions[order])
     protocol = f"{source.dataset} {source.split}, any-of-n, cosine of what `smke_jax.load` embeds"
     protocol += f", {source.about}" if source.about else ""
-    metrics = retrieval_metrics(images, texts, caption_image, protocol=protocol)
+    metrics = retrieval_metrics(images, texts, gallery.caption_image, protocol=protocol)
     return _told(format_table(metrics), metrics, arguments.out)
 
 
@@ -115,16 +115,3 @@ def _stored(source: LabelledSource, row: int) -> bytes | np.ndarray:
         return source[row].image
     except DamagedImage:
         return b""
-
-
-class _Pictures:
-    """The files of a split's pictures in an order, read as they are asked for."""
-
-    def __init__(self, source: PreparedSource, order: Sequence[int]):
-        self.source, self.order = source, order
-
-    def __length_hint__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self):
-        return (self.source[row].image for row in self.order)

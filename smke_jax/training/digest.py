@@ -45,7 +45,7 @@ def _named_leaves(tree: Any) -> list[tuple[str, Any]]:
 def _leaf_digest(leaf: jax.Array) -> int:
     # One small program per distinct shape, fetched leaf by leaf: a single program over a thousand leaves
     # takes tens of seconds to compile, and many unfetched collectives at once can starve CPU devices.
-    # NumPy is done with a small leaf before its program were compiled.
+    # NumPy takes less time for a small leaf than its program takes to compile.
     small = leaf.is_fully_addressable and leaf.size <= _SMALL
     high, low = _host_digest(np.asarray(leaf)) if small else np.asarray(_digest(leaf))
     return int(high) << 32 | int(low)

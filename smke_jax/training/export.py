@@ -13,7 +13,7 @@ from smke_jax.convert.export.check import Likeness, Samples, draw_samples
 from smke_jax.convert.export.write import write
 from smke_jax.embedder import load
 from smke_jax.errors import UserError
-from smke_jax.evaluators.recalls import retrieval_metrics
+from smke_jax.evaluators.recalls import RECALL_HEADS, recall_cells, retrieval_metrics
 from smke_jax.json_text import parse_json
 from smke_jax.parallel.process import check_shared, failing_together
 from smke_jax.passes.aligned import modalities
@@ -89,13 +89,8 @@ def _retrieval(run: TrainedRun, network: Network) -> Callable[[Path], str] | Non
             protocol=f"{split.name}, as exported; recall in percent",
         )  # fmt: skip
         rows = [("the run", own), ("as exported", metrics)]
-        lines = [f"{metrics['protocol']}.", "", "| | text → image R@1 | R@5 | R@10 | image → text R@1 | R@5 | R@10 |"]
-        lines.append("|---" * 7 + "|")
-        for name, figures in rows:
-            sides = (figures[direction] for direction in ("text_to_image", "image_to_text"))
-            cells = [f"{side[key]:.2f}" for side in sides for key in ("r1", "r5", "r10")]
-            lines.append(f"| {' | '.join([name, *cells])} |")
-        return "\n".join(lines)
+        lines = [f"{metrics['protocol']}.", "", f"| | {RECALL_HEADS} |", "|---" * 7 + "|"]
+        return "\n".join([*lines, *(f"| {' | '.join([name, *recall_cells(x)])} |" for name, x in rows)])
 
     return measure
 

@@ -23,11 +23,12 @@ from safetensors import safe_open
 from smke_jax.__main__ import keep_compiled_programs, run_program
 from smke_jax.convert.int8 import quantised
 from smke_jax.convert.params_file import PARAMS
+from smke_jax.data.gallery import gallery_of
 from smke_jax.data.pipeline import pixels
 from smke_jax.data.sources import PreparedSource, open_prepared
 from smke_jax.embedder import Embedder, load
 from smke_jax.errors import UserError
-from smke_jax.evaluators.recalls import retrieval_metrics
+from smke_jax.evaluators.recalls import RECALL_HEADS, recall_cells, retrieval_metrics
 from smke_jax.flags import positive
 from smke_jax.studies.benchmarks import record
 from smke_jax.studies.benchmarks.measure import in_turns, reason_of, say, spread
@@ -241,33 +242,16 @@ def speed_table(models: Mapping[str, Model], batch_sizes: Sequence[int], rounds:
     return "\n".join(lines)
 
 
-class _Pictures:
-    """The pixels of a split's pictures in an order, decoded each time that they are asked for: all are too many."""
-
-    def __init__(self, source: PreparedSource, order: Sequence[int]):
-        self.source, self.order = source, order
-
-    def __length_hint__(self) -> int:
-        return len(self.order)
-
-    def __iter__(self):
-        return (pixels(self.source[row]) for row in self.order)
-
-
 def recall_table(models: Mapping[str, Model], source: PreparedSource) -> str:
     """Markdown: recalls in percent, with the folds of 1,000 images where there are several."""
-    order = np.argsort(source.image_ids, kind="stable").tolist()
-    images, captions = _Pictures(source, order), source.all_captions()
-    texts = [text for row in order for text in captions[row]]
-    owners = np.repeat(np.arange(len(order)), source.num_captions[order])
-    lines = ["| model | gallery | text → image R@1 | R@5 | R@10 | image → text R@1 | R@5 | R@10 |", "|---" * 8 + "|"]
+    gallery = gallery_of(source, pixels)
+    lines = [f"| model | gallery | {RECALL_HEADS} |", "|---" * 8 + "|"]
     for name, model in models.items():
-        metrics = retrieval_metrics(*model.embed(images, texts), owners, protocol=f"{source!r}", bootstrap=0)
-        for gallery, found in ((f"{len(order):,}", metrics), ("1K folds", metrics.get("folds_1k"))):
+        embedded = model.embed(gallery.pictures, gallery.texts)
+        metrics = retrieval_metrics(*embedded, gallery.caption_image, protocol=f"{source!r}", bootstrap=0)
+        for where, found in ((f"{metrics['n_images']:,}", metrics), ("1K folds", metrics.get("folds_1k"))):
             if found is not None:
-                sides = (found[way] for way in ("text_to_image", "image_to_text"))
-                cells = [f"{side[key]:.2f}" for side in sides for key in ("r1", "r5", "r10")]
-                lines.append(f"| {' | '.join([name, gallery, *cells])} |")
+                lines.append(f"| {' | '.join([name, where, *recall_cells(found)])} |")
     return "\n".join(lines)
 
 

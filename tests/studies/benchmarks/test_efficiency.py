@@ -76,14 +76,6 @@ def expected_recalls(path, data):
     return retrieval_metrics(images, texts, np.repeat(np.arange(6), 2), protocol="expected", bootstrap=0)
 
 
-def test_pictures_are_decoded_when_they_are_asked_for(monkeypatch):
-    decoded = []
-    monkeypatch.setattr(efficiency, "pixels", lambda example: decoded.append(example) or example)
-    found = efficiency._Pictures(["a", "b", "c"], [2, 0])
-    assert next(iter(found)) == "c" and decoded == ["c"]
-    assert list(found) == list(found) == ["c", "a"], "each model has to see all of them"
-
-
 def test_an_int8_export_has_the_size_of_its_file(models, tmp_path):
     """Its weights are fp32 again in memory, and the share of the first model is that of what is kept."""
     first = efficiency.open_model(models[0])
