@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from smke_jax.losses.masked import masked_words, mean_at, spread_at, standardised
 from smke_jax.losses.pairs import NOBODY
 from smke_jax.losses.soft_contrast import soft_contrast
-from tests.losses.over_devices import DEVICES, assert_near, run_together, spread, tensors, unit_rows
+from over_devices import DEVICES, assert_near, run_together, spread, tensors, unit_rows
 
 B, M, V, D, K = 16, 4, 11, 6, 10
 rng = np.random.default_rng(0)

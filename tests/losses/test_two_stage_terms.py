@@ -37,7 +37,8 @@ TERMS = {
 def case(term):
     def run(image, text, old_image, old_text, hard, log_scale, ids, scope):
         reps = dict(zip(NAMES, (image, text, old_image, old_text, hard), strict=True)) | {"id": ids}
-        loss, metrics = term.value({"logit_scale": {"out": log_scale}}, (), reps, scope)
+        params, _ = term.init(jax.random.key(0), reps)
+        loss, metrics = term.value(jax.tree.map(lambda start: log_scale, params), (), reps, scope)
         return loss, metrics
 
     return run

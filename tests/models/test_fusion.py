@@ -13,7 +13,7 @@ from flax.traverse_util import flatten_dict
 from smke_jax.models import attention
 from smke_jax.models.attention import attention_by
 from smke_jax.models.fusion import FUSIONS
-from tests.losses.over_devices import assert_near, tensors
+from over_devices import assert_near, tensors
 
 B, N, L, WIDTH, HEADS, MLP, EPS = 3, 4, 5, 8, 2, 12, 1e-12
 OF_IMAGE = 6  # channels

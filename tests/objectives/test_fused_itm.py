@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from smke_jax.losses.collective import ALONE
 from smke_jax.objectives.fused_itm import fused_itm
-from tests.losses.over_devices import DEVICES, assert_near, run_together, spread, tensors
+from over_devices import DEVICES, assert_near, run_together, spread, tensors
 
 B = 16
 rng = np.random.default_rng(0)

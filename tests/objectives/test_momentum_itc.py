@@ -9,7 +9,7 @@ from scipy.special import log_softmax, softmax
 from smke_jax.errors import UserError
 from smke_jax.losses.collective import ALONE
 from smke_jax.objectives.momentum_itc import momentum_itc
-from tests.losses.over_devices import assert_near
+from over_devices import assert_near
 
 B, D, BANK, STEPS, SHARE, RAMP = 8, 5, 19, 4, 0.5, 2
 SIDES = {"image": "text", "text": "image"}

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from smke_jax.errors import UserError
 from smke_jax.losses.collective import ALONE
 from smke_jax.objectives.mrm import mrm
-from tests.losses.over_devices import DEVICES, assert_near, run_together, spread, tensors
+from over_devices import DEVICES, assert_near, run_together, spread, tensors
 
 B, N, L, D, HIDDEN = 16, 4, 5, 6, 7
 SHAPES = {
