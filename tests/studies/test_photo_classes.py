@@ -27,7 +27,7 @@ def test_captions_name_a_class(captions, named):
 
 def test_folders_hold_the_photos(tmp_path, capsys):
     rows = {"a/1": "bike", "b/1": "bike", "2": "pool", "3": "dog"}
-    captions = "".join(f'{{"image_path": "{name}.jpg", "caption": "a {word}"}}\n' for name, word in rows.items())
+    captions = "".join(f'{{"image_path": "{name}.jpg", "text": "a {word}"}}\n' for name, word in rows.items())
     photos = {f"{name}.jpg": jpeg(i) for i, name in enumerate(rows)}
     prepare("jsonl", write(tmp_path / "from", {"dev.jsonl": captions, **photos}), tmp_path / "data")
     (tmp_path / "list").write_text("bicycle: bike\npool: pool\n")
