@@ -3,9 +3,9 @@
     python -m smke_jax.studies.photo_classes --data=data/flickr8k --split=dev --out=data/flickr8k_classes
 
 A photo belongs to a class if at least three of its captions have a word of the class, or all of fewer captions, and no
-caption has a word of another class.  Each class is a folder with its photos as they are stored, as `zero_shot` and
-`probe` read them.  Nobody looked at the photos: people who wrote captions named what they found worth naming, so that a
-photo may show things of other classes that no caption names.
+caption has a word of another class.  Each class becomes a folder in OUT/SPLIT with its photos as they are stored, as the
+evaluators `zero_shot` and `probe` read them.  Nobody looked at the photos: people who wrote captions named what they
+found worth naming, so that a photo may show things of other classes that no caption names.
 
 `--classes=FILE` takes other classes: a line is a name, a colon and its words, as in 'bicycle: bicycle, bike, bikes'.
 """
@@ -101,10 +101,11 @@ def main(argv: list[str]) -> int:
         raise UserError(f"{arguments.out} exists: remove it or give another --out")
     for row, name in chosen:
         if name:
-            (arguments.out / name).mkdir(parents=True, exist_ok=True)
+            folder = arguments.out / arguments.split / name
+            folder.mkdir(parents=True, exist_ok=True)
             example = source[row]
             # Names of photos may hold folders.
-            (arguments.out / name / example.name.replace("/", "_")).write_bytes(example.image)
+            (folder / example.name.replace("/", "_")).write_bytes(example.image)
     for name, photos in sorted(count.items()):
         print(f"{photos:6,} {name}")
     print(f"{count.total():6,} of {len(source):,} photos in {len(classes)} classes: {arguments.out} is written")

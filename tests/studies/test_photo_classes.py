@@ -3,6 +3,7 @@
 import pytest
 from made_up import jpeg, prepare, write
 
+from smke_jax.data.labelled import open_labelled
 from smke_jax.errors import UserError
 from smke_jax.studies.photo_classes import FLICKR8K, class_of, main, parse_classes
 
@@ -33,9 +34,11 @@ def test_folders_hold_the_photos(tmp_path, capsys):
     (tmp_path / "list").write_text("bicycle: bike\npool: pool\n")
     command = [f"--data={tmp_path}/data", f"--out={tmp_path}/out", f"--classes={tmp_path}/list"]
     assert main(command) == 0
-    found = {str(path.relative_to(tmp_path / "out")): path.read_bytes() for path in (tmp_path / "out").rglob("*.jpg")}
+    found = {str(path.relative_to(tmp_path / "out/dev")): path.read_bytes() for path in (tmp_path / "out").rglob("*.jpg")}
     wanted = {"bicycle/a_1.jpg": "a/1.jpg", "bicycle/b_1.jpg": "b/1.jpg", "pool/2.jpg": "2.jpg"}
     assert found == {new: photos[old] for new, old in wanted.items()}
+    source = open_labelled("folders", str(tmp_path / "out"), "dev")
+    assert (len(source), source.classes) == (3, ("bicycle", "pool"))
     assert "3 of 4 photos in 2 classes" in capsys.readouterr().out
     with pytest.raises(UserError, match="exists: remove it"):
         main(command)
