@@ -239,12 +239,14 @@ class AlignedConfig(PretrainedConfig):
     networks: {name: its type and sizes}: image towers, text towers and one of projections
     level: what retrieval compares: out | fc1 | head
     logit_scale: the logarithm of what cosines of that level are multiplied with
+    max_position_embeddings: tokens of a text; a longer one is cut
     """
 
     model_type = "smke_aligned"
 
-    def __init__(self, networks=None, level="out", logit_scale=0.0, **others):
+    def __init__(self, networks=None, level="out", logit_scale=0.0, max_position_embeddings=512, **others):
         self.networks, self.level, self.logit_scale = networks or {}, level, logit_scale
+        self.max_position_embeddings = max_position_embeddings
         super().__init__(**others)
 
 

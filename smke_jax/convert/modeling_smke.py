@@ -98,6 +98,18 @@ def as_pictures(images):
     return [image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)) for image in images]
 
 
+def cut(ids, mask, length):
+    """Token ids and mask (B, L), 1 = token -> the same of at most `length` tokens, as the tokenizer cuts a text.
+
+    The last token of a text, which ends it, stays the last one.
+    """
+    if ids.shape[1] <= length:
+        return ids, mask
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+    end = torch.where(last < length, ids[:, length - 1], ids.gather(1, last[:, None])[:, 0])
+    return torch.cat([ids[:, : length - 1], end[:, None]], dim=1), mask[:, :length]
+
+
 class SmkeImageProcessor(BaseImageProcessor):
     """`squashed` for transformers, which has no processor with these rules.  It reads preprocessor_config.json."""
 
@@ -154,16 +166,19 @@ class SmkeConfig(PretrainedConfig):
     token_types: whether tokens are told their modality before the shared block
     level: what retrieval compares: fc1 | out | head
     logit_scale: the logarithm of what cosines of that level are multiplied with
+    max_position_embeddings: tokens of a text; a longer one is cut
     """
 
     model_type = "smke"
 
     def __init__(self, image=None, text=None, shared=None, width=None, mean=MEAN, std=STD, vocab_size=0, target_dim=0,
-                 token_types=True, norm_eps=1e-6, level="out", logit_scale=0.0, **others):  # fmt: skip
+                 token_types=True, norm_eps=1e-6, level="out", logit_scale=0.0,
+                 max_position_embeddings=512, **others):  # fmt: skip
         self.image, self.text, self.shared = image or {}, text or {}, shared or {}
         self.vocab_size, self.target_dim, self.token_types = vocab_size, target_dim, token_types
         self.width, self.mean, self.std = width or self.image.get("width"), tuple(mean), tuple(std)
         self.norm_eps, self.level, self.logit_scale = norm_eps, level, logit_scale
+        self.max_position_embeddings = max_position_embeddings
         super().__init__(**others)
 
 
@@ -352,9 +367,13 @@ class EmbeddingModel(PreTrainedModel):
         return F.normalize(self.encode_image(pixel_values)[self.config.level], dim=-1)
 
     def get_text_features(self, input_ids, attention_mask=None, **ignored):
-        """Token ids and mask (B, L), 1 = token -> embeddings (B, D), L2-normalised."""
+        """Token ids and mask (B, L), 1 = token -> embeddings (B, D), L2-normalised.
+
+        A text of more tokens than the model reads is cut: not every client asks the tokenizer to do that.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return F.normalize(self.encode_text(input_ids, mask)[self.config.level], dim=-1)
+        ids, mask = cut(input_ids, mask, self.config.max_position_embeddings)
+        return F.normalize(self.encode_text(ids, mask)[self.config.level], dim=-1)
 
     def forward(self, pixel_values=None, input_ids=None, attention_mask=None, return_dict=None, **ignored):
         """-> SmkeOutput: image_embeds (B, D) and text_embeds (B', D) of what is given, L2-normalised.

@@ -127,6 +127,12 @@ def gallery():
     return source.images, captions, np.repeat(np.arange(len(source)), source.num_captions)
 
 
+def thesis_module(network: Network) -> Thesis:
+    """The author's module of the sizes of the run's student."""
+    return Thesis(width=32, mlp=48, heads=2, depth=1, grid=2, patch=16, vocab=network.description["vocab_size"],
+                  positions=512, target=32, types=True)  # fmt: skip
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format(run, exported, capsys, format):
     directory = exported(format)
@@ -227,7 +233,7 @@ def test_the_names_that_clients_of_clip_use(opened, network):
 def test_zero_shot_classification_of_transformers(opened):
     directory, model, processor = opened
     pipe = pipeline("zero-shot-image-classification", model=str(directory), trust_remote_code=True)
-    labels = ["red dog", "small cat"]
+    labels = ["red dog", "small cat", "a small cat over a red dog " * 90]  # the pipeline asks for no truncation
     found = {x["label"]: x["score"] for x in pipe(odd_pictures()[0], labels, hypothesis_template="{}")}
     library = smke_jax.load(directory)
     logits = float(model.logit_scale.exp()) * library.similarity(odd_pictures()[:1], labels)[0]
@@ -255,8 +261,8 @@ def test_a_long_caption_by_the_example_of_the_card(exported):
     np.testing.assert_allclose(found, smke_jax.load(directory).encode_texts([text]), atol=1e-5)
 
 
-@pytest.mark.parametrize("format", ["hf", "onnx", "flax"])
-def test_every_snippet_of_the_card_runs(exported, format, transformers_cache, monkeypatch, tmp_path):
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_snippet_of_the_card_runs(exported, network, format, transformers_cache, monkeypatch, tmp_path):
     directory = exported(format)
     card = (directory / "README.md").read_text(encoding="utf-8")
     snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
@@ -264,8 +270,9 @@ def test_every_snippet_of_the_card_runs(exported, format, transformers_cache, mo
     odd_pictures()[0].convert("RGB").save(folder / "photo.jpg")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
+    given = {"torch": torch, "model": thesis_module(network)} if format == "thesis" else {}
     for snippet in snippets:
-        exec(snippet.replace('"DIR"', '"."'), {})
+        exec(snippet.replace('"DIR"', '"."'), dict(given))
     sys.modules.pop("modeling_smke", None)
     assert len(snippets) == {"hf": 2}.get(format, 1)
 
@@ -327,10 +334,7 @@ def test_what_converts_back(exported, network, tmp_path):
 def test_the_thesis_modules_take_the_checkpoint(exported, network, samples):
     checkpoint = torch.load(exported("thesis") / "smke.ckpt", weights_only=True)
     d = network.description
-    module = Lightning(
-        Thesis(width=32, mlp=48, heads=2, depth=1, grid=2, patch=16, vocab=d["vocab_size"], positions=512, target=32,
-               types=True)
-    ).eval()  # fmt: skip
+    module = Lightning(thesis_module(network)).eval()
     module.load_state_dict(checkpoint["state_dict"], strict=True)
     assert module.model.logit_scales.tolist() == [d["logit_scales"]["itc"][level] for level in ("fc1", "out")]
     assert module.logit_scale_target.item() == d["logit_scales"]["target_itc"]["head"]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from odd_pictures import odd_pictures
 from PIL import Image
+from tokenizers import Tokenizer
 from transformers import AutoModel, AutoProcessor, pipeline
 
 import smke_jax
@@ -102,17 +103,43 @@ def hf(run, tmp_path_factory):
     return directory, export_run(run, directory, format="hf")
 
 
-def test_onnxruntime_embeds_as_the_run(run, own, tmp_path):
-    """Two image towers, whose pixels stand in a row, and a text tower with a narrower table of words."""
+@pytest.fixture(scope="module")
+def onnx(run, tmp_path_factory):
+    """The directory of the two graphs, and a session of each."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    written = export_run(run, tmp_path / "onnx", format="onnx")
+    directory = tmp_path_factory.mktemp("aligned_onnx") / "onnx"
+    written = export_run(run, directory, format="onnx")
     assert set(written.likeness) == {"image_embeds", "text_embeds"}
+    return directory, {name: onnxruntime.InferenceSession(directory / f"{name}.onnx") for name in ("image", "text")}
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_onnxruntime_embeds_as_the_run(onnx, own, count):
+    """Two image towers, whose pixels stand in a row, and a text tower with a narrower table of words."""
+    directory, sessions = onnx
     pictures, captions, expected = own
-    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "image.onnx")
-    pixels = onnx_pixels(tmp_path / "onnx", [np.asarray(x) for x in pictures], session.get_inputs()[0].shape)
-    assert pixels.shape == (4, 3 * (32**2 + 28**2))
-    np.testing.assert_allclose(session.run(None, {"pixel_values": pixels})[0], expected["image"], atol=2e-5)
+    arrays = [np.asarray(x) for x in pictures[:count]]
+    pixels = onnx_pixels(directory, arrays, sessions["image"].get_inputs()[0].shape)
+    assert pixels.shape == (count, 3 * (32**2 + 28**2))
+    found = sessions["image"].run(None, {"pixel_values": pixels})[0]
+    np.testing.assert_allclose(found, expected["image"][:count], atol=2e-5)
+    tokens = [x.ids for x in Tokenizer.from_file(str(directory / "tokenizer.json")).encode_batch(captions[:count])]
+    for length in (max(map(len, tokens)), 11, 12):  # padded to several lengths; the model has 12 positions
+        ids, mask = np.zeros((count, length), np.int64), np.zeros((count, length), np.int64)
+        for row, own_ids in enumerate(tokens):
+            ids[row, : len(own_ids)], mask[row, : len(own_ids)] = own_ids, 1
+        found = sessions["text"].run(None, {"input_ids": ids, "attention_mask": mask})[0]
+        np.testing.assert_allclose(found, expected["text"][:count], atol=2e-5)
+
+
+def test_onnxruntime_gets_a_long_caption_cut(run, onnx):
+    directory, sessions = onnx
+    text = "a small red dog runs over the green grass " * 40
+    encoding = Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text)
+    inputs = {"input_ids": np.array([encoding.ids]), "attention_mask": np.array([encoding.attention_mask])}
+    found = sessions["text"].run(None, inputs)[0]
+    np.testing.assert_allclose(found, smke_jax.load(run).encode_texts([text]), atol=2e-5)
 
 
 def test_int8_says_what_it_retrieves(run, own, tmp_path):
@@ -179,7 +206,8 @@ def test_pictures_of_every_kind_are_what_they_are_in_the_library(hf, transformer
 
 def test_zero_shot_classification_of_transformers(hf, own, transformers_cache):
     directory, _ = hf
-    picture, labels = own[0][0], ["red dog", "small cat"]
+    # The pipeline asks for no truncation.
+    picture, labels = own[0][0], ["red dog", "small cat", "a small cat over a red dog " * 90]
     pipe = pipeline("zero-shot-image-classification", model=str(directory), trust_remote_code=True)
     found = {x["label"]: x["score"] for x in pipe(picture, labels, hypothesis_template="{}")}
     logits = float(pipe.model.logit_scale.exp()) * smke_jax.load(directory).similarity([picture], labels)[0]

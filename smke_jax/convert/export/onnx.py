@@ -69,7 +69,9 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
 
     class Text(Image):
         def forward(self, input_ids, attention_mask):
-            return self.model(input_ids=input_ids, attention_mask=attention_mask)["text_embeds"]
+            # What the call adds, cutting, would fix the length; tokenizer.json cuts.
+            embedding = self.model.encode_text(input_ids, attention_mask)[self.model.config.level]
+            return torch.nn.functional.normalize(embedding, dim=-1)
 
     rows, tokens = torch.export.Dim("batch"), torch.export.Dim("length", max=positions)
     # One tensor each: inputs that share one are taken for the same input.
