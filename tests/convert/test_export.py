@@ -30,7 +30,7 @@ from transformers import (
 
 import smke_jax
 from smke_jax.__main__ import main
-from smke_jax.convert.export import DTYPES, FORMATS, check, flax, pytorch, thesis
+from smke_jax.convert.export import DTYPES, FORMATS, check, clients, flax, pytorch, thesis
 from smke_jax.convert.export.base import Network, Record
 from smke_jax.convert.export.write import write
 from smke_jax.convert.params_file import load_params, params_path, read_description, save_params
@@ -417,6 +417,16 @@ def test_what_embeds_otherwise_is_not_written(network, samples, tmp_path, monkey
         write(tmp_path / "x", network, samples, format="flax")
     assert "| text/out | " in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_decodes_pictures_otherwise_is_not_written(network, samples, tmp_path, monkeypatch):
+    text, turn = pytorch.SOURCE.read_text(encoding="utf-8"), "image = ImageOps.exif_transpose(image)"
+    assert turn in text
+    (tmp_path / pytorch.MODELING).write_text(text.replace(turn, "pass"), encoding="utf-8")
+    shutil.copy(pytorch.SOURCE.parent / clients.ADAPTER, tmp_path)
+    monkeypatch.setattr(pytorch, "SOURCE", tmp_path / pytorch.MODELING)
+    with pytest.raises(UserError, match="was not written: it would not embed as"):
+        write(tmp_path / "x", network, samples, format="hf")
 
 
 def test_a_run_whose_data_is_gone(trained):

@@ -27,6 +27,7 @@ from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.restore import restore_run
 
 SCENES = make_scenes(24, 16)
+SHORT = ("red", "two red", "a red", "the red two")  # captions of at most six tokens
 SIZES = {"width": 16, "num_heads": 2, "mlp_dim": 8}
 TOWERS = {
     "cells": {"type": "efficientnet_lite", "image_size": 32, "width": 24, "width_multiplier": 0.25,
@@ -75,6 +76,11 @@ def restored(run):
 
 
 @pytest.fixture(scope="module")
+def library(run):
+    return smke_jax.load(run)
+
+
+@pytest.fixture(scope="module")
 def own(restored):
     """(the first four images and captions of the gallery, their normalised embeddings as the run evaluates them)."""
     split = restored.experiment.task.split("gallery")
@@ -115,7 +121,7 @@ def onnx(run, tmp_path_factory):
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
-def test_onnxruntime_embeds_as_the_run(onnx, own, count):
+def test_onnxruntime_embeds_as_the_run(onnx, own, restored, library, count):
     """Two image towers, whose pixels stand in a row, and a text tower with a narrower table of words."""
     directory, sessions = onnx
     pictures, captions, expected = own
@@ -124,22 +130,19 @@ def test_onnxruntime_embeds_as_the_run(onnx, own, count):
     assert pixels.shape == (count, 3 * (32**2 + 28**2))
     found = sessions["image"].run(None, {"pixel_values": pixels})[0]
     np.testing.assert_allclose(found, expected["image"][:count], atol=2e-5)
-    tokens = [x.ids for x in Tokenizer.from_file(str(directory / "tokenizer.json")).encode_batch(captions[:count])]
-    for length in (max(map(len, tokens)), 11, 12):  # padded to several lengths; the model has 12 positions
-        ids, mask = np.zeros((count, length), np.int64), np.zeros((count, length), np.int64)
-        for row, own_ids in enumerate(tokens):
-            ids[row, : len(own_ids)], mask[row, : len(own_ids)] = own_ids, 1
-        found = sessions["text"].run(None, {"input_ids": ids, "attention_mask": mask})[0]
-        np.testing.assert_allclose(found, expected["text"][:count], atol=2e-5)
+    for length in (6, 11, 12):  # the model has 12 positions
+        ids, mask = restored.experiment.task.tokenizer.encode(SHORT[:count], length)
+        found = sessions["text"].run(None, {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64)})
+        np.testing.assert_allclose(found[0], library.encode_texts(SHORT[:count]), atol=2e-5)
 
 
-def test_onnxruntime_gets_a_long_caption_cut(run, onnx):
+def test_onnxruntime_gets_a_long_caption_cut(library, onnx):
     directory, sessions = onnx
     text = "a small red dog runs over the green grass " * 40
     encoding = Tokenizer.from_file(str(directory / "tokenizer.json")).encode(text)
     inputs = {"input_ids": np.array([encoding.ids]), "attention_mask": np.array([encoding.attention_mask])}
     found = sessions["text"].run(None, inputs)[0]
-    np.testing.assert_allclose(found, smke_jax.load(run).encode_texts([text]), atol=2e-5)
+    np.testing.assert_allclose(found, library.encode_texts([text]), atol=2e-5)
 
 
 def test_int8_says_what_it_retrieves(run, own, tmp_path):

@@ -236,12 +236,12 @@ def test_the_split_of_an_export_where_none_is_named(tmp_path, capsys):
     model, out = save_model(tmp_path / "model"), tmp_path / "out.json"
     found = {}
     for splits in (("test", "dev"), ("train", "dev"), ("train",)):
-        folder = tmp_path / "-".join(splits)
+        folder, data = tmp_path / "-".join(splits), tmp_path / f"{len(found)}"
         rows = [json.dumps({"image_path": f"{i}.jpg", "text": f"dog {i}"}) for i in range(4)]
         write(folder, {f"{i}.jpg": jpeg(i) for i in range(4)} | {f"{name}.jsonl": "\n".join(rows) for name in splits})
-        prepare("jsonl", folder, tmp_path / f"{folder.name}-prepared")
+        prepare("jsonl", folder, data)
         capsys.readouterr()
-        status = main(["evaluate", f"--workdir={model}", f"--data={tmp_path / f'{folder.name}-prepared'}", f"--out={out}"])
+        status = main(["evaluate", f"--workdir={model}", f"--data={data}", f"--out={out}"])
         found[splits] = capsys.readouterr().err if status else json.loads(out.read_text())["protocol"]
     assert "jsonl test, any-of-n" in found["test", "dev"] and "jsonl dev, any-of-n" in found["train", "dev"]
     assert "has no split 'test': it has train" in found["train",]
