@@ -262,7 +262,7 @@ def test_a_long_caption_by_the_example_of_the_card(exported):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_every_snippet_of_the_card_runs(exported, network, format, transformers_cache, monkeypatch, tmp_path):
+def test_every_snippet_of_the_card_runs(run, exported, network, format, transformers_cache, monkeypatch, tmp_path):
     directory = exported(format)
     card = (directory / "README.md").read_text(encoding="utf-8")
     snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
@@ -272,9 +272,12 @@ def test_every_snippet_of_the_card_runs(exported, network, format, transformers_
     monkeypatch.syspath_prepend(folder)
     given = {"torch": torch, "model": thesis_module(network)} if format == "thesis" else {}
     for snippet in snippets:
-        exec(snippet.replace('"DIR"', '"."'), dict(given))
+        names = dict(given)
+        exec(snippet.replace('"DIR"', '"."'), names)
+    if format == "onnx":  # the last one is for a photo
+        np.testing.assert_allclose(names["embedding"][0], smke_jax.load(run).encode_images("photo.jpg"), atol=1e-5)
     sys.modules.pop("modeling_smke", None)
-    assert len(snippets) == {"hf": 2}.get(format, 1)
+    assert len(snippets) == {"hf": 2, "onnx": 2}.get(format, 1)
 
 
 def test_the_names_of_transformers_js(exported, network):

@@ -27,7 +27,7 @@ from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.restore import restore_run
 
 SCENES = make_scenes(24, 16)
-SHORT = ("red", "two red", "a red", "the red two")  # captions of at most six tokens
+SHORT = ("a", "a a", "a a a", "a a a a")  # captions of up to six tokens
 SIZES = {"width": 16, "num_heads": 2, "mlp_dim": 8}
 TOWERS = {
     "cells": {"type": "efficientnet_lite", "image_size": 32, "width": 24, "width_multiplier": 0.25,
@@ -226,6 +226,18 @@ def test_sentence_transformers_embeds_texts_and_pictures(hf, own, transformers_c
     texts = ["red dog", "a small cat " * 40]
     np.testing.assert_allclose(model.encode(texts), library.encode_texts(texts), atol=1e-5)
     np.testing.assert_allclose(model.encode(odd_pictures()), library.encode_images(odd_pictures()), atol=2e-5)
+
+
+def test_the_snippets_of_the_card_for_onnxruntime(onnx, own, library, monkeypatch, tmp_path):
+    folder = shutil.copytree(onnx[0], tmp_path / "copy")
+    own[0][0].save(folder / "photo.jpg")
+    monkeypatch.chdir(folder)
+    snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    found = [{}, {}]
+    for snippet, names in zip(snippets, found, strict=True):
+        exec(snippet, names)
+    np.testing.assert_allclose(found[0]["embedding"][0], library.encode_texts("a dog runs across the grass"), atol=2e-5)
+    np.testing.assert_allclose(found[1]["embedding"][0], library.encode_images("photo.jpg"), atol=2e-5)
 
 
 def test_every_snippet_of_the_card_runs(hf, own, transformers_cache, monkeypatch, tmp_path):

@@ -43,8 +43,8 @@ picture goes to the processor instead, since the pipeline makes it RGB before th
 sentence-transformers, `SentenceTransformer(".", trust_remote_code=True).encode` takes texts and pictures. The model
 cuts a text of more tokens than it reads.
 
-`clip_benchmark_adapter.py` measures it with CLIP_benchmark's own functions, retrieval on lines of JSON that name a
-photo and its captions, zero-shot classification on a folder of one folder for each class:
+`clip_benchmark_adapter.py` measures it with CLIP_benchmark's own functions (`pip install clip-benchmark`), retrieval on
+lines of JSON that name a photo and its captions, zero-shot classification on a folder of one folder for each class:
 
 ```bash
 python clip_benchmark_adapter.py retrieval captions.jsonl
