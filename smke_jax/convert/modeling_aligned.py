@@ -225,7 +225,7 @@ class AlignedImageProcessor(BaseImageProcessor):
         self.views = list(views)
 
     def preprocess(self, images, return_tensors=None, **ignored):
-        """PIL images or uint8 arrays (H, W, 3), one or several -> {'pixel_values': (B, N)}."""
+        """What `as_pictures` of modeling_smke.py takes -> {'pixel_values': (B, N)}."""
         pixels = packed(as_pictures(images), self.views)
         return BatchFeature({"pixel_values": pixels.numpy()}, tensor_type=return_tensors)
 

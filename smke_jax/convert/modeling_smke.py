@@ -93,9 +93,21 @@ def squashed(images, size, mean=MEAN, std=STD):
 
 
 def as_pictures(images):
-    """PIL images or uint8 arrays (H, W, 3), one or several -> a list of PIL images."""
-    images = images if isinstance(images, (list, tuple)) else [images]
-    return [image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)) for image in images]
+    """PIL images, arrays or tensors, one or several -> a list of PIL images.
+
+    Arrays have their 1, 3 or 4 channels last or first, or none, as uint8 or as floats in [0, 1].
+    """
+    if not isinstance(images, (list, tuple)):
+        images = images if getattr(images, "ndim", 0) == 4 else [images]
+    return [image if isinstance(image, Image.Image) else _of_array(np.asarray(image)) for image in images]
+
+
+def _of_array(x):
+    if x.ndim == 3 and x.shape[2] not in (1, 3, 4):
+        x = x.transpose(1, 2, 0)
+    if np.issubdtype(x.dtype, np.floating):
+        x = np.rint(x * 255).astype(np.uint8)
+    return Image.fromarray(x[:, :, 0] if x.ndim == 3 and x.shape[2] == 1 else x)
 
 
 def cut(ids, mask, length):
@@ -120,7 +132,7 @@ class SmkeImageProcessor(BaseImageProcessor):
         self.size, self.image_mean, self.image_std = size, image_mean, image_std
 
     def preprocess(self, images, return_tensors=None, **ignored):
-        """PIL images or uint8 arrays (H, W, 3), one or several -> {'pixel_values': (B, 3, S, S)}."""
+        """What `as_pictures` takes -> {'pixel_values': (B, 3, S, S)}."""
         pixels = squashed(as_pictures(images), self.size["height"], self.image_mean, self.image_std)
         return BatchFeature({"pixel_values": pixels.numpy()}, tensor_type=return_tensors)
 

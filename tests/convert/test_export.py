@@ -36,6 +36,7 @@ from smke_jax.convert.export.base import Network, Record
 from smke_jax.convert.export.write import write
 from smke_jax.convert.params_file import load_params, params_path, read_description, save_params
 from smke_jax.convert.temperatures import as_lists, by_level
+from smke_jax.data.given import pixels_of
 from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.data.transforms import squash
 from smke_jax.errors import UserError
@@ -211,6 +212,21 @@ def test_pictures_of_every_kind_are_what_they_are_in_the_library(opened):
         theirs = model.get_image_features(**processor(images=pictures, return_tensors="pt"))
     np.testing.assert_allclose(own, expected, atol=1e-5)
     np.testing.assert_allclose(theirs, expected, atol=1e-5)
+
+
+def test_arrays_and_tensors_are_what_they_are_in_the_library(opened):
+    _, model, processor = opened
+    array = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    grey = array[:, :, 0]
+    for given in (
+        [array, array.transpose(2, 0, 1), torch.tensor(array), array / 255, torch.tensor(array / 255).permute(2, 0, 1)],
+        [grey, grey[:, :, None], grey[None], np.stack([grey] * 3, axis=2)],
+        np.stack([array, array]),
+        array,
+    ):
+        pixels = processor(images=given, return_tensors="pt")["pixel_values"]
+        expected = model.preprocess([Image.fromarray(pixels_of(x)) for x in (given if len(given) < 6 else [given])])
+        torch.testing.assert_close(pixels, expected, atol=1e-6, rtol=0)
 
 
 def test_the_names_that_clients_of_clip_use(opened, network):
