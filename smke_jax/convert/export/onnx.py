@@ -19,7 +19,8 @@ from smke_jax.errors import UserError
 IMAGE, TEXT, PREPROCESSOR = "image.onnx", "text.onnx", "preprocessor_config.json"
 OPSET = 20
 USAGE = """
-Batches may have any size, captions any length up to the number of positions.
+Batches may have any size, captions any length up to the number of positions; the graph cuts what is longer than the
+model reads.
 
 - `image.onnx`: `pixel_values` float32, the whole picture squashed to a square, bicubic, normalised with the mean and
   deviation in `preprocessor_config.json`, gives `image_embeds` float32 (B, D). SHAPE
@@ -32,7 +33,6 @@ import numpy as np
 import onnxruntime
 import tokenizers
 
-# It cuts a longer text as the model needs it.
 encoding = tokenizers.Tokenizer.from_file("tokenizer.json").encode("a dog runs across the grass")
 text = onnxruntime.InferenceSession("text.onnx")
 inputs = {"input_ids": np.array([encoding.ids]), "attention_mask": np.array([encoding.attention_mask])}
@@ -98,7 +98,7 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
     torch = pytorch.require("torch", "onnx")
     build = {"student": _student, "aligned": _aligned}[network.description["type"]]
     model, pixels, positions, config = build(directory, network, dtype)
-    length = network.description["max_length"]
+    length, (_, end) = network.description["max_length"], network.tokenizer.marks()
 
     class Image(torch.nn.Module):
         def __init__(self):
@@ -110,8 +110,11 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
 
     class Text(Image):
         def forward(self, input_ids, attention_mask):
-            # What the call adds, cutting, would fix the length; tokenizer.json cuts.
-            embedding = self.model.encode_text(input_ids, attention_mask)[self.model.config.level]
+            # What is longer is cut here, too, for clients that do not cut or, as transformers.js, lose the end mark.
+            # By a mask, since the call of the model, which slices, would fix the length of all texts.
+            place = torch.arange(input_ids.shape[1])
+            ids = torch.where(place == length - 1, end, input_ids)
+            embedding = self.model.encode_text(ids, attention_mask * (place < length))[self.model.config.level]
             return torch.nn.functional.normalize(embedding, dim=-1)
 
     rows, tokens = torch.export.Dim("batch"), torch.export.Dim("length", max=positions)
