@@ -152,6 +152,12 @@ def test_progress_of_many(model, pictures, capsys, monkeypatch):
     monkeypatch.setattr(Progress.__init__, "__kwdefaults__", {"every": 0})
     model.encode_images(pictures, batch_size=2, progress=True)
     assert "embedding images: 4/5" in capsys.readouterr().err
+    model.encode_texts(["dog"], progress=True)
+    assert "embedding texts: 1/1" in capsys.readouterr().err
+    model.encode_images(pictures, batch_size=2)
+    model.encode_texts(["dog"])
+    captured = capsys.readouterr()
+    assert not captured.err and not captured.out
 
 
 def test_a_query_is_not_filled_up_to_a_whole_batch(model, monkeypatch):

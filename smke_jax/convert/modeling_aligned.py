@@ -259,7 +259,7 @@ class AlignedImageProcessor(BaseImageProcessor):
         self.views = list(views)
 
     def preprocess(self, images, return_tensors=None, **ignored):
-        """PIL images or uint8 arrays (H, W, 3), one or several -> {'pixel_values': (B, N)}."""
+        """What `as_pictures` of modeling_smke.py takes -> {'pixel_values': (B, N)}."""
         pixels = packed(as_pictures(images), self.views)
         return BatchFeature({"pixel_values": pixels.numpy()}, tensor_type=return_tensors)
 
@@ -273,12 +273,14 @@ class AlignedConfig(PretrainedConfig):
     networks: {name: its type and sizes}: image towers, text towers and one of projections
     level: what retrieval compares: out | fc1 | head
     logit_scale: the logarithm of what cosines of that level are multiplied with
+    max_position_embeddings: tokens of a text; a longer one is cut
     """
 
     model_type = "smke_aligned"
 
-    def __init__(self, networks=None, level="out", logit_scale=0.0, **others):
+    def __init__(self, networks=None, level="out", logit_scale=0.0, max_position_embeddings=512, **others):
         self.networks, self.level, self.logit_scale = networks or {}, level, logit_scale
+        self.max_position_embeddings = max_position_embeddings
         super().__init__(**others)
 
 

@@ -93,9 +93,33 @@ def squashed(images, size, mean=MEAN, std=STD):
 
 
 def as_pictures(images):
-    """PIL images or uint8 arrays (H, W, 3), one or several -> a list of PIL images."""
-    images = images if isinstance(images, (list, tuple)) else [images]
-    return [image if isinstance(image, Image.Image) else Image.fromarray(np.asarray(image)) for image in images]
+    """PIL images, arrays or tensors, one or several -> a list of PIL images.
+
+    Arrays have their 1, 3 or 4 channels last or first, or none, as uint8 or as floats in [0, 1].
+    """
+    if not isinstance(images, (list, tuple)):
+        images = images if getattr(images, "ndim", 0) == 4 else [images]
+    return [image if isinstance(image, Image.Image) else _of_array(np.asarray(image)) for image in images]
+
+
+def _of_array(x):
+    if x.ndim == 3 and x.shape[2] not in (1, 3, 4):
+        x = x.transpose(1, 2, 0)
+    if np.issubdtype(x.dtype, np.floating):
+        x = np.rint(x * 255).astype(np.uint8)
+    return Image.fromarray(x[:, :, 0] if x.ndim == 3 and x.shape[2] == 1 else x)
+
+
+def cut(ids, mask, length):
+    """Token ids and mask (B, L), 1 = token -> the same of at most `length` tokens, as the tokenizer cuts a text.
+
+    The last token of a text, which ends it, stays the last one.
+    """
+    if ids.shape[1] <= length:
+        return ids, mask
+    last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
+    end = torch.where(last < length, ids[:, length - 1], ids.gather(1, last[:, None])[:, 0])
+    return torch.cat([ids[:, : length - 1], end[:, None]], dim=1), mask[:, :length]
 
 
 class SmkeImageProcessor(BaseImageProcessor):
@@ -108,7 +132,7 @@ class SmkeImageProcessor(BaseImageProcessor):
         self.size, self.image_mean, self.image_std = size, image_mean, image_std
 
     def preprocess(self, images, return_tensors=None, **ignored):
-        """PIL images or uint8 arrays (H, W, 3), one or several -> {'pixel_values': (B, 3, S, S)}."""
+        """What `as_pictures` takes -> {'pixel_values': (B, 3, S, S)}."""
         pixels = squashed(as_pictures(images), self.size["height"], self.image_mean, self.image_std)
         return BatchFeature({"pixel_values": pixels.numpy()}, tensor_type=return_tensors)
 
@@ -154,16 +178,19 @@ class SmkeConfig(PretrainedConfig):
     token_types: whether tokens are told their modality before the shared block
     level: what retrieval compares: fc1 | out | head
     logit_scale: the logarithm of what cosines of that level are multiplied with
+    max_position_embeddings: tokens of a text; a longer one is cut
     """
 
     model_type = "smke"
 
     def __init__(self, image=None, text=None, shared=None, width=None, mean=MEAN, std=STD, vocab_size=0, target_dim=0,
-                 token_types=True, norm_eps=1e-6, level="out", logit_scale=0.0, **others):  # fmt: skip
+                 token_types=True, norm_eps=1e-6, level="out", logit_scale=0.0,
+                 max_position_embeddings=512, **others):  # fmt: skip
         self.image, self.text, self.shared = image or {}, text or {}, shared or {}
         self.vocab_size, self.target_dim, self.token_types = vocab_size, target_dim, token_types
         self.width, self.mean, self.std = width or self.image.get("width"), tuple(mean), tuple(std)
         self.norm_eps, self.level, self.logit_scale = norm_eps, level, logit_scale
+        self.max_position_embeddings = max_position_embeddings
         super().__init__(**others)
 
 
@@ -356,9 +383,13 @@ class EmbeddingModel(PreTrainedModel):
         return F.normalize(self.encode_image(pixel_values)[self.config.level], dim=-1)
 
     def get_text_features(self, input_ids, attention_mask=None, **ignored):
-        """Token ids and mask (B, L), 1 = token -> embeddings (B, D), L2-normalised."""
+        """Token ids and mask (B, L), 1 = token -> embeddings (B, D), L2-normalised.
+
+        A text of more tokens than the model reads is cut: not every client asks the tokenizer to do that.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return F.normalize(self.encode_text(input_ids, mask)[self.config.level], dim=-1)
+        ids, mask = cut(input_ids, mask, self.config.max_position_embeddings)
+        return F.normalize(self.encode_text(ids, mask)[self.config.level], dim=-1)
 
     def forward(self, pixel_values=None, input_ids=None, attention_mask=None, return_dict=None, **ignored):
         """-> SmkeOutput: image_embeds (B, D) and text_embeds (B', D) of what is given, L2-normalised.

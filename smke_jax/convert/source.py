@@ -14,7 +14,7 @@ import safetensors
 from smke_jax.convert.dinov2_onnx import read_dinov2_onnx
 from smke_jax.convert.inert import Code, load_inert, plain
 from smke_jax.convert.params_file import file_digest
-from smke_jax.convert.unreadable import damaged, first_line
+from smke_jax.convert.unreadable import damaged, first_line, refuse_bomb
 from smke_jax.errors import UserError
 from smke_jax.json_text import parse_json
 
@@ -74,6 +74,7 @@ def read_source(path: str | Path, *, trust_code: bool = False) -> Source:
     reader = READERS.get(path.suffix)
     if reader is None:
         raise UserError(f"{path} is of no kind that can be read: give one of {', '.join(READERS)}, or a directory")
+    refuse_bomb(path)
     state, config, *notes = reader(path, trust_code)
     if not state:
         raise UserError(f"{path} holds no tensors: give the file of a model's weights")

@@ -1,9 +1,25 @@
 """The one line for a file of weights whose bytes are not what its name says."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
 from smke_jax.errors import UserError
+
+# Weights hardly shrink, so that an archive which grows as much as this holds none.
+MOST_GROWTH = 64
+SMALL = 1 << 30  # bytes that any archive may grow to
+
+
+def refuse_bomb(path: Path) -> None:
+    """Raises UserError where `path` is a zip archive that grows beyond all weights as it is read."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            size = sum(member.file_size for member in archive.infolist())
+    except Exception:  # no zip archive, or a damaged one: who reads it says so
+        return
+    if size > max(SMALL, MOST_GROWTH * path.stat().st_size):
+        raise UserError(f"{path} would grow to {size:,} bytes as it is read: weights do not, so it was left alone")
 
 
 def damaged(path: Path, error: Exception) -> UserError:

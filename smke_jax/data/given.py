@@ -1,5 +1,6 @@
 """Whatever callers hold a picture in -> what the models take, or a plain reason why not."""
 
+import contextlib
 import os
 from typing import Any, BinaryIO
 
@@ -43,7 +44,10 @@ def pixels_of(x: Any, *, min_side: int | None = None) -> np.ndarray:
 
 def _of_pil(image: Image.Image) -> np.ndarray:
     try:
-        return np.array(to_rgb(ImageOps.exif_transpose(image)), np.uint8)
+        image.load()
+        with contextlib.suppress(Exception):  # the pixels are whole; only the note of the orientation is unreadable
+            image = ImageOps.exif_transpose(image)
+        return np.array(to_rgb(image), np.uint8)
     except BadImage:
         raise
     except Exception as error:  # a file that PIL opened lazily may be damaged

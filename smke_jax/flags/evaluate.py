@@ -25,7 +25,7 @@ def parser() -> Parser:
         "--data", type=Path, metavar="DIR",
         help="written by `smke prepare` (default: the run's own); with --evaluator=zero_shot or probe: labelled images",
     )  # fmt: skip
-    parser.add_argument("--split", help="default: each evaluator's own; of an export, a split of --data")
+    parser.add_argument("--split", help="default: each evaluator's own; of an export, test or else dev of --data")
     parser.add_argument("--step", type=step, metavar="N|best|latest", help="default: latest")
     parser.add_argument("--level", help="what is compared: fc1, out or head (default: each evaluator's own)")
     parser.add_argument(

@@ -16,7 +16,7 @@ from smke_jax.config_files import override, override_key
 from smke_jax.data.damage import DamagedImage
 from smke_jax.data.gallery import gallery_of
 from smke_jax.data.labelled import LabelledSource, open_labelled
-from smke_jax.data.sources import open_prepared
+from smke_jax.data.sources import has_split, open_prepared
 from smke_jax.data.transforms import squash
 from smke_jax.embedder import load
 from smke_jax.errors import UserError
@@ -27,7 +27,7 @@ from smke_jax.parts import part
 from smke_jax.tasks.labelled_images import labelled_split
 
 OF_RUNS = ("step", "level")  # flags that choose among what a run has
-SPLIT = "test"
+SPLITS = ("test", "dev")  # the first that --data has, where --split does not say
 ZERO_SHOT = "zero_shot"
 WEIGHTS = ("*.safetensors", "*.ckpt", "*.bin", "*.onnx")
 
@@ -55,7 +55,8 @@ def evaluate_model(arguments: argparse.Namespace) -> int:
     if arguments.data is None:
         raise UserError(f"{arguments.workdir} names no data: give --data, a folder written by `smke prepare`")
     model = load(arguments.workdir)
-    source = open_prepared(arguments.data, arguments.split or SPLIT)
+    split = arguments.split or next((name for name in SPLITS if has_split(arguments.data, name)), SPLITS[0])
+    source = open_prepared(arguments.data, split)
     gallery = gallery_of(source, operator.attrgetter("image"))
     images = model.encode_images(gallery.pictures, progress=True)
     texts = model.encode_texts(gallery.texts, progress=True)

@@ -14,6 +14,8 @@ import pytest
 from made_up import contents, jpeg, prepare, skipped, write
 
 import smke_jax
+from smke_jax.convert import unreadable
+from smke_jax.convert.packaged import opened
 from smke_jax.convert.params_file import PARAMS
 from smke_jax.convert.source import read_source
 from smke_jax.data.decode import BadImage, decode_image
@@ -171,3 +173,17 @@ def test_an_npz_that_lies(content, tmp_path):
     with pytest.raises(UserError) as error:
         read_source(tmp_path / "weights.npz")
     assert "\n" not in str(error.value) and "weights.npz" in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["weights.npz", "weights.pt", "weights-1.0-py3-none-any.whl"])
+def test_a_zip_archive_that_grows_on_reading_is_not_unpacked(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(unreadable, "SMALL", MEBIBYTE)
+    with zipfile.ZipFile(tmp_path / name, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("weights/model.safetensors", bytes(16 * MEBIBYTE))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UserError, match="would grow to 16,777,216 bytes as it is read"), opened(tmp_path / name):
+            pass
+        assert tracemalloc.get_traced_memory()[1] < MEBIBYTE
+    finally:
+        tracemalloc.stop()

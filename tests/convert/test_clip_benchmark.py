@@ -1,11 +1,17 @@
 """CLIP_benchmark measures an export as this package does, on the same photos."""
 
+import importlib.util
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+from made_up import write
 from PIL import Image
 from tiny_export import save_model
 
@@ -93,3 +99,52 @@ def test_zero_shot_classification_is_the_argmax_of_cosines(export, data, tmp_pat
     right = cosines.argmax(1) == [label for _, label in paths]
     assert found["acc1"] == pytest.approx(right.mean()) == pytest.approx(found["mean_per_class_recall"])
     assert found["acc5"] == 1
+
+
+# The functions of CLIP_benchmark that the adapter calls, for where the package is not installed.
+STAND_IN = {
+    "__init__.py": "",
+    "zeroshot_retrieval.py": """
+import torch
+
+def evaluate(model, dataloader, tokenizer, device, amp, recall_k_list):
+    embedded = [(model.encode_image(images), [model.encode_text(tokenizer(own)) for own in texts])
+                for images, texts in dataloader]
+    count = sum(len(images) for images, _ in embedded)
+    return {f"image_retrieval_recall@{k}": k / count for k in recall_k_list}
+""",
+    "zeroshot_classification.py": """
+import torch
+
+def zero_shot_classifier(model, tokenizer, classnames, templates, device, amp):
+    rows = [model.encode_text(tokenizer([t.format(c=name) for t in templates])).mean(0) for name in classnames]
+    return torch.stack(rows, dim=1)
+
+def run_classification(model, classifier, dataloader, device, amp):
+    pairs = [(model.encode_image(images) @ classifier, target) for images, target in dataloader]
+    return tuple(torch.cat(x) for x in zip(*pairs))
+""",
+}
+
+
+@pytest.mark.slow
+def test_the_command_lines_of_the_card_run(export, data, tmp_path):
+    folder = shutil.copytree(export, tmp_path / "export")
+    shutil.copytree(data[0], folder / "flowers")
+    shutil.copytree(data[0], folder, dirs_exist_ok=True)  # captions.jsonl and the photos that it names
+    (folder / "flowers/captions.jsonl").unlink()
+    path = [str(Path(clients.__file__).parents[3])]
+    if importlib.util.find_spec("clip_benchmark") is None:
+        write(tmp_path / "stand_in/clip_benchmark/metrics", STAND_IN)
+        path.append(str(tmp_path / "stand_in"))
+    (lines,) = {found for card in HF.usage.values() for found in re.findall(r"```bash\n(.*?)```", card, re.DOTALL)}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "HF_MODULES_CACHE": str(tmp_path / "modules"),
+        "PYTHONPATH": os.pathsep.join([*path, os.environ.get("PYTHONPATH", "")]),
+    }
+    printed = subprocess.run(
+        ["bash", "-euc", lines], cwd=folder, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    retrieval, classification = map(json.loads, re.findall(r"\{.*?\}", printed, re.DOTALL))
+    assert 0 <= retrieval["image_retrieval_recall@1"] <= 1 and 0 <= classification["acc1"] <= 1

@@ -18,6 +18,7 @@ from odd_pictures import odd_pictures
 from PIL import Image
 from safetensors import safe_open
 from test_convert_student import Lightning, Thesis
+from tiny_export import save_model
 from transformers import (
     AutoImageProcessor,
     AutoModel,
@@ -30,11 +31,13 @@ from transformers import (
 
 import smke_jax
 from smke_jax.__main__ import main
-from smke_jax.convert.export import DTYPES, FORMATS, check, flax, pytorch, thesis
+from smke_jax.convert.export import DTYPES, FORMATS, check, clients, flax, pytorch, thesis
 from smke_jax.convert.export.base import Network, Record
 from smke_jax.convert.export.write import write
 from smke_jax.convert.params_file import load_params, params_path, read_description, save_params
 from smke_jax.convert.temperatures import as_lists, by_level
+from smke_jax.data.given import pixels_of
+from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.data.transforms import squash
 from smke_jax.errors import UserError
 from smke_jax.evaluators.recalls import retrieval_metrics
@@ -127,6 +130,12 @@ def gallery():
     return source.images, captions, np.repeat(np.arange(len(source)), source.num_captions)
 
 
+def thesis_module(network: Network) -> Thesis:
+    """The author's module of the sizes of the run's student."""
+    return Thesis(width=32, mlp=48, heads=2, depth=1, grid=2, patch=16, vocab=network.description["vocab_size"],
+                  positions=512, target=32, types=True)  # fmt: skip
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_every_format(run, exported, capsys, format):
     directory = exported(format)
@@ -205,6 +214,21 @@ def test_pictures_of_every_kind_are_what_they_are_in_the_library(opened):
     np.testing.assert_allclose(theirs, expected, atol=1e-5)
 
 
+def test_arrays_and_tensors_are_what_they_are_in_the_library(opened):
+    _, model, processor = opened
+    array = np.random.default_rng(0).integers(0, 256, (40, 70, 3), dtype=np.uint8)
+    grey = array[:, :, 0]
+    for given in (
+        [array, array.transpose(2, 0, 1), torch.tensor(array), array / 255, torch.tensor(array / 255).permute(2, 0, 1)],
+        [grey, grey[:, :, None], grey[None], np.stack([grey] * 3, axis=2)],
+        np.stack([array, array]),
+        array,
+    ):
+        pixels = processor(images=given, return_tensors="pt")["pixel_values"]
+        expected = model.preprocess([Image.fromarray(pixels_of(x)) for x in (given if len(given) < 6 else [given])])
+        torch.testing.assert_close(pixels, expected, atol=1e-6, rtol=0)
+
+
 def test_the_names_that_clients_of_clip_use(opened, network):
     directory, model, processor = opened
     _, captions, _ = gallery()
@@ -227,7 +251,7 @@ def test_the_names_that_clients_of_clip_use(opened, network):
 def test_zero_shot_classification_of_transformers(opened):
     directory, model, processor = opened
     pipe = pipeline("zero-shot-image-classification", model=str(directory), trust_remote_code=True)
-    labels = ["red dog", "small cat"]
+    labels = ["red dog", "small cat", "a small cat over a red dog " * 90]  # the pipeline asks for no truncation
     found = {x["label"]: x["score"] for x in pipe(odd_pictures()[0], labels, hypothesis_template="{}")}
     library = smke_jax.load(directory)
     logits = float(model.logit_scale.exp()) * library.similarity(odd_pictures()[:1], labels)[0]
@@ -255,8 +279,8 @@ def test_a_long_caption_by_the_example_of_the_card(exported):
     np.testing.assert_allclose(found, smke_jax.load(directory).encode_texts([text]), atol=1e-5)
 
 
-@pytest.mark.parametrize("format", ["hf", "onnx", "flax"])
-def test_every_snippet_of_the_card_runs(exported, format, transformers_cache, monkeypatch, tmp_path):
+@pytest.mark.parametrize("format", FORMATS)
+def test_every_snippet_of_the_card_runs(run, exported, network, format, transformers_cache, monkeypatch, tmp_path):
     directory = exported(format)
     card = (directory / "README.md").read_text(encoding="utf-8")
     snippets = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
@@ -264,10 +288,14 @@ def test_every_snippet_of_the_card_runs(exported, format, transformers_cache, mo
     odd_pictures()[0].convert("RGB").save(folder / "photo.jpg")
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(folder)
+    given = {"torch": torch, "model": thesis_module(network)} if format == "thesis" else {}
     for snippet in snippets:
-        exec(snippet.replace('"DIR"', '"."'), {})
+        names = dict(given)
+        exec(snippet.replace('"DIR"', '"."'), names)
+    if format == "onnx":  # the last one is for a photo
+        np.testing.assert_allclose(names["embedding"][0], smke_jax.load(run).encode_images("photo.jpg"), atol=1e-5)
     sys.modules.pop("modeling_smke", None)
-    assert len(snippets) == {"hf": 2}.get(format, 1)
+    assert len(snippets) == {"hf": 2, "onnx": 2}.get(format, 1)
 
 
 def test_the_names_of_transformers_js(exported, network):
@@ -327,10 +355,7 @@ def test_what_converts_back(exported, network, tmp_path):
 def test_the_thesis_modules_take_the_checkpoint(exported, network, samples):
     checkpoint = torch.load(exported("thesis") / "smke.ckpt", weights_only=True)
     d = network.description
-    module = Lightning(
-        Thesis(width=32, mlp=48, heads=2, depth=1, grid=2, patch=16, vocab=d["vocab_size"], positions=512, target=32,
-               types=True)
-    ).eval()  # fmt: skip
+    module = Lightning(thesis_module(network)).eval()
     module.load_state_dict(checkpoint["state_dict"], strict=True)
     assert module.model.logit_scales.tolist() == [d["logit_scales"]["itc"][level] for level in ("fc1", "out")]
     assert module.logit_scale_target.item() == d["logit_scales"]["target_itc"]["head"]
@@ -350,10 +375,12 @@ def test_graphs_take_other_batches_and_lengths(exported, network):
     onnxruntime = pytest.importorskip("onnxruntime")
     directory = exported("onnx")
     graphs = {name: onnxruntime.InferenceSession(directory / f"{name}.onnx") for name in ("image", "text")}
+    _, end = network.tokenizer.marks()
     for count, length in ((1, 3), (5, 11)):
         pixels = np.random.default_rng(count).normal(size=(count, 3, 32, 32)).astype(np.float32)
         ids = np.random.default_rng(length).integers(5, network.description["vocab_size"], (count, length))
         mask = (np.arange(length) < length - 1).astype(np.int64) * np.ones((count, 1), np.int64)
+        ids[:, length - 2] = end  # the last token of a text, which stays where the model cuts
         (image,) = graphs["image"].run(["image_embeds"], {"pixel_values": pixels})
         (text,) = graphs["text"].run(["text_embeds"], {"input_ids": ids, "attention_mask": mask})
         module = pytorch.build(network.params, network.description)
@@ -413,6 +440,20 @@ def test_what_embeds_otherwise_is_not_written(network, samples, tmp_path, monkey
         write(tmp_path / "x", network, samples, format="flax")
     assert "| text/out | " in str(error.value)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_decodes_pictures_otherwise_is_not_written(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    model = save_model(tmp_path / "model")
+    description = read_description(params_path(model))["model"] | {"logit_scales": {}}
+    network = Network(load_params(model), description, load_tokenizer(model / "tokenizer"), Record({}, {}, 0))
+    text, turn = pytorch.SOURCE.read_text(encoding="utf-8"), "image = ImageOps.exif_transpose(image)"
+    assert turn in text
+    (tmp_path / pytorch.MODELING).write_text(text.replace(turn, "pass"), encoding="utf-8")
+    shutil.copy(pytorch.SOURCE.parent / clients.ADAPTER, tmp_path)
+    monkeypatch.setattr(pytorch, "SOURCE", tmp_path / pytorch.MODELING)
+    with pytest.raises(UserError, match="was not written: it would not embed as"):
+        write(tmp_path / "x", network, check.draw_samples(None, (), description), format="hf")
 
 
 def test_a_run_whose_data_is_gone(trained):

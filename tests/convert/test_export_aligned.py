@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from odd_pictures import odd_pictures
 from PIL import Image
+from tokenizers import Tokenizer
 from transformers import AutoModel, AutoProcessor, pipeline
 
 import smke_jax
@@ -26,6 +27,7 @@ from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.restore import restore_run
 
 SCENES = make_scenes(24, 16)
+SHORT = ("a", "a a", "a a a", "a a a a")  # captions of up to six tokens
 SIZES = {"width": 16, "num_heads": 2, "mlp_dim": 8}
 TOWERS = {
     "cells": {"type": "efficientnet_lite", "image_size": 32, "width": 24, "width_multiplier": 0.25,
@@ -74,6 +76,11 @@ def restored(run):
 
 
 @pytest.fixture(scope="module")
+def library(run):
+    return smke_jax.load(run)
+
+
+@pytest.fixture(scope="module")
 def own(restored):
     """(the first four images and captions of the gallery, their normalised embeddings as the run evaluates them)."""
     split = restored.experiment.task.split("gallery")
@@ -102,17 +109,44 @@ def hf(run, tmp_path_factory):
     return directory, export_run(run, directory, format="hf")
 
 
-def test_onnxruntime_embeds_as_the_run(run, own, tmp_path):
-    """Two image towers, whose pixels stand in a row, and a text tower with a narrower table of words."""
+@pytest.fixture(scope="module")
+def onnx(run, tmp_path_factory):
+    """The directory of the two graphs, and a session of each."""
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    written = export_run(run, tmp_path / "onnx", format="onnx")
+    directory = tmp_path_factory.mktemp("aligned_onnx") / "onnx"
+    written = export_run(run, directory, format="onnx")
     assert set(written.likeness) == {"image_embeds", "text_embeds"}
+    return directory, {name: onnxruntime.InferenceSession(directory / f"{name}.onnx") for name in ("image", "text")}
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_onnxruntime_embeds_as_the_run(onnx, own, restored, library, count):
+    """Two image towers, whose pixels stand in a row, and a text tower with a narrower table of words."""
+    directory, sessions = onnx
     pictures, captions, expected = own
-    session = onnxruntime.InferenceSession(tmp_path / "onnx" / "image.onnx")
-    pixels = onnx_pixels(tmp_path / "onnx", [np.asarray(x) for x in pictures], session.get_inputs()[0].shape)
-    assert pixels.shape == (4, 3 * (32**2 + 28**2))
-    np.testing.assert_allclose(session.run(None, {"pixel_values": pixels})[0], expected["image"], atol=2e-5)
+    arrays = [np.asarray(x) for x in pictures[:count]]
+    pixels = onnx_pixels(directory, arrays, sessions["image"].get_inputs()[0].shape)
+    assert pixels.shape == (count, 3 * (32**2 + 28**2))
+    found = sessions["image"].run(None, {"pixel_values": pixels})[0]
+    np.testing.assert_allclose(found, expected["image"][:count], atol=2e-5)
+    for length in (6, 11, 12):  # the model has 12 positions
+        ids, mask = restored.experiment.task.tokenizer.encode(SHORT[:count], length)
+        found = sessions["text"].run(None, {"input_ids": ids.astype(np.int64), "attention_mask": mask.astype(np.int64)})
+        np.testing.assert_allclose(found[0], library.encode_texts(SHORT[:count]), atol=2e-5)
+
+
+def test_onnxruntime_gets_a_long_caption_cut(library, onnx):
+    """By tokenizer.json; or, by a tokenizer that loses the end of a text that it cuts, in the graph."""
+    directory, sessions = onnx
+    text = "a small red dog runs over the green grass " * 40
+    backend = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    cut = backend.encode(text).ids
+    backend.no_truncation()
+    for ids in (cut, backend.encode(text).ids[: len(cut)]):
+        inputs = {"input_ids": np.array([ids]), "attention_mask": np.ones((1, len(ids)), np.int64)}
+        found = sessions["text"].run(None, inputs)
+        np.testing.assert_allclose(found[0], library.encode_texts([text]), atol=2e-5)
 
 
 def test_int8_says_what_it_retrieves(run, own, tmp_path):
@@ -179,7 +213,8 @@ def test_pictures_of_every_kind_are_what_they_are_in_the_library(hf, transformer
 
 def test_zero_shot_classification_of_transformers(hf, own, transformers_cache):
     directory, _ = hf
-    picture, labels = own[0][0], ["red dog", "small cat"]
+    # The pipeline asks for no truncation.
+    picture, labels = own[0][0], ["red dog", "small cat", "a small cat over a red dog " * 90]
     pipe = pipeline("zero-shot-image-classification", model=str(directory), trust_remote_code=True)
     found = {x["label"]: x["score"] for x in pipe(picture, labels, hypothesis_template="{}")}
     logits = float(pipe.model.logit_scale.exp()) * smke_jax.load(directory).similarity([picture], labels)[0]
@@ -195,6 +230,18 @@ def test_sentence_transformers_embeds_texts_and_pictures(hf, own, transformers_c
     texts = ["red dog", "a small cat " * 40]
     np.testing.assert_allclose(model.encode(texts), library.encode_texts(texts), atol=1e-5)
     np.testing.assert_allclose(model.encode(odd_pictures()), library.encode_images(odd_pictures()), atol=2e-5)
+
+
+def test_the_snippets_of_the_card_for_onnxruntime(onnx, own, library, monkeypatch, tmp_path):
+    folder = shutil.copytree(onnx[0], tmp_path / "copy")
+    own[0][0].save(folder / "photo.jpg")
+    monkeypatch.chdir(folder)
+    snippets = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    found = [{}, {}]
+    for snippet, names in zip(snippets, found, strict=True):
+        exec(snippet, names)
+    np.testing.assert_allclose(found[0]["embedding"][0], library.encode_texts("a dog runs across the grass"), atol=2e-5)
+    np.testing.assert_allclose(found[1]["embedding"][0], library.encode_images("photo.jpg"), atol=2e-5)
 
 
 def test_every_snippet_of_the_card_runs(hf, own, transformers_cache, monkeypatch, tmp_path):

@@ -150,8 +150,9 @@ build({{"train": items()}}, Path({str(tmp_path / "out")!r}), dataset="x", skips=
     assert leftover.name.startswith("out.partial-")
     with pytest.raises(UserError, match="no prepared dataset"):
         open_prepared(tmp_path / "out", "train")
+    (tmp_path / "out.partial-mine").mkdir()
     build({"train": tiny_items()}, tmp_path / "out", dataset="x", skips=Skips())
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "out.partial-mine"]
 
 
 @pytest.mark.parametrize(
@@ -245,8 +246,10 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("stops", [(7,), (3, 7, 11), (12,)])
-def test_an_interrupted_build_goes_on_and_writes_the_same(stops, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    "stops, name", [((7,), "photos [1]"), ((3, 7, 11), "out"), ((12,), "n" * 255), ((7,), "ü" * 127)]
+)
+def test_an_interrupted_build_goes_on_and_writes_the_same(stops, name, tmp_path, monkeypatch):
     monkeypatch.setattr(SplitWriter.__init__, "__kwdefaults__", {"shard_bytes": SMALL_SHARDS})
     files = tmp_path / "files"
     files.mkdir()
@@ -260,14 +263,14 @@ def test_an_interrupted_build_goes_on_and_writes_the_same(stops, tmp_path, monke
     for stop in stops:
         with pytest.raises(KeyboardInterrupt):
             splits = {"train": stop_after(items, stop), "dev": tiny_items(2)}
-            build(splits, tmp_path / "out", skips=Skips(), **given)
-        assert not (tmp_path / "out").exists()
+            build(splits, tmp_path / name, skips=Skips(), **given)
+        assert not (tmp_path / name).exists()
     before = len(loads)
-    again = build({"train": items, "dev": tiny_items(2)}, tmp_path / "out", skips=Skips(), **given)
+    again = build({"train": items, "dev": tiny_items(2)}, tmp_path / name, skips=Skips(), **given)
     assert again == whole
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert contents(tmp_path / name) == contents(tmp_path / "whole")
     assert len(loads) - before < 14 - stops[-1] + 4, "what a closed shard has is decoded again"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["files", "out", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["files", name, "whole"])
 
 
 def test_what_changed_in_between_is_noticed(tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import random
 import tarfile
 
 import pytest
-from made_up import contents, jpeg, prepare, write
+from made_up import contents, jpeg, prepare, skipped, write
 from test_layouts import tar_bytes
 
 BLOCK = 512
@@ -34,6 +34,17 @@ def test_folders_that_repeat_file_names(tmp_path):
     names, manifest = prepared(tmp_path, {"0.tar": samples("a/0", "b/0", "c.d/0")})
     assert names == ["a/0.jpg", "b/0.jpg", "c.d/0.jpg"]
     assert manifest["n_kept"] == 3
+
+
+@pytest.mark.parametrize(
+    "train, dev", [("train/0.tar", "val/0.tar"), ("cc3m-train-0000.tar", "cc3m-validation-0000.tar"),
+                   ("cc/training/shards/0.tar", "cc/Valid/shards/0.tar")],
+)  # fmt: skip
+def test_tars_of_splits_by_their_usual_names(train, dev, tmp_path, capsys):
+    names, manifest = prepared(tmp_path, {train: samples("0"), dev: samples("1"), "more/2.tar": samples("2")})
+    assert names == ["0.jpg"] and [name for name, _ in contents(tmp_path / "out", "dev")] == ["1.jpg"]
+    assert [entry["where"] for entry in skipped(tmp_path / "out")] == ["more/2.tar"]
+    assert "more/2.tar" in capsys.readouterr().out
 
 
 def test_pictures_before_captions(tmp_path):

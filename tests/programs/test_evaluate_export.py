@@ -8,7 +8,9 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from made_up import jpeg, prepare, write
 from test_command_line import write_flickr8k
+from tiny_export import save_model
 
 from smke_jax.__main__ import main
 from smke_jax.convert.params_file import load_params, read_description
@@ -226,6 +228,23 @@ def test_an_export_is_evaluated_like_its_run(format, student_run, tmp_path, caps
     assert "flickr8k train" in found["export"]["protocol"]
     assert "names no data: give --data" in error_of(capsys, "evaluate", f"--workdir={out}")
     assert "is no run of `smke train`: leave --step out" in error_of(capsys, "evaluate", f"--workdir={out}", "--step=2")
+
+
+def test_the_split_of_an_export_where_none_is_named(tmp_path, capsys):
+    """test, or dev where there is no test; else the splits that there are."""
+    (tmp_path / "model").mkdir()
+    model, out = save_model(tmp_path / "model"), tmp_path / "out.json"
+    found = {}
+    for splits in (("test", "dev"), ("train", "dev"), ("train",)):
+        folder, data = tmp_path / "-".join(splits), tmp_path / f"{len(found)}"
+        rows = [json.dumps({"image_path": f"{i}.jpg", "text": f"dog {i}"}) for i in range(4)]
+        write(folder, {f"{i}.jpg": jpeg(i) for i in range(4)} | {f"{name}.jsonl": "\n".join(rows) for name in splits})
+        prepare("jsonl", folder, data)
+        capsys.readouterr()
+        status = main(["evaluate", f"--workdir={model}", f"--data={data}", f"--out={out}"])
+        found[splits] = capsys.readouterr().err if status else json.loads(out.read_text())["protocol"]
+    assert "jsonl test, any-of-n" in found["test", "dev"] and "jsonl dev, any-of-n" in found["train", "dev"]
+    assert "has no split 'test': it has train" in found["train",]
 
 
 def test_opening_a_run_says_nothing_of_read_only_folders(student_run, caplog):

@@ -38,11 +38,13 @@ print(outputs.image_embeds @ outputs.text_embeds.T)
 ```
 
 `get_image_features` and `get_text_features` give the same embeddings one modality at a time, and
-`pipeline("zero-shot-image-classification", model=".", trust_remote_code=True)` classifies. With sentence-transformers,
-`SentenceTransformer(".", trust_remote_code=True).encode` takes texts and pictures.
+`pipeline("zero-shot-image-classification", model=".", trust_remote_code=True)` classifies; a transparent or 16-bit
+picture goes to the processor instead, since the pipeline makes it RGB before the model sees it. With
+sentence-transformers, `SentenceTransformer(".", trust_remote_code=True).encode` takes texts and pictures. The model
+cuts a text of more tokens than it reads.
 
-`clip_benchmark_adapter.py` measures it with CLIP_benchmark's own functions, retrieval on lines of JSON that name a
-photo and its captions, zero-shot classification on a folder of one folder for each class:
+`clip_benchmark_adapter.py` measures it with CLIP_benchmark's own functions (`pip install clip-benchmark`), retrieval on
+lines of JSON that name a photo and its captions, zero-shot classification on a folder of one folder for each class:
 
 ```bash
 python clip_benchmark_adapter.py retrieval captions.jsonl

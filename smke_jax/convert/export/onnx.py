@@ -19,10 +19,11 @@ from smke_jax.errors import UserError
 IMAGE, TEXT, PREPROCESSOR = "image.onnx", "text.onnx", "preprocessor_config.json"
 OPSET = 20
 USAGE = """
-Batches may have any size, captions any length up to the number of positions.
+Batches may have any size, captions any length up to the number of positions; the graph cuts what is longer than the
+model reads.
 
-- `image.onnx`: `pixel_values` float32 (B, 3, S, S), the whole picture squashed to a square, bicubic, and normalised
-  with the mean and deviation in `preprocessor_config.json`, gives `image_embeds` float32 (B, D).
+- `image.onnx`: `pixel_values` float32, the whole picture squashed to a square, bicubic, normalised with the mean and
+  deviation in `preprocessor_config.json`, gives `image_embeds` float32 (B, D). SHAPE
 - `text.onnx`: `input_ids` and `attention_mask` int64 (B, L), 1 = token, give `text_embeds` float32 (B, D).
 
 Both are L2-normalised: their products are cosines.
@@ -32,21 +33,61 @@ import numpy as np
 import onnxruntime
 import tokenizers
 
-# It cuts a longer text as the model needs it.
 encoding = tokenizers.Tokenizer.from_file("tokenizer.json").encode("a dog runs across the grass")
 text = onnxruntime.InferenceSession("text.onnx")
 inputs = {"input_ids": np.array([encoding.ids]), "attention_mask": np.array([encoding.attention_mask])}
 (embedding,) = text.run(["text_embeds"], inputs)
 ```
 
+Pictures were decoded in training with the orientation that a camera notes, transparency laid over white, and the high
+byte of greys of 16 bits. The first of these is in these lines; others need their own:
+
+```python
+import json
+
+import numpy as np
+import onnxruntime
+import PIL.Image
+import PIL.ImageOps
+
+photo = PIL.ImageOps.exif_transpose(PIL.Image.open("photo.jpg")).convert("RGB")
+with open("preprocessor_config.json") as file:
+    said = json.load(file)
+IMAGE
+(embedding,) = image.run(["image_embeds"], {"pixel_values": pixels})
+```
+
 transformers.js finds the same two graphs as `onnx/text_model.onnx` and `onnx/vision_model.onnx`
 (`CLIPTextModelWithProjection`, `CLIPVisionModelWithProjection`).
 """
+STUDENT = {
+    "SHAPE": "They are (B, 3, S, S).",
+    "IMAGE": """\
+pixels = np.float32(photo.resize((said["size"]["width"], said["size"]["height"]), PIL.Image.Resampling.BICUBIC)) / 255
+pixels = (pixels - np.float32(said["image_mean"])) / np.float32(said["image_std"])
+pixels = pixels.transpose(2, 0, 1)[None]
+image = onnxruntime.InferenceSession("image.onnx")""",
+}
+ALIGNED = {
+    "SHAPE": """Its
+  `views` are the image towers, each with its size, mean and deviation. Of one tower `pixel_values` are (B, 3, S, S),
+  of several (B, N), the pixels of each flattened, one after another in a row.""",
+    "IMAGE": """\
+rows = []
+for view in said["views"]:
+    pixels = np.float32(photo.resize((view["size"], view["size"]), PIL.Image.Resampling.BICUBIC)) / 255
+    pixels = (pixels - np.float32(view["mean"])) / np.float32(view["std"])
+    rows.append(pixels.transpose(2, 0, 1).reshape(-1))
+image = onnxruntime.InferenceSession("image.onnx")
+pixels = np.concatenate(rows).reshape(1, *image.get_inputs()[0].shape[1:])""",
+}
 
-ALIGNED = """
-This model has image towers that `views` in `preprocessor_config.json` tells of: each has its size, mean and deviation.
-Of one, `pixel_values` are (B, 3, S, S); of several (B, N), the pixels of each flattened, one after another in a row.
-"""
+
+def _usage(words: dict[str, str]) -> str:
+    text = USAGE
+    for mark, own in words.items():
+        text = text.replace(mark, own)
+    return text
 
 
 def _write(directory: Path, network: Network, dtype: str) -> None:
@@ -57,7 +98,7 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
     torch = pytorch.require("torch", "onnx")
     build = {"student": _student, "aligned": _aligned}[network.description["type"]]
     model, pixels, positions, config = build(directory, network, dtype)
-    length = network.description["max_length"]
+    length, (_, end) = network.description["max_length"], network.tokenizer.marks()
 
     class Image(torch.nn.Module):
         def __init__(self):
@@ -69,7 +110,12 @@ def _write(directory: Path, network: Network, dtype: str) -> None:
 
     class Text(Image):
         def forward(self, input_ids, attention_mask):
-            return self.model(input_ids=input_ids, attention_mask=attention_mask)["text_embeds"]
+            # What is longer is cut here, too, for clients that do not cut or, as transformers.js, lose the end mark.
+            # By a mask, since the call of the model, which slices, would fix the length of all texts.
+            place = torch.arange(input_ids.shape[1])
+            ids = torch.where(place == length - 1, end, input_ids)
+            embedding = self.model.encode_text(ids, attention_mask * (place < length))[self.model.config.level]
+            return torch.nn.functional.normalize(embedding, dim=-1)
 
     rows, tokens = torch.export.Dim("batch"), torch.export.Dim("length", max=positions)
     # One tensor each: inputs that share one are taken for the same input.
@@ -156,4 +202,4 @@ def onnx_pixels(directory: Path, images: Sequence[np.ndarray], shape: Sequence) 
     return np.concatenate(rows, axis=1).reshape(len(images), *shape[1:])
 
 
-FORMAT = Format(_write, _embed, {"": USAGE, "aligned": USAGE + ALIGNED}, types=("student", "aligned"))
+FORMAT = Format(_write, _embed, {"student": _usage(STUDENT), "aligned": _usage(ALIGNED)}, types=("student", "aligned"))

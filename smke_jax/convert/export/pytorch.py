@@ -1,9 +1,11 @@
 """The student as a PyTorch module, from the file that is copied into exports, and what goes with it."""
 
 import importlib.util
+import io
 import json
 import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,6 +24,7 @@ from smke_jax.passes.base import statistics_of
 
 MODELING = "modeling_smke.py"
 SOURCE = Path(__file__).parents[1] / MODELING
+ORIENTATION = 0x0112  # the tag of it in EXIF
 # What the PyTorch file wants to know of each part, by its type.
 TOWER = ("width", "depth", "num_heads", "mlp_dim", "norm_eps", "activation")
 PATCHES = ("type", "image_size", "patch_size", *TOWER)
@@ -154,17 +157,45 @@ def build(params: Any, description: dict, dtype: str = "float32"):
 
 
 def embed(model, batch: Batch) -> dict[str, np.ndarray]:
-    """'{image,text}/{fc1,out,head}' (N, D) of a SmkeModel, and '{image,text}_embeds' of its call."""
+    """'{image,text}/{fc1,out,head}' (N, D) of a SmkeModel, and '{image,text}_embeds' of its call.
+
+    It gets the images as files, since decoding is its own.
+    """
     import torch
 
     with torch.inference_mode():
-        pixels = model.preprocess([Image.fromarray(image) for image in batch["image"]])
+        pixels = model.preprocess(as_files(batch["image"]))
         ids, mask = torch.tensor(batch["text"]), torch.tensor(batch["text_mask"])
         encoded = {"image": model.encode_image(pixels), "text": model.encode_text(ids, mask)}
         outputs = model(pixels, ids, mask)
         embeds = {name: outputs[name] for name in ("image_embeds", "text_embeds")}
         reps = {f"{modality}/{level}": x for modality, levels in encoded.items() for level, x in levels.items()}
         return {name: x.numpy() for name, x in {**reps, **embeds}.items()}
+
+
+def as_files(images: Sequence[np.ndarray]) -> list[Image.Image]:
+    """uint8 images (H, W, 3) -> the same pictures, opened from files of two kinds that people have.
+
+    In turn: on its side, with a camera's note of that; with black behind full transparency in place of its white.
+    """
+    return [(_on_its_side, _transparent)[number % 2](image) for number, image in enumerate(images)]
+
+
+def _on_its_side(image: np.ndarray) -> Image.Image:
+    note = Image.Exif()
+    note[ORIENTATION] = 6  # to be turned by 90° clockwise
+    return _reopened(np.rot90(image), exif=note)
+
+
+def _transparent(image: np.ndarray) -> Image.Image:
+    white = (image == 255).all(axis=2, keepdims=True)
+    return _reopened(np.concatenate([np.where(white, 0, image), np.where(white, 0, 255)], axis=2).astype(np.uint8))
+
+
+def _reopened(pixels: np.ndarray, **options: Any) -> Image.Image:
+    file = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(pixels)).save(file, "PNG", **options)
+    return Image.open(file)
 
 
 def write_preprocessing(directory: Path, network: Network) -> None:

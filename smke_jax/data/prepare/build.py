@@ -14,6 +14,7 @@ import logging
 import operator
 import os
 import shutil
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from smke_jax.errors import UserError
 log = logging.getLogger("smke_jax")
 
 JPEG_SIDE = 65_500  # pixels, the most that libjpeg writes
+LONG_NAME = 200  # bytes; a longer one leaves no room for what the work folder's name has besides
 ABOUT = "about.json"  # in the work folder: what the work is
 MOST_BYTES = 1 << 30  # of one image file
 CHUNK = 256  # images decoded in parallel before they are written in order
@@ -247,9 +249,14 @@ def _partial_sibling(out: Path, about: str) -> Iterator[Path]:
     `about` is not the same.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f"{out.name}.partial-{os.getpid()}")
-    pids = {leftover: leftover.name.rpartition("-")[2] for leftover in out.parent.glob(f"{out.name}.partial-*")}
-    dead = [leftover for leftover, pid in pids.items() if pid == str(os.getpid()) or not _is_running(pid)]
+    name = out.name
+    if len(os.fsencode(name)) > LONG_NAME:
+        name = f"{name[:40]}-{zlib.crc32(os.fsencode(name)):08x}"
+    start = f"{name}.partial-"
+    partial = out.with_name(f"{start}{os.getpid()}")
+    beside = {path: path.name.removeprefix(start) for path in out.parent.iterdir() if path.name.startswith(start)}
+    pids = {path: int(pid) for path, pid in beside.items() if pid.isdecimal()}  # any other is the user's own
+    dead = [leftover for leftover, pid in pids.items() if pid == os.getpid() or not _is_running(pid)]
     kept = next((leftover for leftover in dead if _goes_on(leftover, about)), None)
     for leftover in dead:
         if leftover != kept:
@@ -278,10 +285,10 @@ def _goes_on(leftover: Path, about: str) -> bool:
         return False
 
 
-def _is_running(pid: str) -> bool:
+def _is_running(pid: int) -> bool:
     try:
-        os.kill(int(pid), 0)
-    except (ValueError, ProcessLookupError):
+        os.kill(pid, 0)
+    except ProcessLookupError:
         return False
     except PermissionError:
         pass

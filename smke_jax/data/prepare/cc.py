@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from smke_jax.data.prepare.items import CAPTION_SUFFIXES, IMAGE_SUFFIXES, Item, Options, Skips, decode_text, files_below
+from smke_jax.data.prepare.splits import KNOWN, split_of, split_of_folder
 from smke_jax.data.prepare.tar_members import Member, TarMembers
 from smke_jax.errors import UserError
 from smke_jax.json_text import parse_json
@@ -42,11 +43,30 @@ class _Found(NamedTuple):
 
 
 def cc(source: Path, options: Options, skips: Skips) -> dict[str, Iterable[Item]]:
-    """All samples of all *.tar under the folder, in the order of their names, as one split."""
+    """All samples of all *.tar under the folder, in the order of their names.
+
+    A tar is of the split that its name or a folder says, as cc3m-validation-0000.tar and val/00000.tar do.  Where none
+    says one, all are of `options.split`.  Where some do, the others are left out and named.
+    """
     tars = [path for path in files_below(source) if re.search(ENDING, path.name.lower())]
     if not tars:
         raise UserError(f"{source} holds no .tar file: download with img2dataset --output_format=webdataset")
-    return {options.split: _Samples(tars, options.split, skips)}
+    places = {path: path.relative_to(source) for path in tars}
+    said = {path: _split_of(place) for path, place in places.items()}
+    splits: dict[str, list[Path]] = {}
+    for path in tars:
+        if said[path] is None and any(said.values()):
+            reason = f"neither the tar's name nor its folder says one of {KNOWN}, which others do: rename it"
+            skips.add(places[path].as_posix(), reason)
+            continue
+        splits.setdefault(said[path] or options.split, []).append(path)
+    return {split: _Samples(paths, split, skips) for split, paths in splits.items()}
+
+
+def _split_of(place: Path) -> str | None:
+    """The split that the name of a tar says, or else the innermost of its folders that says one."""
+    said = [split_of(place.name), *(split_of_folder(name) for name in reversed(place.parts[:-1]))]
+    return next(filter(None, said), None)
 
 
 class _Samples:
