@@ -80,12 +80,15 @@ def seed_run(c: ConfigDict, form: Thesis, **fields: Any) -> None:
 
 
 def _flickr8k(kind, **fields):
-    """Six layers of DINOv2 at 98 pixels, four of MiniLM, and its other two as the fusion."""
+    """Six layers of DINOv2 at 98 pixels, four of MiniLM, and its other two as the fusion.
+
+    MiniLM was trained as the mean over its tokens, and its [CLS] was not.
+    """
     text = {"width": 384, "num_heads": 12, "mlp_dim": 1536, "dropout": 0.1}
     given = {
         "image": part("vit", **Flickr8k.dinov2, image_size=98, depth=6), "text": part("bert", depth=4, **text),
         "fusion": part(kind, depth=2, **text), "image_start": "weights/dinov2", "text_start": "weights/minilm",
-        "fusion_start": "weights/minilm",
+        "fusion_start": "weights/minilm", "pool": "mean",
     }  # fmt: skip
     return part("fused_towers", **given | fields)
 

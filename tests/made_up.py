@@ -6,7 +6,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tokenizers.pre_tokenizers import ByteLevel
 
+from smke_jax.data.clip_tokenizer import END, START
 from smke_jax.data.prepare.items import Item
 from smke_jax.data.sources import Source, open_prepared
 from smke_jax.programs.prepare import main
@@ -25,6 +27,15 @@ def write(root: Path, files: dict[str, bytes | str]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content.encode() if isinstance(content, str) else content)
     return root
+
+
+def clip_vocabulary(root: Path, merges: tuple[str, ...]) -> list[str]:
+    """Writes CLIP's two files for bytes and what `merges` makes of them.  Returns the tokens, by their ids."""
+    letters = sorted(ByteLevel.alphabet())
+    tokens = [*letters, *(f"{x}</w>" for x in letters), *(m.replace(" ", "") for m in merges), START, END]
+    numbers = json.dumps({token: i for i, token in enumerate(tokens)})
+    write(root, {"vocab.json": numbers, "merges.txt": "\n".join(["#version: 0.2", *merges]) + "\n"})
+    return tokens
 
 
 def prepare(dataset: str, source: Path, out: Path, *options: str) -> dict:

@@ -1,15 +1,29 @@
-"""The smallest image-text model, as a directory that `smke_jax.load` opens."""
+"""The smallest image-text model, as a directory that `smke_jax.load` opens; and what an export says of its run."""
 
 from pathlib import Path
 
 import jax
 import numpy as np
 
+from smke_jax.convert.export.base import Record
 from smke_jax.convert.params_file import TOKENIZER, save_params
 from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.models.build import param_shapes
 
 TOWER = {"width": 8, "depth": 0, "num_heads": 2, "mlp_dim": 12, "activation": "gelu", "norm_order": "post"}
+# What a model card tells of a run.
+RECORD = Record(
+    run={
+        "command": ["smke", "train"], "identity": {"data": "0" * 64}, "config": {}, "started": "today",
+        "devices": ["cpu"], "host": "a host", "versions": {"jax": "1"},
+    },
+    config={
+        "total_steps": 2, "batch_size": 4, "terms": {"itm": {"type": "fused_itm"}},
+        "optimizer": {"name": "adamw", "learning_rate": 1e-4, "reference_batch": 0, "weight_decay": 0.0},
+        "task": {"type": "pairs", "data": "x"}, "networks": {"towers": {"type": "fused_towers", "start": "random"}},
+    },
+    step=2,
+)  # fmt: skip
 
 
 def save_model(folder: Path, seed: int = 0) -> Path:

@@ -26,6 +26,7 @@ try:  # transformers makes a package of the two files
         PretrainedConfig,
         TextTower,
         as_pictures,
+        blocks,
         squashed,
     )
     from .modeling_smke import Vit as VitTower
@@ -38,6 +39,7 @@ except ImportError:
         PretrainedConfig,
         TextTower,
         as_pictures,
+        blocks,
         squashed,
     )
     from modeling_smke import Vit as VitTower
@@ -156,11 +158,43 @@ class Bert(TextTower):
         self.pool, self.channels = fields["pool"], fields["width"]
 
     def forward(self, ids, mask):
-        tokens = super().forward(ids, mask).float()
-        if self.pool == "cls":
-            return tokens[:, 0]
-        seen = mask[:, :, None].to(tokens)
-        return (tokens * seen).sum(1) / seen.sum(1)
+        return pooled(super().forward(ids, mask), mask, self.pool)
+
+
+class ClipText(nn.Module):
+    """CLIP's text tower, whose attention is causal.  Token ids and mask (B, L), 1 = token -> (B, D).
+
+    The output at the end of text, the last token of the mask, takes the place of the first token's.  The feature is
+    this one ('cls'), or the mean over the tokens.
+    """
+
+    def __init__(self, fields):
+        super().__init__()
+        width = fields["width"]
+        self.word_embedding = nn.Embedding(fields["vocab_size"], width)
+        self.position_embedding = nn.Embedding(fields["max_positions"], width)
+        self.blocks = blocks({**fields, "norm_order": "pre"})
+        self.norm = nn.LayerNorm(width, fields["norm_eps"])
+        self.pool, self.channels = fields["pool"], width
+
+    def forward(self, ids, mask):
+        length = ids.shape[1]
+        x = self.word_embedding(ids) + self.position_embedding.weight[:length]
+        earlier = torch.ones(length, length, dtype=torch.bool, device=x.device).tril()[None]
+        for block in self.blocks:
+            x, _ = block(x, earlier)
+        x = self.norm(x)
+        end = (mask.sum(1) - 1).long()[:, None, None].expand(-1, 1, x.shape[2])
+        return pooled(torch.cat([x.gather(1, end), x[:, 1:]], dim=1), mask, self.pool)
+
+
+def pooled(tokens, mask, pool):
+    """(B, L, D) -> (B, D) in fp32: the first token, or the mean over those of the mask."""
+    tokens = tokens.float()
+    if pool == "cls":
+        return tokens[:, 0]
+    seen = mask[:, :, None].to(tokens)
+    return (tokens * seen).sum(1) / seen.sum(1)
 
 
 class Projection(nn.Module):
@@ -204,7 +238,7 @@ class Projections(nn.Module):
         return {name: x.float() for name, x in made.items()}
 
 
-TOWERS = {"efficientnet_lite": EfficientNetLite, "vit": Vit, "bert": Bert}
+TOWERS = {"efficientnet_lite": EfficientNetLite, "vit": Vit, "bert": Bert, "clip_text": ClipText}
 
 
 def packed(images, views):

@@ -168,7 +168,10 @@ class SmkeConfig(PretrainedConfig):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention.  (B, L, D), mask (B, L) with 1 = token -> (B, L, D)."""
+    """Multi-head self-attention.  (B, L, D) -> (B, L, D).
+
+    mask: 1 = may be seen; (B, L) of keys, or (1, L, L) of queries and keys
+    """
 
     def __init__(self, width, num_heads, key_bias=True):
         super().__init__()
@@ -183,7 +186,8 @@ class Attention(nn.Module):
             project(x).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (B, H, L, d)
             for project in (self.query, self.key, self.value)
         )
-        mask = None if mask is None else mask[:, None, None, :].bool()
+        if mask is not None:
+            mask = (mask[:, None] if mask.ndim == 2 else mask)[:, None].bool()
         return self.out(F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2).flatten(2))
 
 

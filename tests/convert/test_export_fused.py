@@ -3,9 +3,10 @@
 import jax
 import numpy as np
 import pytest
+from tiny_export import RECORD
 
 import smke_jax
-from smke_jax.convert.export.base import Network, Record
+from smke_jax.convert.export.base import Network
 from smke_jax.convert.export.check import Samples
 from smke_jax.convert.export.write import write
 from smke_jax.data.tokenizer import train_wordpiece
@@ -18,15 +19,6 @@ from smke_jax.passes.fuse import towers
 
 SIZES = {"width": 8, "depth": 1, "num_heads": 2, "mlp_dim": 12}
 CAPTIONS = ["a red dog", "the dog runs over the snow"]
-RUN = {
-    "command": ["smke", "train"], "identity": {"data": "0" * 64}, "config": {}, "started": "today", "devices": ["cpu"],
-    "host": "a host", "versions": {"jax": "1"},
-}  # fmt: skip
-CONFIG = {
-    "total_steps": 2, "batch_size": 4, "terms": {"itm": {"type": "fused_itm"}}, "task": {"type": "pairs", "data": "x"},
-    "optimizer": {"name": "adamw", "learning_rate": 1e-4, "reference_batch": 0, "weight_decay": 0.0},
-    "networks": {"towers": {"type": "fused_towers", "start": "random"}},
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +30,7 @@ def network():
     )  # fmt: skip
     params, description = own.export(jax.jit(own.init)(jax.random.key(0), {}), {})
     use = {"level": "out", "max_length": 12, "logit_scales": {"itc": {"out": 2.7}}}
-    return Network(jax.device_get(params), description | use, words, Record(RUN, CONFIG, 2))
+    return Network(jax.device_get(params), description | use, words, RECORD)
 
 
 @pytest.fixture(scope="module")

@@ -4,22 +4,18 @@ import json
 
 import numpy as np
 import pytest
-from tokenizers.pre_tokenizers import ByteLevel
+from made_up import clip_vocabulary
 
 from smke_jax.data.clip_tokenizer import END, START, load_clip_tokenizer, load_vocabulary
 from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.errors import UserError
 
-MERGES = ["c a", "ca t</w>", "d o", "do g</w>", "' s</w>"]
+MERGES = ("c a", "ca t</w>", "d o", "do g</w>", "' s</w>")
 
 
 @pytest.fixture
 def folder(tmp_path):
-    letters = sorted(ByteLevel.alphabet())
-    tokens = [*letters, *(f"{x}</w>" for x in letters), *(m.replace(" ", "") for m in MERGES), START, END]
-    (tmp_path / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (tmp_path / "merges.txt").write_text("\n".join(["#version: 0.2", *MERGES]) + "\n")
-    return tmp_path, tokens
+    return tmp_path, clip_vocabulary(tmp_path, MERGES)
 
 
 def test_words_are_lowered_merged_and_framed(folder):

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from flax.traverse_util import flatten_dict
+from over_devices import assert_near, tensors
 
 from smke_jax.models import attention
 from smke_jax.models.attention import attention_by
 from smke_jax.models.fusion import FUSIONS
-from over_devices import assert_near, tensors
 
 B, N, L, WIDTH, HEADS, MLP, EPS = 3, 4, 5, 8, 2, 12, 1e-12
 OF_IMAGE = 6  # channels

@@ -3,10 +3,10 @@
 import numpy as np
 import torch
 import torch.nn.functional as F
+from over_devices import DEVICES, assert_near, run_together, spread, tensors
 
 from smke_jax.losses.collective import ALONE
 from smke_jax.objectives.fused_itm import fused_itm
-from over_devices import DEVICES, assert_near, run_together, spread, tensors
 
 B = 16
 rng = np.random.default_rng(0)

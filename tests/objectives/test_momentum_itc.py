@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from over_devices import assert_near
 from scipy.special import log_softmax, softmax
 
 from smke_jax.errors import UserError
 from smke_jax.losses.collective import ALONE
 from smke_jax.objectives.momentum_itc import momentum_itc
-from over_devices import assert_near
 
 B, D, BANK, STEPS, SHARE, RAMP = 8, 5, 19, 4, 0.5, 2
 SIDES = {"image": "text", "text": "image"}

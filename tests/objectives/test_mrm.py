@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from over_devices import DEVICES, assert_near, run_together, spread, tensors
 
 from smke_jax.errors import UserError
 from smke_jax.losses.collective import ALONE
 from smke_jax.objectives.mrm import mrm
-from over_devices import DEVICES, assert_near, run_together, spread, tensors
 
 B, N, L, D, HIDDEN = 16, 4, 5, 6, 7
 SHAPES = {

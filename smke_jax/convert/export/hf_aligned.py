@@ -9,6 +9,7 @@ from smke_jax.convert.layouts.aligned import MODEL_TYPE, RULES, aligned_rules
 from smke_jax.convert.rules import state_of
 from smke_jax.convert.temperatures import as_lists
 from smke_jax.errors import UserError
+from smke_jax.models.clip import ClipTextTower
 from smke_jax.models.efficientnet import EfficientNetLite
 from smke_jax.models.fields import defaults_of
 from smke_jax.models.text import TextEncoder
@@ -24,7 +25,7 @@ With PyTorch, safetensors, Pillow and tokenizers, in this directory; the two Pyt
 """ + pytorch.example("modeling_aligned", "AlignedModel") + clients.usage(
     "transformers has no processor of its own for this\nmodel: without `trust_remote_code` it is refused."
 )  # fmt: skip
-MODULES = {"efficientnet_lite": EfficientNetLite, "vit": Vit, "bert": TextEncoder}
+MODULES = {"efficientnet_lite": EfficientNetLite, "vit": Vit, "bert": TextEncoder, "clip_text": ClipTextTower}
 # Forms of a network that the PyTorch file always has: {type: {field: value}}.
 ALWAYS = {"bert": {"norm_order": "post"}}
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from smke_jax.convert.layouts.efficientnet_lite import EFFICIENTNET_LITE
 from smke_jax.convert.layouts.student import own_block, own_text_tower, own_vit
-from smke_jax.convert.rules import Layout, Rule, inside, layer_norm, linear
+from smke_jax.convert.rules import Layout, Rule, inside, layer_norm, linear, per_layer
 from smke_jax.convert.temperatures import by_level
 
 MODEL_TYPE = "smke_aligned"  # in config.json
@@ -32,10 +32,19 @@ def _projections(own: dict) -> list[Rule]:
     ]  # fmt: skip
 
 
+def _clip_text(own: dict) -> list[Rule]:
+    return [
+        *(Rule(f"{name}_embedding.weight", f"{name}_embedding") for name in ("word", "position")),
+        *per_layer(own_block("blocks.{i}", "block_{i}"), own["depth"]),
+        *layer_norm("norm", "norm"),
+    ]
+
+
 RULES: dict[str, Callable[[dict], list[Rule]]] = {
     "efficientnet_lite": EFFICIENTNET_LITE.rules,
     "vit": own_vit,
     "bert": own_text_tower,
+    "clip_text": _clip_text,
     "projections": _projections,
 }
 
