@@ -3,7 +3,7 @@
 from html.parser import HTMLParser
 
 HOSTILE = "<script>alert('x')</script><img src=\"http://evil.example/a.png\" onerror=x> $\\frac{ &amp; \ud800"
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "wbr"}
 
 
 class Page(HTMLParser):

@@ -28,6 +28,24 @@ def dtype_of(vocab_size: int) -> np.dtype:
     return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
 
 
+def whole_lines(lines: Iterable[list[int]], room: int) -> Iterator[list[int]]:
+    """Rows of at most `room` tokens: as many whole lines as fit, one after another.
+
+    A line that does not fit in a row is cut into rows of its own; what is left of it is a short row (spec 24).
+    """
+    row: list[int] = []
+    for line in lines:
+        if row and len(row) + len(line) > room:
+            yield row
+            row = []
+        if len(line) >= room:
+            yield from (line[i : i + room] for i in range(0, len(line), room))
+        else:
+            row = row + line
+    if row:
+        yield row
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class TextRows:
     """One split of running text.  Reading is thread-safe.

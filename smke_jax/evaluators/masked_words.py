@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax
 
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Encode, Evaluator, Figures
@@ -72,6 +71,13 @@ def masked_words(
     return Evaluator(needs, run, split, every, best="loss", check=check, stored=False, adds=(DRAWS,))
 
 
+def _log_softmax(rows: np.ndarray) -> np.ndarray:
+    """The logarithms of the softmax over the last axis."""
+    from scipy.special import log_softmax  # slow to import
+
+    return log_softmax(rows, axis=-1)
+
+
 def _found(encode: Encode, part: Split, count: int) -> dict[str, float]:
     """Means over the hidden tokens of `count` rows, and their number."""
     sums = np.zeros(4)  # -log p, likeliest, among the likeliest five, tokens
@@ -82,7 +88,7 @@ def _found(encode: Encode, part: Split, count: int) -> dict[str, float]:
         rows, right = logits[there], labels[there].astype(int)
         own = np.take_along_axis(rows, right[:, None], axis=1)
         ahead = (rows > own).sum(axis=1)
-        losses = -np.take_along_axis(log_softmax(rows, axis=1), right[:, None], axis=1)
+        losses = -np.take_along_axis(_log_softmax(rows), right[:, None], axis=1)
         sums += losses.sum(), (ahead == 0).sum(), (ahead < TOP).sum(), there.sum()
     means = sums[:3] / max(sums[3], 1)
     return dict(zip(("loss", "accuracy", "top5"), means.tolist(), strict=True)) | {"tokens": float(sums[3])}
@@ -100,7 +106,7 @@ def _captions(encode: Encode, part: Split, task: Task, count: int, guesses: int)
         for place in np.flatnonzero(numbers[row] >= 0).tolist():
             taken = []
             if place in hidden:  # the logits are in the order of the hidden places
-                log_p = log_softmax(made[NAMES[0]][row, hidden.index(place)])
+                log_p = _log_softmax(made[NAMES[0]][row, hidden.index(place)])
                 taken = [(name(token), float(np.exp(log_p[token]))) for token in np.argsort(-log_p)[:guesses]]
             words.append(Word(name(ids[row, place]), taken))
         shown.append(words)

@@ -1,7 +1,7 @@
 """`smke ladder`: the thesis' recipes one after another on the same photos, and the table of what each brings.
 
     smke ladder --minutes=5                                 all of them, five minutes of training each
-    smke ladder --recipes=ctl,s_smke,token_types:after --seeds=1,2,3 --write_readme
+    smke ladder --recipes=ctl,s_smke,token_types:after --seeds=1,2,3 --write_table
 
 Recipes are the config files with a constant RUNGS. Each is trained in the form given by --form, in OUT/NAME,seed=SEED;
 a recipe of several stages in folders of that directory. Any --config.key=value holds for all recipes. The same command
@@ -32,7 +32,7 @@ def parser() -> Parser:
     add("--minutes", type=_minutes, default=0.0, metavar="M", help="training time of each run, for which a short run "
         "finds the number of steps; default: the steps of the config")  # fmt: skip
     add("--reference", default="", metavar="NAME", help="compare all with this recipe, not each with its own")
-    add("--write_readme", action="store_true", help="put the table and its plot into README.md of the configs")
+    add("--write_table", action="store_true", help="write ladder.md and ladder.png beside the configs, too")
     add("--dry_run", action="store_true", help="print the runs and their commands alone")
     return parser
 

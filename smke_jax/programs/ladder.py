@@ -14,7 +14,7 @@ from smke_jax.studies.jobs import report_outcome
 from smke_jax.studies.ladder.climb import Climb
 from smke_jax.studies.ladder.lines import has_runs
 from smke_jax.studies.ladder.recipes import choose, find_recipes
-from smke_jax.studies.ladder.write import write_ladder, write_readme
+from smke_jax.studies.ladder.write import write_ladder, write_table
 
 
 def main(argv: list[str]) -> int:
@@ -50,8 +50,8 @@ def main(argv: list[str]) -> int:
             return _stopped(stopped_by)
     if text:
         print(text)
-        if arguments.write_readme:
-            write_readme(arguments.configs, text, picture)
+        if arguments.write_table:
+            write_table(arguments.configs, text, picture)
     return report_outcome(records)
 
 

@@ -75,10 +75,10 @@ table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nu
 th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; vertical-align: top; }
 th { font-weight: 600; font-size: .85rem; color: var(--soft); }
-thead tr:first-child th { text-align: center; border-bottom: 0; padding-bottom: 0; }
+thead tr:not(:last-child) th { text-align: center; border-bottom: 0; padding-bottom: 0; }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 130px; }
 table.said thead th { text-align: left; border-bottom: 1px solid var(--line); padding-bottom: 6px; }
-table.said td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+table.said td { text-align: left; white-space: normal; overflow-wrap: break-word; }
 .recalls td:last-child { text-align: left; white-space: normal; min-width: 160px; color: var(--soft);
   font-size: .85rem; }
 td small { display: block; color: var(--soft); font-size: .72rem; }
@@ -116,6 +116,7 @@ summary { cursor: pointer; }
 """
 
 
+AFTER = re.compile(r"(?<=[./_,=])(?=\w)")  # where names of fields and files may go on in a new line
 EMBEDDED = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+")
 
 
@@ -146,10 +147,16 @@ def figure(drawing: str, caption: str) -> str:
     return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
+def _broken(text) -> str:
+    """`text` escaped, with the places at which a narrow page may break a long name."""
+    return "<wbr>".join(escape(piece) for piece in AFTER.split(str(text)))
+
+
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, said: bool = False) -> str:
     """A table of plain text, which scrolls where it is wider than the page.  `said`: its cells are no numbers."""
+    cell = _broken if said else escape
     head = "".join(f"<th>{escape(title)}</th>" for title in titles)
-    lines = "\n".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    lines = "\n".join(f"<tr>{''.join(f'<td>{cell(text)}</td>' for text in row)}</tr>" for row in rows)
     style = ' class="said"' if said else ""
     return f'<div class="scroll"><table{style}><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 

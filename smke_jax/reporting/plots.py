@@ -11,7 +11,7 @@ import textwrap
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from smke_jax import atomic
 from smke_jax.errors import UserError
@@ -144,6 +144,7 @@ def throughput_figure(rows) -> Figure | None:
         style_axes(axes, labels[key])
         _draw(axes, rows, key, COLOURS[number % len(COLOURS)])
         axes.set_ylim(bottom=0)
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.set_xlabel("step")
     return figure
 
@@ -188,6 +189,8 @@ def _curves(ylabel):
     axes = figure.add_subplot()
     style_axes(axes, ylabel)
     axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+    axes.ticklabel_format(axis="y", useOffset=False)
     return figure, axes
 
 

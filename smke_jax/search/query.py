@@ -55,7 +55,7 @@ class Answer(NamedTuple):
 class Embeds(Protocol):
     """What is needed of `smke_jax.embedder.Embedder`."""
 
-    def encode_images(self, images): ...
+    def encode_images(self, images): ...  # of one image (D,)
 
     def encode_texts(self, texts): ...
 
@@ -77,8 +77,8 @@ def query_vector(
     parts = []
     if texts:
         parts.append(_normalised(embedder.encode_texts(list(texts))))
-    if images:
-        parts.append(_normalised(embedder.encode_images(list(images))))
+    # One by one: what a model says of a photo that it cannot read is then about that photo alone.
+    parts += [_normalised(embedder.encode_images(image)[None]) for image in images]
     if minus:
         parts.append(-_normalised(embedder.encode_texts(list(minus))))
     if not parts:

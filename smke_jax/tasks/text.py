@@ -9,8 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.data.datasets import open_source
-from smke_jax.data.prepare.text import whole_lines
-from smke_jax.data.texts import TOKENIZER, TextRows, open_texts, read_manifest, read_rows, rows_of, text_batches
+from smke_jax.data.texts import (
+    TOKENIZER,
+    TextRows,
+    open_texts,
+    read_manifest,
+    read_rows,
+    rows_of,
+    text_batches,
+    whole_lines,
+)
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.errors import UserError
 from smke_jax.parallel.process import failing_together

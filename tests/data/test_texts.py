@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from smke_jax.data.prepare.text import running, whole_lines
+from smke_jax.data.prepare.text import running
 from smke_jax.data.sources import open_prepared
-from smke_jax.data.texts import open_texts, read_rows, text_batches
+from smke_jax.data.texts import open_texts, read_rows, text_batches, whole_lines
 from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.errors import UserError
 from smke_jax.programs.prepare import main

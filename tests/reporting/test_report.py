@@ -183,6 +183,15 @@ def test_not_finite_losses_are_told(tmp_path):
     assert page.has("1 logged values of the total are not finite")
 
 
+def test_axes_say_whole_steps_and_whole_values():
+    rows = [{"step": step, "itc/logit_scale": 14.2857 - 1e-5 * step, "examples_per_second": 4.0} for step in (1, 2)]
+    scale, speed = plots.logit_scale_figure(rows), plots.throughput_figure(rows)
+    for figure in (scale, speed):
+        figure.draw_without_rendering()
+        assert all(float(x) == int(x) for x in figure.axes[0].get_xticks())
+    assert scale.axes[0].yaxis.get_major_formatter().get_offset() == ""
+
+
 def test_running_mean_is_a_mean():
     """The bold curve over many points: right in the middle, shrinking windows at the ends."""
     rows = [{"step": step, "loss": float(step)} for step in range(200)]

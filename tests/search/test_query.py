@@ -96,12 +96,13 @@ class Words:
     def encode_texts(self, texts):
         return np.array([3 * np.eye(WIDTH)[int(text)] for text in texts], np.float32)
 
-    encode_images = encode_texts
+    def encode_images(self, image):
+        return self.encode_texts([image])[0]
 
 
 def test_queries_are_added_up_and_taken_away():
-    vector = query_vector(Words(), texts=["0", "1"], images=["2"], minus=["3"])
-    np.testing.assert_allclose(vector, [0.5, 0.5, 0.5, -0.5, 0, 0, 0, 0], atol=1e-6)
+    vector = query_vector(Words(), texts=["0", "1"], images=["2", "4"], minus=["3"])
+    np.testing.assert_allclose(vector, np.array([1, 1, 1, -1, 1, 0, 0, 0]) / 5**0.5, atol=1e-6)
     with pytest.raises(UserError, match="nothing to search for"):
         query_vector(Words())
     with pytest.raises(UserError, match="take each other away"):

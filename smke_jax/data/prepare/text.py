@@ -12,7 +12,7 @@ from smke_jax.data.clip_tokenizer import load_vocabulary
 from smke_jax.data.prepare.build import check_free, is_disk_full
 from smke_jax.data.prepare.items import Skips, numbered_lines
 from smke_jax.data.progress import Progress
-from smke_jax.data.texts import ENDS, FORMAT_VERSION, KIND, MANIFEST, TOKENIZER, dtype_of, special_of
+from smke_jax.data.texts import ENDS, FORMAT_VERSION, KIND, MANIFEST, TOKENIZER, dtype_of, special_of, whole_lines
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.errors import UserError
 
@@ -132,24 +132,6 @@ def _tokens(lines: Iterable[str], words: Tokenizer) -> Iterator[list[int]]:
             yield from filter(None, words.encode_parts(chunk))
             chunk = []
     yield from filter(None, words.encode_parts(chunk))
-
-
-def whole_lines(lines: Iterable[list[int]], room: int) -> Iterator[list[int]]:
-    """Rows of at most `room` tokens: as many whole lines as fit, one after another.
-
-    A line that does not fit in a row is cut into rows of its own; what is left of it is a short row (spec 24).
-    """
-    row: list[int] = []
-    for line in lines:
-        if row and len(row) + len(line) > room:
-            yield row
-            row = []
-        if len(line) >= room:
-            yield from (line[i : i + room] for i in range(0, len(line), room))
-        else:
-            row = row + line
-    if row:
-        yield row
 
 
 def running(lines: Iterable[list[int]], room: int) -> Iterator[list[int]]:

@@ -15,8 +15,6 @@ from smke_jax.studies.ladder.plot import ladder_figure
 from smke_jax.studies.ladder.recipes import Recipe
 from smke_jax.studies.ladder.tables import dataset, measured_table, notes, thesis_table
 
-BEGIN, END = "<!-- written by `smke ladder` -->", "<!-- end of what `smke ladder` wrote -->"
-
 
 def write_ladder(recipes: Sequence[Recipe], out: Path, *, reference: str = "", head: str) -> tuple[str, bytes]:
     """Compares what stands in `out`, a directory of runs named by `Recipe.run_name`; returns Markdown and a PNG.
@@ -40,22 +38,15 @@ def write_ladder(recipes: Sequence[Recipe], out: Path, *, reference: str = "", h
             "Conceptual Captions; the means are those of the six recalls.",
         ]
     )  # fmt: skip
-    atomic.write_bytes(out / "ladder.png", picture)
     atomic.write_text(out / "ladder.json", json.dumps(_as_json(lines, problems), indent=1) + "\n")
-    atomic.write_text(out / "ladder.md", f"# The ladder of recipes\n\n{text}\n")
+    write_table(out, text, picture)
     return text, picture
 
 
-def write_readme(folder: Path, text: str, picture: bytes) -> Path:
-    """Puts what `write_ladder` returned into README.md of `folder`, in place of the earlier one; keeps the rest."""
-    path = folder / "README.md"
-    old = path.read_text(encoding="utf-8") if path.exists() else "# Recipes\n"
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if begin and not end:
-        raise UserError(f"{path} has no line {END!r} after {BEGIN!r}: put it where the ladder's part ends")
+def write_table(folder: Path, text: str, picture: bytes) -> Path:
+    """Writes what `write_ladder` returned as ladder.md and ladder.png of `folder`; returns the first."""
     atomic.write_bytes(folder / "ladder.png", picture)
-    return atomic.write_text(path, f"{before.rstrip()}\n\n{BEGIN}\n\n{text}\n\n{END}{after or chr(10)}")
+    return atomic.write_text(folder / "ladder.md", f"# The ladder of recipes\n\n{text}\n")
 
 
 def _as_json(lines: list[Line], problems: list[str]) -> dict:

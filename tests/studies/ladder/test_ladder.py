@@ -12,7 +12,7 @@ from smke_jax.rungs import Rung
 from smke_jax.studies.ladder.lines import read_lines
 from smke_jax.studies.ladder.plot import ladder_figure
 from smke_jax.studies.ladder.recipes import Recipe
-from smke_jax.studies.ladder.write import BEGIN, END, write_ladder, write_readme
+from smke_jax.studies.ladder.write import write_ladder
 
 COCO = (50.0, 60.0, 70.0, 30.0, 40.0, 50.0)
 BASE = Recipe(Path("base.py"), Rung(1, "5", "the start", coco=COCO, flickr30k=(60.0,), imagenet=40.25))
@@ -263,19 +263,3 @@ def test_nothing_to_show_is_said(tmp_path):
     make_run(tmp_path / "something_else")
     with pytest.raises(UserError, match="has no run of base"):
         write_ladder(LADDER, tmp_path, head="")
-
-
-def test_the_readme_keeps_what_others_wrote(tmp_path):
-    path = write_readme(tmp_path, "first", b"1")
-    assert path.read_text() == f"# Recipes\n\n{BEGIN}\n\nfirst\n\n{END}\n"
-    path.write_text(f"# Mine\n\nbefore\n\n{BEGIN}\nold\n{END}\n\nafter\n")
-    write_readme(tmp_path, "second", b"2")
-    assert path.read_text() == f"# Mine\n\nbefore\n\n{BEGIN}\n\nsecond\n\n{END}\n\nafter\n"
-    assert (tmp_path / "ladder.png").read_bytes() == b"2"
-    path.write_text("# Mine\n\nwords\n")
-    write_readme(tmp_path, "third", b"3")
-    assert path.read_text() == f"# Mine\n\nwords\n\n{BEGIN}\n\nthird\n\n{END}\n"
-    path.write_text(f"words\n{BEGIN}\nwords\n")
-    with pytest.raises(UserError, match="README.md has no line"):
-        write_readme(tmp_path, "fourth", b"4")
-    assert "fourth" not in path.read_text()

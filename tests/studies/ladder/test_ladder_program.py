@@ -160,7 +160,7 @@ def test_every_recipe_is_trained_and_compared(configs, teacher, commands, tmp_pa
     path = configs / "plain.py"
     path.write_text(path.read_text() + STAGES)
     out = tmp_path / "out"
-    arguments = ["ladder", f"--configs={configs}", f"--out={out}", "--recipes=plain,hue:dark", "--write_readme"]
+    arguments = ["ladder", f"--configs={configs}", f"--out={out}", "--recipes=plain,hue:dark", "--write_table"]
     assert main(arguments) == 0
     printed, said = capsys.readouterr()
     where = ["/".join(Path(x[2].partition("=")[2]).parts[-2:]) for x in commands if x[0] == "train"]
@@ -169,8 +169,8 @@ def test_every_recipe_is_trained_and_compared(configs, teacher, commands, tmp_pa
     rows = [line for line in printed.splitlines() if line.startswith(("| plain", "| hue:dark"))]
     assert len(rows) == 2 + 2 and " plain " in rows[1] and "▲" in rows[1]
     assert (out / "plain,seed=42" / "student" / "run.json").exists()
-    readme = (configs / "README.md").read_text()
-    assert printed.strip() in readme and "`smke ladder --configs=" in readme and "- hardware: " in readme
+    table = (configs / "ladder.md").read_text()
+    assert printed.strip() in table and "`smke ladder --configs=" in table and "- hardware: " in table
     assert (configs / "ladder.png").stat().st_size > 5000
 
     assert main(arguments) == 0 and len(commands) == 4
@@ -294,7 +294,7 @@ def test_two_rungs_are_timed_trained_interrupted_continued_and_compared(configs,
     out, minutes = tmp_path / "out", "--minutes=0.05"
     monkeypatch.setenv("JAX_NUM_CPU_DEVICES", "2")
     command = ["ladder", f"--configs={configs}", f"--out={out}", "--form=smoke", "--recipes=plain,hue:dark", minutes,
-               "--config.log.every=1", "--write_readme"]  # fmt: skip
+               "--config.log.every=1", "--write_table"]  # fmt: skip
     first, second = out / "plain,seed=42", out / "hue-dark,seed=42"
 
     started = subprocess.Popen(
@@ -325,8 +325,8 @@ def test_two_rungs_are_timed_trained_interrupted_continued_and_compared(configs,
 
     rows = [line for line in printed.splitlines() if line.startswith(("| plain", "| hue:dark"))]
     assert len(rows) == 2 + 2 and " plain " in rows[1] and f" {total} " in rows[0]
-    readme = (configs / "README.md").read_text()
-    assert printed.strip() in readme and "`smke ladder --configs=" in readme and "- hardware: " in readme
+    table = (configs / "ladder.md").read_text()
+    assert printed.strip() in table and "`smke ladder --configs=" in table and "- hardware: " in table
     assert (configs / "ladder.png").stat().st_size > 5000
 
     times = [path.stat().st_mtime_ns for path in out.glob("*/metrics.jsonl")]
