@@ -26,7 +26,8 @@ def get_config(variant: str = ""):
     if kind == "one_tower":
         towers = dict(list(towers.items())[:1])
     c.networks.update(towers)
-    c.networks.words = form.text_tower(trained=kind != "frozen_text")
+    kept = {"trained": False} if kind == "frozen_text" else {"frozen_layers": form.frozen_words}
+    c.networks.words = form.text_tower(**kept)
     features = tuple(f"{name}/feature" for name in towers)
     shared = transformer(num_heads=8, mlp_dim=1024) if kind == "shared" else None
     c.networks.student = projections(image=features, dropout=0.3, shared=shared)

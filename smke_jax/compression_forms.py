@@ -105,7 +105,7 @@ class OnPhotos(Compression):
 
     form = Flickr8k()
     teacher = "stage:runs/lit_flickr8k"
-    features = ("lite0/feature", "dinov2/feature")
+    features = tuple(f"{name}/feature" for name in form.image_towers())
     kept = "runs/motis_flickr8k/features"
     temperature = 0.05
     projection = {"width": 512}

@@ -36,6 +36,7 @@ class Thesis:
     held_out = "dev"  # the split that runs are evaluated on
     augmentations = 8  # random views of every image whose features are stored
     whole_photos = False  # whether LiT stores features of the whole photo, as it is evaluated, in place of views
+    frozen_words = 0  # first layers of the text tower that LiT does not train
 
     def run(self, *, batch_size: int = 512, total_steps: int = 44_636, epoch: int = 6_376) -> ConfigDict:
         """A config without parts; an epoch has so many steps."""
@@ -160,8 +161,9 @@ class Flickr8k(Thesis):
     # The teacher's size, and nothing dropped: every patch needs its counterpart there.
     patches = {"image_size": 128, "token_drop": 0.0}
     dinov2 = {"width": 384, "num_heads": 6, "mlp_dim": 1536, "patch_size": 14, "layer_scale": 1.0}  # ViT-S/14
-    augmentations = 1  # two towers embed some 10 photos a second on two CPU cores
+    augmentations = 1  # the image towers embed some 10 photos a second on two CPU cores
     whole_photos = True
+    frozen_words = 3
 
     def run(self, **_: Any) -> ConfigDict:
         c = base()
@@ -221,7 +223,7 @@ class Flickr8k(Thesis):
 
     def tuning(self) -> ConfigDict:
         c = base()
-        c.batch_size, c.total_steps, c.checkpoint.every, c.log.every = 480, 300, 100, 20
+        c.batch_size, c.total_steps, c.checkpoint.every, c.log.every = 480, 420, 105, 20
         c.eval_batch_size = 32  # a CPU embeds more images in a second when their activations stay in its cache
         c.optimizer.update(learning_rate=1e-3, weight_decay=1e-2, clip_norm=1.0, reference_batch=0)
         return c
@@ -235,6 +237,7 @@ class Flickr8k(Thesis):
         return {
             "lite0": part("frozen", start="weights/lite0", makes="lite0", image="lite0", layers=(11, 13, 15, 16, 17)),
             "dinov2": part("frozen", start="weights/dinov2", makes="dinov2", image="dinov2", **deep),
+            "lite2": part("frozen", start="weights/lite2", makes="lite2", image="lite2", layers=(15, 18, 20, 21, 22)),
         }
 
     def text_tower(self, **fields: Any) -> ConfigDict:

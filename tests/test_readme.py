@@ -33,6 +33,7 @@ SMALL = {
         *SHORT,
         "--config.networks.dinov2.layers=1",
         "--config.networks.lite0.layers=1",
+        "--config.networks.lite2.layers=1",
     ],
     "smke convert --checkpoint=package": None,  # tests/programs/test_real_weights.py
     "smke report": [],
@@ -82,7 +83,7 @@ def towers(folder: Path) -> None:
     words = train_wordpiece(["a red dog runs over the blue snow"], 80)
     vit = {"type": "vit", "image_size": 28, "patch_size": 14, **SIZES, "mean": [0.5] * 3, "std": [0.5] * 3}
     bert = {"type": "bert", "vocab_size": words.vocab_size, "max_positions": 24, "pooler": False, **SIZES}
-    for name, description in {"lite0": vit, "dinov2": vit, "minilm": bert}.items():
+    for name, description in {"lite0": vit, "lite2": vit, "dinov2": vit, "minilm": bert}.items():
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda x, rng=rng: rng.normal(size=x.shape).astype(np.float32), param_shapes(description))
         (folder / name).mkdir(parents=True)
