@@ -94,7 +94,7 @@ def test_the_files_and_variants_that_it_names_exist(path):
 
 @each
 def test_the_list_of_recipes_names_it(path):
-    text = (FOLDER / "README.md").read_text()
+    text = "\n".join((FOLDER / name).read_text() for name in ("README.md", "ladder.md"))
     assert re.search(rf"(`(configs/)?|^\| ){path.stem}\b", text, re.MULTILINE)
 
 
