@@ -38,6 +38,7 @@ def _is_record(record: Any) -> bool:
         is_flat
         and all(isinstance(digest, str | None) for digest in said)
         and type(config.get("config.total_steps")) is int
+        and all(type(config.get(f"config.{name}", 0)) is int for name in ("batch_size", "num_devices"))
         and _are(str, devices)
         and bool(devices)
         and _are(str, command)

@@ -78,7 +78,7 @@ TUPLES = {
     "pair": Entries(str, 2),
     **dict.fromkeys(("evaluated", "pools", "before", "after", "metrics"), Entries(str)),
     "data": OneOrMore(),  # one folder, or several that are one set
-    **dict.fromkeys(("prediction", "target"), OneOrMore()),  # representations
+    **dict.fromkeys(("prediction", "target", "image", "text", "of"), OneOrMore()),  # representations
 }
 TYPED = ("dtype", "residual_dtype", "mu_dtype")  # fields
 DTYPES = ("float32", "bfloat16")  # float16 would need a scaled loss

@@ -131,16 +131,15 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as root:
             print(Bench(name, KINDS[name], Path(root, name)).try_one(int(seed)))
         return 0
-    names, total, all_findings, start = arguments.kinds.split(","), Counter(), [], time.monotonic()
+    names, total, wrong, start = arguments.kinds.split(","), Counter(), False, time.monotonic()
     print(f"{'kind':12}{'used':>8}{'refused':>8}{'found':>8}", flush=True)
     for place, name in enumerate(names):
         share = arguments.inputs // len(names) + (place < arguments.inputs % len(names))
         count, findings = campaign(name, share, arguments.seed)
-        print(f"{name:12}{count['used']:8}{count['refused']:8}{count['found']:8}", flush=True)
-        total, all_findings = total + count, all_findings + findings
+        print(f"{name:12}{count['used']:8}{count['refused']:8}{count['found']:8}", *findings, sep="\n  ", flush=True)
+        total, wrong = total + count, wrong or bool(findings)
     print(f"{'all':12}{total['used']:8}{total['refused']:8}{total['found']:8}   {time.monotonic() - start:.0f} s")
-    print("\n".join(all_findings))
-    return int(bool(all_findings))
+    return int(wrong)
 
 
 if __name__ == "__main__":

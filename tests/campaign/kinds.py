@@ -345,16 +345,19 @@ def config_fields(folder: Path) -> None:
     """A line for each field of some configs: the file that is damaged is the command line."""
     lines = []
     for name in ("s_smke", "ctl_bank", "itm", "lit", "teacher_scenes", "image_vq"):
-        location = f"{ROOT / 'configs' / name}.py:smoke"
-        flat = flatten(load_config(location).copy_and_resolve_references())
-        lines += [f"{location} --{key}={value}" for key, value in flat.items()]
+        flat = flatten(_small_config(name).copy_and_resolve_references())
+        lines += [f"{name} --{key}={value}" for key, value in flat.items()]
     (folder / "flags").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _small_config(name: str):
+    return load_config(f"{ROOT / 'configs' / name}.py:smoke")
 
 
 def use_config(folder: Path, scratch: Path, name: str, sound: bytes) -> str:
     """The damaged part is the value of one field."""
     rng = random.Random((folder / name).read_bytes())
-    location, _, flag = rng.choice(sound.decode().split("\n")).partition(" ")
+    config, _, flag = rng.choice(sound.decode().split("\n")).partition(" ")
     key, _, value = flag.partition("=")
     damaged = rng.choice((
         value * 2, "-" + value, "1e308", "nan", "-1", "0", "None", "()", "(1,", "('a',)", "True", "'" + value + "'",
@@ -363,8 +366,8 @@ def use_config(folder: Path, scratch: Path, name: str, sound: bytes) -> str:
     if (folder / name).read_bytes() == sound:
         damaged = value
     try:
-        config = resolve(override(load_config(location), [f"{key}={damaged}"]))
-        build_experiment(config, None, {"vocab_size": 300, "num_images": 96})
+        changed = resolve(override(_small_config(config), [f"{key}={damaged}"]))
+        build_experiment(changed, None, {"vocab_size": 300, "num_images": 96})
     except UserError as error:
         return _refused(error)
     return "used"

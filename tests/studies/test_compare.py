@@ -192,6 +192,10 @@ def test_missing_and_damaged_files_cost_a_line_each_and_nothing_more(tmp_path):
     (make_run(tmp_path / "cut_record") / "run.json").write_text('{"config"')
     (make_run(tmp_path / "no_record") / "run.json").write_text("[]")
     (make_run(tmp_path / "no_devices") / "run.json").write_text('{"config": {}, "identity": {}, "devices": []}')
+    for name, value in (("batch_size", "16"), ("num_devices", "two")):
+        record = json.loads((make_run(tmp_path / name) / "run.json").read_text())
+        record["config"][f"config.{name}"] = value
+        (tmp_path / name / "run.json").write_text(json.dumps(record))
     with (make_run(tmp_path / "cut_metrics", task__flip=1.0) / "metrics.jsonl").open("a") as file:
         file.write('{"step": 5')
     make_run(tmp_path / "not_evaluated", r1=None, task__flip=0.25)
@@ -204,6 +208,7 @@ def test_missing_and_damaged_files_cost_a_line_each_and_nothing_more(tmp_path):
     expected = {
         "no_metrics/metrics.jsonl: no such metrics file", "cut_record/run.json is damaged",
         "no_record/run.json is damaged", "no_devices/run.json is damaged",
+        "batch_size/run.json is damaged", "num_devices/run.json is damaged",
         "cut_metrics/metrics.jsonl: 1 unreadable lines", "not_evaluated: trained to its end and without figures of",
         "empty: neither a run directory nor", "nowhere: neither a run directory nor", "jobs.json is damaged",
     }  # fmt: skip

@@ -58,7 +58,7 @@ IMAGE
 ```
 
 transformers.js finds the same two graphs as `onnx/text_model.onnx` and `onnx/vision_model.onnx`
-(`CLIPTextModelWithProjection`, `CLIPVisionModelWithProjection`).
+(`CLIPTextModelWithProjection`, `CLIPVisionModelWithProjection`).PIXELS
 """
 STUDENT = {
     "SHAPE": "They are (B, 3, S, S).",
@@ -67,6 +67,7 @@ pixels = np.float32(photo.resize((said["size"]["width"], said["size"]["height"])
 pixels = (pixels - np.float32(said["image_mean"])) / np.float32(said["image_std"])
 pixels = pixels.transpose(2, 0, 1)[None]
 image = onnxruntime.InferenceSession("image.onnx")""",
+    "PIXELS": "",
 }
 ALIGNED = {
     "SHAPE": """Its
@@ -80,6 +81,7 @@ for view in said["views"]:
     rows.append(pixels.transpose(2, 0, 1).reshape(-1))
 image = onnxruntime.InferenceSession("image.onnx")
 pixels = np.concatenate(rows).reshape(1, *image.get_inputs()[0].shape[1:])""",
+    "PIXELS": " Its `AutoProcessor` knows no `views`:\nmake the pixels as these lines do.",
 }
 
 
