@@ -15,7 +15,7 @@ KNOWN = {}  # {what a function is and gets: the shapes that it returned}
 
 
 def experiment_of(config, known):
-    """`build_experiment` of a resolved config with `known` facts, whose shapes are those of all passes' whole outputs."""
+    """`build_experiment` of a resolved config with `known` facts.  Its shapes are those of all that its passes make."""
 
     def once(what, networks, function):
         """`function`, with zeros in place of what it has returned for arguments and networks like these."""
@@ -37,7 +37,7 @@ def experiment_of(config, known):
         for item in forward:
             if isinstance(item, Pass):
                 item = whole.get(item.name, item)
-                own = {item.name.partition("/")[0], *item.networks}  # the network that brings the pass, and what it runs
+                own = {item.name.partition("/")[0], *item.networks}  # a pass is named after its network
                 own |= {recipe.networks[name].average.of for name in own if recipe.networks[name].average}
                 item = item._replace(run=once([item.name, item.provides], sorted(own), item.run))
             items.append(item)
