@@ -1,4 +1,4 @@
-"""Experiments of many configs, in which what equal networks make of equal arrays is traced once."""
+"""Experiments of many configs, in which what equal networks make of equal arrays of a task is traced once."""
 
 import json
 
@@ -18,8 +18,8 @@ def experiment_of(config, known):
     """`build_experiment` of a resolved config with `known` facts.  Its shapes are those of all that its passes make."""
 
     def once(what, networks, function):
-        """`function`, with zeros in place of what it has returned for arguments and networks like these."""
-        own = json.dumps([what, json.dumps(known), *(flatten(config.networks[name]) for name in networks)])
+        """`function`, with zeros in place of what it has returned for arguments, networks and a task like these."""
+        own = json.dumps([what, known, flatten(config.task), *(flatten(config.networks[name]) for name in networks)])
 
         def run(*arguments):
             leaves, structure = jax.tree.flatten(arguments)
