@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
-from shapes_once import experiment_of
 
 from smke_jax.config_files import load_stages
 from smke_jax.convert.params_file import PARAMS, digests, save_params
@@ -86,7 +85,7 @@ def trained_scalars(experiment):
 )
 def test_the_published_sizes(variant, stage, tower, count):
     """Of the towers that a stage trains, with their projections; nothing is computed."""
-    experiment = experiment_of(published(variant, stage), FACTS)
+    experiment = build_experiment(published(variant, stage), None, FACTS)
     found = trained_scalars(experiment)
     assert set(found) == {*tower, "student"}
     assert sum(found.values()) == count
@@ -99,9 +98,9 @@ def test_the_published_sizes(variant, stage, tower, count):
 def test_a_student_of_another_size_sees_the_teachers_crop_of_the_photo():
     """Of the same size both read the same pixels."""
     config = published("", "image1")
-    assert {"image"} == set(experiment_of(config, FACTS).batch) - {"id"}
+    assert {"image"} == set(build_experiment(config, None, FACTS).batch) - {"id"}
     config.networks.photo.model.image_size = 96
-    batch = experiment_of(config, FACTS).batch
+    batch = build_experiment(config, None, FACTS).batch
     assert batch["image"].shape[1:] == (96, 96, 3) and batch["teacher_image"].shape[1:] == (224, 224, 3)
 
 
@@ -109,7 +108,7 @@ def test_a_student_of_another_size_sees_the_teachers_crop_of_the_photo():
 def test_a_step_of_the_published_sizes_is_traced(stage):
     """On shapes alone: the paper's towers, COCO's 566,747 captions or 113,287 images as the corpus."""
     config = published("", stage)
-    experiment = experiment_of(config, FACTS)
+    experiment = build_experiment(config, None, FACTS)
     _, _, state, run = build_step(config, experiment)
     rows = {"image": 566_747, "text": 113_287}[stage]
     frozen = frozen_shapes(experiment.recipe, experiment.shapes, rows)
