@@ -9,9 +9,7 @@ def test_importing_the_programs_starts_no_device():
     code = (
         "import smke_jax.programs.train, smke_jax.programs.evaluate, smke_jax.programs.demo, smke_jax.forms\n"
         "from jax._src import xla_bridge\n"
-        "assert not xla_bridge.backends_are_initialized()\n"
-        "import sys\n"
-        "assert 'tensorflow_datasets' not in sys.modules"  # slow to import, and few programs write shards
+        "assert not xla_bridge.backends_are_initialized()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -4,18 +4,13 @@
 the shards are written here and declared to tfds with its `folder_dataset` interface.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
-
-if TYPE_CHECKING:  # programs that write no shards do without this import, a tenth of their start
-    import tensorflow_datasets as tfds
 
 DATASET_NAME = "image_text"
 SHARD_BYTES = 256 << 20
@@ -23,8 +18,6 @@ SHARD_BYTES = 256 << 20
 
 def features() -> tfds.features.FeaturesDict:
     """The record: the image's file bytes, and the id under which the listing has its name and captions."""
-    import tensorflow_datasets as tfds
-
     return tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(None, None, 3)),
@@ -64,8 +57,6 @@ class SplitWriter:
 
     def close(self) -> tfds.core.SplitInfo | None:
         """Ends the split and gives the files their final names; None when nothing was written."""
-        import tensorflow_datasets as tfds
-
         self._close_shard()
         if not self.lengths:
             return None
@@ -103,8 +94,6 @@ class SplitWriter:
 
 def write_metadata(directory: Path, splits: list[tfds.core.SplitInfo]) -> None:
     """Declares the written shards, so that `tfds.builder_from_directory(directory)` reads them."""
-    import tensorflow_datasets as tfds
-
     tfds.folder_dataset.write_metadata(
         data_dir=directory, features=features(), split_infos=splits, version="1.0.0", check_data=False,
         description="Image-text pairs prepared by smke_jax; names and captions are in *.listing.jsonl.",
