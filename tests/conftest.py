@@ -19,13 +19,13 @@ if "xla_force_host_platform_device_count" not in xla_flags:
     fast = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     fast += " --xla_cpu_parallel_codegen_split_count=1"
     if version("jaxlib").startswith("0.10."):  # later releases have no others, and end at a flag that they do not know
-        fast += " --xla_cpu_use_fusion_emitters=false"
+        fast += " --xla_cpu_use_fusion_emitters=false --xla_cpu_opt_preset=CPU_OPT_PRESET_FAST_COMPILE"
     os.environ["XLA_FLAGS"] = f"{xla_flags} --xla_force_host_platform_device_count=8 {fast}".strip()
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of torch and BLAS: pytest-xdist starts a process for each core
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# One for all processes.  JAX writes entries in place: a process that reads a half of one, which its checksum tells,
+# compiles the program itself.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".jax_cache"))
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):  # jax writes entries in place: others would read halves of them
-    os.environ["JAX_COMPILATION_CACHE_DIR"] += f"/{worker}"
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("MPLBACKEND", "agg")
 

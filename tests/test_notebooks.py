@@ -17,14 +17,16 @@ NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 SMALL = {
     "1_quick_start": {
         "STEPS": 80,
-        "FLAGS": "--config.batch_size=64 --config.networks.student.dtype=float32 "
+        "FLAGS": "--config.batch_size=64 --config.log.report=False --config.networks.student.dtype=float32 "
         "--config.networks.student.image.depth=1 --config.networks.student.text.depth=1",
     },
-    "2_your_photos": {"COUNT": 90, "HELD_OUT": 30, "STEPS": 4, "BATCH": 30, "FLAGS": "--config.log.every=1"},
+    "2_your_photos": {
+        "COUNT": 90, "HELD_OUT": 30, "STEPS": 4, "BATCH": 30, "FLAGS": "--config.log.every=1 --config.log.report=False",
+    },
     "3_losses": {},
     "4_recipe": {
         "FORM": "smoke", "STEPS": 30,
-        "FLAGS": "--config.log.every=10 --config.optimizer.learning_rate=0.05 "
+        "FLAGS": "--config.log.every=10 --config.log.report=False --config.optimizer.learning_rate=0.05 "
         "--config.networks.student.dtype=float32",
     },
     "5_scaling": {
@@ -105,7 +107,8 @@ def test_without_photos_or_weights_the_notebook_says_so(run, monkeypatch):
     for name in ("SMKE_TEST_DATA", "SMKE_TEST_WEIGHTS"):
         monkeypatch.delenv(name, raising=False)
     # Small, and with words that learn as fast as the rest: they begin at random here.
-    flags = "--config.log.every=10 --config.networks.student.hidden=128 --config.networks.student.dropout=0 "
+    flags = "--config.log.every=10 --config.log.report=False "
+    flags += "--config.networks.student.hidden=128 --config.networks.student.dropout=0 "
     flags += "--config.optimizer.name=adamw --config.optimizer.learning_rate=0.02 --config.optimizer.lr_rules=()"
     more = {"COUNT": 260, "HELD_OUT": 60, "STEPS": 40, "BATCH": 50, "FLAGS": flags}
     printed, pictures = shown(run("2_your_photos", SMALL["2_your_photos"] | more))

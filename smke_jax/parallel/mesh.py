@@ -98,10 +98,11 @@ def put_spread(arrays: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[s
 def made_on_host(make: Callable[[], Any], where: Any) -> Any:
     """The arrays that `make()` returns, computed on the host's CPU, then laid out as the shardings `where` say.
 
-    `where` is one sharding, or a tree with the structure of the result.  For networks as they begin: XLA for GPUs took
-    more than two minutes to compile the random numbers of a network of base size (H200, jax 0.11.2), XLA for CPUs takes
-    ten seconds, and a seed gives the same network on every kind of device.  Every process computes all of it, and the
-    host needs memory for it.  Raises UserError where JAX was told to leave the CPU out.
+    `where` is one sharding, a tree with the structure of the result, or a function from the result to such a tree,
+    which spares tracing `make` for its shapes.  For networks as they begin: XLA for GPUs took more than two minutes to
+    compile the random numbers of a network of base size (H200, jax 0.11.2), XLA for CPUs takes ten seconds, and a seed
+    gives the same network on every kind of device.  Every process computes all of it, and the host needs memory for it.
+    Raises UserError where JAX was told to leave the CPU out.
     """
     try:
         host = jax.local_devices(backend="cpu")[0]
@@ -111,6 +112,7 @@ def made_on_host(make: Callable[[], Any], where: Any) -> Any:
         ) from None
     with jax.default_device(host):
         made = jax.jit(make)()
+    where = where(made) if callable(where) else where
     return jax.tree.map(lambda sharding, part: jax.tree.map(lambda x: _put(x, sharding), part), where, made)
 
 

@@ -297,7 +297,7 @@ def build_step(
     )
     abstract = abstract_state(
         experiment.recipe, tx, experiment.mesh, experiment.batch, sharding=config.sharding,
-        arrays=experiment.shapes.arrays,
+        shapes=experiment.shapes,
     )  # fmt: skip
     run = make_train_step(
         experiment.recipe, tx, experiment.mesh, total_steps=config.total_steps, layout=abstract,

@@ -201,7 +201,7 @@ class _Loop:
         if found is None:
             state = init_state(
                 self.recipe, plan.tx, self.mesh, plan.experiment.batch, seed=plan.seed, sharding=plan.sharding,
-                arrays=plan.experiment.shapes.arrays,
+                shapes=plan.experiment.shapes,
             )  # fmt: skip
             state = state.replace(params=with_starts(state.params, plan.starts))
             log.info("%s parameters are trained", f"{count_parameters(state.params):,}")

@@ -162,8 +162,12 @@ def build_optimizer(
     def scale_by_rules(updates, params):
         named = paths(updates)
         depths = depths_of(jax.tree.leaves(named))
-        factor = lambda path: first_match(path, rules, 1.0) * layer_factor(path, depths, layer_decay, first_layer)  # noqa: E731
-        return jax.tree.map(lambda path, u: u * factor(path), named, updates)
+
+        def scaled(path, update):
+            factor = first_match(path, rules, 1.0) * layer_factor(path, depths, layer_decay, first_layer)
+            return update if factor == 1 else update * factor  # for most it is 1, and the step is smaller without them
+
+        return jax.tree.map(scaled, named, updates)
 
     tx = optax.chain(
         optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),

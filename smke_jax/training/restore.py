@@ -81,7 +81,7 @@ def restore_run(workdir: str | Path, step: int | Literal["best"] | None = None) 
             f"(it has {words.vocab_size} tokens): put the original back"
         )
     abstract = abstract_state(
-        experiment.recipe, optax.identity(), experiment.mesh, experiment.batch, arrays=experiment.shapes.arrays
+        experiment.recipe, optax.identity(), experiment.mesh, experiment.batch, shapes=experiment.shapes
     )
     with Checkpointer(workdir / "checkpoints", read_only=True) as checkpoints:
         step, params, _ = checkpoints.restore_params(abstract.params, step)

@@ -11,13 +11,13 @@ from jax.sharding import PartitionSpec
 
 from smke_jax.losses.collective import Scope, mean
 from smke_jax.losses.contrastive import normalise
-from smke_jax.networks.base import Specs
 from smke_jax.parallel.mesh import DATA_AXES, made_on_host, replicated, sharded
 from smke_jax.parallel.rules import shardings, specs
 from smke_jax.passes.base import Pass
 from smke_jax.passes.micro_batch import in_micro_batches
 from smke_jax.training.recipe import (
     Recipe,
+    Shapes,
     init_network,
     is_trained,
     key_of,
@@ -39,16 +39,16 @@ def init_state(
     *,
     seed: int,
     sharding: str = "replicated",
-    arrays: Specs | None = None,
+    shapes: Shapes | None = None,
 ) -> TrainState:
     """A fresh state, made on the host.  Each device gets its own part of every array.
 
-    `batch` gives shapes and types only; `sharding` is a key of `smke_jax.parallel.rules.RULES`.  `arrays` are those of
+    `batch` gives shapes and types only; `sharding` is a key of `smke_jax.parallel.rules.RULES`.  `shapes` are those of
     `shapes_of` the batch, where the caller has them: to find them, all passes are traced.
     """
-    init = _initialise(recipe, tx, batch, seed, arrays)
-    where = shardings(jax.eval_shape(init), mesh, sharding, spread(recipe))
-    return made_on_host(init, where)
+    shapes = shapes_of(recipe, batch) if shapes is None else shapes
+    init = _initialise(recipe, tx, seed, shapes, lambda name, key: init_network(recipe, name, key, shapes.arrays))
+    return made_on_host(init, lambda state: shardings(state, mesh, sharding, spread(recipe)))
 
 
 def abstract_state(
@@ -58,12 +58,19 @@ def abstract_state(
     batch: Mapping[str, Any],
     *,
     sharding: str = "replicated",
-    arrays: Specs | None = None,
+    shapes: Shapes | None = None,
 ) -> TrainState:
     """The state as shapes with their shardings: what a checkpoint is restored into.  Arguments as of `init_state`."""
-    shapes = jax.eval_shape(_initialise(recipe, tx, batch, 0, arrays))
+    shapes = shapes_of(recipe, batch) if shapes is None else shapes
+
+    def network(name, key):
+        if name not in shapes.networks:  # it is trained, and no pass of a step runs it
+            return init_network(recipe, name, key, shapes.arrays)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes.networks[name])
+
+    found = jax.eval_shape(_initialise(recipe, tx, 0, shapes, network))
     place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)  # noqa: E731
-    return jax.tree.map(place, shapes, shardings(shapes, mesh, sharding, spread(recipe)))
+    return jax.tree.map(place, found, shardings(found, mesh, sharding, spread(recipe)))
 
 
 def spread(recipe: Recipe) -> dict[str, tuple[str, ...]]:
@@ -71,9 +78,8 @@ def spread(recipe: Recipe) -> dict[str, tuple[str, ...]]:
     return {name: term.spread for name, term in recipe.terms.items()}
 
 
-def _initialise(recipe, tx, batch, seed, arrays):
-    if arrays is None:
-        arrays = shapes_of(recipe, batch).arrays
+def _initialise(recipe, tx, seed, shapes, network_of):
+    """() -> a fresh state, whose networks are `network_of(name, key)`."""
 
     def init():
         key = jax.random.key(seed)
@@ -81,9 +87,10 @@ def _initialise(recipe, tx, batch, seed, arrays):
         slots = {}
         for name, network in recipe.networks.items():
             if is_trained(network):
-                params[name] = split_params(network, init_network(recipe, name, key, arrays))[0]
+                params[name] = split_params(network, network_of(name, key))[0]
         for name, term in recipe.terms.items():
-            params["terms"][name], slots[name] = term.init(term_init_key(recipe, key, name), needed(term, arrays))
+            read = needed(term, shapes.arrays)
+            params["terms"][name], slots[name] = term.init(term_init_key(recipe, key, name), read)
         followed = {n: x.average.of for n, x in recipe.networks.items() if x.average}
         averages = {name: jax.tree.map(jnp.zeros_like, params[of]) for name, of in followed.items()}
         step, rng = jnp.zeros((), jnp.int32), jax.random.fold_in(key, 1)

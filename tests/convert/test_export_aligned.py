@@ -50,7 +50,7 @@ def tower(folder, name, **fields):
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("aligned")
     c = form_of("smoke").run()
-    c.batch_size, c.num_devices = 8, 1
+    c.batch_size, c.num_devices, c.log.report = 8, 1, False
     c.task = form_of("smoke").pairs(unit="images")
     c.networks.cells = tower(folder, "cells", layers=(3, 9))
     c.networks.patches = tower(folder, "patches", pools=("cls", "mean"), layers=(1, 3))

@@ -157,7 +157,7 @@ def test_features_that_are_stored_do_not_stand_for_other_photos(photos, tmp_path
     few = make_scenes(32, 16)
     monkeypatch.setattr(datasets, "scenes", lambda *_: few)
     c = load_config("configs/lit.py:smoke")
-    c.num_devices, c.total_steps = 1, 1
+    c.num_devices, c.total_steps, c.log.report = 1, 1, False
     c.evaluators.zero_shot = part("zero_shot", data=str(photos), split="gallery", held_back=0.4)
     done = train_and_evaluate(c, tmp_path / "run")
     assert done.figures["zero_shot"].record["rows"] == 6

@@ -63,7 +63,7 @@ def covering(name: str):
     stem, _, kind = name.partition(":")
     c = load_config(f"{ROOT / 'configs' / stem}.py:{','.join(filter(None, (kind, 'smoke')))}")
     assert c.total_steps == 2 and c.log.every == 1
-    c.total_steps = STEPS
+    c.total_steps, c.log.report = STEPS, False
     for added in COVERING[name]:
         section = c.selections if added in selections.SELECTIONS else c.terms
         section[added] = part(added, **FIELDS.get(added, {}))

@@ -281,7 +281,7 @@ def labels(monkeypatch):
     def config(trained):
         c = base()
         c.update(batch_size=8, total_steps=20, num_devices=2, eval_batch_size=10)
-        c.log.every = 1
+        c.log.every, c.log.report = 1, False
         c.optimizer.update(learning_rate=0.05, reference_batch=0)
         c.task = part("labelled")
         c.networks.net = part("tower_and_head", trained=trained)

@@ -41,7 +41,7 @@ def random_like(shapes):
 def config():
     c = load_config("configs/finetune_image.py:smoke")
     c.networks.classifier.model = part("vit", **TOWER | {"depth": 1})
-    c.num_devices = 1
+    c.num_devices, c.log.report = 1, False
     return c
 
 

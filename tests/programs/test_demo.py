@@ -21,7 +21,7 @@ def in_small(monkeypatch):
 
     def config(*arguments, **options):
         c = whole(*arguments, **options)
-        c.batch_size, c.optimizer.name = 16, "adamw"
+        c.batch_size, c.optimizer.name, c.log.report = 16, "adamw", False  # the report of the whole demo is another
         for network in c.networks.values():
             for part in (network.get(name) for name in ("model", "image", "text")):
                 if isinstance(part, ConfigDict):

@@ -25,7 +25,7 @@ def few_scenes(monkeypatch):
 def config(kind: str, **fields):
     c = load_config(f"configs/finetune_text.py:{kind},smoke")
     c.update({"num_devices": 1, "batch_size": 8, "eval_batch_size": 8} | fields)
-    c.task.vocab_size, c.task.max_length = 120, 16
+    c.task.vocab_size, c.task.max_length, c.log.report = 120, 16, False
     c.networks.text.model.update(width=16, mlp_dim=24)
     c.networks.text.dtype = "float32"
     return c
@@ -88,7 +88,9 @@ def test_the_best_epoch_is_chosen_among_all(kind):
 
 def test_a_score_is_trained_and_evaluated_and_the_report_has_it(tmp_path, capsys):
     workdir = tmp_path / "stsb"
-    outcome = train_and_evaluate(config("stsb"), workdir)
+    c = config("stsb")
+    c.log.report = True
+    outcome = train_and_evaluate(c, workdir)
     figures = json.loads((workdir / "evals/2/dev.json").read_text())
     assert figures["rows"] == 21 and set(figures["ci95"]) == {"spearman", "pearson"}
     assert outcome.figures["dev"].scalars["spearman"] == figures["spearman"]

@@ -38,6 +38,7 @@ def learning(teacher):
     form = form_of("smoke")
     c = form.run()
     c.update(batch_size=8, total_steps=2, num_devices=2)
+    c.log.report = False
     c.task = form.images()
     c.task.source = "tiny"
     c.networks.teacher = part("frozen", start=teacher)

@@ -362,10 +362,10 @@ def test_a_state_of_arrays_that_are_known_is_the_state_of_its_batch():
     experiment = build_experiment(config(), None)
     given = experiment.recipe, optax.adamw(0.1), experiment.mesh, experiment.batch
     traced = init_state(*given, seed=3)
-    known = init_state(*given, seed=3, arrays=experiment.shapes.arrays)
+    known = init_state(*given, seed=3, shapes=experiment.shapes)
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(traced.params), jax.device_get(known.params))
     shape = lambda x: (x.shape, x.dtype, x.sharding)  # noqa: E731
-    of_known = abstract_state(*given, arrays=experiment.shapes.arrays)
+    of_known = abstract_state(*given, shapes=experiment.shapes)
     assert jax.tree.map(shape, of_known) == jax.tree.map(shape, abstract_state(*given)) == jax.tree.map(shape, known)
 
 

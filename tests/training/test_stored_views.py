@@ -31,7 +31,7 @@ def few_scenes(monkeypatch):
 
 def config(folder, **asset):
     c = form_of("smoke").run()
-    c.batch_size, c.total_steps, c.num_devices = 8, 3, 1
+    c.batch_size, c.total_steps, c.num_devices, c.log.report = 8, 3, 1, False
     c.task = form_of("smoke").pairs(unit="images", crop_scale=(0.3, 0.6))
     vit = part("vit", image_size=28, patch_size=14, **SIZES)
     c.networks.tower = part("frozen", start="random", model=vit, makes="photo", image="photo_image")

@@ -88,7 +88,7 @@ def jax_contender(config, batch, options: dict[str, Any] | None = None) -> Conte
     experiment = shapes_only(config)
     recipe, mesh = experiment.recipe, experiment.mesh
     tx, _, _, train_step = build_step(config, experiment)
-    state = init_state(recipe, tx, mesh, experiment.batch, seed=config.seed)
+    state = init_state(recipe, tx, mesh, experiment.batch, seed=config.seed, shapes=experiment.shapes)
     names = networks_of(recipe, recipe.forward)
     frozen = load_frozen(recipe, experiment.shapes, {}, mesh, seed=config.seed, names=names)
     on_device = put_batch(batch, mesh)

@@ -65,8 +65,7 @@ class _Step:
 
     def __init__(self, experiment: Experiment):
         recipe = experiment.recipe
-        arrays = experiment.shapes.arrays
-        state = abstract_state(recipe, optax.identity(), experiment.mesh, experiment.batch, arrays=arrays)
+        state = abstract_state(recipe, optax.identity(), experiment.mesh, experiment.batch, shapes=experiment.shapes)
         self.state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
         rows = max(experiment.task.facts.get("num_images", 0), CORPUS)
         self.recipe, self.frozen = recipe, frozen_shapes(recipe, experiment.shapes, rows)

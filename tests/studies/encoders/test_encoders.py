@@ -107,6 +107,7 @@ def test_the_encoders_of_a_run_beside_what_it_began_with(weights, tmp_path, caps
     data = glue(tmp_path / "glue")
     c = load_config("configs/finetune_text.py:cola,smoke")
     c.update(num_devices=1, batch_size=8, eval_batch_size=8)
+    c.log.report = False
     c.task.update(files="glue", data=str(data / "CoLA"), tokenizer=str(weights / "tokenizer"), max_length=20)
     c.networks.text = text_classifier(start=str(weights), depth=1)
     c.optimizer.learning_rate = 0.1
