@@ -4,8 +4,11 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from smke_jax.errors import UserError
 from smke_jax.models.layers import Block, LayerNorm, kernel_init, prepend, run_block
 from smke_jax.models.vision import PatchEmbed, hide, patchify
+
+MOST_GRID = 96  # patches per side, 1,536 pixels by 16; the table of all pairs then has 85 million entries
 
 
 def relative_position_index(grid: int) -> np.ndarray:
@@ -13,8 +16,14 @@ def relative_position_index(grid: int) -> np.ndarray:
 
     Of two patches it is (dy + grid-1)·(2·grid-1) + (dx + grid-1), where (dy, dx) = position of query - position of key.
     The last three rows of the table are for query [CLS] with a patch, a patch with key [CLS], and [CLS] with itself.
+    Raises UserError for more than MOST_GRID patches per side.
     """
-    y, x = np.divmod(np.arange(grid * grid), grid)
+    if grid > MOST_GRID:
+        raise UserError(
+            f"images of {grid} × {grid} patches: a BEiT relates all pairs of them, which takes at most {MOST_GRID} per "
+            "side; give a smaller image_size or a larger patch_size"
+        )
+    y, x = np.divmod(np.arange(grid * grid, dtype=np.int32), grid)
     span = 2 * grid - 1
     index = np.full((1 + grid * grid, 1 + grid * grid), span * span + 2, np.int32)
     index[1:, 1:] = (y[:, None] - y + grid - 1) * span + (x[:, None] - x + grid - 1)

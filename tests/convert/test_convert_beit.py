@@ -28,6 +28,7 @@ from smke_jax.convert.params_file import fit
 from smke_jax.convert.rules import to_torch
 from smke_jax.convert.source import Source
 from smke_jax.errors import UserError
+from smke_jax.models.beit import relative_position_index
 from smke_jax.models.build import param_shapes
 
 TINY = {"width": 32, "depth": 3, "heads": 4, "mlp": 48, "grid": 3, "patch": 4}
@@ -257,3 +258,8 @@ def test_sixteen_bits_are_widened(dtype):
     state = {name: x if x.dtype == np.int64 else x.astype(dtype) for name, x in PRETRAINED.items()}
     conversion = convert(source(state))
     assert conversion.report.sound and len(conversion.report.widened) == len(conversion.report.mapped)
+
+
+def test_more_patches_than_can_be_related_are_refused():
+    with pytest.raises(UserError, match="images of 202 × 202 patches: .* at most 96 per side"):
+        relative_position_index(202)
