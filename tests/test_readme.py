@@ -83,6 +83,7 @@ def towers(folder: Path) -> None:
     words = train_wordpiece(["a red dog runs over the blue snow"], 80)
     vit = {"type": "vit", "image_size": 28, "patch_size": 14, **SIZES, "mean": [0.5] * 3, "std": [0.5] * 3}
     bert = {"type": "bert", "vocab_size": words.vocab_size, "max_positions": 24, "pooler": False, **SIZES}
+    bert["depth"] = 4  # of which three stay as they are
     for name, description in {"lite0": vit, "lite2": vit, "dinov2": vit, "minilm": bert}.items():
         rng = np.random.default_rng(0)
         params = jax.tree.map(lambda x, rng=rng: rng.normal(size=x.shape).astype(np.float32), param_shapes(description))

@@ -3,9 +3,9 @@
     python -m smke_jax.studies.photo_classes --data=data/flickr8k --split=dev --out=data/flickr8k_classes
 
 A photo belongs to a class if at least three of its captions have a word of the class, or all of fewer captions, and no
-caption has a word of another class.  Each class becomes a folder in OUT/SPLIT with its photos as they are stored, as the
-evaluators `zero_shot` and `probe` read them.  Nobody looked at the photos: people who wrote captions named what they
-found worth naming, so that a photo may show things of other classes that no caption names.
+caption has a word of another class.  Each class becomes a folder in OUT/SPLIT with its photos as they are stored, as
+the evaluators `zero_shot` and `probe` read them.  Nobody looked at the photos: people who wrote captions named what
+they found worth naming, so that a photo may show things of other classes that no caption names.
 
 `--classes=FILE` takes other classes: a line is a name, a colon and its words, as in 'bicycle: bicycle, bike, bikes'.
 """

@@ -150,6 +150,7 @@ def without_files(config: ConfigDict) -> ConfigDict:
         if network.type in ("text_tower", "text_classifier") and network.start == "random" and network.model is None:
             network.model = parts.part("bert", width=16, num_heads=2, mlp_dim=8)
             network.update({key: 4 for key in ("word_width",) if network.get(key)})
+            network.update({key: 0 for key in ("frozen_layers",) if network.get(key)})  # of one layer
         if network.type == "image_tower" and network.start == "random" and network.model is None:
             sizes = {"width": 16, "num_heads": 2, "mlp_dim": 8, "patch_size": 14 if network.image_size else 16}
             network.model = parts.part("vit", **sizes)

@@ -34,7 +34,8 @@ def test_folders_hold_the_photos(tmp_path, capsys):
     (tmp_path / "list").write_text("bicycle: bike\npool: pool\n")
     command = [f"--data={tmp_path}/data", f"--out={tmp_path}/out", f"--classes={tmp_path}/list"]
     assert main(command) == 0
-    found = {str(path.relative_to(tmp_path / "out/dev")): path.read_bytes() for path in (tmp_path / "out").rglob("*.jpg")}
+    folder = tmp_path / "out/dev"
+    found = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*.jpg")}
     wanted = {"bicycle/a_1.jpg": "a/1.jpg", "bicycle/b_1.jpg": "b/1.jpg", "pool/2.jpg": "2.jpg"}
     assert found == {new: photos[old] for new, old in wanted.items()}
     source = open_labelled("folders", str(tmp_path / "out"), "dev")
