@@ -157,6 +157,15 @@ def test_an_evaluator_of_another_kind(tmp_path):
     assert curve_row(Evaluation("p", 3, {"a": {"b": 1}}, path)) == {"step": 3, "eval/p/a/b": 1.0}
 
 
+@pytest.mark.parametrize(("smallest", "marks"), [(0.1, {0.1, 0.2, 0.5, 1.0, 2.0}), (1e-6, {1e-6, 1e-4, 0.1, 1.0})])
+def test_logarithmic_axes_have_few_numbers(smallest, marks):
+    rows = [{"step": step, "grad_norm": 2.0, "update_norm": smallest} for step in (1, 2)]
+    (norms,) = plots.norm_figure(rows).axes
+    low, high = norms.get_ylim()
+    shown = [x for x in norms.get_yticks() if low <= x <= high]
+    assert len(shown) <= 8 and all(np.isclose(shown, mark, rtol=1e-6).any() for mark in marks), shown
+
+
 def test_norms_spread_and_accuracy_are_drawn():
     rows = [
         {"step": s, "grad_norm": 2.0, "update_norm": 0.01, "embedding_std/image/out": 0.9, "itc/accuracy_out": 0.25}
