@@ -89,7 +89,9 @@ def paths(tree):
 
 def assert_agree(one, other, tolerance):
     for path, a, b in zip(paths(one), jax.tree.leaves(one), jax.tree.leaves(other), strict=True):
-        np.testing.assert_allclose(np.asarray(b), np.asarray(a), rtol=tolerance, atol=tolerance, err_msg=path)
+        # Of two candidates that are almost as near, rounding decides: it may change the accuracy by one row.
+        least = 1.01 / BATCH if "accuracy" in path else tolerance
+        np.testing.assert_allclose(np.asarray(b), np.asarray(a), rtol=tolerance, atol=least, err_msg=path)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
