@@ -9,7 +9,7 @@ the most expensive part of a step (`smke plan --config=configs/cmli.py`).  `--co
 tokens after a projection to so many dimensions, at 1/24 of it.
 
 Published: nothing, it was never trained.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import form_of

@@ -9,7 +9,7 @@ is least where all images and texts have the same embedding, and what runs log a
 
 Published, of an earlier model whose text tower was Data2Vec2's: COCO 5k image to text 35.48 / 60.74 / 71.44, text to
 image 12.46 / 31.74 / 43.71; Flickr30K 9.44 / 31.18 / 43.50 and 4.8 / 20.98 / 30.08.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import form_of

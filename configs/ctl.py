@@ -8,7 +8,7 @@ GPUs, from student to teacher only, at a temperature of 0.07 that the thesis' co
 
 Published: COCO 5k image to text 52.68 / 80.56 / 88.3, text to image 36.5 / 66.58 / 78.28; Flickr30K 69.0 / 89.2 / 94.3
 and 51.48 / 79.18 / 86.66; ImageNet zero-shot 33.0.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import form_of

@@ -9,7 +9,7 @@ text, followed here, with those of all GPUs and the bank; it starts with a bank 
 
 Published: COCO 5k image to text 53.54 / 81.1 / 89.52, text to image 35.65 / 66.0 / 77.77; Flickr30K 70.9 / 92.1 / 96.0
 and 52.72 / 80.2 / 87.46; ImageNet zero-shot 37.0; 11.2 h.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 import runpy

@@ -9,7 +9,7 @@ starts with random vectors that count, as the thesis' code did.
 
 Published, mean of the six recalls: COCO 5k 0.12, Flickr30K 0.58, ImageNet zero-shot 0.001, "not usable"; without the
 bank 67.2, 78.29 and 30.3.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import form_of

@@ -14,7 +14,7 @@ first, as a stage in the same directory; the form smoke starts from random weigh
 
 Published: COCO 5k image to text 56.2 / 83.3 / 91.1, text to image 39.8 / 69.2 / 79.8; Flickr30K 82.0 / 95.4 / 98.0 and
 64.6 / 87.5 / 93.1.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from pathlib import Path

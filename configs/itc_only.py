@@ -7,7 +7,7 @@ The paper's setting: configs/s_smke.py without its teacher; the head is there an
 
 Published: COCO 5k image to text 47.48 / 76.46 / 85.98, text to image 34.20 / 64.02 / 75.94; Flickr30K 61.0 / 86.0 /
 92.1 and 47.1 / 74.82 / 83.78; ImageNet zero-shot 25.8; 4.5 h.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import form_of

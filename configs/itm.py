@@ -10,7 +10,7 @@ linear head knows nothing of the pair (smke_jax/objectives/itm.py).  `--config.t
 non-linearity between.
 
 Published: accuracy 66.67 %, no recalls.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import form_of

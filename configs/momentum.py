@@ -9,7 +9,7 @@ the two GPUs compared with its own half of the batch; here all do with the whole
 
 Published, mean of the six recalls: COCO 5k 64.28, Flickr30K 76.17, ImageNet zero-shot 30.0, in 10.3 h; without bank and
 momentum encoder, on two levels, 67.2, 78.29 and 30.3 in 7 h.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import form_of

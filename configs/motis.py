@@ -45,7 +45,6 @@ each of them takes one stage more:
 Published, text to image R@1, 5 and 10: COCO 5k 42.6 / 69.6 / 79.4 (the teacher tuned 40.9 / 67.6 / 77.9, a text student
 of 4 layers 42.0 / 69.2 / 79.0), Flickr30K 57.0 / 82.1 / 88.8.  Ablation on COCO, R@10: 75.3; none 70.7, mse 58.5,
 infonce 69.6, joint 70.8, no_kd 74.2, no_hn 73.7, no_kd_hn 71.9.
-Measured here: see configs/README.md.
 """
 
 from pathlib import Path

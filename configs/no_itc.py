@@ -8,7 +8,7 @@ normalised output of the shared block was at once the prediction and what was co
 
 Published, of that model: COCO 5k image to text 33.52 / 59.34 / 70.14, text to image 11.26 / 29.12 / 40.40; Flickr30K
 8.86 / 29.88 / 41.98 and 4.45 / 18.42 / 26.82.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import form_of

@@ -12,7 +12,7 @@ to each other.
 
 Published: nothing; the thesis (3.2.4.3.1) discusses it and had no memory for it.  Its S-SMKE without a bank, mean of
 the six recalls: COCO 5k 67.2, Flickr30K 78.29, ImageNet zero-shot 30.3.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import form_of

@@ -14,7 +14,7 @@ The paper's setting: batch 512 over two RTX 4090, 7 epochs of 3,264,868 pairs of
 
 Published: COCO 5k image to text 53.54 / 81.1 / 89.52, text to image 35.65 / 66.0 / 77.77; Flickr30K 70.9 / 92.1 / 96.0
 and 52.72 / 80.2 / 87.46; ImageNet zero-shot 37.0.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import split_variant

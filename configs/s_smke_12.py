@@ -9,7 +9,7 @@ METER: here a tenth, 1e-5 against 1e-4, as the thesis' code once had it.
 In the form flickr8k the text tower starts from random weights, so the image tower alone learns at a tenth.
 
 Published: nothing.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import form_of

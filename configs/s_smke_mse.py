@@ -7,7 +7,7 @@ The paper's setting: configs/shre_transformer.py with BEiT v2's normalised [CLS]
 
 Published: COCO 5k image to text 51.66 / 79.9 / 88.66, text to image 36.17 / 66.55 / 78.28; Flickr30K 64.5 / 88.4 / 93.0
 and 51.78 / 78.54 / 86.46; ImageNet zero-shot 30.4; 6.9 h.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import form_of

@@ -10,7 +10,7 @@ used 16 channels or 8 is not known.
 
 Published, mean of the six recalls: COCO 5k 61.2, Flickr30K 75.3, ImageNet zero-shot 25.1; with the [CLS] as target
 67.2, 78.29 and 30.3.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from pathlib import Path

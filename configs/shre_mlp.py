@@ -19,7 +19,7 @@ probabilities, and no class means anything.
 Published: COCO 5k image to text 37.06 / 67.74 / 79.7, text to image 25.3 / 54.73 / 68.19; Flickr30K 49.9 / 78.5 / 88.5
 and 37.04 / 67.34 / 77.38; ImageNet zero-shot 40.26.  Over two GPUs: COCO 41.88 / 71.86 / 83.06 and 29.4 / 59.3 / 72.06;
 Flickr30K 56.1 / 83.5 / 90.7 and 41.80 / 71.36 / 81.14; ImageNet 40.0.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import form_of

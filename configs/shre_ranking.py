@@ -11,7 +11,7 @@ own text than to another's by a margin, on each of the three shared layers.  The
 The forms smoke and flickr8k have the stand-in for a classifier that configs/shre_mlp.py tells of.
 
 Published, of the original SHRe (convolutional, batch 200): median rank on COCO 5.8 / 6.0; none for this form.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import form_of

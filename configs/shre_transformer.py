@@ -16,7 +16,7 @@ The forms smoke and flickr8k (`:late,flickr8k`) have the stand-in for a classifi
 
 Published: COCO 5k image to text 44.6 / 75.3 / 85.64, text to image 31.69 / 62.1 / 74.48; Flickr30K 58.8 / 85.6 / 92.4
 and 43.92 / 74.06 / 82.8; ImageNet zero-shot 44.57; 5.27 h.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import split_variant

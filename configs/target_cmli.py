@@ -9,7 +9,7 @@ cosine, and of every pair the one word and patch that are most alike.
 
 Published: ImageNet zero-shot 26.7; mean of the six recalls on COCO 5k 65.68, on Flickr30K 76.2 (without it 30.3, 67.2,
 78.29).
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import split_variant

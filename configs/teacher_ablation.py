@@ -20,7 +20,7 @@ has the stand-in for a classifier that configs/shre_mlp.py tells of.
 Published (ImageNet zero-shot; mean recall on COCO 5k, image to text and text to image; on Flickr30K): beitv2 37.0;
 74.72, 59.81; 86.33, 73.46.  beitv2_ft 34.6; 72.5, 61.16; 82.23, 72.07.  data2vec2 24.5; 66.72, 53.96; 74.83, 64.09.
 dino 37.5; 71.88, 57.63; 82.07, 69.45.  none 25.8; 69.97, 58.05; 79.7, 68.57.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import split_variant

@@ -16,7 +16,7 @@ the LayerNorm of BERT's embeddings; everything else stays.
 
 Published (ImageNet zero-shot; mean of the six recalls on COCO 5k; on Flickr30K): none 30.4, 66.87, 77.1; before 29.6,
 66.0, 76.5; after 30.3, 67.2, 78.08; after_scaled 30.3, 67.2, 78.29.
-Measured here: see configs/README.md.
+Measured here: see configs/ladder.md.
 """
 
 from smke_jax.forms import split_variant

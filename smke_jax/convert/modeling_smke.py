@@ -99,14 +99,19 @@ def as_pictures(images):
     """
     if not isinstance(images, (list, tuple)):
         images = images if getattr(images, "ndim", 0) == 4 else [images]
-    return [image if isinstance(image, Image.Image) else _of_array(np.asarray(image)) for image in images]
+    return [image if isinstance(image, Image.Image) else _of_array(image) for image in images]
 
 
 def _of_array(x):
+    x = x.detach().cpu().numpy() if hasattr(x, "detach") else np.asarray(x)
     if x.ndim == 3 and x.shape[2] not in (1, 3, 4):
         x = x.transpose(1, 2, 0)
     if np.issubdtype(x.dtype, np.floating):
-        x = np.rint(x * 255).astype(np.uint8)
+        if not (x.min() >= 0 and x.max() <= 1):  # nor is NaN within
+            raise ValueError("an array of floats outside of [0, 1]: give pixels that are not normalised")
+        x = np.rint(x.astype(np.float32) * 255).astype(np.uint8)
+    elif x.dtype != np.uint8:
+        raise ValueError(f"an array of {x.dtype}: give uint8, or floats in [0, 1]")
     return Image.fromarray(x[:, :, 0] if x.ndim == 3 and x.shape[2] == 1 else x)
 
 

@@ -12,14 +12,16 @@ SMALL = 1 << 30  # bytes that any archive may grow to
 
 
 def refuse_bomb(path: Path) -> None:
-    """Raises UserError where `path` is a zip archive that grows beyond all weights as it is read."""
+    """Raises UserError where `path` is a zip archive that would unpack to more bytes than weights do."""
     try:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist())
     except Exception:  # no zip archive, or a damaged one: who reads it says so
         return
     if size > max(SMALL, MOST_GROWTH * path.stat().st_size):
-        raise UserError(f"{path} would grow to {size:,} bytes as it is read: weights do not, so it was left alone")
+        raise UserError(
+            f"{path} would unpack to {size:,} bytes, more than weights do: check where it comes from, or unpack it yourself"
+        )
 
 
 def damaged(path: Path, error: Exception) -> UserError:

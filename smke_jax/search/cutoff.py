@@ -7,7 +7,7 @@ of a photo is how many standard deviations its score with the query lies above i
 
 Among N photos that a text has nothing to do with, about one fits by the quantile 1 - 1 / N of the normal distribution.
 A text has an answer where the best photo fits by ABOVE_CHANCE more than that; then the photos that fit by more than
-that quantile are shown.  ABOVE_CHANCE = 0.8 was chosen on 600 dev photos of Flickr8k with the README's model, so that
+that quantile are shown.  ABOVE_CHANCE = 0.8 was chosen on 600 dev photos of Flickr8k with an earlier LiT model, so that
 80 % of 300 sentences of Wikipedia had no answer.  It took the same number among 25, 50, 100, 200, 400 and 600 of the
 photos.  What it costs stands in smke_jax/studies/benchmarks/search_cutoff.md, on photos that are partly the same.
 Nobody has checked larger collections or other models.

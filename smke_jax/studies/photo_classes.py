@@ -64,6 +64,8 @@ def parse_classes(text: str, where: str) -> dict[str, frozenset[str]]:
         if not (name and colon and found) or "/" in name or name.startswith("."):
             raise UserError(f"{where}, line {number}: {line.strip()!r} is not of the form 'name: word, word'")
         for word in found:
+            if not re.fullmatch(r"\w+", word):
+                raise UserError(f"{where}, line {number}: {word!r} is not one word of letters: give single words")
             if word in owner:
                 raise UserError(f"{where}, line {number}: {word!r} stands for {owner[word]!r} already; take out one")
             owner[word] = name
@@ -90,8 +92,14 @@ def class_of(captions: Sequence[str], classes: Mapping[str, frozenset[str]]) -> 
 def main(argv: list[str]) -> int:
     """Writes the folders and says how many photos each has."""
     arguments = _parser().parse_args(argv)
-    given = arguments.classes
-    classes = parse_classes(*((FLICKR8K, "the list") if given is None else (given.read_text("utf-8"), str(given))))
+    text, where = FLICKR8K, "the list"
+    if arguments.classes is not None:
+        where = str(arguments.classes)
+        try:
+            text = arguments.classes.read_text("utf-8")
+        except UnicodeDecodeError:
+            raise UserError(f"{where} is not UTF-8 text: save the file as UTF-8") from None
+    classes = parse_classes(text, where)
     source = open_prepared(arguments.data, arguments.split)
     chosen = [(row, class_of(captions, classes)) for row, captions in enumerate(source.all_captions())]
     count = Counter(name for _, name in chosen if name)
@@ -104,8 +112,9 @@ def main(argv: list[str]) -> int:
             folder = arguments.out / arguments.split / name
             folder.mkdir(parents=True, exist_ok=True)
             example = source[row]
-            # Names of photos may hold folders.
-            (folder / example.name.replace("/", "_")).write_bytes(example.image)
+            place = folder / example.name.replace("/", "_")  # names of photos may hold folders
+            place = folder / f"{row}_{place.name}" if place.exists() else place
+            place.write_bytes(example.image)
     for name, photos in sorted(count.items()):
         print(f"{photos:6,} {name}")
     print(f"{count.total():6,} of {len(source):,} photos in {len(classes)} classes: {arguments.out} is written")

@@ -50,7 +50,7 @@ def test_heads_on_trained_towers_find_photos(few_photos, tmp_path, monkeypatch):
         *(sys.executable, "-m", "smke_jax", "train"),
         *("--config=configs/lit.py:one_tower,flickr8k", "--workdir=run", "--config.total_steps=20"),
         *("--config.batch_size=120", "--config.optimizer.learning_rate=0.003"),
-        "--config.networks.words.trained=False",
+        *("--config.networks.words.trained=False", "--config.networks.words.frozen_layers=0"),
     ]
     # A process of its own compiles as a user's does: what tests compile in the least time runs for long.
     environment = {name: x for name, x in os.environ.items() if name != "XLA_FLAGS"}

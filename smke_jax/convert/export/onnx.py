@@ -39,8 +39,8 @@ inputs = {"input_ids": np.array([encoding.ids]), "attention_mask": np.array([enc
 (embedding,) = text.run(["text_embeds"], inputs)
 ```
 
-Pictures were decoded in training with the orientation that a camera notes, transparency laid over white, and the high
-byte of greys of 16 bits. The first of these is in these lines; others need their own:
+In training, pictures were turned as the camera notes, transparency was laid over white, and greys of 16 bits kept
+their high byte. These lines turn the picture; transparent and 16-bit pictures need lines of your own:
 
 ```python
 import json
@@ -70,9 +70,9 @@ image = onnxruntime.InferenceSession("image.onnx")""",
     "PIXELS": "",
 }
 ALIGNED = {
-    "SHAPE": """Its
-  `views` are the image towers, each with its size, mean and deviation. Of one tower `pixel_values` are (B, 3, S, S),
-  of several (B, N), the pixels of each flattened, one after another in a row.""",
+    "SHAPE": """The
+  `views` of that file are the image towers, each with its size, mean and deviation. Of one tower `pixel_values` are
+  (B, 3, S, S), of several (B, N), the pixels of each flattened, one after another in a row.""",
     "IMAGE": """\
 rows = []
 for view in said["views"]:
@@ -81,7 +81,7 @@ for view in said["views"]:
     rows.append(pixels.transpose(2, 0, 1).reshape(-1))
 image = onnxruntime.InferenceSession("image.onnx")
 pixels = np.concatenate(rows).reshape(1, *image.get_inputs()[0].shape[1:])""",
-    "PIXELS": " Its `AutoProcessor` knows no `views`:\nmake the pixels as these lines do.",
+    "PIXELS": " The\n`AutoProcessor` of transformers.js knows no `views`: make the pixels as the lines above do.",
 }
 
 

@@ -12,7 +12,7 @@ READERS = {
     "flickr8k": "the splits of Flickr8k by its lists of names, or by the Karpathy file",
     "flickr30k": "train, dev (val) and test by dataset_flickr30k.json or a csv with splits; else all as one split",
     "coco": "train (train + restval), dev (val) and test by the Karpathy file; without it, train and dev as published",
-    "cc": "all samples of all *.tar below the folder, in the order of their names, as one split",
+    "cc": "all *.tar below the folder; names or folders that say train, dev (val) or test make splits; else one split",
     "jsonl": "splits named by the files, as coco.val.jsonl or dev.jsonl; rows of one image become one record",
     "folder": "all photos below the folder; subfolders train, dev (or val, validation, …) and test become splits",
 }

@@ -255,7 +255,7 @@ def _partial_sibling(out: Path, about: str) -> Iterator[Path]:
     start = f"{name}.partial-"
     partial = out.with_name(f"{start}{os.getpid()}")
     beside = {path: path.name.removeprefix(start) for path in out.parent.iterdir() if path.name.startswith(start)}
-    pids = {path: int(pid) for path, pid in beside.items() if pid.isdecimal()}  # any other is the user's own
+    pids = {path: int(pid) for path, pid in beside.items() if pid.isdecimal() and (path / ABOUT).is_file()}
     dead = [leftover for leftover, pid in pids.items() if pid == os.getpid() or not _is_running(pid)]
     kept = next((leftover for leftover in dead if _goes_on(leftover, about)), None)
     for leftover in dead:
@@ -288,7 +288,7 @@ def _goes_on(leftover: Path, about: str) -> bool:
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # no process can have such a number
         return False
     except PermissionError:
         pass
