@@ -20,7 +20,7 @@ def refuse_bomb(path: Path) -> None:
         return
     if size > max(SMALL, MOST_GROWTH * path.stat().st_size):
         raise UserError(
-            f"{path} would unpack to {size:,} bytes, more than weights do: check where it comes from, or unpack it yourself"
+            f"{path} would unpack to {size:,} bytes, more than weights do: check it, or unpack it yourself"
         )
 
 
