@@ -143,11 +143,17 @@ def interruptible():
 def transformers_cache(monkeypatch, tmp_path):
     """The folder into which transformers copies an export's Python files, empty.
 
-    What it has imported is forgotten afterwards: a package of the same name would hide the files of the next folder.
+    What transformers has imported is forgotten, before and afterwards: a package of the same name would hide the files
+    of the next folder.
     """
     folder = tmp_path / "transformers_cache"
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
     monkeypatch.setattr(sys, "path", list(sys.path))
+    _forget_transformers_modules()
     yield folder
+    _forget_transformers_modules()
+
+
+def _forget_transformers_modules():
     for name in [name for name in sys.modules if name.partition(".")[0] == "transformers_modules"]:
         del sys.modules[name]
