@@ -148,7 +148,9 @@ def transformers_cache(monkeypatch, tmp_path):
     """
     folder = tmp_path / "transformers_cache"
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(folder))
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    # Of a test without this fixture, the folder of the user may stand in the path.
+    path = [entry for entry in sys.path if not (Path(entry) / "transformers_modules").is_dir()]
+    monkeypatch.setattr(sys, "path", path)
     _forget_transformers_modules()
     yield folder
     _forget_transformers_modules()
