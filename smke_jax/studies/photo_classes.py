@@ -101,20 +101,20 @@ def main(argv: list[str]) -> int:
             raise UserError(f"{where} is not UTF-8 text: save the file as UTF-8") from None
     classes = parse_classes(text, where)
     source = open_prepared(arguments.data, arguments.split)
-    chosen = [(row, class_of(captions, classes)) for row, captions in enumerate(source.all_captions())]
-    count = Counter(name for _, name in chosen if name)
+    named = {row: class_of(captions, classes) for row, captions in enumerate(source.all_captions())}
+    chosen = {row: name for row, name in named.items() if name}
+    count = Counter(chosen.values())
     if missing := [name for name in classes if not count[name]]:
         raise UserError(f"no photo of {arguments.split} is of {', '.join(missing)}: leave them out of --classes")
     if arguments.out.exists():
         raise UserError(f"{arguments.out} exists: remove it or give another --out")
-    for row, name in chosen:
-        if name:
-            folder = arguments.out / arguments.split / name
-            folder.mkdir(parents=True, exist_ok=True)
-            example = source[row]
-            place = folder / example.name.replace("/", "_")  # names of photos may hold folders
-            place = folder / f"{row}_{place.name}" if place.exists() else place
-            place.write_bytes(example.image)
+    for row, name in chosen.items():
+        folder = arguments.out / arguments.split / name
+        folder.mkdir(parents=True, exist_ok=True)
+        example = source[row]
+        place = folder / example.name.replace("/", "_")  # names of photos may hold folders
+        place = folder / f"{row}_{place.name}" if place.exists() else place
+        place.write_bytes(example.image)
     for name, photos in sorted(count.items()):
         print(f"{photos:6,} {name}")
     print(f"{count.total():6,} of {len(source):,} photos in {len(classes)} classes: {arguments.out} is written")
