@@ -30,7 +30,7 @@ else
   STAGES=${STAGES:-step_256 step_64 variants contrastive large step_1024} LARGE_SIZE=${LARGE_SIZE:-small}
   rounds="--rounds=5 --seconds=1" varied="--batch_size=256 --compile_seconds=55" large="--batch_size=32768 --micro_batch=1024"
   contrasted="--batch 16384 32768 65536 --timed_logits=4294967296"
-  limits=([step_256]=150 [step_64]=90 [variants]=90 [contrastive]=40 [large]=60)
+  limits=([step_256]=230 [step_64]=90 [variants]=90 [contrastive]=40 [large]=60)
   export JAX_PLATFORMS=cuda,cpu # an error where there is none, not a CPU
 fi
 forms=${FORMS-eager,compiled}
