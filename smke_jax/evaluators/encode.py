@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from smke_jax.data.progress import Progress
+from smke_jax.models.attention import attention_by, best
 from smke_jax.parallel.mesh import divisible, put_batch, replicated
 from smke_jax.passes.base import Pass
 from smke_jax.tasks.base import Split
@@ -58,11 +59,13 @@ class Encoder:
         key = names, columns
         if key not in self._compiled:
             passes = self._chosen(names, columns)
+            attention = best("auto", self._mesh.devices.flat[0])
 
             def run(params, arrays):
                 arrays = dict(arrays)
-                for p, own in zip(passes, params, strict=True):
-                    arrays |= p.run(own, {need: arrays[need] for need in p.needs}, None, False)
+                with attention_by(attention, trained=False):
+                    for p, own in zip(passes, params, strict=True):
+                        arrays |= p.run(own, {need: arrays[need] for need in p.needs}, None, False)
                 return {name: arrays[name] for name in names}
 
             self._compiled[key] = passes, jax.jit(run, out_shardings=replicated(self._mesh))

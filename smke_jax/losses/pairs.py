@@ -14,6 +14,10 @@ import jax.numpy as jnp
 
 NOBODY = -1  # id of a row that is no negative of any row: an unfilled slot of a memory bank, or padding
 EXCLUDED = -1e30  # the logit of a pair that is no negative; -inf would give NaN gradients to a row without negatives
+# Of products whose results become logits: float32 on a CPU, three bfloat16 passes on a TPU, TF32 on a GPU.  A TPU's
+# default of one pass would blur a softmax whose logits are 100 times a cosine; `HIGHEST` keeps a GPU from its tensor
+# cores, where a memory bank of 65,536 rows took as long as a tower's block.
+PRODUCTS = jax.lax.Precision.HIGH
 BLOCK = 2**23  # most logits (32 MiB in float32) of a block, wherever a loss computes its logits block by block
 
 
@@ -76,10 +80,9 @@ class Totals(NamedTuple):
 def dot_products(a: jax.Array, b: jax.Array) -> jax.Array:
     """(m, D), (n, D) -> (m, n) float32.
 
-    The products have full precision: an accelerator's default of about 10 bits would blur a softmax whose logits are
-    100 times a cosine.
+    The products have the precision PRODUCTS.
     """
-    return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32)
+    return jnp.matmul(a, b.T, precision=PRODUCTS, preferred_element_type=jnp.float32)
 
 
 def are_negatives(a_ids: jax.Array, b_ids: jax.Array) -> jax.Array:

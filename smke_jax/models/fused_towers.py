@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from smke_jax.models.fields import build_from
 from smke_jax.models.fusion import FUSIONS, Fused
-from smke_jax.models.layers import LayerNorm, kernel_init
+from smke_jax.models.layers import LayerNorm, gelu, kernel_init
 from smke_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS
 
 POOLS = ("cls", "mean")
@@ -65,7 +65,7 @@ class FusedTowers(nn.Module):
 
     def words(self, tokens, table) -> jax.Array:
         """Fused tokens (B, M, D) and the table of words (V, Dt) -> logits (B, M, V), float32."""
-        x = self.word_norm(jax.nn.gelu(self.word_transform(tokens), approximate=False))
+        x = self.word_norm(gelu(self.word_transform(tokens)))
         logits = jnp.einsum("bmd,vd->bmv", x, table.astype(self.dtype), preferred_element_type=jnp.float32)
         return logits + self.word_bias
 

@@ -14,12 +14,37 @@ from typing import NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from smke_jax.errors import UserError
-from smke_jax.models.attention import attend
+from smke_jax.models.attention import fitted, form
+
+
+@jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """x · Φ(x) by the error function, computed in float32; the backward pass keeps x alone.
+
+    `jax.nn.gelu` takes erfc, which keeps the last digits of values near 0 far out on the negative side, as PyTorch does
+    not, and takes five times as long on a CPU.
+    """
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+def _normal_cdf(x):
+    return 0.5 * (1 + jax.lax.erf(x * np.float32(np.sqrt(0.5))))
+
+
+def _gelu_backward(x, cotangent):
+    wide = x.astype(jnp.float32)
+    slope = _normal_cdf(wide) + wide * np.float32(1 / np.sqrt(2 * np.pi)) * jnp.exp(-0.5 * wide * wide)
+    return ((cotangent.astype(jnp.float32) * slope).astype(x.dtype),)
+
+
+gelu.defvjp(lambda x: (gelu(x), x), _gelu_backward)
 
 ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),  # CLIP's
     "relu": jax.nn.relu,
@@ -81,6 +106,13 @@ class Attention(nn.Module):
             raise UserError(f"width {width} does not divide into {self.num_heads} heads")
         head_dim = width // self.num_heads
 
+        dtype = jnp.dtype(self.dtype)
+        attend, multiple = form(dtype, head_dim, biased=bias is not None)
+        length, keys = x.shape[1], (x if others is None else others).shape[1]
+        # Padded here, the rounding to `dtype` before a product and the sum after one pad and cut on their way.
+        own = fitted(x, multiple)
+        others = own if others is None else fitted(others, multiple)
+
         def project(name):
             y = nn.Dense(
                 width,
@@ -88,12 +120,13 @@ class Attention(nn.Module):
                 kernel_init=kernel_init(self.init_std),
                 dtype=self.dtype,
                 name=name,
-            )(x if name == "query" or others is None else others)
+            )(own if name == "query" else others)
             return y.reshape(*y.shape[:-1], self.num_heads, head_dim)
 
         q, k, v = project("query"), project("key"), project("value")  # (B, L or K, H, d)
-        out = attend(q, k, v, mask, bias).reshape(x.shape)
-        return nn.Dense(width, kernel_init=kernel_init(self.init_std), dtype=self.dtype, name="out")(out)
+        out = attend(q, k, v, mask, bias, keys).reshape(own.shape)
+        out = nn.Dense(width, kernel_init=kernel_init(self.init_std), dtype=self.dtype, name="out")(out)
+        return out[:, :length]
 
 
 class Mlp(nn.Module):

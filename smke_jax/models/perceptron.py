@@ -1,9 +1,8 @@
 """A multilayer perceptron."""
 
 import flax.linen as nn
-import jax
 
-from smke_jax.models.layers import kernel_init
+from smke_jax.models.layers import gelu, kernel_init
 
 
 class Perceptron(nn.Module):
@@ -15,6 +14,6 @@ class Perceptron(nn.Module):
     @nn.compact
     def __call__(self, x):
         for i, width in enumerate(self.widths):
-            x = jax.nn.gelu(x, approximate=False) if i else x
+            x = gelu(x) if i else x
             x = nn.Dense(width, kernel_init=kernel_init(self.init_std), name=f"fc{i + 1}")(x)
         return x

@@ -301,7 +301,7 @@ def build_step(
     )  # fmt: skip
     run = make_train_step(
         experiment.recipe, tx, experiment.mesh, total_steps=config.total_steps, layout=abstract,
-        micro_batch=config.micro_batch, loss_impl=config.loss_impl,
+        micro_batch=config.micro_batch, loss_impl=config.loss_impl, attention=config.attention,
     )  # fmt: skip
     return tx, schedule, abstract, run
 
@@ -345,7 +345,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
     _warn_of_length(config, experiment.task)
     if left_out := [name for name in config.terms if name not in experiment.recipe.terms]:
         log.info("terms of weight 0 are neither computed nor logged: %s", ", ".join(left_out))
-    options = {"micro_batch": config.micro_batch, "loss_impl": config.loss_impl}
+    options = {"micro_batch": config.micro_batch, "loss_impl": config.loss_impl, "attention": config.attention}
     return Plan(
         experiment, tx, schedule, abstract, run_step,
         diagnose=make_diagnosis(experiment.recipe, experiment.mesh, **options),

@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec
 
 from smke_jax.losses.collective import Scope, mean
 from smke_jax.losses.contrastive import normalise
+from smke_jax.models.attention import attention_by, best
 from smke_jax.parallel.mesh import DATA_AXES, made_on_host, replicated, sharded
 from smke_jax.parallel.rules import shardings, specs
 from smke_jax.passes.base import Pass
@@ -165,6 +166,7 @@ def make_train_step(
     layout: Any = None,
     micro_batch: int = 0,
     loss_impl: str = "auto",
+    attention: str = "auto",
 ) -> Callable:
     """Jitted (state, frozen, batch) -> (state, metrics).  Donates the state, never `frozen`.
 
@@ -172,12 +174,12 @@ def make_train_step(
     A step whose loss or gradients are not finite moves by a gradient of zero and leaves the slots as they are, so that
     its state can still be looked into (`make_diagnosis`).
     layout: the state's shardings, as arrays or `abstract_state` have them; None is a whole copy on every device.
-    micro_batch: see `in_micro_batches`.  loss_impl: see `Scope`.
+    micro_batch: see `in_micro_batches`.  loss_impl: see `Scope`.  attention: of `models.attention.CHOICES`.
     metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', 'update_norm' (of the change of the trained
     parameters), 'collisions' (the share of examples whose id occurs more than once in the batch), and
     'embedding_std/<representation>' of those that passes have watched.
     """
-    forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl)
+    forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl, attention=attention)
 
     def step(state: TrainState, frozen: Frozen, batch):
         key = jax.random.fold_in(state.rng, state.step)
@@ -219,7 +221,9 @@ def make_train_step(
     )
 
 
-def make_forward(recipe: Recipe, mesh, *, micro_batch: int = 0, loss_impl: str = "auto") -> Callable:
+def make_forward(
+    recipe: Recipe, mesh, *, micro_batch: int = 0, loss_impl: str = "auto", attention: str = "auto"
+) -> Callable:
     """(params, averages, frozen, slots, arrays, key, trained) -> `arrays` and what passes and selections make of them.
 
     `trained` False runs the items that no trained parameter influences.  `trained` True runs the others, which find the
@@ -227,6 +231,7 @@ def make_forward(recipe: Recipe, mesh, *, micro_batch: int = 0, loss_impl: str =
     """
     in_gradient = set()  # arrays that depend on trained parameters
     halves: dict[bool, list] = {True: [], False: []}
+    attention = best(attention, mesh.devices.flat[0])
     for item in recipe.forward:
         networks = item.networks if isinstance(item, Pass) else ()
         reads_terms = any(name.startswith("terms/") for name in item.reads)
@@ -240,9 +245,9 @@ def make_forward(recipe: Recipe, mesh, *, micro_batch: int = 0, loss_impl: str =
         for item in halves[trained]:
             if isinstance(item, Pass):
                 rows = {need: take(arrays, need) for need in item.needs}
-                with jax.named_scope(item.name):
-                    borrowed = borrow(recipe, item, params, averages, frozen, slots)
-                    trains = any(is_trained(recipe.networks[name]) for name in item.networks)
+                borrowed = borrow(recipe, item, params, averages, frozen, slots)
+                trains = any(is_trained(recipe.networks[name]) for name in item.networks)
+                with jax.named_scope(item.name), attention_by(attention, trained=trains):
                     arrays |= item.run(borrowed, rows, key_of(key, item.name), trains)
             else:
                 state = {"terms": params["terms"], "assets": frozen.get("assets", {})}
@@ -276,13 +281,15 @@ def _moved_averages(recipe: Recipe, state: TrainState) -> dict[str, Any]:
     return {name: follow(name, x.average) for name, x in recipe.networks.items() if x.average}
 
 
-def make_diagnosis(recipe: Recipe, mesh, *, micro_batch: int = 0, loss_impl: str = "auto") -> Callable:
+def make_diagnosis(
+    recipe: Recipe, mesh, *, micro_batch: int = 0, loss_impl: str = "auto", attention: str = "auto"
+) -> Callable:
     """(state, frozen, batch, step) -> the name of the first tensor that is not finite in that step, '' if all are.
 
     It computes the step again with the parameters of `state` and looks at everything: parameters, representations,
     losses, gradients.  It is a program of its own, so that steps do not pay for it.
     """
-    forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl)
+    forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl, attention=attention)
 
     @jax.jit
     def look(state: TrainState, frozen: Frozen, batch, number):

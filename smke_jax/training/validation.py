@@ -15,6 +15,7 @@ from smke_jax.errors import UserError
 from smke_jax.limits import ABOVE_0, ANY, AT_LEAST_0, AT_LEAST_1, BELOW_1, LAYERS, SHARE, Entries, OneOrMore, Range
 from smke_jax.losses.collective import IMPLEMENTATIONS
 from smke_jax.losses.same_image import SAME_IMAGE
+from smke_jax.models.attention import CHOICES as ATTENTION
 from smke_jax.models.fields import RANGES as MODEL_RANGES
 from smke_jax.models.fields import TUPLES as MODEL_TUPLES
 from smke_jax.models.layers import ACTIVATIONS, REMAT
@@ -27,6 +28,7 @@ from smke_jax.training.optimizer import OPTIMIZERS, SCHEDULES
 CHOICES = {
     "sharding": RULES,
     "loss_impl": IMPLEMENTATIONS,
+    "attention": ATTENTION,
     "remat": REMAT,
     "token_types_at": TOKEN_TYPES_AT,
     "optimizer.name": OPTIMIZERS,

@@ -94,6 +94,12 @@ def test_gelu_forms():
     np.testing.assert_allclose(ACTIVATIONS["gelu"](x), exact, atol=1e-6)
     np.testing.assert_allclose(ACTIVATIONS["gelu_tanh"](x), tanh, atol=1e-6)
     assert float((exact - tanh).abs().max()) > 1e-4  # so the comparison above tells them apart
+    t.requires_grad_()
+    torch.nn.functional.gelu(t).sin().sum().backward()
+    slope = jax.grad(lambda x: jnp.sum(jnp.sin(ACTIVATIONS["gelu"](x))))
+    np.testing.assert_allclose(slope(x), t.grad, atol=1e-6)
+    half = jnp.asarray(z, jnp.bfloat16)
+    assert ACTIVATIONS["gelu"](half).dtype == slope(half).dtype == jnp.bfloat16
 
 
 def test_layer_scale():
