@@ -25,7 +25,7 @@ from smke_jax.tasks.vocabulary import is_left_over
 # the files lie whose digests the record holds.
 MAY_CHANGE = re.compile(
     r"config\.(num_devices|sharding|fsdp_size|loss_impl|attention|micro_batch|profile_steps|eval_batch_size"
-    r"|log\..*|checkpoint\..*|evaluators\..*"
+    r"|assets\.\w+\.folder|log\..*|checkpoint\..*|evaluators\..*"
     r"|task\.(threads|prefetch_mib|in_memory|data|tokenizer)"
     r"|networks\.\w+\.(remat|start|image_start|text_start))"
 )
