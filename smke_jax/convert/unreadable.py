@@ -19,9 +19,7 @@ def refuse_bomb(path: Path) -> None:
     except Exception:  # no zip archive, or a damaged one: who reads it says so
         return
     if size > max(SMALL, MOST_GROWTH * path.stat().st_size):
-        raise UserError(
-            f"{path} would unpack to {size:,} bytes, more than weights do: check it, or unpack it yourself"
-        )
+        raise UserError(f"{path} would unpack to {size:,} bytes, more than weights do: check it, or unpack it yourself")
 
 
 def damaged(path: Path, error: Exception) -> UserError:

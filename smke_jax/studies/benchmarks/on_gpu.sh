@@ -14,23 +14,23 @@
 # SIZE, LARGE_SIZE   of the networks in the first stages and in the stage `large`
 set -u
 started=$SECONDS
-OUT=${OUT:-gpu_out} TOTAL=${TOTAL:-265} DEVICE=${DEVICE:-gpu} SIZE=${SIZE:-base} PYTHON=${PYTHON:-python3}
+OUT=${OUT:-gpu_out} TOTAL=${TOTAL:-500} DEVICE=${DEVICE:-gpu} SIZE=${SIZE:-base} PYTHON=${PYTHON:-python3}
 mkdir -p "$OUT"
 work=$(mktemp -d)
 export XLA_PYTHON_CLIENT_PREALLOCATE=false TF_CPP_MIN_LOG_LEVEL=2 PYTHONUNBUFFERED=1 PYTHONPATH=$PWD
-export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton # empty: what compiling takes is seen
+export TORCHINDUCTOR_CACHE_DIR=$work/inductor TRITON_CACHE_DIR=$work/triton # filled by the process below
 unset JAX_COMPILATION_CACHE_DIR
 
 declare -A limits # most seconds of a stage; without one, all that is left
 if [ "$DEVICE" = cpu ]; then
-  STAGES=${STAGES:-step_8 step_4 variants contrastive large} LARGE_SIZE=${LARGE_SIZE:-micro}
+  STAGES=${STAGES:-kernels step_8 variants contrastive large} LARGE_SIZE=${LARGE_SIZE:-micro}
   rounds="--rounds=2 --seconds=0.2" varied="--batch_size=8" large="--batch_size=64 --micro_batch=16"
   contrasted="--batch 64 256 --width 16 --timed_logits=65536"
 else
-  STAGES=${STAGES:-step_256 step_64 variants contrastive large step_1024} LARGE_SIZE=${LARGE_SIZE:-small}
+  STAGES=${STAGES:-kernels variants step_256 contrastive large step_64} LARGE_SIZE=${LARGE_SIZE:-small}
   rounds="--rounds=5 --seconds=1" varied="--batch_size=256 --compile_seconds=55" large="--batch_size=32768 --micro_batch=1024"
   contrasted="--batch 16384 32768 65536 --timed_logits=4294967296"
-  limits=([step_256]=230 [step_64]=90 [variants]=90 [contrastive]=40 [large]=60)
+  limits=([kernels]=90 [variants]=100 [step_256]=200 [step_64]=90 [contrastive]=40 [large]=60)
   export JAX_PLATFORMS=cuda,cpu # an error where there is none, not a CPU
 fi
 forms=${FORMS-eager,compiled}
@@ -40,6 +40,7 @@ step="train_step --device=$DEVICE --sizes=$SIZE $rounds --against=$forms"
 program() { # the module of a stage and its arguments
   case $1 in
     step_*) echo "$step --batch_size=${1#step_}" ;;
+    kernels) echo "step_kernels --device=$DEVICE --size=$SIZE ${varied%% *}" ;;
     variants) echo "step_variants --device=$DEVICE --size=$SIZE $rounds $varied" ;;
     contrastive) echo "contrastive --devices 1 $contrasted" ;;
     large) echo "large_batch --device=$DEVICE --size=$LARGE_SIZE $large" ;;
@@ -86,6 +87,23 @@ if ! "$PYTHON" -c "import importlib.metadata as m; m.version('smke_jax')" 2>/dev
   export PYTHONPATH=$PYTHONPATH:$work/meta
 fi
 
+# PyTorch's compiler took more than three minutes of a first call: it begins at once, beside the stages of JAX alone,
+# and leaves what it made on the disk for the stage that compares.
+warm=
+if [[ $forms == *compiled* && $DEVICE == gpu ]]; then
+  JAX_PLATFORMS=cpu "$PYTHON" -c "
+import time
+from smke_jax.studies.benchmarks.sizes import made_up_batch, step_config
+from smke_jax.studies.benchmarks.train_step import pytorch_contender
+config = step_config('$SIZE', dtype='bfloat16', batch_size=256, gpu=True)
+contender = pytorch_contender(config, made_up_batch(config), device='cuda', compiled=True)
+begun = time.perf_counter()
+contender.run(1)
+print(f'PyTorch compiled the step of 256 alone in {time.perf_counter() - begun:.0f} s')
+" >"$work/warm.log" 2>&1 &
+  warm=$!
+fi
+
 declare -A pids took
 read -ra stages <<<"$STAGES"
 prepare "${stages[0]}"
@@ -110,6 +128,14 @@ for ((i = 0; i < ${#stages[@]}; i++)); do
   fi
   limit=${limits[$stage]:-$left}
   [ "$left" -lt "$limit" ] && limit=$left
+  if [[ $stage == step_* && -n $warm ]]; then
+    while kill -0 $warm 2>/dev/null && [ $((TOTAL - (SECONDS - started))) -gt 150 ]; do sleep 1; done
+    kill $warm 2>/dev/null && echo "PyTorch's compiler was stopped after $((SECONDS - started)) s"
+    tail -1 "$work/warm.log"
+    warm=
+    left=$((TOTAL - (SECONDS - started)))
+    [ "$left" -lt "$limit" ] && limit=$left
+  fi
   begun=$SECONDS
   echo "$limit" >"$work/$stage.tmp" && mv "$work/$stage.tmp" "$work/$stage.go"
   [ $((i + 1)) -lt ${#stages[@]} ] && prepare "${stages[i + 1]}"
@@ -127,7 +153,7 @@ done
 for ((i = ${#stages[@]} - 1; i >= 0; i--)); do
   stage=${stages[i]}
   echo "=== $stage: ${took[$stage]}"
-  [ -f "$OUT/$stage.md" ] && sed -n '/^Computed\|^Batch\|^Symmetric\|^Mean/,$p' "$OUT/$stage.md" | grep -v '^$'
+  [ -f "$OUT/$stage.md" ] && sed -n '/^Computed\|^Batch\|^Symmetric\|^Mean\|^Kinds/,$p' "$OUT/$stage.md" | grep -v '^$'
 done
 # At most eight files go back: the logs become one.
 for stage in "${stages[@]}"; do
