@@ -69,8 +69,8 @@ def main(argv: list[str]) -> int:
     names = (*WAYS, FROM_BF16)
     body = "\n".join(
         (
-            f"‖gradient - reference‖ / ‖reference‖ by {QUERIES} queries of {CHANNELS} channels.  Pairs are random, but a",
-            "query and its key have the cosine that gives this key about half of the softmax, which is a loss near 0.7.",
+            f"‖gradient - reference‖ / ‖reference‖ by {QUERIES} queries of {CHANNELS} channels.  Pairs are random,",
+            "but a query and its key have the cosine that gives this key about half of the softmax: a loss near 0.7.",
             "",
             f"| keys | scale | {' | '.join(names)} |",
             f"|---|---|{'---|' * len(names)}",
