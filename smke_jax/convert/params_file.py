@@ -69,7 +69,7 @@ def load_params(path: str | Path) -> Any:
     sums = _described(metadata[DESCRIPTION], path)[1] if DESCRIPTION in metadata else {}
     if sums.get("arrays") not in (None, _sum_of(flat)):  # files of earlier versions have none
         raise UserError(f"the weights in {path} are damaged: fetch or convert them again")
-    return unflatten_dict({key: x.astype(np.float32) for key, x in restored(flat).items()}, sep="/")
+    return unflatten_dict({key: x.astype(np.float32, copy=False) for key, x in restored(flat).items()}, sep="/")
 
 
 def _described(text: str, path: str | Path) -> tuple[dict, dict[str, str]]:
@@ -88,7 +88,7 @@ def _described(text: str, path: str | Path) -> tuple[dict, dict[str, str]]:
     raise UserError(f"what {path} says of its model is damaged: fetch or convert it again")
 
 
-def _sum(pieces: Iterable[bytes]) -> str:
+def _sum(pieces: Iterable[bytes | np.ndarray]) -> str:
     total = 0
     for piece in pieces:
         total = zlib.crc32(piece, total)
@@ -96,7 +96,7 @@ def _sum(pieces: Iterable[bytes]) -> str:
 
 
 def _sum_of(flat: dict[str, np.ndarray]) -> str:
-    return _sum(piece for key in sorted(flat) for piece in (key.encode(), flat[key].tobytes()))
+    return _sum(piece for key in sorted(flat) for piece in (key.encode(), flat[key].reshape(-1).view(np.uint8)))
 
 
 def file_digest(path: str | Path) -> str:
