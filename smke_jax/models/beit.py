@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smke_jax.errors import UserError
-from smke_jax.models.layers import Block, LayerNorm, kernel_init, prepend, run_block
+from smke_jax.models.layers import Block, Dense, LayerNorm, kernel_init, prepend, run_block
 from smke_jax.models.vision import PatchEmbed, hide, patchify
 
 MOST_GRID = 96  # patches per side, 1,536 pixels by 16; the table of all pairs then has 85 million entries
@@ -134,5 +134,5 @@ class Beit(BeitEncoder):
         self.sow("intermediates", "tokens", norm(x[:, 1:]))
         if self.num_classes:
             pooled = LayerNorm(self.norm_eps, name="fc_norm")(x[:, 1:].mean(axis=1))
-            self.sow("intermediates", "logits", nn.Dense(self.num_classes, name="head")(pooled))
+            self.sow("intermediates", "logits", Dense(self.num_classes, name="head")(pooled))
         return norm(x[:, 0])

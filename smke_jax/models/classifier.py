@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from smke_jax.models.fields import build_from
-from smke_jax.models.layers import LayerNorm
+from smke_jax.models.layers import Dense, LayerNorm
 from smke_jax.models.towers import IMAGE_TOWERS
 
 NORM_EPS = 1e-6
@@ -29,7 +29,7 @@ class ImageClassifier(nn.Module):
         feature = tokens[:, 1:].astype(jnp.float32).mean(axis=1)
         self.sow("intermediates", "feature", feature)
         # The thesis draws from a normal distribution that is cut at ±2, which is a hundred standard deviations.
-        head = nn.Dense(self.classes, kernel_init=nn.initializers.normal(0.02), name="head")
+        head = Dense(self.classes, kernel_init=nn.initializers.normal(0.02), name="head")
         return head(LayerNorm(NORM_EPS, jnp.float32, name="norm")(feature))
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from smke_jax.errors import UserError
 from smke_jax.models.fields import build_from
-from smke_jax.models.layers import kernel_init, run_blocks
+from smke_jax.models.layers import Dense, kernel_init, run_blocks
 from smke_jax.models.vit import Vit
 
 
@@ -78,8 +78,8 @@ class Clip(nn.Module):
     embed_dim: int
 
     def setup(self):
-        self.image_projection = nn.Dense(self.embed_dim, use_bias=False)
-        self.text_projection = nn.Dense(self.embed_dim, use_bias=False)
+        self.image_projection = Dense(self.embed_dim, use_bias=False)
+        self.text_projection = Dense(self.embed_dim, use_bias=False)
         self.logit_scale = self.param("logit_scale", nn.initializers.constant(math.log(1 / 0.07)), ())
 
     def encode_image(self, images) -> jax.Array:

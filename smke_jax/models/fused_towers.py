@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from smke_jax.models.fields import build_from
 from smke_jax.models.fusion import FUSIONS, Fused
-from smke_jax.models.layers import LayerNorm, gelu, kernel_init
+from smke_jax.models.layers import Dense, LayerNorm, gelu, kernel_init
 from smke_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS
 
 POOLS = ("cls", "mean")
@@ -34,10 +34,10 @@ class FusedTowers(nn.Module):
 
     def setup(self):
         init = kernel_init(self.init_std)
-        self.image_projection = nn.Dense(self.embed, kernel_init=init, dtype=self.dtype)
-        self.text_projection = nn.Dense(self.embed, kernel_init=init, dtype=self.dtype)
-        self.match_head = nn.Dense(2, kernel_init=init)
-        self.word_transform = nn.Dense(self.text_encoder.width, kernel_init=init, dtype=self.dtype)
+        self.image_projection = Dense(self.embed, kernel_init=init, dtype=self.dtype)
+        self.text_projection = Dense(self.embed, kernel_init=init, dtype=self.dtype)
+        self.match_head = Dense(2, kernel_init=init)
+        self.word_transform = Dense(self.text_encoder.width, kernel_init=init, dtype=self.dtype)
         self.word_norm = LayerNorm(1e-12, self.dtype)
         self.word_bias = self.param("word_bias", nn.initializers.zeros, (self.vocab_size,))
 

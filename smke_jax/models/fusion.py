@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from smke_jax.models.layers import REMAT, Attention, LayerNorm, Mlp, kernel_init, prepend, run_blocks
+from smke_jax.models.layers import REMAT, Attention, Dense, LayerNorm, Mlp, kernel_init, prepend, run_blocks
 
 
 class Fused(NamedTuple):
@@ -59,7 +59,7 @@ class ConcatFusion(Fusion):
     def _fitted(self, tokens, name):
         if tokens.shape[-1] != self.width:
             init = kernel_init(self.init_std)
-            tokens = nn.Dense(self.width, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)(tokens)
+            tokens = Dense(self.width, use_bias=False, kernel_init=init, dtype=self.dtype, name=name)(tokens)
         return tokens.astype(self.residual_dtype)
 
 

@@ -2,7 +2,7 @@
 
 import flax.linen as nn
 
-from smke_jax.models.layers import gelu, kernel_init
+from smke_jax.models.layers import Dense, gelu, kernel_init
 
 
 class Perceptron(nn.Module):
@@ -15,5 +15,5 @@ class Perceptron(nn.Module):
     def __call__(self, x):
         for i, width in enumerate(self.widths):
             x = gelu(x) if i else x
-            x = nn.Dense(width, kernel_init=kernel_init(self.init_std), name=f"fc{i + 1}")(x)
+            x = Dense(width, kernel_init=kernel_init(self.init_std), name=f"fc{i + 1}")(x)
         return x

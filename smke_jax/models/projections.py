@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from smke_jax.models.fields import build_from
-from smke_jax.models.layers import ACTIVATIONS, LayerNorm, kernel_init
+from smke_jax.models.layers import ACTIVATIONS, Dense, LayerNorm, kernel_init
 from smke_jax.models.shared import SHARED
 
 NORM_EPS = 1e-6
@@ -28,14 +28,14 @@ class Projection(nn.Module):
     @nn.compact
     def __call__(self, x, *, deterministic: bool = True):
         x = nn.Dropout(self.dropout, deterministic=deterministic)(x.astype(jnp.float32))
-        out = nn.Dense(self.width, use_bias=self.bias, kernel_init=kernel_init(0.0), name="linear")(x)
+        out = Dense(self.width, use_bias=self.bias, kernel_init=kernel_init(0.0), name="linear")(x)
         if self.hidden:
             gelu = ACTIVATIONS["gelu_tanh"]
             y = gelu(
-                nn.Dense(self.hidden, kernel_init=kernel_init(0.0), name="fc1")(LayerNorm(NORM_EPS, name="norm")(out))
+                Dense(self.hidden, kernel_init=kernel_init(0.0), name="fc1")(LayerNorm(NORM_EPS, name="norm")(out))
             )
             y = nn.Dropout(self.dropout, deterministic=deterministic)(y)
-            out += nn.Dense(self.width, kernel_init=nn.initializers.zeros, name="fc2")(y)
+            out += Dense(self.width, kernel_init=nn.initializers.zeros, name="fc2")(y)
         return out
 
 
@@ -56,7 +56,7 @@ class Projections(nn.Module):
     def setup(self):
         if self.head:
             self.head_norm = LayerNorm(NORM_EPS)
-            self.head_linear = nn.Dense(self.head, kernel_init=kernel_init(0.02))
+            self.head_linear = Dense(self.head, kernel_init=kernel_init(0.02))
 
     def project_image(self, features, *, deterministic: bool = True):
         """Features (B, F) -> representations, see the class."""

@@ -10,7 +10,7 @@ from smke_jax.losses.codebook import nearest_code
 from smke_jax.losses.contrastive import normalise
 from smke_jax.losses.pairs import dot_products
 from smke_jax.models.beit import RelativePositionBias
-from smke_jax.models.layers import Block
+from smke_jax.models.layers import Block, Dense
 
 
 def _random_codes(key, shape):
@@ -24,8 +24,8 @@ class Down(nn.Module):
 
     @nn.compact
     def __call__(self, cls):
-        hidden = jnp.tanh(nn.Dense(cls.shape[-1], name="fc1")(cls))
-        return normalise(nn.Dense(self.code_dim, name="fc2")(hidden))
+        hidden = jnp.tanh(Dense(cls.shape[-1], name="fc1")(cls))
+        return normalise(Dense(self.code_dim, name="fc2")(hidden))
 
 
 class Autoencoder(nn.Module):
@@ -56,7 +56,7 @@ class Autoencoder(nn.Module):
         latent = Down(self.code_dim, name="down")(cls)
         cosines = dot_products(jax.lax.stop_gradient(latent), codes)
         code = codes[jnp.argmax(cosines, axis=-1)]
-        x = nn.Dense(width, name="up")(latent + jax.lax.stop_gradient(code - latent))
+        x = Dense(width, name="up")(latent + jax.lax.stop_gradient(code - latent))
 
         mask_token = self.param("mask_token", nn.initializers.normal(0.02), (width,))
         order = jnp.argsort(jax.random.uniform(self.make_rng("mask"), (batch, count)), axis=1)

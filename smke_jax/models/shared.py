@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from smke_jax.models.layers import ACTIVATIONS, Block, BlockOutput, LayerNorm, kernel_init
+from smke_jax.models.layers import ACTIVATIONS, Block, BlockOutput, Dense, LayerNorm, kernel_init
 
 
 class SharedTransformer(nn.Module):
@@ -64,9 +64,9 @@ class SharedMlp(nn.Module):
     @nn.compact
     def __call__(self, x, mask=None, bias=None, *, deterministic: bool = True) -> BlockOutput:
         init = kernel_init(self.init_std)
-        fc1 = nn.Dense(self.mlp_dim, kernel_init=init, dtype=self.dtype, name="fc1")(x[:, :1])
+        fc1 = Dense(self.mlp_dim, kernel_init=init, dtype=self.dtype, name="fc1")(x[:, :1])
         y = LayerNorm(self.norm_eps, self.dtype, name="norm")(ACTIVATIONS[self.activation](fc1))
-        out = nn.Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="fc2")(y)
+        out = Dense(x.shape[-1], kernel_init=init, dtype=self.dtype, name="fc2")(y)
         return BlockOutput(out, fc1, out)
 
 

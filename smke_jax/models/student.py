@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from smke_jax.errors import UserError
 from smke_jax.models.fields import build_from
-from smke_jax.models.layers import LayerNorm, LayerScale, kernel_init, run_block
+from smke_jax.models.layers import Dense, LayerNorm, LayerScale, kernel_init, run_block
 from smke_jax.models.shared import SHARED
 from smke_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS
 
@@ -57,9 +57,9 @@ class Student(nn.Module):
             )
         init = kernel_init(self.init_std)
         if image != width:
-            self.image_projection = nn.Dense(width, kernel_init=init, dtype=self.dtype)
+            self.image_projection = Dense(width, kernel_init=init, dtype=self.dtype)
         if text != width:
-            self.text_projection = nn.Dense(width, kernel_init=init, dtype=self.dtype)
+            self.text_projection = Dense(width, kernel_init=init, dtype=self.dtype)
         if (image, text) != (width, width) and self.token_types and self.token_types_at == "before":
             raise UserError("token types fit before towers of the width of the shared block alone: set "
                             "token_types_at='after'")  # fmt: skip
@@ -68,7 +68,7 @@ class Student(nn.Module):
             if self.token_type_scale is not None:
                 self.type_scale = LayerScale(self.token_type_scale)
         self.head_norm = LayerNorm(self.norm_eps, jnp.float32)
-        self.head = nn.Dense(self.target_dim, kernel_init=kernel_init(self.init_std))
+        self.head = Dense(self.target_dim, kernel_init=kernel_init(self.init_std))
 
     def encode_image(self, images, *, deterministic: bool = True) -> dict[str, jax.Array]:
         """Normalised images (B, S, S, 3) -> representations, see the class."""

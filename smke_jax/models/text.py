@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from smke_jax.errors import UserError
 from smke_jax.models.fields import build_from
-from smke_jax.models.layers import LayerNorm, kernel_init, run_blocks
+from smke_jax.models.layers import Dense, LayerNorm, kernel_init, run_blocks
 
 
 class TextEncoder(nn.Module):
@@ -47,7 +47,7 @@ class TextEncoder(nn.Module):
 
         x = table("word_embedding", self.vocab_size, self.word_width or self.width)[ids]
         if self.word_width:
-            widen = nn.Dense(self.width, use_bias=False, dtype=self.residual_dtype, name="word_projection")
+            widen = Dense(self.width, use_bias=False, dtype=self.residual_dtype, name="word_projection")
             x = widen(x)
         x += table("position_embedding", self.max_positions)[:length]
         x += table("type_embedding", self.type_vocab_size)[0 if types is None else types]
@@ -70,7 +70,7 @@ class Bert(TextEncoder):
         tokens = super().__call__(ids, mask, deterministic=deterministic)
         if not self.pooler:
             return tokens, None
-        return tokens, jnp.tanh(nn.Dense(self.width, dtype=self.dtype, name="pooler")(tokens[:, 0]))
+        return tokens, jnp.tanh(Dense(self.width, dtype=self.dtype, name="pooler")(tokens[:, 0]))
 
 
 class TextClassifier(nn.Module):
@@ -88,10 +88,10 @@ class TextClassifier(nn.Module):
     def __call__(self, ids, mask, *, types=None, deterministic: bool = True):
         width, dtype = self.encoder.width, self.encoder.dtype
         cls = self.encoder(ids, mask, types=types, deterministic=deterministic)[:, 0]
-        pooled = jnp.tanh(nn.Dense(width, kernel_init=kernel_init(0.02), dtype=dtype, name="pooler")(cls))
+        pooled = jnp.tanh(Dense(width, kernel_init=kernel_init(0.02), dtype=dtype, name="pooler")(cls))
         pooled = nn.Dropout(self.dropout, deterministic=deterministic)(pooled)
         uniform = uniform_within(width**-0.5)
-        return nn.Dense(self.outputs, kernel_init=uniform, bias_init=uniform, name="head")(pooled)
+        return Dense(self.outputs, kernel_init=uniform, bias_init=uniform, name="head")(pooled)
 
 
 def uniform_within(bound: float):

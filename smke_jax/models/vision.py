@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smke_jax.errors import UserError
-from smke_jax.models.layers import LayerNorm, kernel_init, prepend, run_blocks
+from smke_jax.models.layers import LayerNorm, flat_dot_general, kernel_init, prepend, run_blocks
 
 
 def sincos_positions(grid: int, width: int) -> np.ndarray:
@@ -55,7 +55,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, patches):
         shape = (self.patch_size, self.patch_size, 3, self.width)
         kernel = self.param("kernel", kernel_init(self.init_std), shape)
-        out = patches.astype(self.dtype) @ kernel.reshape(-1, self.width).astype(self.dtype)
+        out = flat_dot_general(patches.astype(self.dtype), kernel.reshape(-1, self.width).astype(self.dtype))
         if self.use_bias:
             out += self.param("bias", nn.initializers.zeros, (self.width,)).astype(self.dtype)
         return out
