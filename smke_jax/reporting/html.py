@@ -128,7 +128,7 @@ summary { cursor: pointer; }
 
 # Where names of fields and files may go on in a new line; a number such as 1,000 or 0.35 stays in one.
 AFTER = re.compile(r"(?<=[./_,=])(?!(?<=\d[.,])\d)(?=\w)")
-SMALL = re.compile(r"\b\d[\d.]*e-\d+")  # such as 1e-06, which browsers break after the hyphen
+WHOLE = re.compile(r"\b\d[\d.,]*(?:e-\d+| %)")  # such as 1e-06 and 5.0 %, which browsers break inside
 EMBEDDED = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+")
 
 
@@ -162,7 +162,7 @@ def figure(drawing: str, caption: str) -> str:
 def _broken(text) -> str:
     """`text` escaped, with the places at which a narrow page may break a long name."""
     broken = "<wbr>".join(escape(piece) for piece in AFTER.split(str(text)))
-    return SMALL.sub(r'<span class="whole">\g<0></span>', broken)
+    return WHOLE.sub(r'<span class="whole">\g<0></span>', broken)
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, said: bool = False) -> str:
