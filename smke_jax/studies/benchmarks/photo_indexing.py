@@ -1,10 +1,11 @@
 """How fast photos get into an index, against the model's own work on them.
 
-    python -m smke_jax.studies.benchmarks.photo_indexing --model=EXPORT --photos=DIR [--count=256]
+    python -m smke_jax.studies.benchmarks.photo_indexing --model=EXPORT --photos=DIR [--count=256] [--tiles=14]
 
 The same photos go in turns through three things: an index that is made from nothing, `encode_images` of the files
 (decode and encode), and `encode_images` of pixels that are decoded already (encode).  The time of loading the model and
-of compiling it is left out.
+of compiling it is left out.  With --tiles the photos are put together to pictures as large as a camera's: 14 × 14 of
+them, 256 pixels each, are 12.8 megapixels.
 """
 
 import argparse
@@ -15,9 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 import smke_jax
 from smke_jax.__main__ import run_program
 from smke_jax.data.decode import decode_image
+from smke_jax.data.transforms import squash
 from smke_jax.embedder import Embedder
 from smke_jax.errors import UserError
 from smke_jax.flags import positive
@@ -28,6 +33,7 @@ from smke_jax.search.update import update
 from smke_jax.studies.benchmarks import record
 from smke_jax.studies.benchmarks.measure import in_turns, say, spread
 
+TILE = 256  # pixels per side of a photo in a mosaic
 INDEX, FILES, PIXELS = "index", "files", "pixels"
 
 
@@ -61,6 +67,19 @@ def first_photos(folder: Path, count: int) -> list[Path]:
     return photos
 
 
+def mosaics(photos: Sequence[Path], tiles: int, folder: Path) -> list[Path]:
+    """As many JPEGs in `folder` as there are photos, each of tiles × tiles of the photos side by side."""
+    small = [squash(decode_image(path.read_bytes()), TILE) for path in photos]
+    folder.mkdir()
+    made = []
+    for number in range(len(small)):
+        chosen = [small[(number + i) % len(small)] for i in range(tiles**2)]
+        rows = [np.concatenate(chosen[i : i + tiles], axis=1) for i in range(0, tiles**2, tiles)]
+        made.append(folder / f"{number:06}.jpg")
+        Image.fromarray(np.concatenate(rows)).save(made[-1], quality=90)
+    return made
+
+
 def measure(
     runs: dict[str, Callable[[], object]], count: int, rounds: int
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
@@ -85,8 +104,8 @@ def measure(
 
 
 BODY = """\
-{count} JPEGs of {folder}, {megapixels:.2f} megapixels each, {batch_size} at once; `--model` of type {model}. Medians of
-{rounds} rounds, lowest and highest in brackets; the ratios are of the same round.
+{count} JPEGs{mosaics} of {folder}, {megapixels:.2f} megapixels each, {batch_size} at once; `--model` of type {model}.
+Medians of {rounds} rounds, lowest and highest in brackets; the ratios are of the same round.
 
 | what | photos/s | milliseconds of the processor a photo |
 |---|---|---|
@@ -94,8 +113,10 @@ BODY = """\
 | decode and encode: `encode_images` of the files | {files} | {files_ms} |
 | encode: `encode_images` of decoded pixels | {pixels} | {pixels_ms} |
 
-The index takes {of_files} times as long as decode and encode, {of_files_ms} times the work of the processor;
-it takes {of_pixels} times as long as the model alone, {of_pixels_ms} times the work.
+| the index to | times as long | times the work of the processor |
+|---|---|---|
+| decode and encode | {of_files} | {of_files_ms} |
+| encode | {of_pixels} | {of_pixels_ms} |
 """
 
 
@@ -104,9 +125,11 @@ def main(argv: list[str]) -> int:
     arguments = _parser().parse_args(argv)
     photos = first_photos(arguments.photos, arguments.count)
     model = smke_jax.load(arguments.model)
-    decoded = [decode_image(path.read_bytes()) for path in photos]
     size = arguments.batch_size
     with tempfile.TemporaryDirectory() as temporary:
+        if arguments.tiles:
+            photos = mosaics(photos, arguments.tiles, Path(temporary, "mosaics"))
+        decoded = [decode_image(path.read_bytes()) for path in photos]
         runs = {
             INDEX: Indexing(model, photos, size, Path(temporary)),
             FILES: lambda: model.encode_images(photos, batch_size=size),
@@ -119,14 +142,16 @@ def main(argv: list[str]) -> int:
         columns[f"of_{name}"] = spread([y / x for x, y in zip(rates[INDEX], rates[name], strict=True)])
         columns[f"of_{name}_ms"] = spread([x / y for x, y in zip(work[INDEX], work[name], strict=True)])
     body = BODY.format(
-        count=len(photos), folder=arguments.photos.name, batch_size=size, model=model.description["type"],
+        count=len(photos), mosaics=f" of {arguments.tiles}² photos" if arguments.tiles else "",
+        folder=arguments.photos.name, batch_size=size, model=model.description["type"],
         megapixels=sum(x.shape[0] * x.shape[1] for x in decoded) / len(decoded) / 1e6, rounds=arguments.rounds,
         **columns,
     )  # fmt: skip
     command = (
         "python -m smke_jax.studies.benchmarks.photo_indexing --model=EXPORT --photos=DIR "
-        f"--count={len(photos)} --rounds={arguments.rounds}"
+        f"--count={len(photos)} --batch_size={size} --rounds={arguments.rounds}"
     )
+    command += f" --tiles={arguments.tiles}" if arguments.tiles else ""
     record.write(arguments.out, "Indexing photos", command, body)
     say(f"{arguments.out} is written: {columns[INDEX]} photos/s, {columns['of_files']} × decode and encode")
     return 0
@@ -139,6 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--count", type=positive, default=256, metavar="N", help="photos that are indexed")
     parser.add_argument("--batch_size", type=positive, default=32, metavar="N", help="photos at once")
     parser.add_argument("--rounds", type=positive, default=5, metavar="N", help="times that all run in turns")
+    parser.add_argument("--tiles", type=positive, metavar="N", help="photos per side of a mosaic; default: none")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"), metavar="FILE")
     return parser
 
