@@ -32,6 +32,7 @@ from smke_jax.passes.aligned import by_network
 from smke_jax.search.words import TextHalf
 
 SORTED = 16  # batches of texts that are sorted by length together
+ENOUGH = 2  # times the pixels per side that a network takes: what is decoded of the shorter side of a large JPEG
 ImageLike = Any  # see smke_jax.data.given.pixels_of
 
 
@@ -97,7 +98,7 @@ class Embedder:
     What comes out depends on the model: of an image-text model L2-normalised embeddings, which a dot product compares;
     of an image teacher its [CLS] feature as training sees it; of a text encoder the mean over the tokens of its last
     layer, un-normalised.  Images are made square as the model was evaluated: an image-text model sees the whole image
-    squashed (spec 0.5), a teacher the centre.
+    squashed (spec 0.5), a teacher the centre.  A JPEG with many more pixels than that is decoded at a smaller scale.
 
     Attributes:
       description: the model's type and sizes.
@@ -213,8 +214,11 @@ class Embedder:
         if not self.image_sizes:
             raise UserError(f"a model of type {self.description['type']} embeds no images")
 
+        # A camera's photo takes longer to decode whole than to embed (studies/benchmarks/photo_indexing.md).
+        min_side = ENOUGH * max(self.image_sizes.values())
+
         def view(image):
-            pixels = pixels_of(image)
+            pixels = pixels_of(image, min_side=min_side)
             return {array: self._kind.view(pixels, size) for array, size in self.image_sizes.items()}
 
         def embed(views, batch_size):

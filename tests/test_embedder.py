@@ -14,6 +14,8 @@ import smke_jax
 from smke_jax.convert.layouts import LAYOUTS
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, save_params
 from smke_jax.convert.rules import to_torch
+from smke_jax.data.decode import decode_image
+from smke_jax.data.given import pixels_of
 from smke_jax.data.progress import Progress
 from smke_jax.embedder import Embedder, _length
 from smke_jax.errors import UserError
@@ -70,6 +72,24 @@ def test_paths_pictures_and_arrays_are_the_same(model, pictures, tmp_path):
     Image.fromarray(pictures[0]).save(path)
     embeddings = model.encode_images([path, str(path), Image.open(path), pictures[0]])
     np.testing.assert_allclose(embeddings, embeddings[:1].repeat(4, axis=0), atol=1e-6)
+
+
+def test_a_large_jpeg_is_decoded_small_and_means_the_same(model, monkeypatch):
+    rng = np.random.default_rng(0)
+    large = Image.fromarray(rng.integers(0, 256, (12, 16, 3), np.uint8)).resize((960, 720), Image.Resampling.BICUBIC)
+    file = io.BytesIO()
+    large.save(file, "JPEG", quality=95)
+    seen = []
+
+    def watched(*arguments, **more):
+        seen.append(pixels_of(*arguments, **more))
+        return seen[-1]
+
+    monkeypatch.setattr(smke_jax.embedder, "pixels_of", watched)
+    small, whole = model.encode_images([file.getvalue(), decode_image(file.getvalue())])
+    few, many = sorted(seen, key=np.size)
+    assert min(few.shape[:2]) >= 2 * max(model.image_sizes.values()) and few.size < many.size / 15
+    assert small @ whole > 0.9999
 
 
 def test_every_form_of_a_picture_is_the_same(model, pictures, tmp_path):

@@ -12,6 +12,7 @@ from smke_jax.reporting.evaluations import Evaluation
 
 MOST_CLASSES = 20  # of a whole matrix; of more, the pairs that are confused most often are listed
 MOST_PAIRS = 12
+MOST_LETTERS = 40  # of a class in the head of a matrix
 STRONGEST = 55  # percent of the colour where all images of a class are: text stays readable on it
 
 
@@ -77,15 +78,17 @@ def confusion_title(name: str, step: int) -> str:
 
 
 def confusion_section(name: str, step: int, found: Confusion) -> str:
-    """The same as a titled box; the cells of a matrix are the darker, the larger their share of the row.
+    """The same as a titled box; the colour of a cell is the stronger, the larger its share of the row.
 
     Every cell has its number: the matrix can be read in print, without colours and by a screen reader.
     """
     heads, rows = confusion_rows(found)
     title = confusion_title(name, step)
     if len(found.names) > MOST_CLASSES:
-        return html.section(title, html.table(heads, rows), note="The pairs that are confused most often.")
-    head = "".join(f'<th scope="col">{html.escape(text)}</th>' for text in heads)
+        return html.section(title, html.table(heads, rows, said=True), note="The pairs that are confused most often.")
+    # Names of classes stand upright, so that all columns are as narrow as their numbers.
+    names = "".join(f'<th scope="col"><span>{_short(text)}</span></th>' for text in heads[1:-1])
+    head = f'<th scope="col">{heads[0]}</th>{names}<th scope="col">{heads[-1]}</th>'
     lines = []
     for number, (row, shares) in enumerate(zip(rows, found.shares, strict=True)):
         cells = "".join(
@@ -93,11 +96,21 @@ def confusion_section(name: str, step: int, found: Confusion) -> str:
             f'{"; font-weight: 600" if column == number else ""}">{text}</td>'
             for column, (text, share) in enumerate(zip(row[1:-1], shares, strict=True))
         )
-        lines.append(f'<tr><th scope="row">{html.escape(row[0])}</th>{cells}<td>{row[-1]}</td></tr>')
-    table = f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-    return html.section(
-        title, table, note=f"Down are the true classes, across those that were found; {found.unit} counted."
+        lines.append(f'<tr><th scope="row">{_short(row[0])}</th>{cells}<td>{row[-1]}</td></tr>')
+    table = (
+        f'<div class="scroll"><table class="confusion"><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(lines)}</tbody></table></div>"
     )
+    return html.section(
+        title, table, note=f"Rows are the true classes, columns those that were found; {found.unit} counted."
+    )
+
+
+def _short(name: str) -> str:
+    """The name of a class, escaped; the rest of a very long one is seen under the pointer."""
+    if len(name) <= MOST_LETTERS:
+        return html.escape(name)
+    return f'<abbr title="{html.escape(name)}">{html.escape(name[:MOST_LETTERS])}…</abbr>'
 
 
 def predictions_sections(examples: Mapping[str, Sequence[tuple]], at: str) -> list[str]:

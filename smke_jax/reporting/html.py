@@ -77,8 +77,18 @@ th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--li
 th { font-weight: 600; font-size: .85rem; color: var(--soft); }
 thead tr:not(:last-child) th { text-align: center; border-bottom: 0; padding-bottom: 0; }
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 130px; }
-table.said thead th { text-align: left; border-bottom: 1px solid var(--line); padding-bottom: 6px; }
+table.said th { text-align: left; white-space: normal; }
 table.said td { text-align: left; white-space: normal; overflow-wrap: break-word; }
+.whole { white-space: nowrap; }
+.confusion { width: auto; }
+.confusion th, .confusion td { padding: 6px 5px; vertical-align: middle; }
+.confusion th { overflow-wrap: break-word; }
+.confusion tbody th { position: sticky; left: 0; max-width: 12rem; min-width: 0; background: var(--box); }
+.confusion thead th { vertical-align: bottom; } .confusion th + th { text-align: center; }
+.confusion span { writing-mode: vertical-rl; transform: rotate(180deg); max-height: 12rem; vertical-align: bottom;
+  text-align: left; white-space: normal; }
+.confusion td { min-width: 2.2rem; text-align: center; font-size: .9rem; }
+.confusion td:last-child { text-align: right; }
 .recalls td:last-child { text-align: left; white-space: normal; min-width: 160px; color: var(--soft);
   font-size: .85rem; }
 td small { display: block; color: var(--soft); font-size: .72rem; }
@@ -116,7 +126,9 @@ summary { cursor: pointer; }
 """
 
 
-AFTER = re.compile(r"(?<=[./_,=])(?=\w)")  # where names of fields and files may go on in a new line
+# Where names of fields and files may go on in a new line; a number such as 1,000 or 0.35 stays in one.
+AFTER = re.compile(r"(?<=[./_,=])(?!(?<=\d[.,])\d)(?=\w)")
+WHOLE = re.compile(r"\b\d[\d.,]*(?:e-\d+| %)")  # such as 1e-06 and 5.0 %, which browsers break inside
 EMBEDDED = re.compile(r"data:image/jpeg;base64,[A-Za-z0-9+/=]+")
 
 
@@ -149,7 +161,8 @@ def figure(drawing: str, caption: str) -> str:
 
 def _broken(text) -> str:
     """`text` escaped, with the places at which a narrow page may break a long name."""
-    return "<wbr>".join(escape(piece) for piece in AFTER.split(str(text)))
+    broken = "<wbr>".join(escape(piece) for piece in AFTER.split(str(text)))
+    return WHOLE.sub(r'<span class="whole">\g<0></span>', broken)
 
 
 def table(titles: Sequence[str], rows: Iterable[Sequence[str]], *, said: bool = False) -> str:
