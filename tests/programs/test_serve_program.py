@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 import urllib.request
 from pathlib import Path
 from types import SimpleNamespace
@@ -76,6 +77,9 @@ def test_the_page_answers_as_search_does_until_ctrl_c(made, tmp_path, capsys, in
                 expected = json.loads(capsys.readouterr().out)["hits"]
                 assert [hit["path"] for hit in hits] == [hit["path"] for hit in expected]
                 np.testing.assert_allclose(*([hit["score"] for hit in x] for x in (hits, expected)), atol=6e-4)
+            until = time.monotonic() + 60
+            while not (tmp_path / "opened").is_file() and time.monotonic() < until:  # the browser takes its time
+                time.sleep(0.05)
             process.send_signal(signal.SIGINT)
             out, err = process.communicate(timeout=30)
         finally:

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from smke_jax.__main__ import run_program
 from smke_jax.config_files import load_config, override
 from smke_jax.flags import split_overrides
-from smke_jax.parallel.devices import DEVICES, HIGHEST, Device
+from smke_jax.parallel.devices import DEVICES, HIGH, HIGHEST, Device
 from smke_jax.studies.benchmarks import record
 from smke_jax.studies.plan.assumed import planned
 from smke_jax.studies.plan.predict import StepTime, step_time
@@ -29,8 +29,8 @@ log = logging.getLogger("smke_jax")
 IMPLEMENTATIONS = ("gather", "ring")
 SIZES = [1, 2, 4, 8, 64, 256, 512, 1024, 2048, 4096]
 HARDWARE = ("tpu-v5e", "h200")
-COMPILED = """Per device and step.  FLOPs of matrix products are counted in the traced program, "fp32" being what the
-losses ask full precision for; the bytes that a device sends (calls in brackets) and temporaries are read from the
+COMPILED = """Per device and step.  FLOPs of matrix products are counted in the traced program, "logits" being those
+that losses ask high precision for; the bytes that a device sends (calls in brackets) and temporaries are read from the
 compiled one.  More devices than {most:,} are a straight line through the two sizes before."""
 PREDICTED = """Predicted at {shares}.  Efficiency is the time of one device, with its own smaller contrastive batch,
 over that of many: it pays for the growth of the losses too.  "hidden" has the exchange of gradients behind the
@@ -122,14 +122,14 @@ def _compiled(programs: Programs, per_device: int) -> str:
             f"{sent[kind] / 1e6:,.1f} ({calls[kind]:,.0f})" if kind in sent else "-"
             for kind in ("all-reduce", "all-gather", "reduce-scatter", "collective-permute")
         ]
-        exact = program.flops[HIGHEST]
+        exact = sum(program.flops.get(precision, 0.0) for precision in (HIGH, HIGHEST))
         rows.append(
             (devices, impl, f"{devices * per_device:,}", f"{(sum(program.flops.values()) - exact) / 1e12:.2f}",
              f"{exact / 1e12:.2f}", *exchanged, f"{program.memory['temporaries'] / 1e9:.2f}")
         )  # fmt: skip
     heads = (
-        "devices", "loss_impl", "batch", "TFLOP", "TFLOP fp32", "all-reduce MB", "all-gather MB", "reduce-scatter MB",
-        "permute MB", "temporaries GB",
+        "devices", "loss_impl", "batch", "TFLOP", "TFLOP of logits", "all-reduce MB", "all-gather MB",
+        "reduce-scatter MB", "permute MB", "temporaries GB",
     )  # fmt: skip
     return table(heads, rows)
 
@@ -164,7 +164,7 @@ def _step(time: StepTime, hide: bool) -> float:
 def _speeds(device: Device) -> str:
     peak, links, network = device.peak, device.links, device.network
     return (
-        f"{peak['bfloat16'] / 1e12:,.0f} TFLOP/s in bfloat16, {peak[HIGHEST] / 1e12:,.0f} in full fp32. "
+        f"{peak['bfloat16'] / 1e12:,.0f} TFLOP/s in bfloat16, {peak[HIGH] / 1e12:,.0f} for logits. "
         f"{links.devices} devices with {links.together / 1e9:,.0f} GB/s each, {links.single / 1e9:,.0f} to a neighbour "
         f"and {links.latency * 1e6:,.0f} µs a hop; {network.ports} ports of {network.port / 1e9:,.0f} GB/s to others, "
         f"{network.latency * 1e6:,.0f} µs."

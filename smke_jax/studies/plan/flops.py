@@ -16,7 +16,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 from ml_collections import ConfigDict
 
 from smke_jax.losses.collective import Scope
-from smke_jax.parallel.devices import HIGHEST
+from smke_jax.parallel.devices import HIGH, HIGHEST
 from smke_jax.passes.base import Pass
 from smke_jax.selections.base import Selection
 from smke_jax.studies.plan.assumed import CORPUS, shapes_only
@@ -28,11 +28,14 @@ from smke_jax.training.step import abstract_state, borrow
 Parts = dict[str, Counter[str]]  # {part of a step: {precision: FLOPs}}
 Shapes = Mapping[str, jax.ShapeDtypeStruct]
 
+RAISED = {jax.lax.Precision.HIGHEST: HIGHEST, jax.lax.Precision.HIGH: HIGH}
+
 
 def matmul_flops(function: Callable, *args) -> Counter[str]:
     """{precision: FLOPs} of the matrix products and convolutions in function(*args); shapes will do as `args`.
 
-    precision: the operands' type, such as 'bfloat16', or HIGHEST.  A multiplication and its addition are two FLOPs.
+    precision: the operands' type, such as 'bfloat16', or HIGH or HIGHEST of float32.  A multiplication and its addition
+    are two FLOPs.
     What no result depends on costs nothing, as XLA leaves it out.
     """
     jaxpr = jax.make_jaxpr(function)(*args).jaxpr
@@ -177,8 +180,8 @@ def counted(jaxpr) -> Counter[str]:
 
 def _precision(equation) -> str:
     precision, dtype = equation.params["precision"], str(equation.invars[0].aval.dtype)
-    highest = precision is not None and jax.lax.Precision.HIGHEST in tuple(precision)
-    return HIGHEST if highest and dtype == "float32" else dtype  # of half-precision operands it asks nothing more
+    asked = () if precision is None or dtype != "float32" else tuple(precision)  # of 16 bits it asks nothing more
+    return next((name for kind, name in RAISED.items() if kind in asked), dtype)
 
 
 def _dot(params, left, right, out) -> int:

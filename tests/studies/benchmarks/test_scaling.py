@@ -6,7 +6,7 @@ import pytest
 import tiny
 
 from smke_jax.__main__ import run_program
-from smke_jax.parallel.devices import HIGHEST
+from smke_jax.parallel.devices import HIGH
 from smke_jax.studies.benchmarks import scaling
 from smke_jax.studies.plan.program import Program
 from smke_jax.studies.plan.traffic import Traffic
@@ -18,7 +18,8 @@ def made_up(config) -> Program:
     kind = {"gather": "all-gather", "ring": "collective-permute"}[config.loss_impl]
     sent = {"all-reduce": 1e6 * others / devices, kind: 1e4 * others}
     memory = {"parameters": 10**6, "optimiser state": 2 * 10**6, "temporaries": 10**6 * devices}
-    return Program(memory, {"float32": 1e9, HIGHEST: 1e6 * devices}, Traffic(sent, dict.fromkeys(sent, 3), 0), {})
+    flops = {"float32": 1e9, HIGH: 1e6 * devices}
+    return Program(memory, flops, Traffic(sent, dict.fromkeys(sent, 3), 0), {})
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from jax.experimental import roofline
 from jax.sharding import PartitionSpec
 
 from smke_jax.forms import form_of
-from smke_jax.parallel.devices import HIGHEST
+from smke_jax.parallel.devices import HIGH, HIGHEST
 from smke_jax.parallel.mesh import DATA_AXES, make_mesh
 from smke_jax.parts import (
     average,
@@ -94,8 +94,8 @@ def test_a_moving_average_runs_forward_alone():
 def test_losses_grow_with_the_global_batch():
     large = flops_per_example(config(batch_size=32))
     per_key = 2 * (48 + 32) + 2 * 2 * 48  # one product for both directions at two levels; image and text to targets
-    assert large["losses forward"] - plain()["losses forward"] == {HIGHEST: 16 * per_key}
-    assert plain()["losses forward"] == {HIGHEST: 16 * per_key + 2 * 2 * 40 * 48}, "and the bank's 40 entries"
+    assert large["losses forward"] - plain()["losses forward"] == {HIGH: 16 * per_key}
+    assert plain()["losses forward"] == {HIGH: 16 * per_key + 2 * 2 * 40 * 48}, "and the bank's 40 entries"
     assert large["losses backward"].total() > plain()["losses backward"].total()
 
 
@@ -171,6 +171,7 @@ def test_loops_branches_and_devices_count_as_often_as_they_run():
         ("bfloat16", None, "bfloat16"),
         ("bfloat16", jax.lax.Precision.HIGHEST, "bfloat16"),
         ("float32", None, "float32"),
+        ("float32", jax.lax.Precision.HIGH, HIGH),
         ("float32", jax.lax.Precision.HIGHEST, HIGHEST),
     ],
 )
