@@ -1,7 +1,6 @@
 """`smke <program> …`: a dispatcher, nothing else."""
 
 import contextlib
-import ctypes
 import errno
 import functools
 import gc
@@ -20,11 +19,6 @@ MENDABLE = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS, errno.EMFILE, errno.EISDIR,
     errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENODEV,
 }  # fmt: skip
-
-# Options of glibc's mallopt (malloc.h).
-TRIM_THRESHOLD = -1  # free memory at the end of the heap above which it goes back to the system; -1 is never
-MMAP_MAX = -4  # pieces of memory that do not come from the heap
-ARENA_MAX = -8  # heaps; others than the first cannot hold large pieces
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -63,7 +57,6 @@ def quick_imports() -> Iterator[None]:
 
 def run_program(program_main, argv: list[str]) -> int:
     """`program_main(argv)` with logging to stderr; what a user can mend becomes one line, all else a traceback."""
-    keep_memory()
     start_logging()
     try:
         return program_main(argv)
@@ -97,22 +90,6 @@ def keep_compiled_programs() -> None:
     """JAX's persistent compilation cache, on unless JAX_COMPILATION_CACHE_DIR says where else or '' for nowhere."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smke_jax" / "compiled"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
-
-
-def keep_memory() -> None:
-    """Memory that was used once stays with the process; a setting of glibc's allocator by the user stays instead.
-
-    XLA for CPUs takes the temporary memory of a whole step anew each time.  glibc gets pieces above 32 MiB from the
-    system and gives them back, and so every step would meet fresh pages, which the system fills with zeros first: 0.7
-    GiB and a seventh of the time of `train_step`'s size `small` (2026-11-28).  The process holds more in return: 2.26
-    instead of 1.84 GiB there.
-    """
-    chosen = any(name.startswith("MALLOC_") for name in os.environ) or "malloc" in os.environ.get("GLIBC_TUNABLES", "")
-    if sys.platform != "linux" or chosen:
-        return
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries than glibc have none
-    for option, value in ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (ARENA_MAX, 1)) if set_option else ():
-        set_option(option, value)
 
 
 def start_logging() -> None:
