@@ -124,7 +124,7 @@ class Attention(nn.Module):
         dtype = jnp.dtype(self.dtype)
         attend, multiple = form(dtype, head_dim, biased=bias is not None)
         length, keys = x.shape[1], (x if others is None else others).shape[1]
-        # Padded here, the rounding to `dtype` before a product and the sum after one pad and cut on their way.
+        # The padding and the cut stand here because XLA fuses them with the rounding to `dtype` and with the next sum.
         own = fitted(x, multiple)
         others = own if others is None else fitted(others, multiple)
 

@@ -300,10 +300,14 @@ def build_step(
         shapes=experiment.shapes,
     )  # fmt: skip
     run = make_train_step(
-        experiment.recipe, tx, experiment.mesh, total_steps=config.total_steps, layout=abstract,
-        micro_batch=config.micro_batch, loss_impl=config.loss_impl, attention=config.attention,
+        experiment.recipe, tx, experiment.mesh, total_steps=config.total_steps, layout=abstract, **_computed(config)
     )  # fmt: skip
     return tx, schedule, abstract, run
+
+
+def _computed(config: ConfigDict) -> dict[str, Any]:
+    """How a step and its diagnosis are computed, which changes no result."""
+    return {"micro_batch": config.micro_batch, "loss_impl": config.loss_impl, "attention": config.attention}
 
 
 def open_run(config: ConfigDict, workdir: Path) -> Plan:
@@ -345,10 +349,9 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
     _warn_of_length(config, experiment.task)
     if left_out := [name for name in config.terms if name not in experiment.recipe.terms]:
         log.info("terms of weight 0 are neither computed nor logged: %s", ", ".join(left_out))
-    options = {"micro_batch": config.micro_batch, "loss_impl": config.loss_impl, "attention": config.attention}
     return Plan(
         experiment, tx, schedule, abstract, run_step,
-        diagnose=make_diagnosis(experiment.recipe, experiment.mesh, **options),
+        diagnose=make_diagnosis(experiment.recipe, experiment.mesh, **_computed(config)),
         starts=starts,
         identity=identity,
         flat=flat,

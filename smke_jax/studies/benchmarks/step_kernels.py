@@ -75,7 +75,7 @@ def kernels(trace: Path, steps: int) -> list[Kernel]:
     for plane in jax.profiler.ProfileData.from_file(str(trace)).planes:
         for line in plane.lines:
             for event in line.events:
-                # What calls it on the host has no such mark.
+                # Only operations of XLA have an 'hlo_op'; the host's own work has none.
                 if any(name == "hlo_op" for name, _ in event.stats):
                     spent[event.name] += event.duration_ns
                     calls[event.name] += 1
