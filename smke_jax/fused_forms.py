@@ -66,7 +66,7 @@ def seed_run(c: ConfigDict, form: Thesis, **fields: Any) -> None:
 
     Source: spec B.2 and B.6.  Its views are whole images at 224 x 224, whatever their aspect, never mirrored.  What
     differs: there is no RandAugment; the rate falls until the last step, where theirs stays at 1e-5 for three epochs;
-    'match' is one layer, where theirs has two; the head of masked words begins at random, where theirs is BERT's own.
+    'match' is one layer, where theirs has two.
     """
     c.batch_size, c.total_steps, c.checkpoint.every = 96, 15 * 1_511, 1_511
     c.optimizer.update(

@@ -14,7 +14,7 @@ from smke_jax.errors import UserError
 from smke_jax.models.build import param_shapes
 from smke_jax.passes.aligned import shapes_of
 
-WORDS = "word_embedding"  # of a BERT
+WORDS, HEAD = "word_embedding", "word_head"  # of a BERT
 MOST_PADDING = 128  # rows
 VOCABULARIES = ("vocab.txt", "tokenizer.json", "vocab.json")
 TOKENIZER_FILES = (
@@ -61,6 +61,8 @@ def convert(source: Source, layout: str = "auto", *, prefix: str | None = None, 
         padding = f"{description['vocab_size'] - size} rows of the word table behind the tokenizer's last token"
         description = {**description, "vocab_size": size}
         params = {**params, WORDS: params[WORDS][:size]}
+        if description.get(HEAD):
+            params[HEAD] = {**params[HEAD], "bias": params[HEAD]["bias"][:size]}
         report.ignored[f"{WORDS}, padded"] = padding
     outside = {name: f"outside of {prefix}" for name in source.state if not name.startswith(prefix)}
     return Conversion(chosen, description, params, report._replace(assumed=assumed, ignored=report.ignored | outside))

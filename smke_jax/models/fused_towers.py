@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from smke_jax.models.fields import build_from
 from smke_jax.models.fusion import FUSIONS, Fused
-from smke_jax.models.layers import Dense, LayerNorm, gelu, kernel_init
+from smke_jax.models.layers import Dense, kernel_init
+from smke_jax.models.text import WordHead
 from smke_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS
 
 POOLS = ("cls", "mean")
@@ -37,9 +38,7 @@ class FusedTowers(nn.Module):
         self.image_projection = Dense(self.embed, kernel_init=init, dtype=self.dtype)
         self.text_projection = Dense(self.embed, kernel_init=init, dtype=self.dtype)
         self.match_head = Dense(2, kernel_init=init)
-        self.word_transform = Dense(self.text_encoder.width, kernel_init=init, dtype=self.dtype)
-        self.word_norm = LayerNorm(1e-12, self.dtype)
-        self.word_bias = self.param("word_bias", nn.initializers.zeros, (self.vocab_size,))
+        self.word_head = WordHead(self.vocab_size, self.init_std, self.dtype)
 
     def encode_image(self, images, *, hidden=None, deterministic: bool = True) -> dict[str, jax.Array]:
         """Normalised images (B, S, S, 3) -> 'states' (B, 1 + N, Di) and 'out' (B, embed), not normalised.
@@ -65,9 +64,7 @@ class FusedTowers(nn.Module):
 
     def words(self, tokens, table) -> jax.Array:
         """Fused tokens (B, M, D) and the table of words (V, Dt) -> logits (B, M, V), float32."""
-        x = self.word_norm(gelu(self.word_transform(tokens)))
-        logits = jnp.einsum("bmd,vd->bmv", x, table.astype(self.dtype), preferred_element_type=jnp.float32)
-        return logits + self.word_bias
+        return self.word_head(tokens, table)
 
     def __call__(self, images, ids, mask):
         """Initialisation calls this, because it needs every parameter once."""

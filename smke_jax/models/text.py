@@ -6,7 +6,7 @@ import jax.numpy as jnp
 
 from smke_jax.errors import UserError
 from smke_jax.models.fields import build_from
-from smke_jax.models.layers import Dense, LayerNorm, kernel_init, run_blocks
+from smke_jax.models.layers import Dense, LayerNorm, gelu, kernel_init, run_blocks
 
 
 class TextEncoder(nn.Module):
@@ -57,17 +57,41 @@ class TextEncoder(nn.Module):
         return run_blocks(self, x, mask, deterministic=deterministic)
 
 
+class WordHead(nn.Module):
+    """BERT's head of masked words.  Tokens (B, M, D) and the table of words (V, D) -> logits (B, M, V), float32.
+
+    A Linear D -> D, GELU, LayerNorm, the transposed table, a bias.
+    """
+
+    vocab_size: int
+    init_std: float = 0.02
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, tokens, table):
+        width = table.shape[-1]
+        x = Dense(width, kernel_init=kernel_init(self.init_std), dtype=self.dtype, name="transform")(tokens)
+        x = LayerNorm(1e-12, self.dtype, name="norm")(gelu(x))
+        logits = jnp.einsum("bmd,vd->bmv", x, table.astype(self.dtype), preferred_element_type=jnp.float32)
+        return logits + self.param("bias", nn.initializers.zeros, (self.vocab_size,))
+
+
 class Bert(TextEncoder):
     """BERT with its pooler.  -> (tokens (B, L, D), pooled (B, D)).
 
-    Without `pooler`, for files that hold none, pooled is None.
+    Without `pooler`, for files that hold none, pooled is None.  With `word_head` it keeps the head of masked words,
+    which only a network that masks words uses (`smke_jax.models.fused_towers`).
     """
 
     pooler: bool = True
+    word_head: bool = False
 
     @nn.compact
     def __call__(self, ids, mask, *, deterministic: bool = True):
         tokens = super().__call__(ids, mask, deterministic=deterministic)
+        if self.word_head and self.is_initializing():
+            table = self.variables["params"]["word_embedding"]
+            WordHead(self.vocab_size, dtype=self.dtype, name="word_head")(tokens, table)
         if not self.pooler:
             return tokens, None
         return tokens, jnp.tanh(Dense(self.width, dtype=self.dtype, name="pooler")(tokens[:, 0]))

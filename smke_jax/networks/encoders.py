@@ -12,6 +12,7 @@ from smke_jax.models.towers import TEXT_TOWERS
 CLIP = "clip"
 IMAGENETS = ("data2vec2",)  # families whose files need not say it: all were trained with ImageNet's statistics
 BESIDE = {"image": ("mean", "std"), "text": ("vocab_size",)}  # what a student's export says of both towers at once
+WORD_HEAD = "word_head"  # of a BERT: no part of the encoder
 USE = ("makes", "image", "pool", "pools", "layers")  # how an aligned export runs an encoder
 
 
@@ -21,7 +22,7 @@ def describe_encoder(path: str, tower: str) -> dict[str, Any]:
     Of a CLIP, of a classifier of images, and of an export of image and text, that is the one of its `tower`, 'image' or
     'text'.  Raises UserError for an export with no such encoder or with several.
     """
-    return _located(path, tower)[1]
+    return {name: said for name, said in _located(path, tower)[1].items() if name != WORD_HEAD}
 
 
 def load_encoder(path: str, tower: str) -> Any:
@@ -29,7 +30,12 @@ def load_encoder(path: str, tower: str) -> Any:
     params = load_params(path)
     for name in _located(path, tower)[0]:
         params = params[name]
-    return params
+    return {name: x for name, x in params.items() if name != WORD_HEAD}
+
+
+def load_word_head(path: str) -> Any:
+    """The parameters of the head of masked words that came with a BERT; None where its file had none."""
+    return load_params(path).get(WORD_HEAD) if _located(path, "text")[1].get(WORD_HEAD) else None
 
 
 def _located(path: str, tower: str) -> tuple[tuple[str, ...], dict[str, Any]]:

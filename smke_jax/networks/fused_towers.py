@@ -18,7 +18,7 @@ from smke_jax.models.fused_towers import POOLS, build_fused_towers
 from smke_jax.models.fusion import FUSIONS
 from smke_jax.models.towers import VITS
 from smke_jax.networks.base import Network, Start
-from smke_jax.networks.encoders import describe_encoder, load_encoder
+from smke_jax.networks.encoders import describe_encoder, load_encoder, load_word_head
 from smke_jax.networks.start import FITTING, RANDOM, differences, together, tower_start, vocabulary_of
 from smke_jax.networks.two_towers import TOWERS, check_image, pixels_said
 from smke_jax.passes.base import statistics_of
@@ -76,8 +76,8 @@ def fused_towers(
     dtype, residual_dtype, remat: as of `two_towers`
     start:        all of it from what `smke export` wrote of another run; temperatures come along
     image_start, text_start: one tower from a file, as of `two_towers`
-    fusion_start: the layers of the fusion encoder from the last layers of the encoder of text in a file; their
-                  attention to images begins at random
+    fusion_start: the layers of the fusion encoder from the last layers of the encoder of text in a file, and the head
+                  of words with them where the file has one; their attention to images begins at random
     trained:      regexes of the parameters that are trained; () is all of them
     described:    the statistics of pixels that the file said when the run began
     """
@@ -132,6 +132,7 @@ def fused_towers(
         }  # fmt: skip
         if "fusion" in files:
             found["fusion"] = _last_layers(files["fusion"], shapes["fusion"], description["fusion"])
+            found |= _word_head(files["fusion"], shapes)
         return together(found) if found else None
 
     return Network(
@@ -183,6 +184,14 @@ def _whole(path: str, shapes: Any, description: Mapping[str, Any]) -> Start:
     loaded = fit(shapes, params, source=path)
     scales = {name: {"logit_scale": values} for name, values in by_level(model.get("logit_scales", {})).items()}
     return Start(loaded, {"": path}, digests(path), scales, vocabulary_of(path))
+
+
+def _word_head(path: str, shapes: Any) -> dict[str, Start]:
+    """The head of masked words that came with the layers of the fusion encoder; {} where their file has none."""
+    if (theirs := load_word_head(path)) is None:
+        return {}
+    params = fit(shapes["word_head"], theirs, source=f"the head of words of {path}")
+    return {"word_head": Start(params, {"": f"the head of words of {path}"}, {"weights": digests(path)["weights"]})}
 
 
 def _last_layers(path: str, shapes: Any, fields: Mapping[str, Any]) -> Start:

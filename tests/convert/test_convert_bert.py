@@ -10,17 +10,19 @@ import torch
 from parity import Case, Reference, apply, blocks_of, check, check_whole, parametrized
 from random_weights import randomise, state_of
 from scipy.stats import spearmanr
-from transformers import BertConfig, BertForPreTraining, BertModel, BertTokenizerFast
+from transformers import BertConfig, BertForMaskedLM, BertForPreTraining, BertModel, BertTokenizerFast
 
 from smke_jax.__main__ import main
 from smke_jax.convert.convert import convert
 from smke_jax.convert.layouts import LAYOUTS
-from smke_jax.convert.params_file import load_params, read_description
+from smke_jax.convert.params_file import PARAMS, load_params, read_description, save_params
 from smke_jax.convert.rules import to_torch
 from smke_jax.convert.source import Source
 from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model
+from smke_jax.models.text import WordHead
+from smke_jax.networks.encoders import describe_encoder, load_encoder, load_word_head
 
 TINY = {
     "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 72,
@@ -116,6 +118,38 @@ def test_what_is_left_out_is_said():
     report = convert(Source(Path("bert.bin"), reference.state, reference.config, "")).report
     left_out = {name.split(".")[0] for name in report.ignored}
     assert left_out == {"cls", "embeddings"} and "embeddings.position_ids" in report.ignored
+
+
+def masked_words(tmp_path, **changes) -> tuple[BertForMaskedLM, dict]:
+    """(a BERT with its head of masked words, what is read of its file)."""
+    model = network(BertForMaskedLM, TINY)
+    state = {name: x for name, x in state_of(model).items() if name != changes.get("without")} | changes.get("with", {})
+    given = Source(Path("bert.bin"), state, json.loads(model.config.to_json_string()), "")
+    save_params(tmp_path / PARAMS, (found := convert(given)).params, {"model": found.description})
+    return model, found
+
+
+@pytest.mark.parametrize("without", ["", "cls.predictions.decoder.weight", "cls.predictions.bias"])
+def test_the_head_of_masked_words_says_what_it_says_in_transformers(tmp_path, without):
+    """Of files as transformers writes them, without the tied matrix, and with the bias under its other name alone."""
+    model, found = masked_words(tmp_path, without=without)
+    assert found.report.sound and found.description["word_head"]
+    tokens = np.random.default_rng(0).normal(size=(2, 5, 32)).astype(np.float32)
+    with torch.no_grad():
+        expected = model.cls(torch.tensor(tokens)).numpy()
+    head = {"params": load_word_head(str(tmp_path))}
+    logits = WordHead(TINY["vocab_size"]).apply(head, tokens, found.params["word_embedding"])
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5)
+    assert "word_head" not in load_encoder(str(tmp_path), "text") and "word_head" not in describe_encoder(
+        str(tmp_path), "text"
+    )
+
+
+def test_a_head_over_another_table_is_left_out_and_said(tmp_path):
+    other = {"cls.predictions.decoder.weight": np.ones((TINY["vocab_size"], 32), np.float32)}
+    _, found = masked_words(tmp_path, **{"with": other})
+    assert found.report.sound and load_word_head(str(tmp_path)) is None
+    assert "cls.predictions.transform.dense.weight" in found.report.ignored
 
 
 def test_the_same_parameter_twice():

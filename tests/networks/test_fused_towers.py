@@ -147,10 +147,10 @@ def test_labels_are_the_words_that_stood_at_the_masked_places(unit):
         assert labels[row].tolist() == [*text[row, places], *[-1] * (labels.shape[1] - len(places))]
         # The logits are those of the fused token at that place: by hand, from the table of the text tower's words.
         own, token = params["towers"], np.asarray(made["masked_text/fused"])[row, places]
-        x = token @ own["word_transform"]["kernel"] + own["word_transform"]["bias"]
+        x = token @ own["word_head"]["transform"]["kernel"] + own["word_head"]["transform"]["bias"]
         x = torch.nn.functional.gelu(torch.tensor(np.asarray(x))).numpy()
         x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-12)
-        expected = x @ np.asarray(own["text_encoder"]["word_embedding"]).T + own["word_bias"]
+        expected = x @ np.asarray(own["text_encoder"]["word_embedding"]).T + own["word_head"]["bias"]
         np.testing.assert_allclose(logits[row, : len(places)], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -244,6 +244,20 @@ def test_text_and_fusion_divide_the_layers_of_a_file(tmp_path):
         jax.tree.map(same, found.params["fusion"]["block_1"][name], theirs["block_2"][name])
     assert set(found.params) == {"text_encoder", "fusion"} and "cross" not in found.params["fusion"]["block_0"]
     assert found.origins["fusion"] == f"layers 1-2 of {path}" and len(found.digests) == 2
+
+
+def test_the_head_of_words_comes_with_the_layers_of_the_fusion(tmp_path):
+    path, encoder = bert(tmp_path / "bert")
+    shapes = shapes_of(network(fusion=part("cross", **SIZES)))["word_head"]
+    head = jax.tree.map(lambda x: np.random.default_rng(x.size).normal(size=x.shape).astype(np.float32), shapes)
+    model = {**TEXT, "depth": 3, "vocab_size": VOCAB, "word_head": True}
+    save_params(tmp_path / "bert" / PARAMS, {**encoder, "word_head": head}, {"model": model})
+    own = network(text_start=path, fusion_start=path, fusion=part("cross", **{**SIZES, "depth": 2}))
+    found = own.start(shapes_of(own))
+    jax.tree.map(np.testing.assert_array_equal, found.params["word_head"], head)
+    assert found.origins["word_head"] == f"the head of words of {path}"
+    alone = network(text_start=path, fusion=part("cross", **SIZES))
+    assert set(alone.start(shapes_of(alone)).params) == {"text_encoder"}
 
 
 def test_an_export_begins_the_next_run(tmp_path):

@@ -1,17 +1,31 @@
 """BERT: the files of transformers and those of the first releases (spec 26.5)."""
 
+import numpy as np
+
 from smke_jax.convert.rules import Layout, Rule, layer_norm, linear, per_layer, without_prefix
 from smke_jax.convert.shapes import activation_of, depth_of, heads_of
 from smke_jax.errors import UserError
 
 OLD_NAMES = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
+TABLE = "embeddings.word_embeddings.weight"
+WORD_BIAS, OTHER_BIAS = "cls.predictions.bias", "cls.predictions.decoder.bias"
+WORD_HEAD = (WORD_BIAS, "cls.predictions.transform.dense.weight", "cls.predictions.transform.LayerNorm.weight")
 
 
 def _clean(state) -> dict:
     state = without_prefix("bert.")(without_prefix("module.")(state))
     for old, new in OLD_NAMES.items():
         state = {name.replace(old, new): x for name, x in state.items()}
+    if WORD_BIAS not in state and OTHER_BIAS in state:  # one parameter with two names
+        state[WORD_BIAS] = state.pop(OTHER_BIAS)
     return state
+
+
+def _has_word_head(state, config) -> bool:
+    """Whether the file holds the head of masked words that is read here: with gelu, over the table of words itself."""
+    own = state.get("cls.predictions.decoder.weight")
+    shared = own is None or np.array_equal(own, state[TABLE])
+    return set(WORD_HEAD) <= set(state) and shared and activation_of(config) == "gelu"
 
 
 def _describe(state, config) -> dict:
@@ -41,6 +55,7 @@ def _describe(state, config) -> dict:
         "norm_eps": config.get("layer_norm_eps", 1e-12),
         "activation": activation_of(config),
         "pooler": "pooler.dense.weight" in state,
+        "word_head": _has_word_head(state, config),
     }
 
 
@@ -62,6 +77,15 @@ def _rules(description: dict) -> list[Rule]:
         *layer_norm("embeddings.LayerNorm", "embedding_norm"),
         *per_layer(layer, description["depth"]),
         *(linear("pooler.dense", "pooler") if description["pooler"] else ()),
+        *(_word_head() if description.get("word_head") else ()),
+    ]
+
+
+def _word_head() -> list[Rule]:
+    return [
+        *linear("cls.predictions.transform.dense", "word_head/transform"),
+        *layer_norm("cls.predictions.transform.LayerNorm", "word_head/norm"),
+        Rule(WORD_BIAS, "word_head/bias"),
     ]
 
 
@@ -69,7 +93,7 @@ BERT = Layout(
     name="bert",
     summary="BERT of transformers, with or without pooler and pretraining heads; its tokenizer travels along",
     marks=(
-        "embeddings.word_embeddings.weight",
+        TABLE,
         "embeddings.token_type_embeddings.weight",
         "encoder.layer.0.attention.self.query.weight",
     ),
@@ -78,7 +102,8 @@ BERT = Layout(
     clean=_clean,
     ignored={
         "embeddings.position_ids": "counts from 0 upwards",
-        "cls.": "for masked pretraining only",
+        "cls.predictions.decoder.": "the table and the bias of words again, or those of a head that is not read here",
+        "cls.": "for pretraining only",
         "classifier.": "of another task",
         "qa_outputs.": "of another task",
     },
