@@ -10,7 +10,7 @@ from smke_jax.evaluators.base import Encode, Evaluator, Figures
 from smke_jax.evaluators.ranks import RECALL_AT, Ranks
 from smke_jax.evaluators.recalls import DIRECTIONS, recall_figures
 from smke_jax.evaluators.retrieval import retrieve
-from smke_jax.limits import ABOVE_0, AT_LEAST_1, Entries
+from smke_jax.limits import ABOVE_0, AT_LEAST_0, AT_LEAST_1, Entries
 from smke_jax.tasks.base import Column, Split, Task, some_rows
 
 MATCH = "pair/match"
@@ -24,6 +24,7 @@ def rerank(
     level: str = "out",
     k: int = 128,
     sweep: tuple[int, ...] = (),
+    cosine_weight: float = 0.0,
     memory_mib: float = 1024.0,
     every: int = 0,
 ) -> Evaluator:
@@ -34,6 +35,8 @@ def rerank(
     the first stage's recall at the larger of k and K, which is checked.
     k:          of each query; a smaller gallery is ordered as a whole
     sweep:      further k, whose recalls cost nothing more up to the largest of all
+    cosine_weight: above 0, the score of a pair is that of the match and so many times the cosine of the first stage, as
+                in BLIP's evaluation (1.0); a learned contrast's scale, 10 to 100, weighs both as logits
     memory_mib: of the tokens of images and captions that are held at once on the host.  Where those of the split do not
                 fit, captions are encoded again for each block of images
     Source: ALBEF's evaluation, which compares the same.  Checkpoints are ranked by the sum of recalls at `k`.
@@ -41,13 +44,17 @@ def rerank(
     AT_LEAST_1.check("k", k)
     KS.check("sweep", sweep)
     ABOVE_0.check("memory_mib", memory_mib)
+    AT_LEAST_0.check("cosine_weight", cosine_weight)
     ks = tuple(sorted({k, *sweep}))
+    also = f" + {cosine_weight:g} × cosine" if cosine_weight else ""
 
     def run(encode: Encode, task: Task, on: Split) -> Figures:
         found = retrieve(encode, on, level, ks[-1])
         best = dict(zip(DIRECTIONS, found.best, strict=True))
         pairs = _pairs(best, len(found.texts))
         scores = _scores_of(best, pairs, match_scores(encode, on, pairs, memory_mib=memory_mib), len(found.texts))
+        if cosine_weight:
+            scores = {d: scores[d] + cosine_weight * x for d, x in _cosines_of(best, found.images, found.texts).items()}
         owners = found.caption_image
         right = {
             "image_to_text": owners[best["image_to_text"]] == np.arange(len(found.images))[:, None],
@@ -66,7 +73,7 @@ def rerank(
         scalars |= {f"first/{d}/{key}": v for d in DIRECTIONS for key, v in found.metrics[d].items()}
         scalars["recall_sum"] = said["recall_sum"]
         record = {
-            "protocol": f"{found.metrics['protocol']}; the best {k} of each query ordered by the match",
+            "protocol": f"{found.metrics['protocol']}; the best {k} of each query ordered by the match{also}",
             "n_images": len(found.images), "n_captions": len(found.texts), "pairs_scored": len(pairs),
             **said, "first_stage": found.metrics, "reranked": stages,
         }  # fmt: skip
@@ -153,6 +160,15 @@ def _scores_of(best: Mapping[str, np.ndarray], pairs: np.ndarray, scores: np.nda
         "text_to_image": best["text_to_image"] * texts + numbers["text_to_image"],
     }
     return {direction: scores[np.searchsorted(codes, x)] for direction, x in wanted.items()}
+
+
+def _cosines_of(best: Mapping[str, np.ndarray], images: np.ndarray, texts: np.ndarray) -> dict[str, np.ndarray]:
+    """{direction: (Q, k)}: the cosines of the pairs in each list; images (N, D) and texts (M, D) of length 1."""
+    sides = {"image_to_text": (images, texts), "text_to_image": (texts, images)}
+    return {
+        d: np.stack([gallery[rows] @ query for query, rows in zip(queries, best[d], strict=True)])
+        for d, (queries, gallery) in sides.items()
+    }
 
 
 def _block(encode: Encode, on: Split, side: str, memory_mib: float) -> int:

@@ -73,13 +73,13 @@ class Recorded(Encoder):
         return found
 
 
-def expected(k):
-    """Ranks by whole tables: the best k by cosine, ordered by the match, then the others by cosine."""
+def expected(k, cosine_weight=0.0):
+    """Ranks by whole tables: the best k by cosine, ordered by their score, then the others by cosine."""
     image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (X[:, 0], Y[:, 0]))
     cosines = image @ text.T
     a, b = np.meshgrid(np.arange(IMAGES), np.arange(len(OWNERS)), indexing="ij")
     both = match(X[a.ravel()], Y[b.ravel()], MASK[b.ravel()])
-    scores = (both[:, 1] - both[:, 0]).reshape(cosines.shape)
+    scores = (both[:, 1] - both[:, 0]).reshape(cosines.shape) + cosine_weight * cosines
 
     def ranks(cosines, scores, right):
         found = []
@@ -113,6 +113,17 @@ def test_it_orders_the_best_of_each_query_anew(devices):
     assert encode.pairs == figures.record["pairs_scored"] <= 12 * (IMAGES + len(OWNERS))
     assert "best 12" in figures.summary and "first stage" in figures.summary
     assert {key: figures.record[key] for key in last} == last, "the record is one of retrieval, at the k asked for"
+
+
+def test_the_cosine_can_be_added_to_the_match():
+    found = rerank(k=12, cosine_weight=3.0).run(Recorded(), None, split())
+    for direction, ranks, alone in zip(DIRECTIONS, expected(12, 3.0), expected(12), strict=True):
+        np.testing.assert_array_equal(found.arrays[direction], ranks)
+        assert np.any(ranks != alone)
+    assert "ordered by the match + 3 × cosine" in found.record["protocol"]
+    by_cosine = rerank(k=12, cosine_weight=1e6).run(Recorded(), None, split())
+    for direction in DIRECTIONS:
+        np.testing.assert_array_equal(by_cosine.arrays[direction], by_cosine.arrays[f"first_{direction}"])
 
 
 def test_a_report_shows_both_stages(tmp_path):
@@ -204,6 +215,7 @@ def test_what_cannot_be_is_refused():
     for options, message in (
         ({"k": 0}, "k is 0: it has to be at least 1"),
         ({"sweep": (4, 0)}, "sweep is 0: it has to be at least 1"),
+        ({"cosine_weight": -1.0}, "cosine_weight is -1.0: it has to be at least 0"),
         ({"memory_mib": 0.0}, "memory_mib is 0.0: it has to be above 0"),
     ):
         with pytest.raises(UserError, match=message):
