@@ -68,7 +68,8 @@ def get_config(variant: str = ""):
 
 def get_stages(variant: str = ""):
     kind, form = split_variant(variant, VARIANTS)
-    form = COMPRESSIONS[kind if kind in TEACHERS else ""][form.name]
+    teacher, kind = (kind, "") if kind in TEACHERS else ("", kind)
+    form = COMPRESSIONS[teacher][form.name]
     stages = _teachers_own(form)
     tuned = ("joint",) if kind == "joint" else ("image", "text")
     file = form.teacher

@@ -262,9 +262,10 @@ class Tiny(Drawn):
 class SharedBlock(Compression):
     """What all forms share whose teacher is an S-SMKE: a network `two_towers`, as `network` makes it.
 
-    While one side of the teacher is tuned, its image or text tower, the shared block is frozen with the other side: it
-    belongs to both, and the frozen side has to stay what it is.  `joint` trains the block too.  The frozen tower runs
-    in the step, forward alone.  The vectors of the token types and the head stay as they are in any case.
+    One side of the teacher is tuned, its image or its text tower, while the shared block is frozen with the other side:
+    the block belongs to both, and the frozen side has to stay what it is.  So the block, the vectors of the token types
+    and the head are in every stage what the teacher's own training made of them.  The frozen tower runs in the step,
+    forward alone.
 
     The students' projections have no counterpart in such a teacher and begin at random.  The tuned text side stands
     beside the image student as a whole network: retrieval compares the two, and the export of the stage `image` embeds
@@ -275,7 +276,6 @@ class SharedBlock(Compression):
     kept = ""  # tuned, the teacher makes something else than before
     searched = ("image", "teacher_text")
     temperature = 0.05
-    tuned_parts = {"image": ("^image_",), "text": ("^text_",), "joint": ("^(image_|text_|shared/)",)}
 
     def network(self) -> ConfigDict:
         """The student of the run that the teacher is, of random weights."""
@@ -291,7 +291,7 @@ class SharedBlock(Compression):
         return {"teacher": self._begun(start, frozen=True, makes="teacher")}
 
     def tuned(self, start: str, side: str) -> tuple[dict[str, ConfigDict], dict[str, ConfigDict]]:
-        return {"student": self._begun(start, trained=self.tuned_parts[side])}, {}
+        return {"student": self._begun(start, trained=(f"^{side}_",))}, {}
 
     def _begun(self, start: str, **fields: Any) -> ConfigDict:
         network = self.network()
