@@ -42,6 +42,15 @@ each of them takes one stage more:
 
     smke train --config=configs/motis.py:no_kd,flickr8k --workdir=runs/motis_flickr8k/no_kd
 
+`s_smke`, alone or with a form, has an S-SMKE as the teacher, whose towers meet in a shared block: that of
+configs/s_smke.py, of configs/s_smke_pretrained.py:flickr8k, or of configs/scenes.py.  The stages are the same:
+
+    smke train --config=configs/motis.py:s_smke,scenes --workdir=runs/motis_s_smke
+
+`teacher_image` trains its image tower, and `teacher_text` its text tower, with all else frozen, the shared block too.
+The students stay towers with projections, which begin at random.  The stage `image` measures the image student with the
+teacher's tuned text side, and its export embeds images alone.
+
 Published, text to image R@1, 5 and 10: COCO 5k 42.6 / 69.6 / 79.4 (the teacher tuned 40.9 / 67.6 / 77.9, a text student
 of 4 layers 42.0 / 69.2 / 79.0), Flickr30K 57.0 / 82.1 / 88.8.  Ablation on COCO, R@10: 75.3; none 70.7, mse 58.5,
 infonce 69.6, joint 70.8, no_kd 74.2, no_hn 73.7, no_kd_hn 71.9.

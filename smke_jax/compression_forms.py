@@ -273,7 +273,7 @@ class SharedBlock(Compression):
     """
 
     features = ("teacher_image/out",)
-    kept = ""  # tuned, the teacher makes something else than before
+    kept = ""  # the tuned teacher makes other embeddings than the untuned one: each run keeps its own
     searched = ("image", "teacher_text")
     temperature = 0.05
 
@@ -282,9 +282,12 @@ class SharedBlock(Compression):
         return self.form.student(token_types=False)
 
     def images(self) -> ConfigDict:
-        return self.pairs()
+        return self._pool()
 
     def captions(self) -> ConfigDict:
+        return self._pool()
+
+    def _pool(self) -> ConfigDict:
         return self.pairs()
 
     def frozen(self, start: str, sides: tuple[str, ...] = SIDES) -> dict[str, ConfigDict]:
@@ -308,7 +311,7 @@ class SharedBlock(Compression):
         return self.projections(image=())
 
 
-class OfTheThesis(SharedBlock):
+class SmkeOfTheThesis(SharedBlock):
     """The thesis' S-SMKE; a ViT-S/16 and the first 3 of its 6 layers of BERT."""
 
     teacher = "stage:s_smke"
@@ -319,6 +322,11 @@ class OfTheThesis(SharedBlock):
     def network(self) -> ConfigDict:
         return self.form.student()
 
+    def _pool(self) -> ConfigDict:
+        task = self.pairs()
+        task.data = ("data/cc3m",)
+        return task
+
     def _text(self) -> dict:
         return {"tokenizer": "weights/bert-base-uncased/tokenizer"}
 
@@ -326,7 +334,7 @@ class OfTheThesis(SharedBlock):
         return super().photo(start, trained=trained, **{"mean": None, "std": None} | fields)
 
 
-class OfSmkeOnPhotos(SharedBlock, OnPhotos):
+class SmkeOnPhotos(SharedBlock, OnPhotos):
     """Flickr8k's photos; the teacher is configs/s_smke_pretrained.py's.
 
     The students are the first 2 of its 6 layers of DINOv2 and the first 3 of its 6 of MiniLM.
@@ -351,20 +359,20 @@ class OfSmkeOnPhotos(SharedBlock, OnPhotos):
         return super().photo(start, trained=trained, **{"depth": 2} | fields)
 
 
-class OfSmkeDrawn(SharedBlock, Drawn):
+class SmkeDrawn(SharedBlock, Drawn):
     """What the two forms of drawn scenes share: the teacher is configs/scenes.py's, trained as the first stage."""
 
     teacher = "stage:s_smke"
     teachers_run = "scenes.py"
 
 
-class OfSmkeOnScenes(OfSmkeDrawn, OnScenes):
+class SmkeOnScenes(SmkeDrawn, OnScenes):
     """Drawn scenes, minutes on two cores."""
 
     projection = {"width": OnScenes.form.width}
 
 
-class OfSmkeTiny(OfSmkeDrawn, Tiny):
+class SmkeTiny(SmkeDrawn, Tiny):
     """Two steps of every stage."""
 
     projection = {"width": Tiny.form.width}
@@ -374,6 +382,6 @@ COMPRESSIONS = {
     kind: {own.form.name: own for own in forms}
     for kind, forms in {
         "": (Compression(), OnPhotos(), OnScenes(), Tiny()),
-        "s_smke": (OfTheThesis(), OfSmkeOnPhotos(), OfSmkeOnScenes(), OfSmkeTiny()),
+        "s_smke": (SmkeOfTheThesis(), SmkeOnPhotos(), SmkeOnScenes(), SmkeTiny()),
     }.items()
 }  # {teacher: {form: sizes}}
