@@ -43,7 +43,7 @@ each of them takes one stage more:
     smke train --config=configs/motis.py:no_kd,flickr8k --workdir=runs/motis_flickr8k/no_kd
 
 `s_smke`, alone or with a form, has an S-SMKE as the teacher, whose towers meet in a shared block: that of
-configs/s_smke.py, of configs/s_smke_pretrained.py:flickr8k, or of configs/scenes.py.  The stages are the same:
+configs/s_smke.py, of configs/scenes.py, or of configs/s_smke_pretrained.py:flickr8k.  The stages are the same:
 
     smke train --config=configs/motis.py:s_smke,scenes --workdir=runs/motis_s_smke
 
