@@ -42,6 +42,15 @@ each of them takes one stage more:
 
     smke train --config=configs/motis.py:no_kd,flickr8k --workdir=runs/motis_flickr8k/no_kd
 
+`s_smke`, alone or with a form, has an S-SMKE as the teacher, whose towers meet in a shared block: that of
+configs/s_smke.py, of configs/scenes.py, or of configs/s_smke_pretrained.py:flickr8k.  The stages are the same:
+
+    smke train --config=configs/motis.py:s_smke,scenes --workdir=runs/motis_s_smke
+
+`teacher_image` trains its image tower, and `teacher_text` its text tower, with all else frozen, the shared block too.
+The students stay towers with projections, which begin at random.  The stage `image` measures the image student with the
+teacher's tuned text side, and its export embeds images alone.
+
 Published, text to image R@1, 5 and 10: COCO 5k 42.6 / 69.6 / 79.4 (the teacher tuned 40.9 / 67.6 / 77.9, a text student
 of 4 layers 42.0 / 69.2 / 79.0), Flickr30K 57.0 / 82.1 / 88.8.  Ablation on COCO, R@10: 75.3; none 70.7, mse 58.5,
 infonce 69.6, joint 70.8, no_kd 74.2, no_hn 73.7, no_kd_hn 71.9.
@@ -56,7 +65,8 @@ from smke_jax.parts import corpus, corpus_negatives, hard_itc, intra_modal, itc,
 
 ABLATIONS = ("joint", "none", "mse", "infonce", "no_kd", "no_hn", "no_kd_hn")
 DEPTHS = {"text4": 4, "text2": 2}
-VARIANTS = (*ABLATIONS, *DEPTHS)
+TEACHERS = ("s_smke",)
+VARIANTS = (*ABLATIONS, *DEPTHS, *TEACHERS)
 NEGATIVES = 16  # hard negatives of each query
 BEST = "text_to_image/r1"  # ranks checkpoints
 
@@ -67,7 +77,8 @@ def get_config(variant: str = ""):
 
 def get_stages(variant: str = ""):
     kind, form = split_variant(variant, VARIANTS)
-    form = COMPRESSIONS[form.name]
+    teacher, kind = (kind, "") if kind in TEACHERS else ("", kind)
+    form = COMPRESSIONS[teacher][form.name]
     stages = _teachers_own(form)
     tuned = ("joint",) if kind == "joint" else ("image", "text")
     file = form.teacher
@@ -93,8 +104,9 @@ def _teachers_own(form):
     """The stage that makes the teacher, where none comes with its weights."""
     if not form.teacher.startswith("stage:"):
         return {}
-    config = load_config(f"{Path(__file__).with_name('lit.py')}:{form.form.name}")
-    config.assets.photos.folder = form.kept  # the same features
+    config = load_config(f"{Path(__file__).with_name(form.teachers_run)}:{form.form.name}")
+    for asset in config.assets.values():
+        asset.folder = form.kept  # the same features
     return {form.teacher.removeprefix("stage:"): config}
 
 
@@ -102,21 +114,12 @@ def _tuned(form, side, start):
     """The teacher, with the tower of one `side` trained, or both ('joint')."""
     c = form.run("tune")
     c.task = form.pairs()
-    images = form.teacher_images(start, trained=side != "text")
-    c.networks.update(images)
-    c.networks.words = form.teacher_words(start, trained=side != "image")
-    c.networks.student = form.projections(
-        image=form.features, image_start=start, text_start=start, trained="both" if side == "joint" else side
-    )
-    if not any(own.get("trained", False) for own in images.values()):
-        c.assets.photos = _photos(form)
+    networks, assets = form.tuned(start, side)
+    c.networks.update(networks)
+    c.assets.update(assets)
     c.terms.itc = itc(levels=("out",), same_image="masked", weight=2.0)
     c.evaluators.retrieval = form.retrieval(BEST)
     return c
-
-
-def _photos(form):
-    return stored_features(of=form.features, evaluated=(form.form.held_out,), folder=form.kept, half=True)
 
 
 def _first_image(form, way):
@@ -126,18 +129,13 @@ def _first_image(form, way):
     c.task = form.pairs() if paired else form.images()
     c.networks.photo = form.photo()
     c.networks.student = form.projections(image=("photo/feature",), text=())
+    c.networks.update(form.frozen(form.teacher, ("text" if paired else "image",)))
     if paired:
-        c.networks.words = form.teacher_words(form.teacher)
-        c.networks.teacher = form.projections(image=(), text_start=form.teacher, makes="teacher", trained="none")
         c.assets.texts = stored_features(of=("teacher_text/out",), half=True)
         c.terms.itc = itc(levels=("out",), pair=("image", "teacher_text"), same_image="masked", weight=2.0)
         return c
-    c.networks.update(form.teacher_images(form.teacher))
-    c.networks.teacher = form.projections(
-        image=form.features, text=(), image_start=form.teacher, makes="teacher", trained="none"
-    )
     if c.task.teacher_view == "fixed":
-        c.assets.photos = _photos(form)
+        c.assets.photos = form.photos()
     c.terms.intra = intra_modal(loss=way or "contrastive")
     return c
 
@@ -147,10 +145,8 @@ def _first_text(form, depth):
     c = form.run("first")
     c.task = form.captions()
     c.networks.words = form.words(form.teacher, depth)
-    c.networks.teacher_words = form.teacher_words(form.teacher, makes="teacher_words")
-    own = {"image": (), "text_start": form.teacher}
-    c.networks.student = form.projections(**own)
-    c.networks.teacher = form.projections(**own, text=("teacher_words/feature",), makes="teacher", trained="none")
+    c.networks.student = form.projected_words()
+    c.networks.update(form.frozen(form.teacher, ("text",)))
     c.terms.intra = intra_modal(prediction="text/out", target="teacher_text/out")
     return c
 
@@ -174,26 +170,20 @@ def _second_image(form, tuned, first, kind):
     """The image student, with the tuned teacher's text tower."""
     c = form.run("second")
     c.task = form.pairs()
-    c.networks.update(form.teacher_images(tuned))
-    c.networks.words = form.teacher_words(tuned)
-    c.networks.teacher = form.projections(
-        image=form.features, image_start=tuned, text_start=tuned, makes="teacher", trained="none"
-    )
     c.networks.photo = form.photo(first)
     c.networks.student = form.projections(
-        image=("photo/feature",), image_start=first or "random", text_start=tuned, trained="image"
+        image=("photo/feature",), image_start=first or "random", **form.tuned_text(tuned), trained="image"
     )
     if "no_kd" not in kind:
-        c.assets.photos = _photos(form)
+        c.networks.update(form.frozen(tuned))
+        c.assets.photos = form.photos()
     else:  # nothing reads what the teacher makes of images
-        for name in form.teacher_images(tuned):
-            del c.networks[name]
-        c.networks.teacher = form.projections(image=(), text_start=tuned, makes="teacher", trained="none")
+        c.networks.update(form.frozen(tuned, ("text",)))
     _losses(
         c, form, kind, query="image/out", key="teacher_text/out", pair=("image", "teacher_text"),
         target=("teacher_image/out", "teacher_text/out"), learned="teacher_image/out",
     )  # fmt: skip
-    c.evaluators.retrieval = form.retrieval(BEST)
+    c.evaluators.retrieval = form.retrieval(BEST, pair=form.searched)
     return c
 
 
@@ -201,12 +191,7 @@ def _second_text(form, tuned, first, depth):
     """The text student, with the image student frozen."""
     c = form.run("second")
     c.task = form.pairs()
-    c.networks.update(form.teacher_images(tuned))
-    c.networks.teacher_words = form.teacher_words(tuned, makes="teacher_words")
-    c.networks.teacher = form.projections(
-        image=form.features, text=("teacher_words/feature",), image_start=tuned, text_start=tuned, makes="teacher",
-        trained="none",
-    )  # fmt: skip
+    c.networks.update(form.frozen(tuned))
     c.networks.photo = form.photo("stage:image", trained=False, image="photo")
     c.networks.words = form.words(first, depth)
     c.networks.index = form.projections(
@@ -215,7 +200,7 @@ def _second_text(form, tuned, first, depth):
     c.networks.student = form.projections(
         image=("photo/feature",), image_start="stage:image", text_start=first, trained="text"
     )
-    c.assets.photos = _photos(form)
+    c.assets.photos = form.photos()
     c.assets.texts = stored_features(of=("teacher_text/out",), half=True)
     _losses(
         c, form, "", query="text/out", key="index_image/out", pair=("index_image", "text"),

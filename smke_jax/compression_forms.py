@@ -1,6 +1,8 @@
 """The sizes in which two-stage compression comes (configs/motis.py): what its teacher and its students are made of.
 
-The stages are those of the config.  A form says which towers they train, on what, and for how long.
+The stages are those of the config.  A form says which towers they train, on what, and for how long.  The teacher of the
+forms `COMPRESSIONS[""]` is towers with a projection of each modality; that of `COMPRESSIONS["s_smke"]` is one network,
+whose towers meet in a shared block.  The students of both are towers with projections.
 """
 
 from typing import Any
@@ -8,25 +10,31 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from smke_jax.forms import Flickr8k, Scenes, Smoke, Thesis
+from smke_jax.networks.start import RANDOM
 from smke_jax.parts import part
 
 CLIP = "weights/clip-vit-base-patch32"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+SIDES = ("image", "text")
 
 
 class Compression:
     """The paper's: CLIP ViT-B/32, a ViT-S/16 and the first layers of the text tower (spec A.1-A.3).
 
     teacher:  where the teacher begins: a file, or an earlier stage
-    features: what its image towers make
+    teachers_run: the config of that stage
+    features: what frozen networks make of the teacher's view of a photo, once for each stage
     temperature: of the scores that are learned, about what the teacher's contrast came to
     kept:     the folder where that is stored, for all stages; '' is one of each run
+    searched: what retrieval compares in the stage `image`: the image student's, and the tuned teacher's of captions
     """
 
     form = Thesis()
     teacher = CLIP
+    teachers_run = ""
     features = ("clip/feature",)
     kept = ""
+    searched = SIDES
     temperature = 0.01
     projection = {"width": 512, "bias": False}
     depth = 6  # of the text student
@@ -62,13 +70,53 @@ class Compression:
     def _views(self) -> dict:
         return {"crop_scale": (0.5, 1.0)}
 
-    def teacher_images(self, start: str, *, trained: bool = False) -> dict[str, ConfigDict]:
-        """{name: image tower of the teacher}; a trained one reads the student's view."""
+    def frozen(self, start: str, sides: tuple[str, ...] = SIDES) -> dict[str, ConfigDict]:
+        """{name: network} of the teacher as it is in `start`: 'teacher_image/out', 'teacher_text/out', or one of them.
+
+        Of a text tower by itself the feature is 'teacher_words/feature'.
+        """
+        networks = self._teacher_images(start) if "image" in sides else {}
+        if "text" in sides:
+            networks["teacher_words"] = self._teacher_words(start, makes="teacher_words")
+        networks["teacher"] = self.projections(
+            image=self.features if "image" in sides else (),
+            text=("teacher_words/feature",) if "text" in sides else (),
+            **{f"{side}_start": start for side in sides},
+            makes="teacher",
+            trained="none",
+        )
+        return networks
+
+    def tuned(self, start: str, side: str) -> tuple[dict[str, ConfigDict], dict[str, ConfigDict]]:
+        """({name: network}, {name: asset}) of the teacher, of which one `side` is trained, or both ('joint').
+
+        They make 'image/out' and 'text/out'.
+        """
+        images = self._teacher_images(start, trained=side != "text")
+        networks = {
+            **images,
+            "words": self._teacher_words(start, trained=side != "image"),
+            "student": self.projections(
+                image=self.features, image_start=start, text_start=start, trained="both" if side == "joint" else side
+            ),
+        }
+        learned = any(own.get("trained", False) for own in images.values())
+        return networks, {} if learned else {"photos": self.photos()}
+
+    def tuned_text(self, start: str) -> dict[str, Any]:
+        """Fields of the image student's projections: those of the tuned teacher's captions, which come along."""
+        return {"text": ("teacher_words/feature",), "text_start": start}
+
+    def photos(self) -> ConfigDict:
+        """The asset of `features`."""
+        return part("stored_features", of=self.features, evaluated=(self.form.held_out,), folder=self.kept, half=True)
+
+    def _teacher_images(self, start: str, *, trained: bool = False) -> dict[str, ConfigDict]:
+        """{name: image tower}; a trained one reads the student's view."""
         image = "image" if trained else "teacher_image"
         return {"clip": part("image_tower", start=start, makes="clip", image=image, trained=trained, dtype="bfloat16")}
 
-    def teacher_words(self, start: str, *, trained: bool = False, **fields: Any) -> ConfigDict:
-        """The teacher's text tower."""
+    def _teacher_words(self, start: str, *, trained: bool = False, **fields: Any) -> ConfigDict:
         return self._words(start=start, trained=trained, **fields)
 
     def _words(self, **fields: Any) -> ConfigDict:
@@ -83,13 +131,17 @@ class Compression:
         """The text student: the first layers of the teacher's, or what stage 1 made of them."""
         return self._words(start=start, depth=depth or self.depth, **self.narrow)
 
+    def projected_words(self) -> ConfigDict:
+        """The text student's projection as it begins stage 1: the teacher's."""
+        return self.projections(image=(), text_start=self.teacher)
+
     def projections(self, **fields: Any) -> ConfigDict:
         """Projections into the space that all towers share."""
         return part("projections", **self.projection | fields)
 
-    def retrieval(self, best: str) -> ConfigDict:
+    def retrieval(self, best: str, **fields: Any) -> ConfigDict:
         """Retrieval on the dev split after every epoch; checkpoints are ranked by the scalar `best`."""
-        return self.form.retrieval(best=best, every=self.epoch)
+        return self.form.retrieval(best=best, every=self.epoch, **fields)
 
     def place(self, stage: str) -> str:
         """The folder of a stage: in the run's own, or one that all variants of the form share."""
@@ -105,8 +157,10 @@ class OnPhotos(Compression):
 
     form = Flickr8k()
     teacher = "stage:runs/lit_flickr8k"
+    teachers_run = "lit.py"
     features = tuple(f"{name}/feature" for name in form.image_towers())
-    kept = "runs/motis_flickr8k/features"
+    folder = "runs/motis_flickr8k"
+    kept = f"{folder}/features"
     temperature = 0.05
     projection = {"width": 512}
     depth = 3
@@ -131,7 +185,7 @@ class OnPhotos(Compression):
     def captions(self) -> ConfigDict:
         return part("captions", data=("data/flickr8k",), tokenizer="weights/minilm/tokenizer", max_length=24)
 
-    def teacher_images(self, start: str, *, trained: bool = False) -> dict[str, ConfigDict]:
+    def _teacher_images(self, start: str, *, trained: bool = False) -> dict[str, ConfigDict]:
         return self.form.image_towers()
 
     def _words(self, **fields: Any) -> ConfigDict:
@@ -142,13 +196,14 @@ class OnPhotos(Compression):
         return part("image_tower", start=start or "weights/dinov2", trained=trained, **given | fields)
 
     def place(self, stage: str) -> str:
-        return f"runs/motis_flickr8k/{stage}"
+        return f"{self.folder}/{stage}"
 
 
 class Drawn(Compression):
     """What the two forms of drawn scenes share: the teacher is configs/lit.py's, trained as the first stage."""
 
     teacher = "stage:lit"
+    teachers_run = "lit.py"
     features = ("scenes/feature",)
     projection = {"width": 512}
     temperature = 0.05
@@ -172,7 +227,7 @@ class Drawn(Compression):
             "captions", source=task.source, tokenizer="", vocab_size=task.vocab_size, max_length=task.max_length
         )
 
-    def teacher_images(self, start: str, *, trained: bool = False) -> dict[str, ConfigDict]:
+    def _teacher_images(self, start: str, *, trained: bool = False) -> dict[str, ConfigDict]:
         return self.form.image_towers()
 
     def _words(self, **fields: Any) -> ConfigDict:
@@ -204,4 +259,129 @@ class Tiny(Drawn):
     form = Smoke()
 
 
-COMPRESSIONS = {own.form.name: own for own in (Compression(), OnPhotos(), OnScenes(), Tiny())}
+class SharedBlock(Compression):
+    """What all forms share whose teacher is an S-SMKE: a network `two_towers`, as `network` makes it.
+
+    One side of the teacher is tuned, its image or its text tower, while the shared block is frozen with the other side:
+    the block belongs to both, and the frozen side has to stay what it is.  So the block, the vectors of the token types
+    and the head are in every stage what the teacher's own training made of them.  The frozen tower runs in the step,
+    forward alone.
+
+    The students' projections have no counterpart in such a teacher and begin at random.  The tuned text side stands
+    beside the image student as a whole network: retrieval compares the two, and the export of the stage `image` embeds
+    images alone.  Stage 1 has the photos, or the captions, of pairs: the teacher has towers for both.
+    """
+
+    features = ("teacher_image/out",)
+    kept = ""  # the tuned teacher makes other embeddings than the untuned one: each run keeps its own
+    searched = ("image", "teacher_text")
+    temperature = 0.05
+
+    def network(self) -> ConfigDict:
+        """The student of the run that the teacher is, of random weights."""
+        return self.form.student(token_types=False)
+
+    def images(self) -> ConfigDict:
+        return self._pool()
+
+    def captions(self) -> ConfigDict:
+        return self._pool()
+
+    def _pool(self) -> ConfigDict:
+        return self.pairs()
+
+    def frozen(self, start: str, sides: tuple[str, ...] = SIDES) -> dict[str, ConfigDict]:
+        return {"teacher": self._begun(start, frozen=True, makes="teacher")}
+
+    def tuned(self, start: str, side: str) -> tuple[dict[str, ConfigDict], dict[str, ConfigDict]]:
+        return {"student": self._begun(start, trained=(f"^{side}_",))}, {}
+
+    def _begun(self, start: str, **fields: Any) -> ConfigDict:
+        network = self.network()
+        network.update(start=start, image_start=RANDOM, text_start=RANDOM, **fields)
+        return network
+
+    def tuned_text(self, start: str) -> dict[str, Any]:
+        return {"text": ()}
+
+    def photos(self) -> ConfigDict:
+        return part("stored_features", of=self.features, half=True)
+
+    def projected_words(self) -> ConfigDict:
+        return self.projections(image=())
+
+
+class SmkeOfTheThesis(SharedBlock):
+    """The thesis' S-SMKE; a ViT-S/16 and the first 3 of its 6 layers of BERT."""
+
+    teacher = "stage:s_smke"
+    teachers_run = "s_smke.py"
+    projection = {"width": 768}
+    depth = 3
+
+    def network(self) -> ConfigDict:
+        return self.form.student()
+
+    def _pool(self) -> ConfigDict:
+        task = self.pairs()
+        task.data = ("data/cc3m",)
+        return task
+
+    def _text(self) -> dict:
+        return {"tokenizer": "weights/bert-base-uncased/tokenizer"}
+
+    def photo(self, start: str = "", *, trained: bool = True, **fields: Any) -> ConfigDict:
+        return super().photo(start, trained=trained, **{"mean": None, "std": None} | fields)
+
+
+class SmkeOnPhotos(SharedBlock, OnPhotos):
+    """Flickr8k's photos; the teacher is configs/s_smke_pretrained.py's.
+
+    The students are the first 2 of its 6 layers of DINOv2 and the first 3 of its 6 of MiniLM.
+    """
+
+    teacher = "stage:runs/s_smke_pretrained_flickr8k"
+    teachers_run = "s_smke_pretrained.py"
+    folder = "runs/motis_s_smke_flickr8k"
+    projection = {"width": 384}
+
+    def network(self) -> ConfigDict:
+        return self.form.pretrained(head=384)
+
+    def run(self, kind: str) -> ConfigDict:
+        c = super().run(kind)
+        if kind == "tune":  # both towers run in a step
+            c.batch_size, c.total_steps, c.checkpoint.every = 128, 240, 240
+            c.optimizer.lr_rules = (("_encoder/", 0.1), ("logit_scale", 10.0))
+        return c
+
+    def photo(self, start: str = "", *, trained: bool = True, **fields: Any) -> ConfigDict:
+        return super().photo(start, trained=trained, **{"depth": 2} | fields)
+
+
+class SmkeDrawn(SharedBlock, Drawn):
+    """What the two forms of drawn scenes share: the teacher is configs/scenes.py's, trained as the first stage."""
+
+    teacher = "stage:s_smke"
+    teachers_run = "scenes.py"
+
+
+class SmkeOnScenes(SmkeDrawn, OnScenes):
+    """Drawn scenes, minutes on two cores."""
+
+    projection = {"width": OnScenes.form.width}
+
+
+class SmkeTiny(SmkeDrawn, Tiny):
+    """Two steps of every stage."""
+
+    projection = {"width": Tiny.form.width}
+
+
+COMPRESSIONS = {
+    kind: {own.form.name: own for own in forms}
+    for kind, forms in {
+        "": (Compression(), OnPhotos(), OnScenes(), Tiny()),
+        "s_smke": (SmkeOfTheThesis(), SmkeOnPhotos(), SmkeOnScenes(), SmkeTiny()),
+    }.items()
+}  # {teacher: {form: sizes}}

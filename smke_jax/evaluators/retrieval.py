@@ -14,6 +14,7 @@ from smke_jax.evaluators.recalls import DIRECTIONS, format_table, retrieval_metr
 from smke_jax.tasks.base import Split, Task
 
 SUM = "recall_sum"
+PAIR = ("image", "text")  # what is compared where nothing else is said
 SHOWN = 8  # captions, and images, that a report shows with what is found for them
 
 
@@ -29,27 +30,33 @@ class Retrieval(NamedTuple):
     best: tuple[np.ndarray, np.ndarray] = ()  # (N, k) texts of each image, (M, k) images of each text, best first
 
 
-def retrieve(encode: Encode, split: Split, level: str, k: int = 0) -> Retrieval:
+def retrieve(encode: Encode, split: Split, level: str, k: int = 0, pair: tuple[str, str] = PAIR) -> Retrieval:
     """All images and all captions of `split` by the cosine of their representations 'image/<level>', 'text/<level>'.
 
-    k: how many of the best of each query are told, which are all where the gallery is smaller
+    k:    how many of the best of each query are told, which are all where the gallery is smaller
+    pair: what stands in the place of 'image' and of 'text', such as 'teacher_text'
     """
-    images, texts = (encode((name,), split)[name] for name in (f"image/{level}", f"text/{level}"))
+    names = _names(pair, level)
+    images, texts = (encode((name,), split)[name] for name in names)
     images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (images, texts))
     captions, caption_image = split.facts["captions"], split.facts["caption_image"]
     said = {name: column.about for name, column in split.columns.items() if column.about}
     read = ["image"] if "image" in said else [name for name in said if name != "text"]
     about = (said[name] for name in (*read, "text"))
-    protocol = ", ".join((split.name, "any-of-n", f"cosine of '{level}'", *about))
+    compared = repr(level) if tuple(pair) == PAIR else " and ".join(map(repr, names))
+    protocol = ", ".join((split.name, "any-of-n", f"cosine of {compared}", *about))
     ranks, best = ranks_with_best(images, texts, caption_image, k)
     metrics = retrieval_metrics(images, texts, caption_image, protocol=protocol, ranks=ranks)
     return Retrieval(metrics, ranks, images, texts, caption_image, captions, best)
 
 
-def retrieval(*, split: str = "dev", level: str = "out", every: int = 0, best: str = SUM) -> Evaluator:
+def retrieval(
+    *, split: str = "dev", level: str = "out", pair: tuple[str, str] = PAIR, every: int = 0, best: str = SUM
+) -> Evaluator:
     """Recall at 1, 5 and 10 and median rank in both directions; `best` ranks checkpoints.
 
     split: of the task; level: fc1 | out | head; every: steps, 0 after the last step alone
+    pair:  the representations of images and of captions, such as ('image', 'teacher_text')
     best:  recall_sum, of all six, or one of them, such as text_to_image/r1
     """
     known = (SUM, *(f"{direction}/r{k}" for direction in DIRECTIONS for k in RECALL_AT))
@@ -57,7 +64,7 @@ def retrieval(*, split: str = "dev", level: str = "out", every: int = 0, best: s
         raise UserError(f"best is {best!r}: give one of {', '.join(known)}")
 
     def run(encode: Encode, task: Task, on: Split) -> Figures:
-        found = retrieve(encode, on, level)
+        found = retrieve(encode, on, level, pair=pair)
         scalars = {f"{d}/{key}": value for d in DIRECTIONS for key, value in found.metrics[d].items()}
         return Figures(
             {**scalars, SUM: found.metrics[SUM]},
@@ -67,7 +74,12 @@ def retrieval(*, split: str = "dev", level: str = "out", every: int = 0, best: s
             functools.partial(_examples, found, on.facts["pixels"]) if "pixels" in on.facts else None,
         )
 
-    return Evaluator((f"image/{level}", f"text/{level}"), run, split, every, best=best)
+    return Evaluator(_names(pair, level), run, split, every, best=best)
+
+
+def _names(pair: tuple[str, str], level: str) -> tuple[str, str]:
+    image, text = pair
+    return f"{image}/{level}", f"{text}/{level}"
 
 
 def _examples(found: Retrieval, picture: Callable[[int], np.ndarray]) -> dict:

@@ -14,8 +14,9 @@ from smke_jax.evaluators.recalls import (
     top_matches,
     write_json,
 )
-from smke_jax.evaluators.retrieval import Retrieval, _examples
+from smke_jax.evaluators.retrieval import Retrieval, _examples, retrieval
 from smke_jax.evaluators.top_k import match_ranks
+from smke_jax.tasks.base import Column, Split
 
 DIRECTIONS = ("image_to_text", "text_to_image")
 
@@ -284,6 +285,21 @@ def test_table_and_json(tmp_path):
         write_json(path, {"loss": float("nan")})
     assert json.loads(path.read_text()) == metrics, "a failed write must leave the old file"
     assert [file.name for file in path.parent.iterdir()] == ["retrieval.json"]
+
+
+@pytest.mark.parametrize("text, right", [("text", 0.0), ("teacher_text", 100.0)])
+def test_the_pair_says_what_is_compared(text, right):
+    """The student's captions lie beside the wrong images, its teacher's beside their own; the protocol tells."""
+    eye = np.eye(12, dtype=np.float32)
+    made = {"image/out": eye, "text/out": -eye, "teacher_text/out": eye}
+    evaluator = retrieval(split="dev", pair=("image", text))
+    facts = {"captions": [""] * 12, "caption_image": np.arange(12)}
+    columns = {name: Column(12, None, "made up") for name in ("image", "text")}
+    split = Split("d", "", columns, facts)
+    found = evaluator.run(lambda names, split: {name: made[name] for name in names}, None, split)
+    assert evaluator.needs == ("image/out", f"{text}/out")
+    assert found.scalars["text_to_image/r10"] == right
+    assert ("'teacher_text/out'" in found.record["protocol"]) == (text == "teacher_text")
 
 
 def test_examples_of_more_images_than_captions():

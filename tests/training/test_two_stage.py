@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from smke_jax.config_files import load_stages
+from smke_jax.compression_forms import COMPRESSIONS
+from smke_jax.config_files import load_config, load_stages
 from smke_jax.convert.params_file import PARAMS, digests, save_params
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
@@ -400,8 +401,10 @@ def test_a_row_gets_its_own_caption_and_the_corpus_is_kept(few_scenes, tmp_path,
     assert rows[-1]["step"] == 2 and np.isfinite(rows[-1]["hard/loss"])
 
     other = second_stage(tmp_path / "kept")
-    other.networks.words.pool = "cls"
-    with pytest.raises(UserError, match="teacher_text-out.npy was made with another config.networks.words.pool"):
+    other.networks.teacher_words.pool = "cls"
+    with pytest.raises(
+        UserError, match="teacher_text-out.npy was made with another config.networks.teacher_words.pool"
+    ):
         train_and_evaluate(other, tmp_path / "other")
     for field, value, said in (("max_length", 7, "max_length .12 there, 7 here."), ("lowercase", False, "tokenizer")):
         other = second_stage(tmp_path / "kept")
@@ -424,25 +427,58 @@ def test_only_the_tower_of_the_stage_moves(few_scenes, tmp_path, monkeypatch):
     assert len(matrices) > 5 and all(matrices.values()), matrices
 
 
+FORMS_OF_SMKE = list(COMPRESSIONS["s_smke"].values())
+
+
+@pytest.mark.parametrize("form", FORMS_OF_SMKE, ids=lambda form: form.form.name or "thesis")
+def test_the_teacher_is_the_student_of_its_own_run(form):
+    """But for where it starts; an export of another architecture would be refused hours later."""
+    own = load_config(f"{CONFIG.with_name(form.teachers_run)}:{form.form.name}").networks.student
+    ours = form.frozen(form.teacher)["teacher"]
+    told = {"start", "image_start", "text_start", "frozen", "makes"}
+    assert {name for name in own if own[name] != ours[name]} <= told
+    assert ours.frozen and ours.start == form.teacher and form.projection["width"] == (own.width or own.text.width)
+
+
+@pytest.mark.parametrize("side", ["image", "text"])
+def test_a_teacher_with_a_shared_block_is_tuned_on_one_side(few_scenes, tmp_path, monkeypatch, side):
+    """Its tower moves, each matrix of it; the other tower and the block have no gradient and no optimiser's state."""
+    begun_with, real = [], loop.with_starts
+    monkeypatch.setattr(
+        loop, "with_starts", lambda *given: begun_with.append(jax.device_get(found := real(*given))) or found
+    )
+    config = resolve(load_stages(f"{CONFIG}:s_smke,smoke")[f"teacher_{side}"])
+    config.networks.student.start, config.evaluators.retrieval.split = "random", ""
+    config.batch_size, config.num_devices, config.log.report = 8, 1, False
+    outcome = train_and_evaluate(config, tmp_path / "run")
+    assert set(outcome.params) == {"student", "terms"} and set(outcome.params["student"]) == {f"{side}_encoder"}
+    moved = jax.tree.map(lambda x, y: bool(np.any(np.asarray(x) != y)), outcome.params, begun_with[0])
+    matrices = {path: x for path, x in flatten_dict(moved, sep="/").items() if path.endswith("kernel")}
+    assert len(matrices) > 4 and all(matrices.values()), matrices
+
+
 @pytest.mark.slow
-def test_all_stages_of_the_smallest_form(few_scenes, tmp_path):
+@pytest.mark.parametrize(
+    "variant, own, teacher, width", [("smoke", "lit", "teacher_words", 512), ("s_smke,smoke", "s_smke", "teacher", 32)]
+)
+def test_all_stages_of_the_smallest_form(few_scenes, tmp_path, variant, own, teacher, width):
     """From the teacher's own training on: each stage begins with what the one before it has made."""
-    stages = load_stages(f"{CONFIG}:smoke")
+    stages = load_stages(f"{CONFIG}:{variant}")
     for name, config in stages.items():
         config.num_devices, config.log.report = 1, False
         if name != "image" and config.evaluators:
             config.evaluators.retrieval.split = ""
     finished = train_stages(stages, tmp_path)
     assert (finished.stage, finished.whole) == ("text", True)
-    names = ["lit", "teacher_image", "teacher_text", "image1", "text1", "image", "text"]
+    names = [own, "teacher_image", "teacher_text", "image1", "text1", "image", "text"]
     assert list(stages) == names and [x for x in names if (tmp_path / x / EXPORT).exists()] == names[:-1]
     begun = read_run(tmp_path / "text")["identity"]
-    for network, stage in (("photo", "image"), ("words", "text1"), ("teacher_words", "teacher_text")):
+    for network, stage in (("photo", "image"), ("words", "text1"), (teacher, "teacher_text")):
         assert begun[f"{network} weights"] == digests(tmp_path / stage / EXPORT)["weights"]
     model = load(tmp_path / "text")
     images, texts = model.encode_images(SCENES.train.images[:2]), model.encode_texts(SCENES.train.captions[0])
     np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
-    assert images.shape[1] == texts.shape[1] == 512
+    assert images.shape[1] == texts.shape[1] == width
 
 
 @pytest.mark.parametrize("stage, sees", [("image1", "image"), ("text1", "text")])
