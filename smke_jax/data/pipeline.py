@@ -148,8 +148,8 @@ def train_batches(
         made = {"id": np.int32(image)} | ({} if labels is None else {"label": np.int32(labels[image])})
         return made if first is None else {**made, numbered: np.int32(first[image] + caption)}
 
-    def load(row: tuple[int, int], rng: np.random.Generator) -> dict[str, Any]:
-        image, caption = row
+    def load(row: int, rng: np.random.Generator) -> dict[str, Any]:
+        image, caption = rows[row]
         skipped = []
         if views is None:
             captions = source.captions(image)
@@ -178,8 +178,10 @@ def train_batches(
 
     blank = {} if views is None else views(Image.new("RGB", (64, 64)), np.random.default_rng(0))
     example_bytes = sum(x.nbytes for x in blank.values()) + (8 * max_length if tokenizer is not None else 0)
+    # The numbers of the rows and not the rows themselves: grain measures every read from a source, which takes as long
+    # as all else that it does for an example.
     examples = (
-        grain.MapDataset.source(rows)
+        grain.MapDataset.range(len(rows))
         .seed(seed)
         .shuffle()
         .slice(slice(0, batches * batch_size))
