@@ -152,8 +152,9 @@ def _plain_jpeg(data: bytes, min_side: int | None) -> Image.Image | None:
     wanted = _draft_size(size, min_side) or size
     larger = min(size[0] // wanted[0], size[1] // wanted[1])
     shrink = next(n for n in (8, 4, 2, 1) if larger >= n)  # the rule of PIL's `draft`
+    shrunk = -(-size[0] // shrink), -(-size[1] // shrink)
     try:
-        return Image.frombytes("RGB", (-(-size[0] // shrink), -(-size[1] // shrink)), data, "jpeg", "RGB", "", shrink, 0)
+        return Image.frombytes("RGB", shrunk, data, "jpeg", "RGB", "", shrink, 0)
     except ValueError:
         return None
 
