@@ -10,6 +10,7 @@
 
 import array
 import json
+import mmap
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -85,7 +86,8 @@ class Listing:
         size = self._path.stat().st_size
         if not len(self._starts) - 1 == len(self.num_captions) == len(self.image_ids) or size != self._starts[-1]:
             raise UserError(f"{self._path} and {table.name} do not belong together: run `smke prepare` again")
-        self._bytes = np.memmap(self._path, np.uint8, "r") if size else np.zeros(0, np.uint8)
+        with open(self._path, "rb") as file:
+            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -93,8 +95,7 @@ class Listing:
     def __getitem__(self, index: int) -> Entry:
         if not 0 <= index < len(self):
             raise IndexError(f"{self._path} has {len(self)} lines, no number {index}")
-        start, end = self._starts[index : index + 2]
-        return self._entry(index, self._bytes[start:end].tobytes())
+        return self._entry(index, self._bytes[self._starts[index] : self._starts[index + 1]])
 
     def __iter__(self) -> Iterator[Entry]:
         """All entries in order; faster than one by one."""

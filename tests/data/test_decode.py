@@ -200,6 +200,46 @@ def test_min_side_decodes_large_jpegs_smaller():
         decode_image(data[: len(data) // 2], min_side=90)
 
 
+PLAIN = {"progressive": {"progressive": True}, "full colour": {"subsampling": 0}, "comment": {"comment": b"a"}, "": {}}
+ODD = {"exif": {"exif": b"Exif\0\0" + bytes(20)}, "profile": {"icc_profile": bytes(99)}, "grey": {}, "inks": {}}
+
+
+def by_pil_alone(data: bytes, monkeypatch, **options) -> np.ndarray | str:
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "_plain_jpeg", lambda data, min_side: None)
+        return found_in(data, **options)
+
+
+def found_in(data: bytes, **options) -> np.ndarray | str:
+    """The pixels, or why there are none."""
+    try:
+        return decode_image(data, **options)
+    except BadImage as error:
+        return error.reason
+
+
+@pytest.mark.parametrize("min_side", [None, 1, 20, 33, 66, 67])
+@pytest.mark.parametrize("kind", [*PLAIN, *ODD])
+def test_a_jpeg_has_the_pixels_of_pils_reader(kind, min_side, monkeypatch):
+    image = photo(131, 257).convert({"grey": "L", "inks": "CMYK"}.get(kind, "RGB"))
+    data = encode(image, "JPEG", quality=90, **(PLAIN | ODD)[kind])
+    assert (decode._plain_jpeg(data, min_side) is not None) == (kind in PLAIN)
+    expected = by_pil_alone(data, monkeypatch, min_side=min_side)
+    np.testing.assert_array_equal(decode_image(data, min_side=min_side), expected)
+
+
+def test_a_damaged_header_of_a_jpeg_means_what_it_means_to_pils_reader(monkeypatch):
+    data, rng, plain, bad = encode(photo(40, 56), "JPEG"), np.random.default_rng(0), 0, 0
+    for place in range(len(data) // 2):
+        damaged = bytearray(data)
+        damaged[place] = rng.integers(256)
+        expected, found = by_pil_alone(bytes(damaged), monkeypatch), found_in(bytes(damaged))
+        np.testing.assert_array_equal(found, expected)
+        plain += decode._plain_jpeg(bytes(damaged), None) is not None
+        bad += isinstance(found, str)
+    assert plain > 50 and bad > 50  # both happen
+
+
 def test_the_limit_of_pixels_is_said_and_can_be_raised(monkeypatch):
     data = encode(photo(40, 50), "TIFF")
     monkeypatch.setenv("SMKE_MAX_PIXELS", "1999")

@@ -11,8 +11,9 @@ from made_up import Damaged, jpeg, prepare, write
 from PIL import Image
 
 from smke_jax.data import pipeline
+from smke_jax.data.damage import DamagedImage
 from smke_jax.data.decode import open_image
-from smke_jax.data.pipeline import InMemorySource, divide, make_rows, pixels, train_batches
+from smke_jax.data.pipeline import InMemorySource, divide, make_rows, pixels, read_ahead, train_batches
 from smke_jax.data.sources import ArraySource, open_prepared
 from smke_jax.data.tokenizer import train_wordpiece
 from smke_jax.data.transforms import TwoViews, View
@@ -254,6 +255,25 @@ def test_no_more_examples_wait_than_fit_into_the_bytes(mib, ahead):
         time.sleep(0.05)
         assert source.read == 16 * step + ahead
     iterator.close()
+
+
+def test_photos_are_read_some_bytes_ahead_and_damage_keeps_its_place(monkeypatch):
+    monkeypatch.setattr(pipeline, "READ_AHEAD", 300)
+    read = []
+
+    class Noted(ArraySource):
+        def __getitem__(self, index):
+            read.append(index)
+            if index == 4:
+                raise DamagedImage("4", "torn")
+            return super().__getitem__(index)
+
+    source = Noted(np.zeros((8, 5, 10, 3), np.uint8), [["a"]] * 8)  # of 150 bytes each
+    seen = []
+    for found in read_ahead(source, [1, 0, 3, 4, 5, 7, 2]):
+        seen.append((getattr(found, "name", None), len(read)))
+    assert seen == [("1", 2), ("0", 2), ("3", 5), ("4", 5), ("5", 5), ("7", 7), ("2", 7)]
+    assert read == [1, 0, 3, 4, 5, 7, 2]
 
 
 def test_training_decodes_no_larger_than_its_views_need(tmp_path, monkeypatch):
