@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -73,6 +76,19 @@ def test_a_kept_program_answers_as_the_one_that_was_compiled(export, cache, no_n
     np.testing.assert_array_equal(kept.encode_texts(TEXT), expected["text"])
     np.testing.assert_array_equal(kept.encode_images(IMAGE), expected["image"])
     assert kept.digest == compiled.digest
+
+
+def test_a_new_process_with_a_kept_program_does_without_flax(export, tmp_path):
+    code = (
+        "import sys, smke_jax\n"
+        f"smke_jax.load(sys.argv[1]).encode_texts({TEXT!r})\n"
+        "print([name for name in ('flax', 'jax.extend.core') if name in sys.modules])"
+    )
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code, str(export)]
+    said = [subprocess.run(command, env=environment, check=True, capture_output=True, text=True) for _ in range(2)]
+    assert [process.stdout.strip() for process in said] == ["['flax', 'jax.extend.core']", "[]"]
+    assert not said[1].stderr
 
 
 def test_the_program_of_one_model_answers_for_the_weights_of_another(export, cache, tmp_path, no_networks):
