@@ -296,7 +296,9 @@ class Embedder:
         """The arrays of a batch -> (N, D), not normalised."""
         if self._mesh.size > 1:
             return self._programs[modality](self._params(modality), put_batch(arrays, self._mesh))
-        key = modality, *((name, x.shape, x.dtype.name) for name, x in sorted(arrays.items()))
+        # The precision may be that of a `with` around the call, and JAX does not ask for it again of what is compiled.
+        precision = jax.config.jax_default_matmul_precision
+        key = modality, precision, *((name, x.shape, x.dtype.name) for name, x in sorted(arrays.items()))
         if key not in self._compiled:
             self._compiled[key] = self._kept(modality, arrays, repr(key))
         return self._compiled[key](arrays)
@@ -304,7 +306,7 @@ class Embedder:
     def _kept(self, modality: str, arrays: Mapping[str, np.ndarray], key: str) -> Callable:
         """The compiled program for such arrays, from its file or made anew, with the parameters that it reads."""
         code = kept_programs.code_digest(*CODE)
-        if code is None:
+        if code is None or kept_programs.folder() is None:
             params, run = self._params(modality), self._programs[modality]
             return lambda arrays: run(params, arrays)
         shapes = {path: (x.shape, x.dtype.name) for path, x in sorted(self._stored.items())}
@@ -320,7 +322,7 @@ class Embedder:
         reads, function = self._of_its_parameters(modality, arrays)
         params = [self._parameter(path) for path in reads]
         made, program = kept_programs.compiled(jax.jit(function).lower(params, arrays))
-        if kept_programs.code_digest(*CODE) == code:
+        if program and kept_programs.code_digest(*CODE) == code:  # what was imported meanwhile is of that source, too
             kept_programs.write(modality, name, {"reads": reads}, program)
         return lambda arrays: made(params, arrays)
 

@@ -184,6 +184,19 @@ def test_a_folder_that_takes_no_files_costs_one_line(export, cache, caplog):
     assert any(str(cache) in line for line in lines)
 
 
+def test_a_device_whose_programs_cannot_be_written_costs_one_line(export, cache, caplog, monkeypatch):
+    def refuse(compiled):
+        raise ValueError("this device serializes nothing")
+
+    expected = unkept(export)["text"]
+    monkeypatch.setattr(kept_programs, "serialize", refuse)
+    np.testing.assert_array_equal(smke_jax.load(export).encode_texts(TEXT), expected)
+    assert [record.getMessage() for record in caplog.records if record.name == "smke_jax"] == [
+        "compiled programs are not kept: this device serializes nothing"
+    ]
+    assert not files(cache, "text")
+
+
 def test_what_a_changed_source_traces_is_not_kept(export, cache, monkeypatch):
     """The files then say another program than the one in memory."""
     monkeypatch.setattr(smke_jax, "IMPORTED", 0.0)

@@ -114,5 +114,6 @@ def _compiled(function: bytes, params: list[jax.Array], max_length: int) -> Call
     run, program = kept_programs.compiled(
         jax.jit(jax.export.deserialize(bytearray(function)).call).lower(shapes, text, text)
     )
-    kept_programs.write(WORDS, name, {}, program)
+    if program:
+        kept_programs.write(WORDS, name, {}, program)
     return run
