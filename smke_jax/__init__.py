@@ -1,6 +1,9 @@
 """S-SMKE in JAX: small image-text retrieval models distilled from a frozen, self-supervised image teacher."""
 
+import time
+
 __version__ = "0.1.0"
+IMPORTED = time.time()  # in seconds since 1970: source that changed later is not what this process runs
 
 
 def __getattr__(name: str):

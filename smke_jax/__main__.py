@@ -9,8 +9,8 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
+from smke_jax.cache_folder import cache_folder
 from smke_jax.errors import UserError
 from smke_jax.flags import PROGRAMS, parser_of
 
@@ -88,8 +88,7 @@ def _is_named(path: object, argv: list[str]) -> bool:
 
 def keep_compiled_programs() -> None:
     """JAX's persistent compilation cache, on unless JAX_COMPILATION_CACHE_DIR says where else or '' for nowhere."""
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "smke_jax" / "compiled"
-    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(folder))
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache_folder()))
 
 
 def start_logging() -> None:

@@ -1,21 +1,26 @@
 """A file of weights from elsewhere -> a directory of our own."""
 
 import difflib
+import json
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
+
 from smke_jax.convert.layouts import LAYOUTS, detect, under
-from smke_jax.convert.params_file import PARAMS, TOKENIZER, new_directory, save_params
+from smke_jax.convert.params_file import PARAMS, TOKENIZER, file_digest, new_directory, save_params
 from smke_jax.convert.rules import Layout, Report, to_flax
 from smke_jax.convert.source import Source
 from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.errors import UserError
-from smke_jax.models.build import param_shapes
-from smke_jax.passes.aligned import shapes_of
+from smke_jax.parallel import kept_programs
+from smke_jax.paths import flat, nested
 
 WORDS, HEAD = "word_embedding", "word_head"  # of a BERT
 MOST_PADDING = 128  # rows
+SHAPES = "shapes"  # what their kept files are called
 VOCABULARIES = ("vocab.txt", "tokenizer.json", "vocab.json")
 TOKENIZER_FILES = (
     *VOCABULARIES, "merges.txt", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
@@ -23,7 +28,7 @@ TOKENIZER_FILES = (
 
 
 class Conversion(NamedTuple):
-    """params: nested dict of fp32 arrays, whole where `report.sound`; description: of the model they are of."""
+    """params: nested dict of fp32 arrays or `Stored`, whole where `report.sound`; description: of their model."""
 
     layout: Layout
     description: dict
@@ -31,10 +36,13 @@ class Conversion(NamedTuple):
     report: Report
 
 
-def convert(source: Source, layout: str = "auto", *, prefix: str | None = None, **fields: Any) -> Conversion:
+def convert(
+    source: Source, layout: str = "auto", *, prefix: str | None = None, lazy: bool = False, **fields: Any
+) -> Conversion:
     """`source` read by the rules of `layout`; `fields` (num_heads, …) overrule what the file says of its model.
 
     prefix: what the names of the network begin with, where the file holds several; None finds it
+    lazy: names, types and shapes of all parameters are checked, but they stay in the file, as `Stored`
 
     Raises UserError for an unknown layout and for a file that is plainly of another one.
     """
@@ -50,13 +58,13 @@ def convert(source: Source, layout: str = "auto", *, prefix: str | None = None, 
     try:
         description = {**chosen.describe(state, {**source.config, **fields}), **fields}
         assumed = tuple(name for name in description.pop("assumed", ()) if name not in fields)
-        shapes = shapes_of(description) if description["type"] == "aligned" else param_shapes(description)
+        shapes = _shapes(description)
     except UserError as error:
         raise UserError(f"{source.path}: {error}") from None
     except (KeyError, ValueError, IndexError, TypeError, AttributeError, ZeroDivisionError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
         raise UserError(f"{source.path} does not describe a model of layout {chosen.name}: {what}") from error
-    params, report = to_flax(chosen, state, description, shapes)
+    params, report = to_flax(chosen, state, description, shapes, stored=source.check if lazy else None)
     if (size := _padded(source, description)) is not None:
         padding = f"{description['vocab_size'] - size} rows of the word table behind the tokenizer's last token"
         description = {**description, "vocab_size": size}
@@ -66,6 +74,26 @@ def convert(source: Source, layout: str = "auto", *, prefix: str | None = None, 
         report.ignored[f"{WORDS}, padded"] = padding
     outside = {name: f"outside of {prefix}" for name in source.state if not name.startswith(prefix)}
     return Conversion(chosen, description, params, report._replace(assumed=assumed, ignored=report.ignored | outside))
+
+
+def _shapes(description: dict) -> Any:
+    """The shapes of the parameters of the model, a tree of ShapeDtypeStruct, from its description alone.
+
+    Tracing networks for them takes longer than all else that opens a model, so what is found is kept.
+    """
+    name = None
+    if (code := kept_programs.code_digest("models", "passes")) is not None:
+        name = kept_programs.fingerprint(code, json.dumps(description, sort_keys=True, default=repr))
+        if (kept := kept_programs.read(SHAPES, name)) is not None:
+            return nested({path: jax.ShapeDtypeStruct(shape, np.float32) for path, shape in kept.facts.items()})
+    # Only here: they import Flax.
+    from smke_jax.models.build import param_shapes
+    from smke_jax.passes.aligned import shapes_of
+
+    found = shapes_of(description) if description["type"] == "aligned" else param_shapes(description)
+    if name is not None:
+        kept_programs.write(SHAPES, name, {path: x.shape for path, x in flat(found).items()})
+    return found
 
 
 def _padded(source: Source, description: dict) -> int | None:
@@ -97,7 +125,7 @@ def tokenizer_files(source: Source, description: dict) -> list[Path]:
 def write(directory: Path, conversion: Conversion, source: Source) -> None:
     """Writes the parameters, their description and the tokenizer files beside the source, all or nothing."""
     tokenizer = tokenizer_files(source, conversion.description)
-    origin = {"layout": conversion.layout.name, "file": source.name, "sha256": source.digest}
+    origin = {"layout": conversion.layout.name, "file": source.name, "sha256": file_digest(source.path)}
     with new_directory(directory) as partial:
         save_params(partial / PARAMS, conversion.params, {"model": conversion.description, "source": origin})
         for file in tokenizer:

@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from smke_jax import atomic
 from smke_jax.convert.int8 import restored
 from smke_jax.errors import UserError
 from smke_jax.json_text import parse_json
+from smke_jax.paths import flat as flat_of
+from smke_jax.paths import nested
 
 PARAMS = "params.safetensors"
 TOKENIZER = "tokenizer"
@@ -29,7 +30,7 @@ SUMS = "sums"  # in it: a flipped byte is no error to safetensors, and a model o
 
 def save_params(path: str | Path, params: Any, description: dict) -> None:
     """Writes `params` (nested dict of arrays) and `description` (JSON-able), whole or not at all."""
-    flat = {key: np.asarray(value, order="C") for key, value in flatten_dict(params, sep="/").items()}
+    flat = {key: np.asarray(value, order="C") for key, value in flat_of(params).items()}
     sums = {"description": _sum([json.dumps(description).encode()]), "arrays": _sum_of(flat)}
     # Not save_file: it hides the system's reason for a failure and makes the file unreadable for others.
     text = json.dumps({**description, SUMS: sums})
@@ -69,7 +70,7 @@ def load_params(path: str | Path) -> Any:
     sums = _described(metadata[DESCRIPTION], path)[1] if DESCRIPTION in metadata else {}
     if sums.get("arrays") not in (None, _sum_of(flat)):  # files of earlier versions have none
         raise UserError(f"the weights in {path} are damaged: fetch or convert them again")
-    return unflatten_dict({key: x.astype(np.float32, copy=False) for key, x in restored(flat).items()}, sep="/")
+    return nested({key: x.astype(np.float32, copy=False) for key, x in restored(flat).items()})
 
 
 def _described(text: str, path: str | Path) -> tuple[dict, dict[str, str]]:
@@ -137,7 +138,7 @@ def fit(target: Any, loaded: Any, *, source: str) -> Any:
     target does without.
     Raises UserError listing every missing, unexpected and mis-shaped key.
     """
-    want, have = flatten_dict(target, sep="/"), flatten_dict(loaded, sep="/")
+    want, have = flat_of(target), flat_of(loaded)
     left = ("block_", "relative_bias_", "pooler", "norm")
     surplus = {key for key in have if key not in want and key.split("/")[0].startswith(left)}
     problems = [f"missing {key}" for key in sorted(set(want) - set(have))]
@@ -150,4 +151,4 @@ def fit(target: Any, loaded: Any, *, source: str) -> Any:
     if problems:
         shown = "; ".join(problems[:8]) + (f"; and {len(problems) - 8} more" if len(problems) > 8 else "")
         raise UserError(f"{source} does not fit the model: {shown}")
-    return unflatten_dict({key: have[key] for key in want}, sep="/")
+    return nested({key: have[key] for key in want})

@@ -1,7 +1,7 @@
 """What a network expects of its pixels: mean and standard deviation of each channel, of values in [0, 1]."""
 
 from smke_jax.convert.shapes import section
-from smke_jax.passes.base import MEAN, STD
+from smke_jax.descriptions import MEAN, STD
 
 IMAGENET = (MEAN, STD)
 HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

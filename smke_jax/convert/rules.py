@@ -4,15 +4,20 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from smke_jax.errors import UserError
+from smke_jax.paths import flat as flat_of
+from smke_jax.paths import nested
 
 State = Mapping[str, np.ndarray]  # {PyTorch name: array}
+ALIGNED = 64  # bytes: JAX takes an array that begins at a multiple of them as it is, without a copy
 
 
 class Kind(NamedTuple):
-    """How one PyTorch tensor becomes one or more Flax arrays, and back; both ways only move numbers about."""
+    """How one PyTorch tensor becomes one or more Flax arrays, and back; both ways only move numbers about.
+
+    to_flax: gives views, so that nothing of a mapped file is read
+    """
 
     to_flax: Callable[[np.ndarray], tuple[np.ndarray, ...]]
     to_torch: Callable[..., np.ndarray]
@@ -204,21 +209,49 @@ class Report(NamedTuple):
         return lines
 
 
-def to_flax(layout: Layout, state: State, description: dict, shapes: Any) -> tuple[Any, Report]:
+class Stored:
+    """A parameter that lies in its file until it is read.
+
+    shape, dtype: of the parameter
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, name: str, part: np.ndarray, check: Callable[[], None]):
+        """name: of the tensor in the file, for messages; part: a view of it; check: called before it is read."""
+        self.name, self.shape, self._part, self._check = name, part.shape, part, check
+
+    def __getitem__(self, rows: slice) -> "Stored":
+        return Stored(self.name, self._part[rows], self._check)
+
+    def read(self) -> np.ndarray:
+        """The parameter, fp32 and contiguous; UserError where it holds NaN or infinity, or where its file changed."""
+        self._check()
+        made = _array(self._part)
+        # The extremes are NaN where any number is, and take a third of the time of looking at each.
+        if made.size and not np.isfinite([made.min(), made.max()]).all():
+            raise UserError(f"{self.name} holds NaN or infinity: fetch or convert the model again")
+        return made
+
+
+def to_flax(
+    layout: Layout, state: State, description: dict, shapes: Any, *, stored: Callable[[], None] | None = None
+) -> tuple[Any, Report]:
     """(parameters as a nested dict of fp32 arrays, report) of the cleaned `state`.
 
-    `shapes` is the model's own parameter tree (arrays or ShapeDtypeStructs): what is to come out.
+    shapes: the model's own parameter tree (arrays or ShapeDtypeStructs): what is to come out
+    stored: leave each parameter in its file, as `Stored`; it is called before one is read, and NaN is looked for then
     The parameters are whole only where the report is sound.
     """
-    want = {path: x.shape for path, x in flatten_dict(shapes, sep="/").items()}
-    flat: dict[str, np.ndarray] = {}
+    want = {path: x.shape for path, x in flat_of(shapes).items()}
+    flat: dict[str, Any] = {}
     report = Report({}, {}, [], [], {}, [])
     constants = layout.constants(description)
     rules = {rule.torch: rule for rule in layout.rules(description)}
     report.missing.extend(name for name in rules if name not in state)
     for name, x in state.items():
         if name in rules:
-            problem = _take(rules[name], x, want, flat)
+            problem = _take(rules[name], x, want, flat, stored)
             if problem:
                 report.wrong[name] = problem
                 continue
@@ -242,16 +275,16 @@ def to_flax(layout: Layout, state: State, description: dict, shapes: Any) -> tup
     covered = {path for rule in rules.values() for path in rule.paths}
     if covered != set(want):
         raise AssertionError(f"the table of {layout.name} and its model differ in {sorted(covered ^ set(want))}")
-    return unflatten_dict(flat, sep="/"), report
+    return nested(flat), report
 
 
-def _take(rule: Rule, x: np.ndarray, want: Mapping[str, tuple], flat: dict[str, np.ndarray]) -> str:
+def _take(rule: Rule, x: np.ndarray, want: Mapping[str, tuple], flat: dict[str, Any], stored) -> str:
     """Adds what `x` holds to `flat`; returns what is wrong with it, or ''."""
     if not np.issubdtype(x.dtype, np.floating) and x.dtype.name != "bfloat16":
         return f"{x.dtype} where a float is expected"
     if x.dtype.itemsize > 4:
         return f"{x.dtype}, which fp32 cannot hold exactly: save the file in fp32"
-    if not np.isfinite(x).all():
+    if stored is None and not np.isfinite(x).all():
         return "it holds NaN or infinity"
     try:
         parts = rule.kind.to_flax(x)
@@ -260,8 +293,18 @@ def _take(rule: Rule, x: np.ndarray, want: Mapping[str, tuple], flat: dict[str, 
     for path, part in zip(rule.paths, parts, strict=True):
         if part.shape != want.get(path, part.shape):
             return f"shape {x.shape} gives {part.shape} for {path}, which is {want[path]}"
-        flat[path] = np.asarray(part, np.float32, order="C")
+        flat[path] = _array(part) if stored is None else Stored(rule.torch, part, stored)
     return ""
+
+
+def _array(part: np.ndarray) -> np.ndarray:
+    """A copy, fp32 and contiguous: what was mapped from a file must not change with the file."""
+    size = part.size * np.dtype(np.float32).itemsize
+    room = np.empty(size + ALIGNED, np.uint8)
+    start = -room.ctypes.data % ALIGNED
+    made = room[start : start + size].view(np.float32).reshape(part.shape)
+    made[...] = part
+    return made
 
 
 def to_torch(layout: Layout, params: Any, description: dict, *, dtype: Any = np.float32) -> dict[str, np.ndarray]:
@@ -274,7 +317,7 @@ def to_torch(layout: Layout, params: Any, description: dict, *, dtype: Any = np.
 
 def state_of(rules: Iterable[Rule], params: Any, name: str, *, dtype: Any = np.float32) -> dict[str, np.ndarray]:
     """The same by a table of its own; `name` is what messages call it."""
-    flat = flatten_dict(params, sep="/")
+    flat = flat_of(params)
     rules = list(rules)
     differing = {path for rule in rules for path in rule.paths} ^ set(flat)
     if differing:

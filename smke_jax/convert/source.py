@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ import safetensors
 
 from smke_jax.convert.dinov2_onnx import read_dinov2_onnx
 from smke_jax.convert.inert import Code, load_inert, plain
-from smke_jax.convert.params_file import file_digest
+from smke_jax.convert.mapped import mapped_tensors, watch
 from smke_jax.convert.unreadable import damaged, first_line, refuse_bomb
 from smke_jax.errors import UserError
 from smke_jax.json_text import parse_json
@@ -42,18 +42,19 @@ SETTINGS = (
 
 
 class Source(NamedTuple):
-    """path: the file; state: {name: array}; config: what it or the SETTINGS beside it say; digest: hex sha256.
+    """path: the file; state: {name: array}, of safetensors mapped; config: what it or the SETTINGS beside it say.
 
     inside: the wheel or the package that holds the file, and the folder in it; '' for a file of its own
     notes: what was taken off around the weights, and what was not run
+    check: raises UserError where the file was written to since it was opened, so that mapped arrays are others
     """
 
     path: Path
     state: dict[str, np.ndarray]
     config: dict
-    digest: str
     inside: str = ""
     notes: tuple[str, ...] = ()
+    check: Callable[[], None] = lambda: None
 
     @property
     def name(self) -> str:
@@ -75,6 +76,7 @@ def read_source(path: str | Path, *, trust_code: bool = False) -> Source:
     if reader is None:
         raise UserError(f"{path} is of no kind that can be read: give one of {', '.join(READERS)}, or a directory")
     refuse_bomb(path)
+    check = watch(path)
     state, config, *notes = reader(path, trust_code)
     if not state:
         raise UserError(f"{path} holds no tensors: give the file of a model's weights")
@@ -86,7 +88,7 @@ def read_source(path: str | Path, *, trust_code: bool = False) -> Source:
                 config |= parse_json(beside.read_text(encoding="utf-8"))
             except (ValueError, TypeError):
                 raise UserError(f"{beside} is damaged: fetch it again") from None
-    return Source(path, state, config, file_digest(path), notes=tuple(notes))
+    return Source(path, state, config, notes=tuple(notes), check=check)
 
 
 def _without_marks(path: Path, state: dict) -> tuple[dict, list[str]]:
@@ -117,8 +119,9 @@ def _find(path: Path) -> Path:
 
 def _read_safetensors(path: Path, trust_code: bool):
     try:
-        with safetensors.safe_open(path, framework="numpy") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, {}
+        with safetensors.safe_open(path, framework="numpy") as file:  # checks the header
+            mapped = mapped_tensors(path)
+            return {name: mapped[name] if name in mapped else file.get_tensor(name) for name in file.keys()}, {}
     except (safetensors.SafetensorError, OSError) as error:
         raise damaged(path, error) from error
     except AttributeError as error:  # a dtype that NumPy has no name for

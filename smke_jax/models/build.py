@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from smke_jax.descriptions import image_sizes
 from smke_jax.models.classifier import build_classifier
 from smke_jax.models.clip import build_clip
 from smke_jax.models.fields import fields_of
@@ -39,14 +40,6 @@ BUILDERS = {
 def build_model(description: dict) -> nn.Module:
     """The module of `description`: an image-text model, an image teacher, a text encoder or a quantizer."""
     return BUILDERS[description["type"]](description)
-
-
-def image_sizes(description: dict) -> dict[str, int]:
-    """{array: pixels per side} of the images that the model takes; {} of one that takes none."""
-    if description["type"] == "aligned":
-        return {own["image"]: own["image_size"] for own in description["networks"].values() if "image_size" in own}
-    size = description.get("image", description).get("image_size")
-    return {} if size is None else {"image": size}
 
 
 def param_shapes(description: dict) -> Any:

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from smke_jax.models.build import image_sizes, param_shapes
+from smke_jax.descriptions import image_sizes
+from smke_jax.models.build import param_shapes
 from smke_jax.models.fields import build_from
 from smke_jax.models.projections import build_projections
 from smke_jax.models.teachers import TEACHERS, build_teacher

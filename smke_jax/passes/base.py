@@ -7,11 +7,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-Arrays = Mapping[str, jax.Array]
+from smke_jax.descriptions import MEAN, STD
 
-# ImageNet statistics: the student, BEiT v2 and ResNet-50-A1 all use these (spec 0.5).
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
+Arrays = Mapping[str, jax.Array]
 
 
 class Pass(NamedTuple):

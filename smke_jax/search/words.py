@@ -4,12 +4,7 @@ A new process then embeds a text in little more than the time that JAX needs to 
 no parameters of image towers are read, and the cache of compiled programs has the program already.
 """
 
-import contextlib
-import hashlib
-import logging
-import os
-import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,16 +12,13 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
-from jax.experimental.serialize_executable import deserialize_and_load, serialize
 
-from smke_jax import atomic
 from smke_jax.data.given_texts import text_of
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.errors import UserError
+from smke_jax.parallel import kept_programs
 from smke_jax.search import words_files
-
-log = logging.getLogger("smke_jax")
+from smke_jax.search.words_files import WORDS
 
 
 class TextHalf(NamedTuple):
@@ -112,53 +104,16 @@ def _compiled(function: bytes, params: list[jax.Array], max_length: int) -> Call
     """
     text = jax.ShapeDtypeStruct((1, max_length), jnp.int32)
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in params]
-    path = _place(function)
-    if path is not None and path.exists():
+    name = kept_programs.fingerprint(function)
+    kept = kept_programs.read(WORDS, name)
+    if kept is not None:
         try:
-            trees = jax.tree.structure(((shapes, text, text), {})), jax.tree.structure(0)
-            return deserialize_and_load(path.read_bytes(), *trees, execution_devices=jax.devices()[:1])
-        except Exception as error:  # a damaged file may end in any
-            log.warning("%s cannot be used and is made anew: %s", path, str(error).partition("\n")[0])
-    lowered = jax.jit(jax.export.deserialize(bytearray(function)).call).lower(shapes, text, text)
-    if path is None:
-        return lowered.compile()
-    with _without_jax_cache():
-        compiled = lowered.compile()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write_bytes(path, serialize(compiled)[0])
-    return compiled
-
-
-@contextlib.contextmanager
-def _without_jax_cache() -> Iterator[None]:
-    """A program that JAX took from its own cache lacks functions when it is written again (jaxlib 0.10.2, CPU)."""
-    before = jax.config.jax_enable_compilation_cache
-    try:
-        jax.config.update("jax_enable_compilation_cache", False)
-        compilation_cache.reset_cache()  # JAX looks at the setting once
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", before)
-        compilation_cache.reset_cache()
-
-
-def _place(function: bytes) -> Path | None:
-    """The file for the function as it is compiled by this JAX for this device; None where no cache is wanted."""
-    folder = jax.config.jax_compilation_cache_dir
-    if not folder:
-        return None
-    device = jax.devices()[0]
-    decides = (jax.__version__, device.client.platform_version, device.device_kind, os.environ.get("XLA_FLAGS", ""))
-    found = hashlib.sha256(function)
-    for part in (*decides, _instructions()):
-        found.update(part.encode() + b"\0")
-    return Path(folder) / f"smke-words-{found.hexdigest()}"
-
-
-def _instructions() -> str:
-    """What the processor can do: another one, which uses the same home directory, may lack some of it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+            return kept_programs.load(kept.program, (shapes, text, text), 0)
+        except Exception as error:  # another JAX's may end in any
+            kept_programs.refused(WORDS, name, str(error))
+    run, program = kept_programs.compiled(
+        jax.jit(jax.export.deserialize(bytearray(function)).call).lower(shapes, text, text)
+    )
+    if program:
+        kept_programs.write(WORDS, name, {}, program)
+    return run

@@ -49,7 +49,7 @@ class Reference(NamedTuple):
 
     @property
     def source(self) -> Source:
-        return Source(Path("file.safetensors"), self.state, self.config, "")
+        return Source(Path("file.safetensors"), self.state, self.config)
 
 
 class Case(NamedTuple):

@@ -125,7 +125,7 @@ def test_parity_of_other_forms(form):
 
 
 def source(state, config=None) -> Source:
-    return Source(Path("beit.pth"), state, config or {}, "")
+    return Source(Path("beit.pth"), state, config or {})
 
 
 PRETRAINED, FINETUNED = (unilm(TINY, finetuned=x).state for x in (False, True))

@@ -110,12 +110,12 @@ def test_parity_of_other_forms(form):
 
 
 def source(model, **changes) -> Source:
-    return Source(Path("bert.bin"), state_of(model), json.loads(model.config.to_json_string()) | changes, "")
+    return Source(Path("bert.bin"), state_of(model), json.loads(model.config.to_json_string()) | changes)
 
 
 def test_what_is_left_out_is_said():
     reference = first_release(TINY)
-    report = convert(Source(Path("bert.bin"), reference.state, reference.config, "")).report
+    report = convert(Source(Path("bert.bin"), reference.state, reference.config)).report
     left_out = {name.split(".")[0] for name in report.ignored}
     assert left_out == {"cls", "embeddings"} and "embeddings.position_ids" in report.ignored
 

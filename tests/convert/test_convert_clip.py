@@ -192,7 +192,7 @@ def test_full_size_is_vit_b_32():
 
 
 def source(state, config=None) -> Source:
-    return Source(Path("ViT-B-32.pt"), state, config or {}, "")
+    return Source(Path("ViT-B-32.pt"), state, config or {})
 
 
 REFERENCE = hf(TINY)

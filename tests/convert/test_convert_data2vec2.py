@@ -145,7 +145,7 @@ def conversion():
 
 
 def source(reference: Reference, **changes) -> Source:
-    return Source(Path("base_imagenet.pt"), reference.state | changes, reference.config, "")
+    return Source(Path("base_imagenet.pt"), reference.state | changes, reference.config)
 
 
 def test_what_is_left_out_is_said(conversion):
@@ -157,7 +157,7 @@ def test_what_is_left_out_is_said(conversion):
 
 def test_without_settings_the_usual_sizes_are_taken():
     given = fairseq(TINY | {"width": 192, "heads": 3, "eps": 1e-6}, 0)
-    assert convert(Source(Path("d2v2.pt"), given.state, {}, "")).description == convert(source(given)).description
+    assert convert(Source(Path("d2v2.pt"), given.state, {})).description == convert(source(given)).description
 
 
 @pytest.mark.parametrize("reference", [PRENET_0, PRENET_2], ids=["prenet 0", "prenet 2"])

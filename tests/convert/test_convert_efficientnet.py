@@ -78,7 +78,7 @@ STATE = state_of(network())
 
 
 def source(state) -> Source:
-    return Source(Path("lite.pth"), state, {}, "")
+    return Source(Path("lite.pth"), state, {})
 
 
 # The numbers of parameters are the published ones, without statistics.

@@ -106,7 +106,7 @@ def test_whole_networks_fit(case):
 
 
 def source(state, config=None) -> Source:
-    return Source(Path("resnet50_a1_0-14fe96d1.pth"), state, config or {}, "")
+    return Source(Path("resnet50_a1_0-14fe96d1.pth"), state, config or {})
 
 
 def test_full_size_is_resnet_50():

@@ -234,7 +234,7 @@ def test_every_activation_is_known_to_the_exported_module(activation):
 def s_smke():
     """(reference, conversion)"""
     reference = thesis(TINY, target=24, types=True)
-    return reference, convert(Source(Path("smke.ckpt"), reference.state, reference.config, ""), "thesis")
+    return reference, convert(Source(Path("smke.ckpt"), reference.state, reference.config), "thesis")
 
 
 def test_what_is_no_parameter_here_stays_in_the_description(s_smke):
@@ -267,7 +267,7 @@ def test_a_checkpoint_without_a_target_scale_goes_out_without_one(s_smke):
     """SHRe_T, and S-SMKE trained with the mean squared error."""
     reference, _ = s_smke
     state = {name: x for name, x in reference.state.items() if name != "logit_scale_target"}
-    conversion = convert(Source(Path("shre.ckpt"), state, reference.config, ""), "thesis")
+    conversion = convert(Source(Path("shre.ckpt"), state, reference.config), "thesis")
     assert conversion.report.sound and set(conversion.description["logit_scales"]) == {"itc"}
     written = state_dict(conversion.params, conversion.description)["logit_scale_target"]
     assert written == pytest.approx(np.log(1 / 0.07))  # his module always has it
@@ -291,7 +291,7 @@ def test_heads_and_depths_that_would_load_there_and_embed_otherwise(s_smke):
 def test_settings_that_say_nothing_change_nothing(s_smke, settings):
     reference, expected = s_smke
     config = reference.config | {"hyper_parameters": settings}
-    assert convert(Source(Path("smke.ckpt"), reference.state, config, "")).description == expected.description
+    assert convert(Source(Path("smke.ckpt"), reference.state, config)).description == expected.description
 
 
 @pytest.mark.parametrize(("part", "field", "value"), [
@@ -351,6 +351,6 @@ def test_the_exported_module_loads_strictly_and_its_config_says_all(s_smke):
     _, conversion = s_smke
     config = json.loads(json.dumps(pytorch.smke_config(conversion.description)))
     state = to_torch(LAYOUTS["smke-hf"], conversion.params, conversion.description)
-    again = convert(Source(Path("model.safetensors"), state, config, ""))
+    again = convert(Source(Path("model.safetensors"), state, config))
     assert again.layout.name == "smke-hf" and again.report.sound
     assert pytorch.smke_config(again.description) == config

@@ -106,7 +106,7 @@ def test_parity_of_other_forms(form):
 
 
 def source(state, config=None, name="vit.pth") -> Source:
-    return Source(Path(name), state, config or {}, "")
+    return Source(Path(name), state, config or {})
 
 
 def test_full_size_is_vit_small():

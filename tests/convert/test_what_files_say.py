@@ -51,7 +51,7 @@ def state_of(layout: str, **changes) -> dict[str, np.ndarray]:
 
 def read(layout: str, state: dict, config: dict | None = None, **fields):
     config = CONFIGS.get(layout, {}) if config is None else config
-    return convert(Source(Path("weights.pth"), state, config, ""), layout, **fields)
+    return convert(Source(Path("weights.pth"), state, config), layout, **fields)
 
 
 @pytest.mark.parametrize("layout", sorted(set(CONFIGS) - {"bert"}))

@@ -12,7 +12,10 @@ ROOT = Path(smke_jax.__file__).resolve().parent
 
 # From the bottom up: a module may import from its own row and from the rows above it in this table.
 LAYERS = (
-    ("errors", "atomic", "json_text", "limits", "lock", "config", "facts", "rungs"),
+    (
+        "errors", "atomic", "json_text", "limits", "lock", "config", "facts", "rungs", "paths", "cache_folder",
+        "descriptions", "efficientnet_blocks",
+    ),
     ("losses", "models", "parallel", "data.decode", "data.scenes"),
     ("objectives", "selections", "passes", "data"),
     ("convert", "tasks", "reporting.machine"),
@@ -21,10 +24,10 @@ LAYERS = (
     ("parts", "forms", "fused_forms", "compression_forms", "config_files"),
     ("training.build", "training.report"),
     ("training.loop", "training.restore"),
-    ("embedder_kinds", "embedder", "training.export", "training.stages", "flags"),
+    ("embedder_kinds", "embedder_passes", "embedder", "training.export", "training.stages", "flags"),
     ("studies", "__main__"),
     ("programs", "notebook"),
-)
+)  # fmt: skip
 # Rooms beside each other that stay apart: not importable by anything in the room.
 SEPARATE = {
     "losses": ("models", "objectives", "data", "parallel"),

@@ -77,7 +77,7 @@ class Tower:
         state, description = self.state(self.network.state_dict()), self.description
         if description is None:
             config, given = json.loads(self.network.config.to_json_string()), PIXELS if self.side == "image" else {}
-            _, description, params, report = convert(Source(Path("weights"), state, config, ""), self.layout, **given)
+            _, description, params, report = convert(Source(Path("weights"), state, config), self.layout, **given)
         else:  # of sizes that the layout does not tell from shapes
             params, report = to_flax(LAYOUTS[self.layout], state, description, param_shapes(description))
         assert report.sound, report

@@ -29,7 +29,7 @@ def both():
     config = Dinov2Config(hidden_size=24, num_hidden_layers=3, num_attention_heads=2, image_size=28, patch_size=14)
     theirs = Dinov2Model(config).eval()
     state = {name: x.detach().numpy() for name, x in theirs.state_dict().items()}
-    conversion = convert(Source(Path("dinov2.safetensors"), state, config.to_dict(), ""))
+    conversion = convert(Source(Path("dinov2.safetensors"), state, config.to_dict()))
     pixels = (PIXELS / 255 - np.array(MEAN)) / np.array(STD)
     with torch.inference_mode():
         out = theirs(torch.tensor(pixels.transpose(0, 3, 1, 2), dtype=torch.float32), output_hidden_states=True)

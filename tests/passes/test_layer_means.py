@@ -66,7 +66,7 @@ def test_with_a_mask_padding_neither_counts_nor_matters():
 def saved(folder, model, **more):
     """A directory of weights, as `smke convert` writes it of a model of transformers."""
     state = {name: x.detach().numpy() for name, x in model.state_dict().items()}
-    conversion = convert(Source(Path("x.safetensors"), state, model.config.to_dict(), "1"))
+    conversion = convert(Source(Path("x.safetensors"), state, model.config.to_dict()))
     folder.mkdir()
     save_params(folder / PARAMS, conversion.params, {"model": {**conversion.description, **more}})
     return str(folder)

@@ -41,7 +41,7 @@ TINY = part("data2vec2", image_size=28, patch_size=7, width=16, depth=2, num_hea
 def saved(folder, model):
     """A directory of weights, as `smke convert` writes it of a model of transformers; the mask token stays behind."""
     state = {name: x.detach().numpy() for name, x in model.state_dict().items()}
-    conversion = convert(Source(Path("x.safetensors"), state, model.config.to_dict(), "1"))
+    conversion = convert(Source(Path("x.safetensors"), state, model.config.to_dict()))
     save_params(folder / PARAMS, conversion.params, {"model": {**conversion.description, "mean": MEAN, "std": STD}})
     return str(folder)
 

@@ -10,8 +10,9 @@ import numpy as np
 from smke_jax.convert.export.base import Batch
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.data.transforms import squash
+from smke_jax.descriptions import image_sizes
 from smke_jax.errors import UserError
-from smke_jax.models.build import build_model, image_sizes
+from smke_jax.models.build import build_model
 from smke_jax.models.fields import build_from
 from smke_jax.models.quantizer import Down
 from smke_jax.models.towers import TEXT_TOWERS

@@ -15,7 +15,6 @@ from smke_jax.convert.rules import (
     qkv_without_key_bias,
 )
 from smke_jax.convert.shapes import depth_of
-from smke_jax.models.beit import relative_position_index
 
 SHARED, OWN = "rel_pos_bias.", "blocks.{i}.attn."  # where the table lies: one for all blocks, or one in each
 TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
@@ -55,6 +54,9 @@ def bias_tables(shared: str, own: str, description: dict) -> list[Rule]:
 
 def bias_indices(shared: str, own: str, description: dict) -> dict[str, np.ndarray]:
     """The index beside each table, which the model computes."""
+    # Only here: it imports Flax, which other layouts do without.
+    from smke_jax.models.beit import relative_position_index
+
     index = relative_position_index(description["image_size"] // description["patch_size"])
     names = [shared] if description["shared_bias"] else [own.format(i=i) for i in range(description["depth"])]
     return dict.fromkeys(names, index)

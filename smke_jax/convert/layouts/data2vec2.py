@@ -11,7 +11,6 @@ import re
 from smke_jax.convert.pixels import IMAGENET, pixel_statistics
 from smke_jax.convert.rules import Layout, Rule, layer_norm, linear, patch_embed, per_layer, qkv
 from smke_jax.convert.shapes import WIDTHS_OF_64, depth_of, heads_of, section
-from smke_jax.models.vision import sincos_positions
 
 IMAGE = "modality_encoders.IMAGE."
 PRENET = IMAGE + "context_encoder.blocks."
@@ -64,6 +63,9 @@ def _rules(description: dict) -> list[Rule]:
 
 
 def _constants(description: dict) -> dict:
+    # Only here: it imports Flax, which other layouts do without.
+    from smke_jax.models.vision import sincos_positions
+
     grid = description["image_size"] // description["patch_size"]
     return {POSITIONS: sincos_positions(grid, description["width"])[None]}
 

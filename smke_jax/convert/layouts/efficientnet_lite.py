@@ -3,8 +3,8 @@
 from smke_jax.convert.pixels import LITE, pixel_statistics
 from smke_jax.convert.rules import CONV, Kind, Layout, Rule, batch_norm, layer, linear, per_layer
 from smke_jax.convert.shapes import depth_of
+from smke_jax.efficientnet_blocks import blocks_of
 from smke_jax.errors import UserError
-from smke_jax.models.efficientnet import blocks_of
 
 # What each was trained at: multiplier of the width, of the depth, and size of the images.
 VARIANTS = ((1.0, 1.0, 224), (1.0, 1.1, 240), (1.1, 1.2, 260), (1.2, 1.4, 280), (1.4, 1.8, 300))  # Lite0 to Lite4
