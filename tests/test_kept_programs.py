@@ -184,6 +184,18 @@ def test_a_folder_that_takes_no_files_costs_one_line(export, cache, caplog):
     assert any(str(cache) in line for line in lines)
 
 
+def test_the_folder_does_not_grow_without_end(cache, monkeypatch):
+    monkeypatch.setattr(kept_programs, "MOST", 3)
+    cache.mkdir()
+    (cache / "other").write_bytes(b"of someone else")
+    for i in range(5):
+        kept_programs.write("facts", f"{i}", {"i": i})
+        os.utime(cache / f"smke-facts-{i}", (i, i))
+    found = [kept_programs.read("facts", f"{i}") for i in range(5)]
+    assert [kept and kept.facts["i"] for kept in found] == [None, None, 2, 3, 4]
+    assert (cache / "other").is_file()
+
+
 def test_a_device_whose_programs_cannot_be_written_costs_one_line(export, cache, caplog, monkeypatch):
     def refuse(compiled):
         raise ValueError("this device serializes nothing")

@@ -31,6 +31,7 @@ log = logging.getLogger("smke_jax")
 
 ROOT = Path(smke_jax.__file__).resolve().parent
 DIGEST = 64  # characters of a hex sha256
+MOST = 256  # files, of some 0.4 MB for each size of batch and each length
 FLAGS = ("XLA_FLAGS", "LIBTPU_INIT_ARGS")  # of the environment, which XLA reads
 
 
@@ -115,7 +116,10 @@ def refused(kind: str, name: str, why: str) -> None:
 
 
 def write(kind: str, name: str, facts: Mapping[str, Any], program: bytes = b"") -> None:
-    """Keeps `facts` and `program` under the fingerprint `name`; a folder that takes no files costs one line."""
+    """Keeps `facts` and `program` under the fingerprint `name`; a folder that takes no files costs one line.
+
+    Of more than `MOST` files those that were written first are removed.
+    """
     path = _place(kind, name)
     if path is None:
         return
@@ -123,6 +127,7 @@ def write(kind: str, name: str, facts: Mapping[str, Any], program: bytes = b"") 
     rest = head + b"\n" + program
     try:
         atomic.write_bytes(path, hashlib.sha256(rest).hexdigest().encode() + rest)
+        _remove_oldest(path.parent)
     except OSError as error:
         log.warning("compiled programs are not kept: %s: %s", path.parent, error.strerror or error)
 
@@ -158,6 +163,16 @@ def _without_jax_cache() -> Iterator[None]:
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
         compilation_cache.reset_cache()
+
+
+def _remove_oldest(where: Path) -> None:
+    """Leaves the `MOST` files that were written last; other processes may write and remove at the same time."""
+    written = []
+    for path in where.glob("smke-*"):
+        with contextlib.suppress(FileNotFoundError):
+            written.append((path.stat().st_mtime_ns, path))
+    for _, path in sorted(written)[:-MOST]:
+        path.unlink(missing_ok=True)
 
 
 def _place(kind: str, name: str) -> Path | None:
