@@ -88,3 +88,9 @@ def test_a_value_that_no_run_could_work_with_is_refused(key, value, says):
     flat = flatten(load_config(str(shipped_configs()["lit"]) + ":smoke").copy_and_resolve_references())
     with pytest.raises(UserError, match=says):
         validate(flat | {key: value})
+
+
+def test_uniform_negatives_are_hardness_0():
+    flat = flatten(load_config(str(shipped_configs()["itm"]) + ":smoke").copy_and_resolve_references())
+    assert "config.selections.hard_negatives.hardness" in flat
+    validate(flat | {"config.selections.hard_negatives.hardness": 0.0})

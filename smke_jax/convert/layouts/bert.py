@@ -55,7 +55,7 @@ def _describe(state, config) -> dict:
         "norm_eps": config.get("layer_norm_eps", 1e-12),
         "activation": activation_of(config),
         "pooler": "pooler.dense.weight" in state,
-        "word_head": _has_word_head(state, config),
+        **({"word_head": True} if _has_word_head(state, config) else {}),
     }
 
 
