@@ -274,10 +274,11 @@ def main(argv: list[str]) -> int:
     if len(set(names)) < len(names):
         names = [str(path) for path in arguments.models]
     models = {name: open_model(path) for name, path in zip(names, arguments.models, strict=True)}
+    source = arguments.data and open_prepared(arguments.data, arguments.split)  # first: it may not be there
     batches = sorted({1, arguments.batch_size})
     tables = [size_table(models), speed_table(models, batches, arguments.rounds, arguments.seconds)]
-    if arguments.data is not None:
-        tables.append(recall_table(models, open_prepared(arguments.data, arguments.split)))
+    if source is not None:
+        tables.append(recall_table(models, source))
     whole = "\n\n".join(tables)
     body = BODY.format(
         models=", ".join(models), device=jax.devices()[0].device_kind,
