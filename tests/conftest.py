@@ -31,6 +31,7 @@ os.environ.setdefault("MPLBACKEND", "agg")
 
 gc.set_threshold(50_000, 20, 20)  # tracing makes very many objects that stay: looking through them takes a sixth
 
+import jax  # noqa: E402
 import pytest  # noqa: E402
 from absl import flags  # noqa: E402
 
@@ -154,6 +155,15 @@ def transformers_cache(monkeypatch, tmp_path):
     _forget_transformers_modules()
     yield folder
     _forget_transformers_modules()
+
+
+@pytest.fixture
+def program_cache(tmp_path):
+    """A folder of compiled programs of its own, which need not be there yet."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
+    yield tmp_path / "cache"
+    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def _forget_transformers_modules():

@@ -30,15 +30,6 @@ def one_device(monkeypatch):
     monkeypatch.setattr(embedder, "make_mesh", lambda: make_mesh(1))
 
 
-@pytest.fixture
-def cache(tmp_path):
-    """A folder of kept programs of its own."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
-    yield tmp_path / "cache"
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
 @pytest.fixture(scope="module")
 def export(tmp_path_factory):
     return save_hf(tmp_path_factory.mktemp("export"))
@@ -50,8 +41,8 @@ def no_networks(monkeypatch):
     return lambda: monkeypatch.setattr(embedder_passes, "passes_of", None)
 
 
-def files(cache, kind: str) -> list:
-    return sorted(cache.glob(f"smke-{kind}-*"))
+def files(program_cache, kind: str) -> list:
+    return sorted(program_cache.glob(f"smke-{kind}-*"))
 
 
 def unkept(path) -> dict[str, np.ndarray]:
@@ -64,13 +55,13 @@ def unkept(path) -> dict[str, np.ndarray]:
     return found
 
 
-def test_a_kept_program_answers_as_the_one_that_was_compiled(export, cache, no_networks):
+def test_a_kept_program_answers_as_the_one_that_was_compiled(export, program_cache, no_networks):
     expected = unkept(export)
-    assert not cache.exists()
+    assert not program_cache.exists()
     compiled = smke_jax.load(export)
     np.testing.assert_array_equal(compiled.encode_texts(TEXT), expected["text"])
     np.testing.assert_array_equal(compiled.encode_images(IMAGE), expected["image"])
-    assert [len(files(cache, kind)) for kind in ("text", "image", "shapes")] == [1, 1, 1]
+    assert [len(files(program_cache, kind)) for kind in ("text", "image", "shapes")] == [1, 1, 1]
     no_networks()
     kept = smke_jax.load(export)
     np.testing.assert_array_equal(kept.encode_texts(TEXT), expected["text"])
@@ -91,7 +82,7 @@ def test_a_new_process_with_a_kept_program_does_without_flax(export, tmp_path):
     assert not said[1].stderr
 
 
-def test_the_program_of_one_model_answers_for_the_weights_of_another(export, cache, tmp_path, no_networks):
+def test_the_program_of_one_model_answers_for_the_weights_of_another(export, program_cache, tmp_path, no_networks):
     other = save_hf(tmp_path, seed=1)
     expected = unkept(other)["text"]
     first = smke_jax.load(export).encode_texts(TEXT)
@@ -101,16 +92,16 @@ def test_the_program_of_one_model_answers_for_the_weights_of_another(export, cac
     assert np.abs(found - first).max() > 0.01
 
 
-def test_a_model_of_the_same_shapes_that_computes_otherwise_has_its_own_program(export, cache, tmp_path):
+def test_a_model_of_the_same_shapes_that_computes_otherwise_has_its_own_program(export, program_cache, tmp_path):
     other = save_hf(tmp_path, text={**TEXT_TOWER, "norm_eps": 0.5})
     expected = unkept(other)["text"]
     first = smke_jax.load(export).encode_texts(TEXT)
     found = smke_jax.load(other).encode_texts(TEXT)
     np.testing.assert_array_equal(found, expected)
-    assert len(files(cache, "text")) == 2 and np.abs(found - first).max() > 1e-3
+    assert len(files(program_cache, "text")) == 2 and np.abs(found - first).max() > 1e-3
 
 
-def test_a_text_is_the_same_at_every_padded_length(cache, tmp_path):
+def test_a_text_is_the_same_at_every_padded_length(program_cache, tmp_path):
     """A short text is computed for few tokens."""
     model = smke_jax.load(save_hf(tmp_path, max_length=64, text={**TEXT_TOWER, "depth": 1, "max_positions": 64}))
     ids, mask = model.tokenizer.encode([TEXT], 64)
@@ -154,12 +145,12 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_file_costs_one_line_and_is_made_anew(damage, export, cache, caplog, no_networks):
+def test_a_damaged_file_costs_one_line_and_is_made_anew(damage, export, program_cache, caplog, no_networks):
     expected = unkept(export)["text"]
     smke_jax.load(export).encode_texts(TEXT)
     whole = {}
     for kind in ("text", "shapes"):
-        (path,) = files(cache, kind)
+        (path,) = files(program_cache, kind)
         whole[path] = path.read_bytes()
     damaged = [path for path in whole if "text" in path.name or damage != "of no JAX"]  # shapes hold no program
     for path in damaged:
@@ -176,27 +167,27 @@ def test_a_damaged_file_costs_one_line_and_is_made_anew(damage, export, cache, c
     assert not caplog.records
 
 
-def test_a_folder_that_takes_no_files_costs_one_line(export, cache, caplog):
+def test_a_folder_that_takes_no_files_costs_one_line(export, program_cache, caplog):
     expected = unkept(export)["text"]
-    cache.write_text("a file, no folder")
+    program_cache.write_text("a file, no folder")
     np.testing.assert_array_equal(smke_jax.load(export).encode_texts(TEXT), expected)
     lines = {record.getMessage() for record in caplog.records if record.name == "smke_jax"}
-    assert any(str(cache) in line for line in lines)
+    assert any(str(program_cache) in line for line in lines)
 
 
-def test_the_folder_does_not_grow_without_end(cache, monkeypatch):
+def test_the_folder_does_not_grow_without_end(program_cache, monkeypatch):
     monkeypatch.setattr(kept_programs, "MOST", 3)
-    cache.mkdir()
-    (cache / "other").write_bytes(b"of someone else")
+    program_cache.mkdir()
+    (program_cache / "other").write_bytes(b"of someone else")
     for i in range(5):
         kept_programs.write("facts", f"{i}", {"i": i})
-        os.utime(cache / f"smke-facts-{i}", (i, i))
+        os.utime(program_cache / f"smke-facts-{i}", (i, i))
     found = [kept_programs.read("facts", f"{i}") for i in range(5)]
     assert [kept and kept.facts["i"] for kept in found] == [None, None, 2, 3, 4]
-    assert (cache / "other").is_file()
+    assert (program_cache / "other").is_file()
 
 
-def test_a_device_whose_programs_cannot_be_written_costs_one_line(export, cache, caplog, monkeypatch):
+def test_a_device_whose_programs_cannot_be_written_costs_one_line(export, program_cache, caplog, monkeypatch):
     def refuse(compiled):
         raise ValueError("this device serializes nothing")
 
@@ -206,15 +197,15 @@ def test_a_device_whose_programs_cannot_be_written_costs_one_line(export, cache,
     assert [record.getMessage() for record in caplog.records if record.name == "smke_jax"] == [
         "compiled programs are not kept: this device serializes nothing"
     ]
-    assert not files(cache, "text")
+    assert not files(program_cache, "text")
 
 
-def test_what_a_changed_source_traces_is_not_kept(export, cache, monkeypatch):
+def test_what_a_changed_source_traces_is_not_kept(export, program_cache, monkeypatch):
     """The files then say another program than the one in memory."""
     monkeypatch.setattr(smke_jax, "IMPORTED", 0.0)
     expected = unkept(export)["text"]
     np.testing.assert_array_equal(smke_jax.load(export).encode_texts(TEXT), expected)
-    assert not files(cache, "text") and not files(cache, "shapes")
+    assert not files(program_cache, "text") and not files(program_cache, "shapes")
 
 
 def test_a_fingerprint_is_of_settings_flags_and_every_part(monkeypatch):
@@ -228,7 +219,7 @@ def test_a_fingerprint_is_of_settings_flags_and_every_part(monkeypatch):
     assert len(names) == 7
 
 
-def test_only_the_half_that_is_asked_for_is_read(export, cache, monkeypatch):
+def test_only_the_half_that_is_asked_for_is_read(export, program_cache, monkeypatch):
     names, read = set(), Stored.read
 
     def noted(stored):
@@ -256,7 +247,7 @@ def with_tensors(export, folder, change):
     return folder
 
 
-def test_what_is_read_late_is_checked(export, cache, tmp_path):
+def test_what_is_read_late_is_checked(export, program_cache, tmp_path):
     smke_jax.load(export).encode_images(IMAGE)  # the program is kept
     image = next(name for name in load_file(export / "model.safetensors") if "image" in name)
 
@@ -269,7 +260,7 @@ def test_what_is_read_late_is_checked(export, cache, tmp_path):
         model.encode_images(IMAGE)
 
 
-def test_a_file_that_was_written_to_is_not_read_further(export, cache, tmp_path):
+def test_a_file_that_was_written_to_is_not_read_further(export, program_cache, tmp_path):
     model = smke_jax.load(with_tensors(export, tmp_path, lambda tensors: None))
     model.encode_texts(TEXT)
     path = tmp_path / "model.safetensors"
@@ -282,7 +273,7 @@ def test_a_file_that_was_written_to_is_not_read_further(export, cache, tmp_path)
 
 
 @pytest.mark.parametrize("what", ["shape", "missing"])
-def test_a_file_that_does_not_fit_is_refused_at_once(what, export, cache, tmp_path):
+def test_a_file_that_does_not_fit_is_refused_at_once(what, export, program_cache, tmp_path):
     smke_jax.load(export)  # its shapes are kept
     image = next(name for name in load_file(export / "model.safetensors") if "image" in name)
 

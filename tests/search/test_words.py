@@ -67,18 +67,9 @@ def test_of_another_model_jax_or_device_it_is_not_used(index, embedder, field, t
     assert load(tmp_path, embedder.digest) is not None
 
 
-@pytest.fixture
-def cache(tmp_path):
-    """A cache of compiled programs of its own."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "cache"))
-    yield tmp_path / "cache"
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
-def test_the_compiled_program_is_found_again(index, embedder, cache, monkeypatch):
+def test_the_compiled_program_is_found_again(index, embedder, program_cache, monkeypatch):
     compiled = load(index, embedder.digest).encode_texts(TEXTS)
-    assert len(list(cache.glob("smke-words-*"))) == 1
+    assert len(list(program_cache.glob("smke-words-*"))) == 1
     with monkeypatch.context() as patch:
         patch.setattr(jax.export, "deserialize", None)  # so it cannot be compiled
         np.testing.assert_array_equal(load(index, embedder.digest).encode_texts(TEXTS), compiled)
@@ -87,9 +78,9 @@ def test_the_compiled_program_is_found_again(index, embedder, cache, monkeypatch
             load(index, embedder.digest)
 
 
-def test_a_damaged_compiled_program_is_made_anew(index, embedder, cache, caplog):
+def test_a_damaged_compiled_program_is_made_anew(index, embedder, program_cache, caplog):
     whole = load(index, embedder.digest).encode_texts(TEXTS)
-    (path,) = cache.glob("smke-words-*")
+    (path,) = program_cache.glob("smke-words-*")
     path.write_bytes(path.read_bytes()[:1000])
     np.testing.assert_array_equal(load(index, embedder.digest).encode_texts(TEXTS), whole)
     assert "is made anew" in caplog.text and path.stat().st_size > 1000

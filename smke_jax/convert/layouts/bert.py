@@ -29,7 +29,7 @@ def _has_word_head(state, config) -> bool:
 
 
 def _describe(state, config) -> dict:
-    vocab_size, width = state["embeddings.word_embeddings.weight"].shape
+    vocab_size, width = state[TABLE].shape
     max_positions = len(state["embeddings.position_embeddings.weight"])
     type_vocab_size = len(state["embeddings.token_type_embeddings.weight"])
     # RoBERTa has the same names and counts its positions from another number.
@@ -71,7 +71,7 @@ def _rules(description: dict) -> list[Rule]:
         *layer_norm("encoder.layer.{i}.output.LayerNorm", "block_{i}/norm2"),
     ]
     return [
-        Rule("embeddings.word_embeddings.weight", "word_embedding"),
+        Rule(TABLE, "word_embedding"),
         Rule("embeddings.position_embeddings.weight", "position_embedding"),
         Rule("embeddings.token_type_embeddings.weight", "type_embedding"),
         *layer_norm("embeddings.LayerNorm", "embedding_norm"),
