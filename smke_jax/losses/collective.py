@@ -89,6 +89,17 @@ def take_rows(table: jax.Array, rows: jax.Array, scope: Scope) -> jax.Array:
     return own_rows(total(found, scope), scope)
 
 
+def to_their_devices(x: jax.Array, scope: Scope) -> jax.Array:
+    """What every device has computed for the rows of all devices, brought to the devices of the rows.
+
+    x (B, …), different on every device -> (devices, b, …): for the rows here, what each device has computed.
+    """
+    if scope.axis is None:
+        return x[None]
+    parts = x.reshape(size(scope), -1, *x.shape[1:])
+    return jax.lax.all_to_all(parts, scope.axis, split_axis=0, concat_axis=0, tiled=True)
+
+
 def rows_of_columns(x: jax.Array, scope: Scope) -> jax.Array:
     """Columns of a matrix (B, B) that is spread by columns -> rows of the same matrix.  (B, b) -> (b, B)."""
     return x if scope.axis is None else jax.lax.all_to_all(x, scope.axis, split_axis=0, concat_axis=1, tiled=True)

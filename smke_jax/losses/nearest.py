@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from smke_jax.losses.collective import ALONE, Scope, as_varying, gather, global_rows, own_rows, take_rows
+from smke_jax.losses.collective import ALONE, Scope, as_varying, gather, global_rows, take_rows, to_their_devices
 from smke_jax.losses.pairs import BLOCK, EXCLUDED, NOBODY, dot_products
 
 
@@ -28,7 +28,7 @@ def nearest_foreign(
     first = global_rows(len(table), scope)[0]
     # (devices, B, k) -> of the queries here (b, devices · k), the devices in order
     scores, rows = (
-        jax.vmap(lambda x: own_rows(x, scope))(gather(x[None], scope)).swapaxes(0, 1).reshape(len(queries), -1)
+        to_their_devices(x, scope).swapaxes(0, 1).reshape(len(queries), -1)
         for x in (scores, rows + first)
     )
     places = jax.lax.top_k(scores, k)[1]

@@ -5,9 +5,9 @@ passes the rows from device to device and computes the logits block by block.  T
 computes the logits twice.
 """
 
-import jax
+import jax.numpy as jnp
 
-from smke_jax.losses.collective import Scope, gather, own_rows, size
+from smke_jax.losses.collective import Scope, gather, size, to_their_devices
 from smke_jax.losses.pairs import Affine, Reduction, Rows, Totals, combined, masked_logits, totals_of
 from smke_jax.losses.ring import ring_totals
 
@@ -53,5 +53,5 @@ def _of_all_devices(rows: Rows, scope: Scope) -> Rows:
 
 def _back_to_their_devices(parts: Totals, reduction: Reduction, scope: Scope) -> Totals:
     """Each device's totals of the rows of all devices (B,), combined -> the totals of its own rows (b,)."""
-    of_all = combined(Totals(*(gather(part[None], scope) for part in parts)), reduction)
-    return jax.tree.map(lambda x: own_rows(x, scope), of_all)
+    here = to_their_devices(jnp.stack(parts, axis=1), scope)  # one exchange for both fields
+    return combined(Totals(here[..., 0], here[..., 1]), reduction)
