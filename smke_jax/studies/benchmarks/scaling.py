@@ -120,7 +120,7 @@ def _compiled(programs: Programs, per_device: int) -> str:
         sent, calls = program.traffic.sent, program.traffic.calls
         exchanged = [
             f"{sent[kind] / 1e6:,.1f} ({calls[kind]:,.0f})" if kind in sent else "-"
-            for kind in ("all-reduce", "all-gather", "reduce-scatter", "collective-permute")
+            for kind in ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
         ]
         exact = sum(program.flops.get(precision, 0.0) for precision in (HIGH, HIGHEST))
         rows.append(
@@ -129,7 +129,7 @@ def _compiled(programs: Programs, per_device: int) -> str:
         )  # fmt: skip
     heads = (
         "devices", "loss_impl", "batch", "TFLOP", "TFLOP of logits", "all-reduce MB", "all-gather MB",
-        "reduce-scatter MB", "permute MB", "temporaries GB",
+        "reduce-scatter MB", "all-to-all MB", "permute MB", "temporaries GB",
     )  # fmt: skip
     return table(heads, rows)
 

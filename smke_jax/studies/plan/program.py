@@ -17,8 +17,13 @@ from smke_jax.training.build import build_step
 from smke_jax.training.frozen import frozen_shapes
 
 # Options of the compiler for simulated devices.  Their machine code never runs, so it need not be good.  Accelerators
-# schedule for little memory; the CPU's default does not, and hides there what rematerialisation saves.
-SIMULATED = {"xla_backend_optimization_level": 0, "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+# schedule for little memory; the CPU's default does not, and hides there what rematerialisation saves.  All-reduces
+# stay apart, as a combined one no longer says which of its parts were of bfloat16 (`traffic`).
+SIMULATED = {
+    "xla_backend_optimization_level": 0,
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "xla_disable_hlo_passes": "cpu-all-reduce-combiner",
+}
 
 MOST_SIMULATED = 2048  # CPU devices of one process: above, XLA takes them for those of another
 

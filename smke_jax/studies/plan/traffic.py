@@ -1,6 +1,11 @@
 """Bytes over the interconnect, read from the text of a compiled program.
 
 XLA's cost analysis leaves collectives out, and what a jitted function exchanges is not known before it is partitioned.
+
+A CPU's program differs from an accelerator's in two ways, which are undone here.  The CPU's compiler widens sums of
+bfloat16 over devices to float32 and marks them as promoted: they count as the 16 bits that they were.  Sums over
+devices that do not wait for each other count as one collective, as an accelerator's compiler makes one of them.
+Gathers of bfloat16 carry no such mark and count as float32.
 """
 
 import math
@@ -22,6 +27,7 @@ _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.-]+) = (.+?) ([a-z][a-z0-9-]*)\
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.-]+)")
 _NAME = re.compile(r"[\w.-]+")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_PROMOTED = re.compile(r"\bto_apply=%?[\w.-]+_promoted\b")
 _ARRAY = re.compile(r"\b([a-z]+\d*[a-z0-9]*)\[([\d,]*)\]")
 
 
@@ -56,12 +62,23 @@ def traffic(hlo: str) -> Traffic:
 
 def _own(instructions: dict[str, Instruction], devices: int, visit):
     """Of each instruction of a computation that exchanges anything, and of each that calls another computation."""
+    waits: dict[str, int] = {}  # {instruction: how many all-reduces it waits for, one after the other}
+    summed = set()  # all-reduces that count as one have one entry
     for it in instructions.values():
+        before = max((waits.get(name, 0) for name in _NAME.findall(it.rest)), default=0)
+        waits[it.name] = before + (it.opcode in ("all-reduce", "all-reduce-done"))
         kind = it.opcode.removesuffix("-done")
         if kind in SENT:  # an asynchronous one is counted where it ends: there its type is that of the result
             start = it if kind == it.opcode else instructions[_NAME.search(it.rest).group()]
             n = _group_size(start.rest, devices)
-            yield Traffic({kind: SENT[kind](_bytes(it.type), n) if n > 1 else 0.0}, {kind: 1}, 0)
+            promoted = bool(_PROMOTED.search(start.rest))
+            size = _bytes(it.type) / (2 if promoted else 1)
+            calls = 1
+            if kind == "all-reduce":
+                call = (waits[it.name], n, promoted, _ARRAY.search(it.type).group(1))
+                calls = int(call not in summed)
+                summed.add(call)
+            yield Traffic({kind: SENT[kind](size, n) if n > 1 else 0.0}, {kind: calls}, 0)
         trips = _TRIPS.search(it.rest) if it.opcode == "while" else None
         for names in _CALLED.findall(it.rest):
             for name in _NAME.findall(names):

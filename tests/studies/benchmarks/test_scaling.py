@@ -52,9 +52,9 @@ def test_the_file_names_its_command_and_every_program(written):
         ["2", "gather", "16"],
         ["2", "ring", "16"],
     ]
-    exchanges = {(row[0], row[1]): row[5:9] for row in compiled}
+    exchanges = {(row[0], row[1]): row[5:10] for row in compiled}
     calls = lambda cell: int(re.search(r"\((\d+)\)", cell).group(1)) if "(" in cell else 0  # noqa: E731
-    assert calls(exchanges["2", "ring"][3]) > 0 == calls(exchanges["2", "gather"][3])
+    assert calls(exchanges["2", "ring"][4]) > 0 == calls(exchanges["2", "gather"][4])
     assert calls(exchanges["2", "gather"][1]) == 3 and exchanges["2", "ring"][1] == "-"
     assert all(cell == "-" or cell.startswith("0.0 (") for cell in exchanges["1", "gather"])
 

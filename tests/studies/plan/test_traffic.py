@@ -5,18 +5,19 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from smke_jax.parallel.mesh import DATA_AXES, make_mesh, sharded
+from smke_jax.parallel.mesh import DATA_AXES, make_mesh, replicated, sharded
+from smke_jax.studies.plan.program import SIMULATED
 from smke_jax.studies.plan.traffic import Traffic, traffic
 
 DEVICES, ROWS, WIDTH = 8, 4, 16
 SIZE = ROWS * WIDTH * 4  # bytes on a device
 
 
-def compiled(function) -> Traffic:
+def compiled(function, options=None) -> Traffic:
     mesh, rows = make_mesh(DEVICES), PartitionSpec(DATA_AXES)
     mapped = jax.shard_map(function, mesh=mesh, in_specs=rows, out_specs=rows, check_vma=False)
     x = jax.ShapeDtypeStruct((DEVICES * ROWS, WIDTH), jnp.float32, sharding=sharded(mesh))
-    return traffic(jax.jit(mapped).lower(x).compile().as_text())
+    return traffic(jax.jit(mapped).lower(x).compile(options).as_text())
 
 
 def to_the_next(x):
@@ -50,6 +51,39 @@ def test_loops_in_loops_multiply_and_unknown_ones_are_told():
     assert compiled(lambda x: jax.lax.fori_loop(0, 3, lambda i, y: inner(y) + 1, x)).calls == {"collective-permute": 12}
     found = compiled(lambda x: jax.lax.while_loop(lambda y: jnp.max(y) < 1, lambda y: y + 1 + inner(y), x))
     assert found.calls == {"collective-permute": 4} and found.unknown_loops == 1
+
+
+def gradients() -> Traffic:
+    """Of two matrices, the first used in bfloat16, whose gradients the partitioner sums over the devices."""
+    mesh = make_mesh(DEVICES)
+
+    def loss(first, second, x):
+        hidden = x.astype(jnp.bfloat16) @ first.astype(jnp.bfloat16)
+        return jnp.mean(jnp.sin(hidden.astype(jnp.float32) @ second))
+
+    everywhere = replicated(mesh)
+    run = jax.jit(jax.grad(loss, argnums=(0, 1)), out_shardings=everywhere)
+    first, second = (jax.ShapeDtypeStruct((WIDTH, WIDTH), jnp.float32, sharding=everywhere) for _ in range(2))
+    x = jax.ShapeDtypeStruct((DEVICES * ROWS, WIDTH), jnp.float32, sharding=sharded(mesh))
+    return traffic(run.lower(first, second, x).compile(SIMULATED).as_text())
+
+
+def test_sums_of_bfloat16_count_as_16_bits_though_the_cpu_widens_them():
+    found = gradients()
+    assert found.sent == {"all-reduce": 2 * 7 / 8 * WIDTH * WIDTH * (2 + 4)}
+    assert found.calls == {"all-reduce": 2}  # one for each type
+
+
+def test_sums_that_do_not_wait_for_each_other_are_one_call():
+    def together(x):
+        return jax.lax.psum(x, DATA_AXES) + jax.lax.psum(jnp.sin(x), DATA_AXES)
+
+    def in_turn(x):
+        return jax.lax.psum(jnp.sin(jax.lax.psum(x, DATA_AXES)), DATA_AXES)
+
+    apart, waiting = (compiled(function, SIMULATED) for function in (together, in_turn))
+    assert apart.calls == {"all-reduce": 1} and waiting.calls == {"all-reduce": 2}
+    assert apart.sent == waiting.sent == {"all-reduce": 2 * 2 * 7 / 8 * SIZE}
 
 
 def test_one_device_sends_nothing():
