@@ -5,13 +5,16 @@ import numpy as np
 import torch
 from jax.sharding import PartitionSpec
 
-from smke_jax.losses.collective import Scope
+from smke_jax.losses.collective import FULL, Scope
 from smke_jax.parallel.mesh import DATA_AXES, make_mesh
 
 DEVICES = (1, 2, 8)
 
 
-def spread(devices: int, function, *, impl: str = "auto", whole: tuple[int, ...] = (), key: jax.Array | None = None):
+def spread(
+    devices: int, function, *, impl: str = "auto", dtype: str = FULL, whole: tuple[int, ...] = (),
+    key: jax.Array | None = None,
+):  # fmt: skip
     """The mean over devices of `function(*arrays, scope)`, as a function of global arrays.
 
     Every device gets its rows of each array, and all of the arrays at the positions `whole`.
@@ -19,7 +22,7 @@ def spread(devices: int, function, *, impl: str = "auto", whole: tuple[int, ...]
 
     def over_mesh(*arrays):
         def local(key, *arrays):
-            out = function(*arrays, scope=Scope(DATA_AXES, impl, key))
+            out = function(*arrays, scope=Scope(DATA_AXES, impl, key, dtype))
             return jax.tree.map(lambda x: jax.lax.pmean(x, DATA_AXES), out)
 
         specs = [PartitionSpec() if i in whole else PartitionSpec(DATA_AXES) for i in range(len(arrays))]

@@ -6,12 +6,14 @@ reduce-scatter.  The result is the gradient of the loss of the global batch on o
 number of devices.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 IMPLEMENTATIONS = ("auto", "gather", "ring")
+FULL, HALF = "float32", "bfloat16"  # types in which embeddings travel
 
 
 class Scope(NamedTuple):
@@ -23,11 +25,14 @@ class Scope(NamedTuple):
     key:  for the random numbers of one loss in one step, the same on all devices; None where a loss draws none.  A loss
           draws numbers for the global batch and takes `own_rows` of them, so that they do not depend on the number of
           devices.
+    dtype: in which embeddings travel and their gradients return: FULL as they are, HALF rounded to half the bytes.  A
+          row that travels is rounded on its own device too: the loss does not depend on the number of devices.
     """
 
     axis: str | tuple[str, ...] | None = None
     impl: str = "auto"
     key: jax.Array | None = None
+    dtype: str = FULL
 
 
 ALONE = Scope()
@@ -40,7 +45,38 @@ def size(scope: Scope) -> int:
 
 def gather(x: jax.Array, scope: Scope) -> jax.Array:
     """Rows of all devices in global order.  (b, …) -> (B, …)."""
-    return x if scope.axis is None else jax.lax.all_gather(x, scope.axis, tiled=True)
+    if scope.axis is None:
+        return x
+    if scope.dtype == HALF and x.dtype == jnp.float32:
+        return _gather_half(x, scope.axis)
+    return jax.lax.all_gather(x, scope.axis, tiled=True)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather_half(x: jax.Array, axis) -> jax.Array:
+    """`gather` of bfloat16, float32 before and after; its gradient is summed over the devices in bfloat16."""
+    return _from_bits(jax.lax.all_gather(_bits(x.astype(jnp.bfloat16)), axis, tiled=True)).astype(jnp.float32)
+
+
+def _gather_half_backward(axis, _, cotangent):
+    return (jax.lax.psum_scatter(cotangent.astype(jnp.bfloat16), axis, tiled=True).astype(jnp.float32),)
+
+
+_gather_half.defvjp(lambda x, axis: (_gather_half(x, axis), None), _gather_half_backward)
+
+
+def _bits(x: jax.Array) -> jax.Array:
+    """bfloat16 as integers, which no compiler widens on the way: XLA sends bfloat16 as float32 between CPUs."""
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype == jnp.bfloat16 else x
+
+
+def _from_bits(x: jax.Array) -> jax.Array:
+    return jax.lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
+
+
+def rounded(x: jax.Array, scope: Scope) -> jax.Array:
+    """Embeddings in the type in which they travel: for what travels by `pass_on`."""
+    return x.astype(jnp.bfloat16) if scope.dtype == HALF and scope.axis is not None else x
 
 
 def mean(x: jax.Array, scope: Scope) -> jax.Array:
@@ -58,7 +94,8 @@ def pass_on(tree, scope: Scope):
     if scope.axis is None:
         return tree
     devices = size(scope)
-    return jax.lax.ppermute(tree, scope.axis, [(i, (i + 1) % devices) for i in range(devices)])
+    to_the_next = [(i, (i + 1) % devices) for i in range(devices)]
+    return jax.tree.map(_from_bits, jax.lax.ppermute(jax.tree.map(_bits, tree), scope.axis, to_the_next))
 
 
 def global_rows(count: int, scope: Scope) -> jax.Array:

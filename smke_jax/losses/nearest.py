@@ -27,10 +27,7 @@ def nearest_foreign(
     scores, rows = _of_this_part(everyone, their_ids, table, owners, k, block)
     first = global_rows(len(table), scope)[0]
     # (devices, B, k) -> of the queries here (b, devices · k), the devices in order
-    scores, rows = (
-        to_their_devices(x, scope).swapaxes(0, 1).reshape(len(queries), -1)
-        for x in (scores, rows + first)
-    )
+    scores, rows = (to_their_devices(x, scope).swapaxes(0, 1).reshape(len(queries), -1) for x in (scores, rows + first))
     places = jax.lax.top_k(scores, k)[1]
     numbers = jnp.take_along_axis(rows, places, axis=1)
     found = take_rows(table, numbers.reshape(-1), scope).reshape(len(queries), k, -1)

@@ -27,7 +27,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from smke_jax.losses.collective import Scope, as_varying, pass_on, size
+from smke_jax.losses.collective import Scope, as_varying, pass_on, rounded, size
 from smke_jax.losses.pairs import (
     BLOCK,
     EXCLUDED,
@@ -62,6 +62,7 @@ def ring_totals(
     # The arrays of a loop, and those of a gradient rule, must all be marked as varying over the same mesh axes.
     affine = Affine(*(jnp.asarray(x, jnp.float32) for x in affine))
     residents, affine = as_varying((residents, affine), visitors.features)
+    visitors = visitors._replace(features=rounded(visitors.features, scope))
     ring = _Ring(reduction, scope._replace(key=None), symmetric, fixed_residents)  # static, so it must be hashable
     return _ring_totals(ring, residents, visitors, affine)
 

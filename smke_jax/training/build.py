@@ -306,8 +306,8 @@ def build_step(
 
 
 def _computed(config: ConfigDict) -> dict[str, Any]:
-    """How a step and its diagnosis are computed, which changes no result."""
-    return {"micro_batch": config.micro_batch, "loss_impl": config.loss_impl, "attention": config.attention}
+    """How a step and its diagnosis are computed, which changes results by rounding alone."""
+    return {name: config[name] for name in ("micro_batch", "loss_impl", "exchange_dtype", "attention")}
 
 
 def open_run(config: ConfigDict, workdir: Path) -> Plan:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from smke_jax.losses.collective import Scope, mean
+from smke_jax.losses.collective import FULL, Scope, mean
 from smke_jax.losses.contrastive import normalise
 from smke_jax.models.attention import attention_by, best
 from smke_jax.parallel.mesh import DATA_AXES, made_on_host, replicated, sharded
@@ -113,7 +113,7 @@ def needed(term, arrays: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_terms(
-    recipe: Recipe, mesh, params, slots, arrays, *, key: jax.Array, loss_impl: str = "auto"
+    recipe: Recipe, mesh, params, slots, arrays, *, key: jax.Array, loss_impl: str = "auto", exchange_dtype: str = FULL
 ) -> tuple[dict, dict]:
     """Every term on the global batch -> ({name: loss}, {'name/metric': value}), means over the global batch.
 
@@ -126,7 +126,7 @@ def run_terms(
     def local(params, slots, rows, key):
         losses, metrics = {}, {}
         for name, term in recipe.terms.items():
-            scope = Scope(DATA_AXES, loss_impl, key_of(key, name))
+            scope = Scope(DATA_AXES, loss_impl, key_of(key, name), exchange_dtype)
             own = {need: rows[need] for need in term.needs}
             with jax.named_scope(name):
                 losses[name], extra = term.value(params[name], slots[name], own, scope)
@@ -166,6 +166,7 @@ def make_train_step(
     layout: Any = None,
     micro_batch: int = 0,
     loss_impl: str = "auto",
+    exchange_dtype: str = FULL,
     attention: str = "auto",
 ) -> Callable:
     """Jitted (state, frozen, batch) -> (state, metrics).  Donates the state, never `frozen`.
@@ -174,12 +175,14 @@ def make_train_step(
     A step whose loss or gradients are not finite moves by a gradient of zero and leaves the slots as they are, so that
     its state can still be looked into (`make_diagnosis`).
     layout: the state's shardings, as arrays or `abstract_state` have them; None is a whole copy on every device.
-    micro_batch: see `in_micro_batches`.  loss_impl: see `Scope`.  attention: of `models.attention.CHOICES`.
+    micro_batch: see `in_micro_batches`.  loss_impl, exchange_dtype: impl and dtype of the `Scope` of terms.
+    attention: of `models.attention.CHOICES`.
     metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', 'update_norm' (of the change of the trained
     parameters), 'collisions' (the share of examples whose id occurs more than once in the batch), and
     'embedding_std/<representation>' of those that passes have watched.
     """
     forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl, attention=attention)
+    exchange = {"loss_impl": loss_impl, "exchange_dtype": exchange_dtype}
 
     def step(state: TrainState, frozen: Frozen, batch):
         key = jax.random.fold_in(state.rng, state.step)
@@ -188,9 +191,7 @@ def make_train_step(
 
         def loss(params):
             arrays = forward(params, averages, frozen, state.slots, constant, key, trained=True)
-            losses, metrics = run_terms(
-                recipe, mesh, params["terms"], state.slots, arrays, key=key, loss_impl=loss_impl
-            )
+            losses, metrics = run_terms(recipe, mesh, params["terms"], state.slots, arrays, key=key, **exchange)
             progress = state.step / total_steps
             total = sum(recipe.weights[name](progress) * value for name, value in losses.items())
             return total, (arrays, losses, metrics)
@@ -282,7 +283,13 @@ def _moved_averages(recipe: Recipe, state: TrainState) -> dict[str, Any]:
 
 
 def make_diagnosis(
-    recipe: Recipe, mesh, *, micro_batch: int = 0, loss_impl: str = "auto", attention: str = "auto"
+    recipe: Recipe,
+    mesh,
+    *,
+    micro_batch: int = 0,
+    loss_impl: str = "auto",
+    exchange_dtype: str = FULL,
+    attention: str = "auto",
 ) -> Callable:
     """(state, frozen, batch, step) -> the name of the first tensor that is not finite in that step, '' if all are.
 
@@ -290,6 +297,7 @@ def make_diagnosis(
     losses, gradients.  It is a program of its own, so that steps do not pay for it.
     """
     forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl, attention=attention)
+    exchange = {"loss_impl": loss_impl, "exchange_dtype": exchange_dtype}
 
     @jax.jit
     def look(state: TrainState, frozen: Frozen, batch, number):
@@ -298,7 +306,7 @@ def make_diagnosis(
 
         def loss(params):
             arrays = forward(params, averages, frozen, state.slots, constant, key, trained=True)
-            losses, _ = run_terms(recipe, mesh, params["terms"], state.slots, arrays, key=key, loss_impl=loss_impl)
+            losses, _ = run_terms(recipe, mesh, params["terms"], state.slots, arrays, key=key, **exchange)
             return sum(losses.values()), (arrays, losses)
 
         (_, (arrays, losses)), grads = jax.value_and_grad(loss, has_aux=True)(state.params)

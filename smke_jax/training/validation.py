@@ -83,7 +83,7 @@ TUPLES = {
     "data": OneOrMore(),  # one folder, or several that are one set
     **dict.fromkeys(("prediction", "target", "image", "text", "of"), OneOrMore()),  # representations
 }
-TYPED = ("dtype", "residual_dtype", "mu_dtype")  # fields
+TYPED = ("dtype", "residual_dtype", "mu_dtype", "exchange_dtype")  # fields
 DTYPES = ("float32", "bfloat16")  # float16 would need a scaled loss
 
 

@@ -14,7 +14,7 @@ import torch
 from over_devices import DEVICES, assert_near, run_together, spread, tensors, unit_rows
 
 from smke_jax.losses import ring, totals
-from smke_jax.losses.collective import ALONE, Scope
+from smke_jax.losses.collective import ALONE, HALF, Scope, gather
 from smke_jax.losses.contrastive import (
     info_nce,
     multi_positive_info_nce,
@@ -24,6 +24,7 @@ from smke_jax.losses.contrastive import (
     symmetric_info_nce,
 )
 from smke_jax.losses.pairs import NOBODY, Rows
+from smke_jax.studies.plan.traffic import traffic
 
 BATCH, WIDTH, BANK = 16, 6, 24
 IDS = np.array([0, 0, 1, 2, 3, 3, 3, 4, 5, 6, 7, 8, 9, 10, 11, 0], np.int32)  # same images on one and across devices
@@ -237,6 +238,62 @@ def test_multi_positive_sigmoid_loss_has_the_label_1_for_the_same_image(outcomes
     accuracy = accuracy_of(logits.masked_fill(same_image(True), -torch.inf))
     gradients = [x.grad.numpy() for x in (a, b, scale, bias)]
     assert_outcome(outcomes["multi_positive_sigmoid"], (loss.item(), accuracy, gradients))
+
+
+@pytest.mark.parametrize("devices", DEVICES)
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_embeddings_that_travel_in_half_are_rounded_once(impl, devices):
+    """`b` travels.  The reference compares `a` with `b` as bfloat16 has it, and each row with its own `b` as it is."""
+    case = lambda a, b, scale, scope: symmetric_info_nce(a, b, scale, scope=scope)  # noqa: E731
+    run = spread(devices, case, impl=impl, dtype=HALF, whole=(2,))
+    (loss, _), (by_a, by_b, by_scale) = run_together({"": run}, (A, B, SCALE), to=(0, 1, 2))[""]
+
+    sent = np.asarray(jnp.asarray(B, jnp.bfloat16), np.float64)
+    assert np.abs(sent - B).max() > 1e-4, "nothing was rounded"
+    a, own, sent, scale = tensors(A, B, sent, SCALE)
+    same = torch.eye(BATCH, dtype=torch.bool)
+    logits = scale * torch.where(same, a @ own.T, a @ sent.T)
+    logits.retain_grad()
+    labels, cross_entropy = torch.arange(BATCH), torch.nn.functional.cross_entropy
+    expected = (cross_entropy(logits, labels) + cross_entropy(logits.T, labels)) / 2
+    expected.backward()
+    np.testing.assert_allclose(loss, expected.item(), rtol=1e-5)
+    assert_near(by_a, a.grad.numpy())
+    assert_near(by_scale, scale.grad.numpy())
+    # A device's share of the gradient by `sent` is rounded, and then the sum: each by at most 2^-8 of the shares.
+    shares = scale.item() * (logits.grad.abs() * ~same).T @ a.abs()
+    difference = np.abs(by_b - (own.grad + sent.grad).numpy())
+    assert (difference <= 2 * 2.0**-8 * shares.detach().numpy() + 1e-6).all() and difference.max() > 1e-6
+
+
+@pytest.mark.parametrize("impl", IMPLEMENTATIONS)
+def test_embeddings_in_half_take_half_of_the_bytes(impl):
+    """The loss alone: what travels is `b` with the ids, and little more."""
+
+    def sent(dtype, width):
+        case = lambda a, b, scope: symmetric_info_nce(a, b, jnp.float32(5.0), scope=scope)  # noqa: E731
+        shape = jax.ShapeDtypeStruct((BATCH, width), jnp.float32)
+        compiled = jax.jit(spread(8, case, impl=impl, dtype=dtype)).lower(shape, shape).compile()
+        return traffic(compiled.as_text()).sent[{"gather": "all-gather", "ring": "collective-permute"}[impl]]
+
+    wide = {dtype: sent(dtype, 64) - sent(dtype, 32) for dtype in ("float32", HALF)}
+    assert wide["float32"] == 2 * wide[HALF] > 0
+
+
+def test_what_is_no_float32_travels_as_it_is():
+    given = np.arange(16, dtype=np.int32) + 2**20, np.full((16, 1), 1.5, jnp.bfloat16)
+    both = lambda x, y, scope: (gather(x, scope), gather(y, scope))  # noqa: E731
+    for dtype in ("float32", HALF):
+        ids, rows = jax.jit(spread(8, lambda x, y, scope: both(x, y, scope), dtype=dtype))(*given)
+        assert np.array_equal(ids, given[0]) and np.array_equal(rows, given[1])
+
+
+def test_totals_go_to_the_devices_of_their_rows_alone():
+    """Each device gets, from each other one, both totals of its own two rows."""
+    case = lambda a, b, scope: symmetric_info_nce(a, b, jnp.float32(5.0), scope=scope)  # noqa: E731
+    found = traffic(jax.jit(spread(8, case, impl="gather")).lower(A, B).compile().as_text())
+    assert found.sent["all-to-all"] == 7 * 2 * 2 * 4
+    assert found.sent["all-gather"] == 7 * 2 * (WIDTH + 1) * 4  # embeddings and ids
 
 
 def test_auto_takes_the_ring_from_a_size_on(monkeypatch):

@@ -104,6 +104,20 @@ def test_three_steps_give_the_same_numbers(way):
     assert_the_same(expected_state, state, 3e-5)
 
 
+@pytest.mark.parametrize("devices", [1, 8])
+def test_embeddings_that_travel_in_bfloat16_move_the_loss_by_their_rounding(devices):
+    """A cosine of a rounded row is off by at most 2^-8, a logit and a loss by that times the scale.
+
+    So is the share of a softmax, relative to itself, of which gradients are made.
+    """
+    _, (first, *_) = Run(config(exchange_dtype="bfloat16"), devices).train(vectors()[:1])
+    expected = plain("adamw")[1][0]
+    for term, scale in (("itc", "itc/logit_scale_out"), ("target_itc", "target_itc/logit_scale")):
+        difference = abs(first[f"{term}/loss"] - expected[f"{term}/loss"])
+        assert 0 < difference < 2.0**-8 * expected[scale], term
+    np.testing.assert_allclose(first["grad_norm"], expected["grad_norm"], rtol=2.0**-8 * expected["itc/logit_scale_out"])
+
+
 def test_a_step_in_bfloat16_keeps_the_loss_and_the_gradients():
     """Plain gradient descent, by which parameters move by their gradients; parameters and losses stay fp32."""
     found, tx = {}, optax.sgd(1.0)
