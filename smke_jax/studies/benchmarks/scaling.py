@@ -8,6 +8,7 @@ memory are those of the compiled programs.  Step times are predictions from `smk
 
 import argparse
 import logging
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -23,19 +24,31 @@ from smke_jax.studies.benchmarks import record
 from smke_jax.studies.plan.assumed import planned
 from smke_jax.studies.plan.predict import StepTime, step_time
 from smke_jax.studies.plan.program import MOST_SIMULATED, Program, compile_step, take_devices
+from smke_jax.studies.plan.traffic import Traffic
 
 log = logging.getLogger("smke_jax")
 
-IMPLEMENTATIONS = ("gather", "ring")
-SIZES = [1, 2, 4, 8, 64, 256, 512, 1024, 2048, 4096]
+GATHER, RING = "gather", "ring"
+EXCHANGES = {  # {how losses compare rows of different devices: fields}
+    GATHER: {"loss_impl": "gather", "exchange_dtype": "float32"},
+    "gather, bfloat16": {"loss_impl": "gather", "exchange_dtype": "bfloat16"},
+    RING: {"loss_impl": "ring", "exchange_dtype": "float32"},
+}
+SIZES = [1, 8, 256, 1024, 4096]
 HARDWARE = ("tpu-v5e", "h200")
-COMPILED = """Per device and step.  FLOPs of matrix products are counted in the traced program, "logits" being those
-that losses ask high precision for; the bytes that a device sends (calls in brackets) and temporaries are read from the
-compiled one.  More devices than {most:,} are a straight line through the two sizes before."""
-PREDICTED = """Predicted at {shares}.  Efficiency is the time of one device, with its own smaller contrastive batch,
-over that of many: it pays for the growth of the losses too.  "hidden" has the exchange of gradients behind the
-student's backward pass, taken as half of all products."""
-Programs = dict[tuple[str, int], Program]  # {(loss_impl, devices): program}
+COMPILED = """Counted, per device and step.  FLOPs of matrix products are those of the traced program, "logits" being
+those that losses ask high precision for.  The bytes that a device sends (calls in brackets) and temporaries are read
+from the compiled one.  Gradients by matrices of bfloat16 count as 16 bits, in which the partitioned program sums them;
+simulated devices themselves would sum 32.  More devices than {most:,} are a straight line through the two sizes
+before."""
+PREDICTED = """Predicted, not measured: at {shares}, with the latencies of `smke_jax/parallel/devices.py`, which
+are assumptions.  Efficiency is the time of one device, with its own smaller contrastive batch, over that of many: it
+pays for the growth of the losses too.  "hidden" has the exchange of gradients behind the student's backward pass, taken
+as half of all products."""
+LEFT = """What is not built would save these ms of a step, predicted in the same way.  "one call": all gathers in one
+collective, all that goes back in one more, and no time for the copies that this takes.  "gradients": those in float32,
+of tables and biases, in bfloat16 as well.  "two stages": gathers between hosts first, then within them, and back."""
+Programs = dict[tuple[str, int], Program]  # {(key of EXCHANGES, devices): program}
 
 
 def main(argv: list[str]) -> int:
@@ -67,16 +80,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def compile_all(config: ConfigDict, sizes: Iterable[int], per_device: int) -> Programs:
-    """The step of `config` for every size and every loss_impl, `per_device` examples to a device.
+    """The step of `config` for every size and all EXCHANGES, `per_device` examples to a device.
 
     A memory bank smaller than the global batch, which no run accepts, grows with it.
     """
     programs = {}
     for devices in sizes:
-        for impl in IMPLEMENTATIONS:
-            log.info("compiling for %d devices, loss_impl=%s", devices, impl)
+        for impl, fields in EXCHANGES.items():
+            log.info("compiling for %d devices, losses by %s", devices, impl)
             changed = config.copy_and_resolve_references()
-            changed.update(batch_size=devices * per_device, num_devices=devices, loss_impl=impl)
+            changed.update(batch_size=devices * per_device, num_devices=devices, **fields)
             for term in changed.terms.values():
                 if "bank_size" in term:
                     term.bank_size = max(term.bank_size, changed.batch_size)
@@ -93,7 +106,7 @@ def extrapolate(programs: Programs, sizes: Iterable[int]) -> Programs:
     compiled = sorted({devices for _, devices in programs})
     found = {}
     for devices in sizes:
-        for impl in IMPLEMENTATIONS:
+        for impl in EXCHANGES:
             (few, less), (many, more) = ((n, programs[impl, n]) for n in compiled[-2:])
             beyond = (devices - few) / (many - few)
             found[impl, devices] = jax.tree.map(lambda a, b, x=beyond: a + x * (b - a), less, more)
@@ -110,7 +123,14 @@ def report(programs: Programs, per_device: int, utilisation: float, link_use: fl
             (impl, devices): step_time(device, program, devices, utilisation=utilisation, link_use=link_use)
             for (impl, devices), program in programs.items()
         }
-        parts += [f"## {name}", _speeds(device), _predicted(times, per_device), _conclusion(device, programs, times)]
+        parts += [
+            f"## {name}",
+            _speeds(device),
+            _predicted(times, per_device),
+            LEFT,
+            _left(device, programs, times, link_use),
+            _conclusion(device, programs, times),
+        ]
     return "\n\n".join(parts)
 
 
@@ -128,7 +148,7 @@ def _compiled(programs: Programs, per_device: int) -> str:
              f"{exact / 1e12:.2f}", *exchanged, f"{program.memory['temporaries'] / 1e9:.2f}")
         )  # fmt: skip
     heads = (
-        "devices", "loss_impl", "batch", "TFLOP", "TFLOP of logits", "all-reduce MB", "all-gather MB",
+        "devices", "losses by", "batch", "TFLOP", "TFLOP of logits", "all-reduce MB", "all-gather MB",
         "reduce-scatter MB", "all-to-all MB", "permute MB", "temporaries GB",
     )  # fmt: skip
     return table(heads, rows)
@@ -146,19 +166,59 @@ def _predicted(times: dict[tuple[str, int], StepTime], per_device: int) -> str:
              f"{_efficiency(times, impl, devices):.0%}", f"{_efficiency(times, impl, devices, hide=True):.0%}")
         )  # fmt: skip
     heads = (
-        "devices", "loss_impl", "products ms", "update ms", "losses' exchange ms", "gradients ms", "step ms",
+        "devices", "losses by", "products ms", "update ms", "losses' exchange ms", "gradients ms", "step ms",
         "examples/s", "efficiency", "hidden",
     )  # fmt: skip
     return table(heads, rows)
 
 
 def _efficiency(times, impl: str, devices: int, *, hide: bool = False) -> float:
-    return _step(times["gather", 1], hide) / _step(times[impl, devices], hide)
+    return _step(times[GATHER, 1], hide) / _step(times[impl, devices], hide)
 
 
 def _step(time: StepTime, hide: bool) -> float:
     hidden = min(time.communication.get("all-reduce", 0.0), time.products / 2) if hide else 0.0
     return time.one_after_the_other - hidden
+
+
+def _left(device: Device, programs: Programs, times: dict[tuple[str, int], StepTime], link_use: float) -> str:
+    rows = []
+    for (impl, devices), program in programs.items():
+        if devices == 1 or impl == RING:
+            continue
+        across = devices > device.links.devices
+        latency = device.network.latency if across else device.links.latency
+        calls = program.traffic.calls
+        gathers, back = calls.get("all-gather", 0), calls.get("reduce-scatter", 0) + calls.get("all-to-all", 0)
+        now = times[impl, devices]
+        share = 2 * 2 * program.parameters["trained"] * (devices - 1) / devices / program.traffic.sent["all-reduce"]
+        staged = sum(
+            now.communication[kind] - _two_stages(device, program.traffic, kind, devices, link_use)
+            for kind in ("all-gather", "reduce-scatter")
+            if across and kind in now.communication
+        )
+        saved = (
+            max(0, gathers - 1 + back - 1) * math.ceil(math.log2(devices)) * latency,
+            now.communication["all-reduce"] * max(0.0, 1 - share),
+            staged,
+        )
+        rows.append((devices, impl, *(f"{1e3 * s:,.2f}" for s in (*saved, now.one_after_the_other))))
+    return table(("devices", "losses by", "one call", "gradients", "two stages", "step ms"), rows)
+
+
+def _two_stages(device: Device, traffic: Traffic, kind: str, devices: int, link_use: float) -> float:
+    """Seconds of a kind's collectives, first between the devices of the same place in each domain, then within it.
+
+    Between domains a device has its share of the ports, and moves only what its own place holds.
+    """
+    links, network = device.links, device.network
+    domains = math.ceil(devices / links.devices)
+    size = traffic.sent[kind] * devices / (devices - 1)
+    port = min(links.together, network.ports * network.port / links.devices)
+    between = size / links.devices * (domains - 1) / domains / port
+    within = size * (links.devices - 1) / links.devices / links.together
+    latency = math.ceil(math.log2(domains)) * network.latency + math.ceil(math.log2(links.devices)) * links.latency
+    return (between + within) / link_use + traffic.calls[kind] * latency
 
 
 def _speeds(device: Device) -> str:
@@ -175,10 +235,10 @@ def _conclusion(device: Device, programs: Programs, times: dict[tuple[str, int],
     """Where one form of the loss overtakes the other, in time and in memory, as the tables have it."""
     sizes = sorted({devices for _, devices in times if devices > 1})
     most = sizes[-1]
-    slower = [n for n in sizes if times["gather", n].one_after_the_other > times["ring", n].one_after_the_other]
-    full = [n for n in sizes if programs["gather", n].total_memory > device.memory * device.usable]
+    slower = [n for n in sizes if times[GATHER, n].one_after_the_other > times[RING, n].one_after_the_other]
+    full = [n for n in sizes if programs[GATHER, n].total_memory > device.memory * device.usable]
     seconds, memory = (
-        {impl: of(impl) for impl in IMPLEMENTATIONS}
+        {impl: of(impl) for impl in (GATHER, RING)}
         for of in (
             lambda impl: times[impl, most].one_after_the_other,
             lambda impl: programs[impl, most].memory["temporaries"] / 1e9,
