@@ -45,9 +45,11 @@ PREDICTED = """Predicted, not measured: at {shares}, with the latencies of `smke
 are assumptions.  Efficiency is the time of one device, with its own smaller contrastive batch, over that of many: it
 pays for the growth of the losses too.  "hidden" has the exchange of gradients behind the student's backward pass, taken
 as half of all products."""
-LEFT = """What is not built would save these ms of a step, predicted in the same way.  "one call": all gathers in one
-collective, all that goes back in one more, and no time for the copies that this takes.  "gradients": those in float32,
-of tables and biases, in bfloat16 as well.  "two stages": gathers between hosts first, then within them, and back."""
+LEFT = """What is not built would save these ms of a step, predicted in the same way.  "calls": one gather for all
+losses, one exchange of all totals, and one of each on the way back, with no time for the copies that this takes.
+"gradients": those in float32, of tables and biases, in bfloat16 as well.  "two stages": gathers between hosts first,
+then within them, and back."""
+FEWEST = {"all-gather": 1, "all-to-all": 2, "reduce-scatter": 1}  # calls of the losses
 Programs = dict[tuple[str, int], Program]  # {(key of EXCHANGES, devices): program}
 
 
@@ -188,8 +190,7 @@ def _left(device: Device, programs: Programs, times: dict[tuple[str, int], StepT
             continue
         across = devices > device.links.devices
         latency = device.network.latency if across else device.links.latency
-        calls = program.traffic.calls
-        gathers, back = calls.get("all-gather", 0), calls.get("reduce-scatter", 0) + calls.get("all-to-all", 0)
+        more = sum(max(0, program.traffic.calls.get(kind, 0) - least) for kind, least in FEWEST.items())
         now = times[impl, devices]
         share = 2 * 2 * program.parameters["trained"] * (devices - 1) / devices / program.traffic.sent["all-reduce"]
         staged = sum(
@@ -198,12 +199,12 @@ def _left(device: Device, programs: Programs, times: dict[tuple[str, int], StepT
             if across and kind in now.communication
         )
         saved = (
-            max(0, gathers - 1 + back - 1) * math.ceil(math.log2(devices)) * latency,
+            more * math.ceil(math.log2(devices)) * latency,
             now.communication["all-reduce"] * max(0.0, 1 - share),
             staged,
         )
         rows.append((devices, impl, *(f"{1e3 * s:,.2f}" for s in (*saved, now.one_after_the_other))))
-    return table(("devices", "losses by", "one call", "gradients", "two stages", "step ms"), rows)
+    return table(("devices", "losses by", "calls", "gradients", "two stages", "step ms"), rows)
 
 
 def _two_stages(device: Device, traffic: Traffic, kind: str, devices: int, link_use: float) -> float:
