@@ -5,6 +5,9 @@
 The gradient is that of the cross entropy of 256 queries by the queries: the softmax less the right key, times the keys.
 Both of its products, the logits and this one, are computed in the same way, with sums in fp32.  The reference is
 computed in fp64.  How tensor cores round is imitated by rounding what goes into a product, which every device can do.
+
+A second table has the error of a sum over devices in bfloat16: of gradients by towers in bfloat16, and of gradients by
+embeddings under config.exchange_dtype=bfloat16.
 """
 
 import argparse
@@ -54,6 +57,7 @@ WAYS: dict[str, Product] = {
 }
 # What is not a way to multiply, to compare with: embeddings that a tower made in bfloat16.
 FROM_BF16 = "embeddings of bf16, products in fp32"
+DEVICES = (2, 8, 64, 256)
 
 
 def main(argv: list[str]) -> int:
@@ -66,6 +70,7 @@ def main(argv: list[str]) -> int:
             cells = (f"{keys:,}", f"{scale:g}", *(f"{found[name]:.1e}" for name in (*WAYS, FROM_BF16)))
             rows.append(f"| {' | '.join(cells)} |")
             say(rows[-1])
+    sums = [(devices, *sum_errors(devices)) for devices in DEVICES]
     names = (*WAYS, FROM_BF16)
     body = "\n".join(
         (
@@ -75,6 +80,13 @@ def main(argv: list[str]) -> int:
             f"| keys | scale | {' | '.join(names)} |",
             f"|---|---|{'---|' * len(names)}",
             *rows,
+            "",
+            "‖sum - reference‖ / ‖reference‖ of sums over devices, of random shares.  In turn: a sum",
+            "travels from device to device and is rounded on each.  In pairs: sums of two, then of two such sums.",
+            "",
+            "| devices | bf16, in turn | bf16, in pairs |",
+            "|---|---|---|",
+            *(f"| {devices} | {in_turn:.1e} | {in_pairs:.1e} |" for devices, in_turn, in_pairs in sums),
         )
     )
     command = " ".join(["python -m smke_jax.studies.benchmarks.logit_precision", *argv])
@@ -105,6 +117,21 @@ def gradient(a, b, scale: float, xp, product: Product = np.matmul):
     weights = xp.exp(logits - logits.max(axis=1, keepdims=True))
     weights = weights / weights.sum(axis=1, keepdims=True)
     return scale * product(weights - xp.eye(*weights.shape, dtype=a.dtype), b)
+
+
+def sum_errors(devices: int, *, numbers: int = 2**14, seed: int = 0) -> tuple[float, float]:
+    """Relative errors of sums over a power of two of devices, every one rounded to bfloat16: (in turn, in pairs)."""
+    shares = np.random.default_rng(seed).normal(size=(devices, numbers)).astype(np.float32)
+    reference = shares.astype(np.float64).sum(axis=0)
+    pairs = rounded(jnp.asarray(shares), 7)
+    total = pairs[0]
+    for share in pairs[1:]:
+        total = rounded(total + share, 7)
+    while len(pairs) > 1:
+        pairs = rounded(pairs[::2] + pairs[1::2], 7)
+    wrong = (np.linalg.norm(np.asarray(found, np.float64) - reference) for found in (total, pairs[0]))
+    in_turn, in_pairs = (float(error / np.linalg.norm(reference)) for error in wrong)
+    return in_turn, in_pairs
 
 
 def _embeddings(keys: int, queries: int, scale: float, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from smke_jax.losses.contrastive import info_nce
-from smke_jax.studies.benchmarks.logit_precision import FROM_BF16, errors, full, gradient, rounded
+from smke_jax.studies.benchmarks.logit_precision import FROM_BF16, errors, full, gradient, rounded, sum_errors
 
 
 def test_the_gradient_is_that_of_the_loss():
@@ -23,3 +23,12 @@ def test_rounding_keeps_the_bits_of_the_formats():
     x = jnp.float32(1 + 2**-9)
     assert rounded(x, 10) == x and rounded(x, 7) == 1
     assert rounded(jnp.float32(np.pi), 7) == jnp.float32(np.pi).astype(jnp.bfloat16)
+
+
+def test_sums_of_bfloat16_lose_what_its_own_arithmetic_loses():
+    shares = np.random.default_rng(3).normal(size=(4, 50)).astype(np.float32)
+    a, b, c, d = shares.astype(jnp.bfloat16)
+    exact = shares.astype(np.float64).sum(axis=0)
+    for found, total in zip(sum_errors(4, numbers=50, seed=3), (a + b + c + d, (a + b) + (c + d)), strict=True):
+        error = np.linalg.norm(total.astype(np.float64) - exact) / np.linalg.norm(exact)
+        np.testing.assert_allclose(found, error, rtol=1e-6)
