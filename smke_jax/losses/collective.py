@@ -26,7 +26,8 @@ class Scope(NamedTuple):
           draws numbers for the global batch and takes `own_rows` of them, so that they do not depend on the number of
           devices.
     dtype: in which embeddings travel and their gradients return: FULL as they are, HALF rounded to half the bytes.  A
-          row that travels is rounded on its own device too: the loss does not depend on the number of devices.
+          row that travels is rounded on its own device too: with one `impl`, the loss does not depend on the number
+          of devices.
     """
 
     axis: str | tuple[str, ...] | None = None
@@ -44,7 +45,7 @@ def size(scope: Scope) -> int:
 
 
 def gather(x: jax.Array, scope: Scope) -> jax.Array:
-    """Rows of all devices in global order.  (b, …) -> (B, …)."""
+    """Rows of all devices in global order, those of float32 in the type `scope.dtype`.  (b, …) -> (B, …)."""
     if scope.axis is None:
         return x
     if scope.dtype == HALF and x.dtype == jnp.float32:

@@ -24,7 +24,7 @@ from smke_jax.studies.benchmarks import record
 from smke_jax.studies.plan.assumed import planned
 from smke_jax.studies.plan.predict import StepTime, step_time
 from smke_jax.studies.plan.program import MOST_SIMULATED, Program, compile_step, take_devices
-from smke_jax.studies.plan.traffic import Traffic
+from smke_jax.studies.plan.traffic import SENT, Traffic
 
 log = logging.getLogger("smke_jax")
 
@@ -63,8 +63,9 @@ def main(argv: list[str]) -> int:
     programs = compile_all(planned(config)[0], compiled, arguments.per_device)
     programs |= extrapolate(programs, [n for n in arguments.devices if n > MOST_SIMULATED])
     body = report(programs, arguments.per_device, arguments.utilisation, arguments.link_use)
-    given = f"--config={arguments.config} --per_device={arguments.per_device} " + " ".join(overrides)
-    command = f"python -m smke_jax.studies.benchmarks.scaling {given}".strip()
+    given = [f"--config={arguments.config}", f"--per_device={arguments.per_device}"]
+    given += [f"--devices={','.join(map(str, arguments.devices))}", *overrides]
+    command = f"python -m smke_jax.studies.benchmarks.scaling {' '.join(given)}"
     print(f"{body}\nwrote {record.write(arguments.out, 'Weak scaling', command, body)}")
     return 0
 
@@ -190,9 +191,10 @@ def _left(device: Device, programs: Programs, times: dict[tuple[str, int], StepT
             continue
         across = devices > device.links.devices
         latency = device.network.latency if across else device.links.latency
-        more = sum(max(0, program.traffic.calls.get(kind, 0) - least) for kind, least in FEWEST.items())
+        more = sum(max(0, program.traffic.calls.get(kind, 0) - few) for kind, few in FEWEST.items())
         now = times[impl, devices]
-        share = 2 * 2 * program.parameters["trained"] * (devices - 1) / devices / program.traffic.sent["all-reduce"]
+        sums = program.traffic.sent.get("all-reduce", 0.0)
+        least = SENT["all-reduce"](2 * program.parameters["trained"], devices)
         staged = sum(
             now.communication[kind] - _two_stages(device, program.traffic, kind, devices, link_use)
             for kind in ("all-gather", "reduce-scatter")
@@ -200,7 +202,7 @@ def _left(device: Device, programs: Programs, times: dict[tuple[str, int], StepT
         )
         saved = (
             more * math.ceil(math.log2(devices)) * latency,
-            now.communication["all-reduce"] * max(0.0, 1 - share),
+            now.communication["all-reduce"] * (1 - least / sums) if sums > least else 0.0,
             staged,
         )
         rows.append((devices, impl, *(f"{1e3 * s:,.2f}" for s in (*saved, now.one_after_the_other))))

@@ -65,7 +65,8 @@ def _own(instructions: dict[str, Instruction], devices: int, visit):
     waits: dict[str, int] = {}  # {instruction: how many all-reduces it waits for, one after the other}
     summed = set()  # all-reduces that count as one have one entry
     for it in instructions.values():
-        before = max((waits.get(name, 0) for name in _NAME.findall(it.rest)), default=0)
+        used = _NAME.findall(it.rest.partition(", metadata=")[0])
+        before = max((waits.get(name, 0) for name in used), default=0)
         waits[it.name] = before + (it.opcode in ("all-reduce", "all-reduce-done"))
         kind = it.opcode.removesuffix("-done")
         if kind in SENT:  # an asynchronous one is counted where it ends: there its type is that of the result
