@@ -44,7 +44,8 @@ def rows(text: str, heading: str) -> list[list[str]]:
 
 def test_the_file_names_its_command_and_every_program(written):
     assert "python -m smke_jax.studies.benchmarks.scaling --config=" in written
-    assert "--per_device=8 --devices=1,2 --config.networks.student.token_types=False" in written and "- commit: " in written
+    assert "--per_device=8 --devices=1,2 --config.networks.student.token_types=False\n" in written
+    assert "- commit: " in written
     compiled = rows(written, "temporaries GB")
     assert [row[:3] for row in compiled] == [
         [devices, exchange, batch]
