@@ -25,9 +25,9 @@ class Scope(NamedTuple):
     key:  for the random numbers of one loss in one step, the same on all devices; None where a loss draws none.  A loss
           draws numbers for the global batch and takes `own_rows` of them, so that they do not depend on the number of
           devices.
-    dtype: in which embeddings travel and their gradients return: FULL as they are, HALF rounded to half the bytes.  A
-          row that travels is rounded on its own device too: with one `impl`, the loss does not depend on the number
-          of devices.
+    dtype: in which embeddings travel and their gradients return: FULL as they are, HALF rounded to half the bytes, also
+          where a row stays on its device.  Which rows travel depends on the form, and with a memory bank on the number
+          of devices: there the loss changes with it by this rounding.
     """
 
     axis: str | tuple[str, ...] | None = None

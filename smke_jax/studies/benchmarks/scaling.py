@@ -34,7 +34,7 @@ EXCHANGES = {  # {how losses compare rows of different devices: fields}
     "gather, bfloat16": {"loss_impl": "gather", "exchange_dtype": "bfloat16"},
     RING: {"loss_impl": "ring", "exchange_dtype": "float32"},
 }
-SIZES = [1, 8, 256, 1024, 4096]
+SIZES = [1, 8, 64, 256, 1024, 2048, 4096]
 HARDWARE = ("tpu-v5e", "h200")
 COMPILED = """Counted, per device and step.  FLOPs of matrix products are those of the traced program, "logits" being
 those that losses ask high precision for.  The bytes that a device sends (calls in brackets) and temporaries are read
