@@ -45,10 +45,10 @@ PREDICTED = """Predicted, not measured: at {shares}, with the latencies of `smke
 are assumptions.  Efficiency is the time of one device, with its own smaller contrastive batch, over that of many: it
 pays for the growth of the losses too.  "hidden" has the exchange of gradients behind the student's backward pass, taken
 as half of all products."""
-LEFT = """What is not built would save these ms of a step, predicted in the same way.  "calls": one gather for all
-losses, one exchange of all totals, and one of each on the way back, with no time for the copies that this takes.
-"gradients": those in float32, of tables and biases, in bfloat16 as well.  "two stages": gathers between hosts first,
-then within them, and back."""
+LEFT = """The second table of a device has what is not built, and the ms of a step that it would save, or cost where the
+figure is negative.  "calls": one gather for all losses, one exchange of all totals, and one of each on the way back,
+with no time for the copies that this takes.  "gradients": those in float32, of tables and biases, in bfloat16 as well.
+"two stages": gathers between hosts first, then within them, and back."""
 FEWEST = {"all-gather": 1, "all-to-all": 2, "reduce-scatter": 1}  # calls of the losses
 Programs = dict[tuple[str, int], Program]  # {(key of EXCHANGES, devices): program}
 
@@ -119,7 +119,12 @@ def extrapolate(programs: Programs, sizes: Iterable[int]) -> Programs:
 def report(programs: Programs, per_device: int, utilisation: float, link_use: float) -> str:
     """Markdown: what was compiled, then for each HARDWARE what is predicted and what follows."""
     shares = f"{utilisation:.0%} of the peak FLOP/s and {link_use:.0%} of the bandwidth of links"
-    parts = [COMPILED.format(most=MOST_SIMULATED), _compiled(programs, per_device), PREDICTED.format(shares=shares)]
+    parts = [
+        COMPILED.format(most=MOST_SIMULATED),
+        _compiled(programs, per_device),
+        PREDICTED.format(shares=shares),
+        LEFT,
+    ]
     for name in HARDWARE:
         device = DEVICES[name]
         times = {
