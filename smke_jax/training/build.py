@@ -86,6 +86,7 @@ class Plan(NamedTuple):
     total_steps: int
     sharding: str
     eval_batch_size: int
+    attention: str
     checkpoint_every: int
     checkpoint_keep: int
     log_every: int
@@ -361,6 +362,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
         total_steps=config.total_steps,
         sharding=config.sharding,
         eval_batch_size=config.eval_batch_size,
+        attention=config.attention,
         checkpoint_every=config.checkpoint.every,
         checkpoint_keep=config.checkpoint.keep,
         log_every=config.log.every,

@@ -80,8 +80,9 @@ class _Loop:
             log.warning("%s", line)
         self.splits = {name: self.task.split(x.split) for name, x in self.recipe.evaluators.items()}
         self.encoder = Encoder(
-            plan.experiment.chosen, lambda p: {}, self.mesh, batch_size=plan.eval_batch_size, threads=self.task.threads
-        )
+            plan.experiment.chosen, lambda p: {}, self.mesh,
+            batch_size=plan.eval_batch_size, threads=self.task.threads, attention=plan.attention,
+        )  # fmt: skip
         self.assets = self._assets()
         for name, evaluator in self.recipe.evaluators.items():
             if not evaluator.stored:
