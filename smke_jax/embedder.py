@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 SORTED = 16  # batches of texts that are sorted by length together
 ENOUGH = 2  # times the pixels per side that a network takes: what is decoded of the shorter side of a large JPEG
 # Where the source lies that decides about a program: see `kept_programs.code_digest`.
-CODE = ("models", "passes", "embedder.py", "embedder_passes.py")
+CODE = ("models", "passes", "activations.py", "embedder.py", "embedder_passes.py")
 ImageLike = Any  # see smke_jax.data.given.pixels_of
 
 

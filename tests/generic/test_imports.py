@@ -14,7 +14,7 @@ ROOT = Path(smke_jax.__file__).resolve().parent
 LAYERS = (
     (
         "errors", "atomic", "json_text", "limits", "lock", "config", "facts", "rungs", "paths", "cache_folder",
-        "descriptions", "efficientnet_blocks",
+        "descriptions", "efficientnet_blocks", "activations", "perceptron", "standardise",
     ),
     ("losses", "models", "parallel", "data.decode", "data.scenes"),
     ("objectives", "selections", "passes", "data"),
