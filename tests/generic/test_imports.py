@@ -24,7 +24,10 @@ LAYERS = (
     ("parts", "forms", "fused_forms", "compression_forms", "config_files"),
     ("training.build", "training.report"),
     ("training.loop", "training.restore"),
-    ("embedder_kinds", "embedder_passes", "embedder", "training.export", "training.stages", "flags"),
+    (
+        "embedder_kinds", "embedder_passes", "embedder_networks", "embedder", "training.export", "training.stages",
+        "flags",
+    ),
     ("studies", "__main__"),
     ("programs", "notebook"),
 )  # fmt: skip
@@ -174,7 +177,7 @@ def test_axis_names_are_known_to_parallel_and_the_step():
     axis = {m for m in MODULES if names(m) & {"DATA_AXES", "FSDP_AXIS", "PartitionSpec"}}
     assert axis <= {"parallel.mesh", "parallel.rules", "training.step", "studies.benchmarks.contrastive"}
     knows = {m for m in knows if not m.startswith(("parallel", "studies"))}
-    assert knows <= {"training.step", "training.build", "embedder"}
+    assert knows <= {"training.step", "training.build", "embedder_networks"}
 
 
 # Who holds a config: what makes one, reads one, keeps one in a file, or hands one on to training.build.
