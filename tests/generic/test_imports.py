@@ -22,7 +22,7 @@ LAYERS = (
     ("networks", "evaluators", "assets"),
     ("training", "reporting", "search"),
     ("parts", "forms", "fused_forms", "compression_forms", "config_files"),
-    ("training.build", "training.report"),
+    ("training.build", "training.opening", "training.report"),
     ("training.loop", "training.restore"),
     (
         "embedder_kinds", "embedder_passes", "embedder_networks", "embedder", "training.export", "training.stages",
@@ -189,6 +189,7 @@ CONFIGS = (
     "compression_forms",
     "config_files",
     "training.build",
+    "training.opening",
     "programs",
     "studies",
 )
@@ -196,7 +197,7 @@ HAND_ON = ("training.record", "training.loop", "training.restore", "training.sta
 
 
 def test_configs_are_read_in_one_place():
-    """Everything past training.build gets records and plain values."""
+    """Everything past training.build and training.opening gets records and plain values."""
     holders = {m for m in MODULES if "ConfigDict" in names(m)}
     assert not [m for m in holders if not any(is_in(m, room) for room in (*CONFIGS, *HAND_ON))]
     for module in ("training.loop", "training.step"):  # `config` is an argument that is handed on, and nothing else
