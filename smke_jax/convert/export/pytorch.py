@@ -227,7 +227,7 @@ def write_tokenizer(directory: Path, network: Network) -> None:
 
 
 def write_weights(directory: Path, state: dict[str, np.ndarray]) -> None:
-    """The weights, and their checksum as the program `sha256sum` writes it: a flipped byte is no error to safetensors."""
+    """The weights, and a checksum as `sha256sum` writes it: safetensors takes a flipped byte for a weight."""
     # Not save_file: it hides the system's reason for a failure and makes the file unreadable for others.
     content = safetensors.numpy.save(state, metadata={"format": "pt"})
     atomic.write_bytes(directory / WEIGHTS, content)
