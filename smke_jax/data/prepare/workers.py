@@ -63,11 +63,12 @@ class Workers:
             ) from None
 
     def _submit(self, chunk: list[Item]) -> concurrent.futures.Future:
-        with _without_interrupts():  # here the pool starts its processes, one at a time
-            if self._pool is None:
-                # Processes that are forked would take along JAX, and locks that other threads hold.
-                context = multiprocessing.get_context("spawn")
-                self._pool = concurrent.futures.ProcessPoolExecutor(self._count, context, initializer=_end_with_parent)
+        if self._pool is None:
+            # Processes that are forked would take along JAX, and locks that other threads hold.
+            context = multiprocessing.get_context("spawn")
+            # Not under `_without_interrupts`: what Python starts beside the pool would lift the block.
+            self._pool = concurrent.futures.ProcessPoolExecutor(self._count, context, initializer=_end_with_parent)
+        with _without_interrupts():  # the pool starts its processes here, one at a time
             return self._pool.submit(_check_all, chunk, self._max_side)
 
 

@@ -109,8 +109,7 @@ Medians of {rounds} rounds in turns, lowest and highest in brackets; ratios are 
 {rows}
 
 With workers, one process reads the tars and writes the records; with 1, that process does everything. Predicted from
-the
-milliseconds for the {photos:,} photos that were left of CC12M, were they as these are:
+the milliseconds, for the {photos:,} photos that were left of CC12M, were they as these are:
 
 | cores | photos/s | hours | bound by |
 |---|---|---|---|
