@@ -122,6 +122,14 @@ def test_a_mistake_of_ours_in_a_worker_keeps_its_traceback(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_wrong_setting_is_not_blamed_on_the_photos(count, tmp_path, monkeypatch):
+    monkeypatch.setattr(workers_module, "FIRST", 0)
+    monkeypatch.setenv("SMKE_MAX_PIXELS", "many")
+    with pytest.raises(UserError, match="SMKE_MAX_PIXELS=many is no number of pixels"):
+        build({"train": tiny_items()}, tmp_path / "out", dataset="x", skips=Skips(), max_side=9, workers=count)
+
+
 SLOW = """
 import time
 from pathlib import Path

@@ -13,6 +13,7 @@ from PIL import Image
 from smke_jax.data.decode import BadImage, open_image, size_of
 from smke_jax.data.prepare.items import Item, existing
 from smke_jax.data.prepare.journal import Outcome, found
+from smke_jax.errors import UserError
 
 log = logging.getLogger("smke_jax")
 
@@ -28,12 +29,17 @@ def check(item: Item, max_side: int | None) -> Checked:
     Args:
       item: with its image as a file or as bytes.
       max_side: most pixels of the shorter side, see `build`; None keeps the file's bytes.
+
+    Raises:
+      UserError: a setting is wrong, which is not the picture's fault.
     """
     try:
         data, is_new = _load(item, max_side)
         return item, Outcome(found(item), hashlib.sha256(data).hexdigest(), is_new), data
     except BadImage as error:
         reason = error.reason
+    except UserError:
+        raise
     except Exception as error:  # whatever one picture does to its decoder, the others are sound
         log.debug("%s", item.where, exc_info=True)
         reason = f"cannot be read: {type(error).__name__}"

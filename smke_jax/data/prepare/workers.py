@@ -19,7 +19,7 @@ from smke_jax.errors import UserError
 
 FIRST = 256  # images of a split that are checked without workers, which take about as long to start
 CHUNK = 8  # images that go to a worker together
-CHUNK_BYTES = 4 << 20  # of images that are in memory; what is larger goes alone
+CHUNK_BYTES = 4 << 20  # of images that are not in files of their own; fewer go together where they are larger
 CHUNKS = 2  # of each worker, waiting or checked, so that a photo that takes long does not stop the others
 
 
