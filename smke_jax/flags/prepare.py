@@ -33,8 +33,8 @@ def parser() -> Parser:
         )  # fmt: skip
         command.add_argument(
             "--workers", type=positive, metavar="N",
-            help="processes that decode and shrink images, and start where there are many of them; what is written does "
-            "not depend on N (default: one for each usable core)",
+            help="processes that decode and shrink images, started where there are more than some hundred; what is written "
+            "does not depend on N (default: one for each usable core)",
         )  # fmt: skip
         command.add_argument("--splits", type=names, metavar="A,B", help="only these splits (default: all)")
         if name in SPLIT_READERS:
