@@ -33,7 +33,7 @@ def parser() -> Parser:
         )  # fmt: skip
         command.add_argument(
             "--workers", type=positive, metavar="N",
-            help="processes that decode and shrink images, started where there are more than some hundred; what is written "
+            help="processes that decode and shrink images, started where there are hundreds; what is written "
             "does not depend on N (default: one for each usable core)",
         )  # fmt: skip
         command.add_argument("--splits", type=names, metavar="A,B", help="only these splits (default: all)")
