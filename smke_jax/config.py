@@ -22,7 +22,7 @@ def base() -> ConfigDict:
     c.micro_batch = 0  # most examples of which a device holds activations at once, 0 all; losses see the whole batch
     c.loss_impl = "auto"  # how losses compare rows of different devices: gather | ring | auto (ring for large batches)
     c.exchange_dtype = "float32"  # of embeddings that losses send to other devices; bfloat16 rounds, and sends half
-    c.attention = "auto"  # in steps: products | auto (by cuDNN on NVIDIA GPUs, in 16 bits); evaluators take auto
+    c.attention = "auto"  # products | auto (by cuDNN on NVIDIA GPUs, in 16 bits)
     c.eval_batch_size = 256  # examples that evaluators and assets run at once, on all devices together
     c.profile_steps = ()  # (first, last): a profiler trace of these steps, in WORKDIR/profile
 

@@ -9,7 +9,7 @@ import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,29 +18,20 @@ import numpy as np
 from smke_jax.convert.convert import VOCABULARIES, convert
 from smke_jax.convert.packaged import opened
 from smke_jax.convert.params_file import PARAMS, TOKENIZER, load_params, params_path, read_description
-from smke_jax.convert.rules import Stored
 from smke_jax.data.decode import BadImage
 from smke_jax.data.given import is_one_image, pixels_of
 from smke_jax.data.given_texts import BadText, text_of
 from smke_jax.data.progress import Progress
 from smke_jax.data.tokenizer import Tokenizer
 from smke_jax.descriptions import image_sizes
-from smke_jax.embedder_kinds import NETWORK, kind_of
+from smke_jax.embedder_kinds import kind_of
+from smke_jax.embedder_networks import Networks
 from smke_jax.errors import UserError
-from smke_jax.parallel import kept_programs
-from smke_jax.parallel.mesh import divisible, make_mesh, put_batch, replicated
-from smke_jax.paths import flat, nested
+from smke_jax.parallel.mesh import divisible
 from smke_jax.search.words import TextHalf
-
-if TYPE_CHECKING:
-    from jax.extend.core import ClosedJaxpr
-
-    from smke_jax.passes.base import Pass
 
 SORTED = 16  # batches of texts that are sorted by length together
 ENOUGH = 2  # times the pixels per side that a network takes: what is decoded of the shorter side of a large JPEG
-# Where the source lies that decides about a program: see `kept_programs.code_digest`.
-CODE = ("models", "passes", "embedder.py", "embedder_passes.py")
 ImageLike = Any  # see smke_jax.data.given.pixels_of
 
 
@@ -119,14 +110,9 @@ class Embedder:
     """
 
     def __init__(self, description: dict, params: Any, tokenizer: Tokenizer | None = None):
-        """`params`: the nested dict of arrays, or of what `Stored` leaves in its file, that `description` describes;
-        `tokenizer`: for a model of text."""
+        """`params`: see `Networks`; `tokenizer`: for a model of text."""
         self.description, self.tokenizer, self._kind = description, tokenizer, kind_of(description)
-        self._mesh = make_mesh()
-        self._stored = flat(params if description["type"] == "aligned" else {NETWORK: params})
-        self._placed: set[str] = set()  # paths of those that are on the devices
-        self._of_modality: dict[str, Any] = {}
-        self._compiled: dict[tuple, Callable] = {}
+        self._networks = Networks(description, params)
         self.image_sizes = image_sizes(description)
         text = description.get("text", description)
         self.max_length = description.get("max_length", text.get("max_positions", 0))
@@ -169,18 +155,17 @@ class Embedder:
         """What `encode_texts` does with one text, as a function; for a model with `reads_texts`."""
 
         def run(params, ids, mask):
-            x = self._embedding("text", params, {"text": ids, "text_mask": mask})
+            x = self._networks.embedding("text", params, {"text": ids, "text_mask": mask})
             return x / jnp.linalg.norm(x, axis=1, keepdims=True) if self._kind.normalise else x
 
-        return TextHalf(run, self._networks, self.tokenizer, self.max_length)
+        return TextHalf(run, self._networks.params, self.tokenizer, self.max_length)
 
     @functools.cached_property
     def digest(self) -> str:
         """Hex sha256 of the parameters, the description and the vocabulary: what decides about embeddings."""
         found = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode())
         found.update(self.tokenizer.digest.encode() if self.tokenizer is not None else b"")
-        for name in sorted(self._stored):
-            x = self._parameter(name)
+        for name, x in self._networks.parameters():
             found.update(f"{name} {x.dtype} {x.shape}".encode())
             found.update(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
         return found.hexdigest()
@@ -206,7 +191,7 @@ class Embedder:
 
     def program(self, modality: str) -> tuple[Any, Callable]:
         """(parameters, jitted (parameters, arrays) -> (N, D), not normalised) of 'image' or 'text', to measure it."""
-        return self._params(modality), self._programs[modality]
+        return self._networks.program(modality)
 
     def similarity(self, images: Iterable[ImageLike] | np.ndarray, texts: Iterable[str] | np.ndarray) -> np.ndarray:
         """Cosine of every image with every text -> (N, M); embeddings (N, D) are taken in their place."""
@@ -286,121 +271,11 @@ class Embedder:
     def _run(self, modality: str, arrays: Mapping[str, np.ndarray], batch_size: int) -> np.ndarray:
         count = len(next(iter(arrays.values())))
         # Few sizes, so that few programs are compiled; a single query is not filled up to a whole batch.
-        size = divisible(min(batch_size, _power_of_two(count)), self._mesh)
+        size = divisible(min(batch_size, _power_of_two(count)), self._networks.mesh)
         # With a row that is there already: no row that could make a NaN.
         filled = {name: np.concatenate([x, *[x[-1:]] * (size - count)]) for name, x in arrays.items()}
-        x = np.asarray(self._run_program(modality, filled))[:count]
+        x = np.asarray(self._networks.embed(modality, filled))[:count]
         return x / np.linalg.norm(x, axis=1, keepdims=True) if self._kind.normalise else x
-
-    def _run_program(self, modality: str, arrays: dict[str, np.ndarray]) -> jax.Array:
-        """The arrays of a batch -> (N, D), not normalised."""
-        if self._mesh.size > 1:
-            return self._programs[modality](self._params(modality), put_batch(arrays, self._mesh))
-        # The precision may be that of a `with` around the call, and JAX does not ask for it again of what is compiled.
-        precision = jax.config.jax_default_matmul_precision
-        key = modality, precision, *((name, x.shape, x.dtype.name) for name, x in sorted(arrays.items()))
-        if key not in self._compiled:
-            self._compiled[key] = self._kept(modality, arrays, repr(key))
-        return self._compiled[key](arrays)
-
-    def _kept(self, modality: str, arrays: Mapping[str, np.ndarray], key: str) -> Callable:
-        """The compiled program for such arrays, from its file or made anew, with the parameters that it reads."""
-        code = kept_programs.code_digest(*CODE)
-        if code is None or kept_programs.folder() is None:
-            params, run = self._params(modality), self._programs[modality]
-            return lambda arrays: run(params, arrays)
-        shapes = {path: (x.shape, x.dtype.name) for path, x in sorted(self._stored.items())}
-        name = kept_programs.fingerprint(code, json.dumps([self.description, shapes], default=repr), key)
-        kept = kept_programs.read(modality, name)
-        if kept is not None:
-            params = [self._parameter(path) for path in kept.facts["reads"]]
-            try:
-                run = kept_programs.load(kept.program, (params, arrays), 0)
-                return lambda arrays: run(params, arrays)
-            except Exception as error:  # of what JAX cannot read may be any
-                kept_programs.refused(modality, name, str(error))
-        reads, function = self._of_its_parameters(modality, arrays)
-        params = [self._parameter(path) for path in reads]
-        made, program = kept_programs.compiled(jax.jit(function).lower(params, arrays))
-        if program and kept_programs.code_digest(*CODE) == code:  # what was imported meanwhile is of that source, too
-            kept_programs.write(modality, name, {"reads": reads}, program)
-        return lambda arrays: made(params, arrays)
-
-    def _of_its_parameters(self, modality: str, arrays: Mapping[str, np.ndarray]) -> tuple[list[str], Callable]:
-        """(paths of the parameters that decide about the embedding, (list of these, arrays) -> (N, D))."""
-        from jax.extend.core import jaxpr_as_fun  # imports Pallas, which takes longer than a kept program
-
-        shapes = nested({path: self._stored[path] for path in self._paths(modality)})
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
-        traced = self._programs[modality].trace(shapes, arrays).jaxpr
-        paths = ["/".join(part.key for part in path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes)]
-        needed = _needed(traced)
-        reads = [path for path, variable in zip(paths, traced.jaxpr.invars, strict=False) if id(variable) in needed]
-
-        def function(params, arrays):
-            given = dict(zip(reads, params, strict=True))
-            every = [given[path] if path in given else jnp.zeros(x.shape, x.dtype) for path, x in flat_shapes]
-            (x,) = jaxpr_as_fun(traced)(*every, *jax.tree.leaves(arrays))
-            return x
-
-        flat_shapes = list(zip(paths, jax.tree.leaves(shapes), strict=True))
-        return reads, function
-
-    @property
-    def _networks(self) -> Any:
-        """All parameters, {network: nested dict}, on the devices."""
-        return nested({path: self._parameter(path) for path in self._stored})
-
-    def _params(self, modality: str) -> Any:
-        """Those of the networks that `modality` needs: to pass the others takes a call longer."""
-        if modality not in self._of_modality:
-            self._of_modality[modality] = nested({path: self._parameter(path) for path in self._paths(modality)})
-        return self._of_modality[modality]
-
-    def _paths(self, modality: str) -> list[str]:
-        networks = {name for p in self._passes[modality][0] for name in p.networks}
-        return [path for path in self._stored if path.partition("/")[0] in networks]
-
-    def _parameter(self, path: str) -> jax.Array:
-        """The parameter on the devices, which reads it where it still lies in its file."""
-        x = self._stored[path]
-        if path not in self._placed:
-            x = jax.device_put(x.read() if isinstance(x, Stored) else x, replicated(self._mesh))
-            self._stored[path] = x
-            self._placed.add(path)
-        return x
-
-    @functools.cached_property
-    def _passes(self) -> "Mapping[str, tuple[tuple[Pass, ...], str]]":
-        """{'image' or 'text': (passes that read it, the embedding that they make)}."""
-        from smke_jax.embedder_passes import passes_of  # imports Flax, which takes longer than a kept program
-
-        return passes_of(self.description)
-
-    @functools.cached_property
-    def _programs(self) -> dict[str, Callable]:
-        """{modality: (parameters, arrays) -> (N, D)}, each compiled for every size of batch."""
-        return {
-            modality: jax.jit(functools.partial(self._embedding, modality), out_shardings=replicated(self._mesh))
-            for modality in self._passes
-        }
-
-    def _embedding(self, modality: str, params: Any, arrays: Mapping[str, jax.Array]) -> jax.Array:
-        """Parameters by network and the arrays of a batch -> (N, D), not normalised."""
-        passes, name = self._passes[modality]
-        arrays = dict(arrays)
-        for p in passes:
-            arrays |= p.run(params, {need: arrays[need] for need in p.needs}, None, False)
-        return arrays[name]
-
-
-def _needed(traced: "ClosedJaxpr") -> set[int]:
-    """The ids of the variables of a traced function without side effects that decide about its results."""
-    needed = {id(x) for x in traced.jaxpr.outvars}
-    for equation in reversed(traced.jaxpr.eqns):
-        if any(id(x) in needed for x in equation.outvars):
-            needed |= {id(x) for x in equation.invars}
-    return needed
 
 
 class _Way(NamedTuple):

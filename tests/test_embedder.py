@@ -181,16 +181,16 @@ def test_progress_of_many(model, pictures, capsys, monkeypatch):
 
 
 def test_a_query_is_not_filled_up_to_a_whole_batch(model, monkeypatch):
-    shapes, program = [], model._programs["text"]
+    shapes, program = [], model._networks._programs["text"]
 
     def noted(params, arrays):
         shapes.append(arrays["text"].shape)
         return program(params, arrays)
 
-    monkeypatch.setitem(model._programs, "text", noted)
+    monkeypatch.setitem(model._networks._programs, "text", noted)
     for count in (1, 3, 64, 70):
         model.encode_texts(["dog"] * count)
-    assert [rows for rows, _ in shapes] == [divisible(n, model._mesh) for n in (1, 4, 64, 64, 8)]
+    assert [rows for rows, _ in shapes] == [divisible(n, model._networks.mesh) for n in (1, 4, 64, 64, 8)]
 
 
 def test_texts_of_any_lengths_come_back_in_their_order(model):

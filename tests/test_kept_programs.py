@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_export import TOWER, save_hf
 
 import smke_jax
-from smke_jax import embedder, embedder_passes
+from smke_jax import embedder, embedder_networks, embedder_passes
 from smke_jax.convert.rules import Stored
 from smke_jax.errors import UserError
 from smke_jax.parallel import kept_programs
@@ -27,7 +27,7 @@ IMAGE = np.random.default_rng(0).integers(0, 256, (20, 18, 3), dtype=np.uint8)
 @pytest.fixture(autouse=True)
 def one_device(monkeypatch):
     """Programs are kept on one device."""
-    monkeypatch.setattr(embedder, "make_mesh", lambda: make_mesh(1))
+    monkeypatch.setattr(embedder_networks, "make_mesh", lambda: make_mesh(1))
 
 
 @pytest.fixture(scope="module")

@@ -192,9 +192,9 @@ def two_matrices_config(*terms: str):
 
 def keep_programs(patch) -> None:
     """Runs of an equal config share their compiled step, as long as `patch`, a MonkeyPatch, lasts."""
-    from smke_jax.training import build
+    from smke_jax.training import opening
 
-    made, build_step = {}, build.build_step
+    made, build_step = {}, opening.build_step
 
     def kept(config, experiment):
         key = config.to_json()
@@ -202,7 +202,7 @@ def keep_programs(patch) -> None:
             made[key] = build_step(config, experiment)
         return made[key]
 
-    patch.setattr(build, "build_step", kept)
+    patch.setattr(opening, "build_step", kept)
 
 
 def main(workdir: str, steps: str = "6") -> int:

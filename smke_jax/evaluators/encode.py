@@ -1,5 +1,6 @@
 """Representations of a whole split: padded batches of one size on all devices, trimmed to the exact count."""
 
+import copy
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -23,17 +24,20 @@ class Encoder:
     borrow:     (pass) -> parameters by network
     batch_size: examples on all devices together, rounded up to what divides over them
     threads:    for reading and decoding
+    attention:  of `models.attention.CHOICES`
     """
 
-    def __init__(self, chosen: Callable, borrow: Borrow, mesh, *, batch_size: int, threads: int = 2):
+    def __init__(
+        self, chosen: Callable, borrow: Borrow, mesh, *, batch_size: int, threads: int = 2, attention: str = "auto"
+    ):
         self._chosen, self._borrow, self._mesh = chosen, borrow, mesh
-        self._batch_size, self._threads = divisible(batch_size, mesh), threads
+        self._batch_size, self._threads, self._attention = divisible(batch_size, mesh), threads, attention
         self._compiled: dict[tuple, tuple] = {}  # by names and columns
 
     def with_parameters(self, borrow: Borrow) -> "Encoder":
         """The same with other parameters; what was compiled is kept."""
-        other = Encoder(self._chosen, borrow, self._mesh, batch_size=self._batch_size, threads=self._threads)
-        other._compiled = self._compiled
+        other = copy.copy(self)
+        other._borrow = borrow
         return other
 
     def __call__(self, names: Iterable[str], split: Split) -> dict[str, np.ndarray]:
@@ -59,7 +63,7 @@ class Encoder:
         key = names, columns
         if key not in self._compiled:
             passes = self._chosen(names, columns)
-            attention = best("auto", self._mesh.devices.flat[0])
+            attention = best(self._attention, self._mesh.devices.flat[0])
 
             def run(params, arrays):
                 arrays = dict(arrays)

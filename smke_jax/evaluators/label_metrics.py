@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from smke_jax.evaluators.accuracy import share_interval
 from smke_jax.evaluators.bootstrap import interval95
 
 RESAMPLES = 1000
@@ -67,11 +68,13 @@ OF_SCORES = {"pearson": pearson, "spearman": spearman}
 
 
 def class_interval(metric: Callable, counts: np.ndarray, resamples: int = RESAMPLES, seed: int = 0) -> list[float]:
-    """[low, high] of the 95 % bootstrap interval of a metric of classes.
+    """[low, high] of the 95 % interval of a metric of classes: of accuracy, a share, Wilson's; of the others bootstrap.
 
     The confusion matrix of N rows that are drawn with replacement is multinomial: no row has to be drawn for it.
     """
     rows = int(counts.sum())
+    if metric is accuracy:
+        return share_interval(int(np.trace(counts)), rows)
     drawn = np.random.default_rng(seed).multinomial(rows, counts.ravel() / rows, resamples)
     return interval95(np.array([metric(own.reshape(counts.shape)) for own in drawn])).tolist()
 

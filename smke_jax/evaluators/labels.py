@@ -37,7 +37,7 @@ def labels(
 
 
 def label_figures(outputs: np.ndarray, on: Split, metrics: Sequence[str]) -> Figures:
-    """What `outputs`, (N, C) logits or (N, 1) scores, say of the labels of `on`, with 95 % bootstrap intervals.
+    """What `outputs`, (N, C) logits or (N, 1) scores, say of the labels of `on`, with 95 % intervals.
 
     The record of classes has their confusion matrix, a row for each right class.  Where the split has sentences, it
     also has the first rows that are right and that are wrong; of scores the best and the worst.

@@ -31,6 +31,11 @@ def parser() -> Parser:
             "--max_side", type=positive, metavar="N",
             help="shrink images whose shorter side has more than N pixels, to JPEG (default: keep all as they are)",
         )  # fmt: skip
+        command.add_argument(
+            "--workers", type=positive, metavar="N",
+            help="processes that decode and shrink images, started where there are hundreds; what is written "
+            "does not depend on N (default: one for each usable core)",
+        )  # fmt: skip
         command.add_argument("--splits", type=names, metavar="A,B", help="only these splits (default: all)")
         if name in SPLIT_READERS:
             command.add_argument("--split", default="train", help="name the split of data that has none")

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.losses.collective import ALONE, Scope, gather, global_rows, own_rows
-from smke_jax.losses.pairs import EXCLUDED, LOG_SUM_EXP, SUM_SOFTPLUS, Affine, Rows, Totals, totals_of
+from smke_jax.losses.pairs import EXCLUDED, LOG_SUM_EXP, SUM_SOFTPLUS, Affine, Rows, Totals, dot_products, totals_of
 from smke_jax.losses.totals import symmetric_totals, totals
 
 
@@ -172,8 +172,7 @@ def _rows(a, b, ids, scope) -> tuple[Rows, Rows]:
 
 
 def _hard_totals(queries, hard, scale) -> Totals:
-    hard = jax.lax.stop_gradient(hard.astype(jnp.float32))
-    dots = jnp.einsum("bd,bkd->bk", queries.astype(jnp.float32), hard, precision=jax.lax.Precision.HIGHEST)
+    dots = dot_products(queries[:, None], jax.lax.stop_gradient(hard))[:, 0]
     return totals_of(scale * dots, LOG_SUM_EXP, axis=1)
 
 

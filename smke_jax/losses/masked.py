@@ -6,8 +6,6 @@ import optax
 
 from smke_jax.losses.collective import ALONE, Scope, size, total
 
-STANDARD_EPS = 1e-5  # PyTorch's default, as of the targets in smke_jax/passes/layer_means.py
-
 
 def mean_at(values: jax.Array, where: jax.Array, scope: Scope = ALONE) -> jax.Array:
     """Mean of `values` where `where`, over all devices; 0 where nothing is.  (b, …), (b, …) bool -> ().
@@ -39,13 +37,6 @@ def masked_words(
         losses = (1 - share) * losses + share * optax.softmax_cross_entropy(logits, target)
     found = (jnp.argmax(logits, axis=-1) == right).astype(jnp.float32)
     return mean_at(losses, there, scope), mean_at(found, there, scope)
-
-
-def standardised(x: jax.Array) -> jax.Array:
-    """Each token with mean 0 and variance 1 over its channels, float32: LayerNorm without parameters.  (…, D)."""
-    x = x.astype(jnp.float32)
-    centred = x - x.mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.mean(jnp.square(centred), axis=-1, keepdims=True) + STANDARD_EPS)
 
 
 def spread_at(x: jax.Array, where: jax.Array, scope: Scope = ALONE) -> jax.Array:

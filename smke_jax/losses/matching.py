@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.losses.collective import ALONE, Scope, gather, global_rows
-from smke_jax.losses.pairs import BLOCK, EXCLUDED
+from smke_jax.losses.pairs import BLOCK, EXCLUDED, dot_products
 
 
 def draw_negatives(
@@ -30,7 +30,7 @@ def draw_negatives(
 
     def draw(query):
         row, own_id, features = query
-        logits = hardness * jnp.matmul(candidates, features, precision=jax.lax.Precision.HIGHEST)
+        logits = hardness * dot_products(features[None], candidates)[0]
         logits = jnp.where(candidate_ids == own_id, EXCLUDED, logits)
         return jax.random.categorical(jax.random.fold_in(key, row), logits)
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 
 NOBODY = -1  # id of a row that is no negative of any row: an unfilled slot of a memory bank, or padding
 EXCLUDED = -1e30  # the logit of a pair that is no negative; -inf would give NaN gradients to a row without negatives
-# Precision of `dot_products`: float32 on a CPU, three bfloat16 passes on a TPU, TF32 on a GPU.  The gradient's error is
-# then 7e-6 on a TPU and 5e-4 on a GPU; bfloat16 towers make an error of 2e-3 to 4e-3 themselves
-# (studies/benchmarks/logit_precision.md).  `HIGHEST` would keep a GPU from its tensor cores.
+# Precision of every product of embeddings, whatever the loss: float32 on a CPU, three bfloat16 passes on a TPU, TF32 on
+# a GPU.  A contrastive gradient's error is then 7e-6 on a TPU and 5e-4 on a GPU; bfloat16 towers make an error of 2e-3
+# to 4e-3 themselves (studies/benchmarks/logit_precision.md).  `HIGHEST` would keep a GPU from its tensor cores.
 PRODUCTS = jax.lax.Precision.HIGH
 BLOCK = 2**23  # most logits (32 MiB in float32) of a block, wherever a loss computes its logits block by block
 
@@ -78,8 +78,8 @@ class Totals(NamedTuple):
 
 
 def dot_products(a: jax.Array, b: jax.Array) -> jax.Array:
-    """(m, D), (n, D) -> (m, n) float32, in the precision PRODUCTS."""
-    return jnp.matmul(a, b.T, precision=PRODUCTS, preferred_element_type=jnp.float32)
+    """(…, m, D), (…, n, D) -> (…, m, n) float32, in the precision PRODUCTS."""
+    return jnp.matmul(a, b.mT, precision=PRODUCTS, preferred_element_type=jnp.float32)
 
 
 def are_negatives(a_ids: jax.Array, b_ids: jax.Array) -> jax.Array:

@@ -28,6 +28,7 @@ def structure_loss(
     loss, walked = 0.0, start
     for level in range(1, levels + 1):
         if level > 1:
+            # In full: a divergence of distributions that are nearly equal is a small difference of large numbers.
             walked = [
                 jnp.matmul(p, step, precision=jax.lax.Precision.HIGHEST)
                 for p, step in zip(walked, everywhere, strict=True)

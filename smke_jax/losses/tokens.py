@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.losses.collective import ALONE, Scope, gather, rows_of_columns
-from smke_jax.losses.pairs import BLOCK
+from smke_jax.losses.pairs import BLOCK, dot_products
 
 WORST = -1.0  # the least cosine, which every patch has with a caption without words
 
@@ -29,7 +29,7 @@ def late_interaction(
     @jax.checkpoint
     def with_caption(caption):
         words, mask = caption  # (L, D), (L,)
-        cosines = _cosines(patches, words)  # (b, N, L)
+        cosines = dot_products(patches, words)  # (b, N, L)
         of_images = jnp.mean(jnp.max(jnp.where(mask, cosines, WORST), axis=2), axis=1)
         return of_images, _mean_of_words(jnp.max(cosines, axis=1), mask)
 
@@ -40,19 +40,12 @@ def late_interaction(
 
 def best_patches(words: jax.Array, patches: jax.Array) -> jax.Array:
     """For every word the patch of its image with the largest cosine.  (b, L, D), (b, N, D) -> positions (b, L)."""
-    return jnp.argmax(jnp.einsum("bld,bnd->bln", words, patches, precision=jax.lax.Precision.HIGHEST), axis=2)
+    return jnp.argmax(dot_products(words, patches), axis=2)
 
 
 def best_pair(words: jax.Array, patches: jax.Array, mask: jax.Array) -> jax.Array:
     """The largest cosine of any word with any patch of its image.  (b, L, D), (b, N, D), mask (b, L) -> (b,)."""
-    cosines = jnp.einsum("bld,bnd->bln", words, patches, precision=jax.lax.Precision.HIGHEST)
-    return jnp.max(jnp.where(mask[:, :, None] > 0, cosines, WORST), axis=(1, 2))
-
-
-def _cosines(patches, words):
-    return jnp.einsum(
-        "and,ld->anl", patches, words, precision=jax.lax.Precision.HIGHEST, preferred_element_type=jnp.float32
-    )
+    return jnp.max(jnp.where(mask[:, :, None] > 0, dot_products(words, patches), WORST), axis=(1, 2))
 
 
 def _mean_of_words(values, mask):

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.losses.collective import ALONE, Scope, mean, size, total
+from smke_jax.losses.pairs import dot_products
 
 
 def vicreg(a: jax.Array, b: jax.Array, *, scope: Scope = ALONE) -> dict[str, jax.Array]:
@@ -28,8 +29,7 @@ def vicreg(a: jax.Array, b: jax.Array, *, scope: Scope = ALONE) -> dict[str, jax
 def _covariance(x, scope):
     """Unbiased covariance over the rows of all devices -> (D, D)."""
     centred = x - mean(jnp.mean(x, axis=0), scope)
-    products = jnp.matmul(centred.T, centred, precision=jax.lax.Precision.HIGHEST)
-    return total(products, scope) / (len(x) * size(scope) - 1)
+    return total(dot_products(centred.T, centred.T), scope) / (len(x) * size(scope) - 1)
 
 
 def _variance_part(covariance):

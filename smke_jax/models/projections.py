@@ -6,8 +6,9 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from smke_jax.activations import ACTIVATIONS
 from smke_jax.models.fields import build_from
-from smke_jax.models.layers import ACTIVATIONS, Dense, LayerNorm, kernel_init
+from smke_jax.models.layers import Dense, LayerNorm, kernel_init
 from smke_jax.models.shared import SHARED
 
 NORM_EPS = 1e-6

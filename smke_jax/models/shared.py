@@ -3,7 +3,8 @@
 import flax.linen as nn
 import jax.numpy as jnp
 
-from smke_jax.models.layers import ACTIVATIONS, Block, BlockOutput, Dense, LayerNorm, kernel_init
+from smke_jax.activations import ACTIVATIONS
+from smke_jax.models.layers import Block, BlockOutput, Dense, LayerNorm, kernel_init
 
 
 class SharedTransformer(nn.Module):

@@ -4,9 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from smke_jax.activations import gelu
 from smke_jax.errors import UserError
 from smke_jax.models.fields import build_from
-from smke_jax.models.layers import Dense, LayerNorm, gelu, kernel_init, run_blocks
+from smke_jax.models.layers import Dense, LayerNorm, kernel_init, run_blocks
 
 
 class TextEncoder(nn.Module):

@@ -27,15 +27,15 @@ def describe_encoder(path: str, tower: str) -> dict[str, Any]:
 
 def load_encoder(path: str, tower: str) -> Any:
     """Its parameters, a nested dict of fp32 arrays."""
+    return load_with_word_head(path, tower)[0]
+
+
+def load_with_word_head(path: str, tower: str = "text") -> tuple[Any, Any]:
+    """(its parameters, those of the head of masked words that came with a BERT), read at once; None without a head."""
     params = load_params(path)
     for name in _located(path, tower)[0]:
         params = params[name]
-    return {name: x for name, x in params.items() if name != WORD_HEAD}
-
-
-def load_word_head(path: str) -> Any:
-    """The parameters of the head of masked words that came with a BERT; None where its file had none."""
-    return load_params(path).get(WORD_HEAD) if _located(path, "text")[1].get(WORD_HEAD) else None
+    return {name: x for name, x in params.items() if name != WORD_HEAD}, params.get(WORD_HEAD)
 
 
 def _located(path: str, tower: str) -> tuple[tuple[str, ...], dict[str, Any]]:

@@ -18,7 +18,7 @@ from smke_jax.models.fused_towers import POOLS, build_fused_towers
 from smke_jax.models.fusion import FUSIONS
 from smke_jax.models.towers import VITS
 from smke_jax.networks.base import Network, Start
-from smke_jax.networks.encoders import describe_encoder, load_encoder, load_word_head
+from smke_jax.networks.encoders import describe_encoder, load_with_word_head
 from smke_jax.networks.start import FITTING, RANDOM, differences, together, tower_start, vocabulary_of
 from smke_jax.networks.two_towers import TOWERS, check_image, pixels_said
 from smke_jax.passes.base import statistics_of
@@ -131,8 +131,7 @@ def fused_towers(
             for tower in TOWERS if tower in files
         }  # fmt: skip
         if "fusion" in files:
-            found["fusion"] = _last_layers(files["fusion"], shapes["fusion"], description["fusion"])
-            found |= _word_head(files["fusion"], shapes)
+            found |= _fusion_start(files["fusion"], shapes, description["fusion"])
         return together(found) if found else None
 
     return Network(
@@ -186,16 +185,8 @@ def _whole(path: str, shapes: Any, description: Mapping[str, Any]) -> Start:
     return Start(loaded, {"": path}, digests(path), scales, vocabulary_of(path))
 
 
-def _word_head(path: str, shapes: Any) -> dict[str, Start]:
-    """The head of masked words that came with the layers of the fusion encoder; {} where their file has none."""
-    if (theirs := load_word_head(path)) is None:
-        return {}
-    params = fit(shapes["word_head"], theirs, source=f"the head of words of {path}")
-    return {"word_head": Start(params, {"": f"the head of words of {path}"}, {"weights": digests(path)["weights"]})}
-
-
-def _last_layers(path: str, shapes: Any, fields: Mapping[str, Any]) -> Start:
-    """The last layers of the encoder of text in a file, as those of the fusion encoder."""
+def _fusion_start(path: str, shapes: Any, fields: Mapping[str, Any]) -> dict[str, Start]:
+    """{'fusion': the last layers of the encoder of text in a file, 'word_head': its head, where the file has one}."""
     model = describe_encoder(path, "text")
     if model.get("type") != "bert":
         raise UserError(f"fusion_start: {path} holds a model of type {model.get('type')!r}: give a BERT")
@@ -204,9 +195,13 @@ def _last_layers(path: str, shapes: Any, fields: Mapping[str, Any]) -> Start:
         raise UserError(f"fusion_start: the fusion cannot start from {path}: {'; '.join(wrong)}; set them alike")
     if model["depth"] < fields["depth"]:
         raise UserError(f"{path} has {model['depth']} layers: fusion.depth is {fields['depth']}")
-    theirs, first = load_encoder(path, "text"), model["depth"] - fields["depth"]
+    (theirs, head), first = load_with_word_head(path), model["depth"] - fields["depth"]
     layers = {f"block_{i}": theirs[f"block_{first + i}"] for i in range(fields["depth"])}
-    wanted = {name: {part: shapes[name][part] for part in layer} for name, layer in layers.items()}
+    wanted = {name: {part: shapes["fusion"][name][part] for part in layer} for name, layer in layers.items()}
     params = fit(wanted, layers, source=path)
-    origin = f"layers {first}-{model['depth'] - 1} of {path}"
-    return Start(params, {"": origin}, {"weights": digests(path)["weights"]}, expects=vocabulary_of(path))
+    origin, weights = f"layers {first}-{model['depth'] - 1} of {path}", {"weights": digests(path)["weights"]}
+    found = {"fusion": Start(params, {"": origin}, weights, expects=vocabulary_of(path))}
+    if head is not None:
+        origin = f"the head of words of {path}"
+        found["word_head"] = Start(fit(shapes["word_head"], head, source=origin), {"": origin}, weights)
+    return found

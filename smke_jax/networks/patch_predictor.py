@@ -1,11 +1,12 @@
 """The head of masked image modelling: it says what a hidden patch holds (spec B.1, B.9)."""
 
-import jax.numpy as jnp
-
 from smke_jax.errors import UserError, nearest
-from smke_jax.models.perceptron import Perceptron
+from smke_jax.models.layers import kernel_init
 from smke_jax.networks.base import Network
 from smke_jax.passes.predict_patches import TARGETS, predict_patches
+from smke_jax.perceptron import init_layers
+
+INIT_STD = 0.02
 
 
 def patch_predictor(
@@ -34,9 +35,6 @@ def patch_predictor(
     kind = TARGETS[target]
     array = kind.array.format(image=image, average=average)
 
-    def model(channels: int) -> Perceptron:
-        return Perceptron((*hidden, channels))
-
     def init(key, specs):
         for name in (of, array):
             if name not in specs:
@@ -44,9 +42,9 @@ def patch_predictor(
         patches, wanted = specs[of].shape[1], specs[array].shape[1]
         if patches != wanted:
             raise UserError(f"{of} has {patches} patches and {array} {wanted}: set `of` to what is made of that image")
-        return model(specs[array].shape[-1]).init(key, jnp.zeros(specs[of].shape))["params"]
+        return init_layers(key, (specs[of].shape[-1], *hidden, specs[array].shape[-1]), kernel_init(INIT_STD))
 
     def forward(name, specs):
-        return (predict_patches(model, name, of=of, target=kind, array=array, makes=makes),)
+        return (predict_patches(name, of=of, target=kind, array=array, makes=makes),)
 
     return Network(init, forward)

@@ -3,11 +3,12 @@
 import jax
 import jax.numpy as jnp
 
+from smke_jax.activations import gelu
 from smke_jax.errors import UserError
 from smke_jax.losses.matching import cross_entropy
 from smke_jax.objectives.base import Term
 
-FUSIONS = {"additive": lambda x: x, "gelu": lambda x: jax.nn.gelu(x, approximate=False)}
+FUSIONS = {"additive": lambda x: x, "gelu": gelu}
 SIDES = ("image", "text")
 
 

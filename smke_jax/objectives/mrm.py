@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from smke_jax.errors import UserError
-from smke_jax.losses.masked import mean_at, spread_at, standardised
+from smke_jax.losses.masked import mean_at, spread_at
 from smke_jax.objectives.base import Term
-from smke_jax.objectives.perceptron import init_layers, through_layers
+from smke_jax.perceptron import init_layers, through_layers
+from smke_jax.standardise import standardised
 
 VIEWS = {"masked_image": "image", "masked_text": "text"}  # {masked view: the modality whose tokens are masked in it}
 

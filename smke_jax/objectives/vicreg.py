@@ -7,7 +7,7 @@ from smke_jax.errors import UserError
 from smke_jax.losses.collective import size
 from smke_jax.losses.vicreg import vicreg as vicreg_parts
 from smke_jax.objectives.base import Term, equal_widths
-from smke_jax.objectives.perceptron import init_layers, through_layers
+from smke_jax.perceptron import init_layers, through_layers
 
 
 def vicreg(

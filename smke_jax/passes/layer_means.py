@@ -1,15 +1,15 @@
 """What all layers of an encoder say of every token, in one array: the target of distilling one modality (spec 1, 2)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from smke_jax.passes.base import MEAN, STD, Pass, apply_with_tokens, mode, to_network
+from smke_jax.standardise import standardised
 
 OUTPUTS = {"mlp": "mlp_", "stream": "layer_"}  # of a layer: {what a config says: the name under which it is sown}
-EPS = 1e-5  # of both norms, PyTorch's defaults
 
 
 def image_layers(
@@ -80,13 +80,3 @@ def _over_tokens(x: jax.Array, mask: jax.Array | None) -> jax.Array:
     kept = mask[:, :, None].astype(jnp.float32)
     count = jnp.maximum(kept.sum(axis=1, keepdims=True), 1)
     return standardised(x, lambda x: (x * kept).sum(axis=1, keepdims=True) / count)
-
-
-def _over_channels(x: jax.Array) -> jax.Array:
-    return x.mean(axis=-1, keepdims=True)
-
-
-def standardised(x: jax.Array, mean: Callable[[jax.Array], jax.Array] = _over_channels) -> jax.Array:
-    """`x` (B, L, D) with the mean 0 and the variance 1 of what `mean` averages: of each token over its channels."""
-    centred = x - mean(x)
-    return centred * jax.lax.rsqrt(mean(jnp.square(centred)) + EPS)

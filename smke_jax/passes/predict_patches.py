@@ -1,14 +1,13 @@
 """What is said of every patch, and how far that is from what the patch holds."""
 
-from collections.abc import Callable
 from typing import NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from smke_jax.passes.base import Pass
-from smke_jax.passes.layer_means import standardised
+from smke_jax.perceptron import through_layers
+from smke_jax.standardise import standardised
 
 
 class Target(NamedTuple):
@@ -34,13 +33,10 @@ TARGETS = {
 }
 
 
-def predict_patches(
-    build: Callable[[int], nn.Module], network: str, *, of: str, target: Target, array: str, makes: str
-) -> Pass:
+def predict_patches(network: str, *, of: str, target: Target, array: str, makes: str) -> Pass:
     """'<makes>/prediction' and '<makes>/target' (B, N, K), and '<makes>/error' (B, N), their mean distance per channel.
 
-    build: channels K -> the model that predicts them
-    of:    representations of all patches, (B, N, D), from which it does
+    of:    representations of all patches, (B, N, D), from which the network predicts
     array: the target's, (B, N, K).  No gradient flows through the target
     """
 
@@ -48,8 +44,7 @@ def predict_patches(
         wanted = jax.lax.stop_gradient(arrays[array].astype(jnp.float32))
         if target.unit:
             wanted = standardised(wanted)
-        model = build(wanted.shape[-1])
-        found = model.apply({"params": params[network]}, arrays[of].astype(jnp.float32))
+        found = through_layers(params[network], arrays[of])
         error = DISTANCES[target.distance](found - wanted).mean(axis=2)
         return {f"{makes}/prediction": found, f"{makes}/target": wanted, f"{makes}/error": error}
 

@@ -14,6 +14,7 @@ from smke_jax.data.sources import open_prepared
 from smke_jax.data.tokenizer import Normaliser, train_wordpiece
 from smke_jax.errors import UserError
 from smke_jax.flags.prepare import TEXT, TOKENIZER, parser
+from smke_jax.studies.doctor.machine import cores
 
 SHOWN = 8  # reasons
 
@@ -39,8 +40,10 @@ def _prepare(arguments: argparse.Namespace) -> int:
         arguments.out,
         dataset=arguments.name,
         skips=skips,
-        created_by=_plain(vars(arguments)),
+        # Without the workers: their number changes nothing of what is written, and another may finish the work.
+        created_by=_plain({key: value for key, value in vars(arguments).items() if key != "workers"}),
         max_side=arguments.max_side,
+        workers=arguments.workers or cores(),
     )
     _print_table(manifest, skips, arguments.out)
     return 0

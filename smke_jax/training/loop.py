@@ -20,12 +20,12 @@ from smke_jax.parallel.mesh import put_batch, put_spread
 from smke_jax.parallel.process import gather_rows, stop_requests
 from smke_jax.parallel.rules import undivided
 from smke_jax.tasks.base import BatchPlan
-from smke_jax.training.build import Plan, open_run
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.evaluation import write_figures
 from smke_jax.training.frozen import load_frozen, networks_of
 from smke_jax.training.lock import alone_in
 from smke_jax.training.memory import memory_advice
+from smke_jax.training.opening import Plan, open_run
 from smke_jax.training.profiling import Profiler
 from smke_jax.training.report import Reporter
 from smke_jax.training.state import TrainState, count_parameters
@@ -80,8 +80,9 @@ class _Loop:
             log.warning("%s", line)
         self.splits = {name: self.task.split(x.split) for name, x in self.recipe.evaluators.items()}
         self.encoder = Encoder(
-            plan.experiment.chosen, lambda p: {}, self.mesh, batch_size=plan.eval_batch_size, threads=self.task.threads
-        )
+            plan.experiment.chosen, lambda p: {}, self.mesh,
+            batch_size=plan.eval_batch_size, threads=self.task.threads, attention=plan.attention,
+        )  # fmt: skip
         self.assets = self._assets()
         for name, evaluator in self.recipe.evaluators.items():
             if not evaluator.stored:

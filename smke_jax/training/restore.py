@@ -59,8 +59,10 @@ class TrainedRun(NamedTuple):
                 train.update(_train_state(self))
             return borrow(recipe, p, self.params, train.get("averages", {}), frozen, train.get("slots", {}))
 
-        size, threads = self.config["eval_batch_size"], self.experiment.task.threads
-        return Encoder(self.experiment.chosen, own, self.experiment.mesh, batch_size=size, threads=threads)
+        return Encoder(
+            self.experiment.chosen, own, self.experiment.mesh, batch_size=self.config["eval_batch_size"],
+            threads=self.experiment.task.threads, attention=self.config["attention"],
+        )  # fmt: skip
 
     def evaluate(self, evaluator: Evaluator, split: Split | None = None) -> Figures:
         """What `evaluator` finds, on its own split or another one."""

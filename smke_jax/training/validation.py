@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from smke_jax.activations import ACTIVATIONS
 from smke_jax.data.datasets import SOURCES
 from smke_jax.data.labelled import LAYOUTS
 from smke_jax.data.transforms import TEACHER_VIEWS
@@ -18,7 +19,7 @@ from smke_jax.losses.same_image import SAME_IMAGE
 from smke_jax.models.attention import CHOICES as ATTENTION
 from smke_jax.models.fields import RANGES as MODEL_RANGES
 from smke_jax.models.fields import TUPLES as MODEL_TUPLES
-from smke_jax.models.layers import ACTIVATIONS, REMAT
+from smke_jax.models.layers import REMAT
 from smke_jax.models.student import TOKEN_TYPES_AT
 from smke_jax.parallel.rules import RULES
 from smke_jax.passes.encode import LEVELS

@@ -22,7 +22,7 @@ from smke_jax.data.tokenizer import load_tokenizer
 from smke_jax.errors import UserError
 from smke_jax.models.build import build_model
 from smke_jax.models.text import WordHead
-from smke_jax.networks.encoders import describe_encoder, load_encoder, load_word_head
+from smke_jax.networks.encoders import describe_encoder, load_with_word_head
 
 TINY = {
     "vocab_size": 50, "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 72,
@@ -137,18 +137,16 @@ def test_the_head_of_masked_words_says_what_it_says_in_transformers(tmp_path, wi
     tokens = np.random.default_rng(0).normal(size=(2, 5, 32)).astype(np.float32)
     with torch.no_grad():
         expected = model.cls(torch.tensor(tokens)).numpy()
-    head = {"params": load_word_head(str(tmp_path))}
-    logits = WordHead(TINY["vocab_size"]).apply(head, tokens, found.params["word_embedding"])
+    encoder, head = load_with_word_head(str(tmp_path))
+    logits = WordHead(TINY["vocab_size"]).apply({"params": head}, tokens, found.params["word_embedding"])
     np.testing.assert_allclose(logits, expected, rtol=0, atol=2e-5)
-    assert "word_head" not in load_encoder(str(tmp_path), "text") and "word_head" not in describe_encoder(
-        str(tmp_path), "text"
-    )
+    assert "word_head" not in encoder and "word_head" not in describe_encoder(str(tmp_path), "text")
 
 
 def test_a_head_over_another_table_is_left_out_and_said(tmp_path):
     other = {"cls.predictions.decoder.weight": np.ones((TINY["vocab_size"], 32), np.float32)}
     _, found = masked_words(tmp_path, **{"with": other})
-    assert found.report.sound and load_word_head(str(tmp_path)) is None
+    assert found.report.sound and load_with_word_head(str(tmp_path))[1] is None
     assert "cls.predictions.transform.dense.weight" in found.report.ignored
 
 

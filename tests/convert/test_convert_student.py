@@ -15,6 +15,7 @@ from torch import nn
 from torch_modules import Attention
 from transformers import BertConfig, BertModel
 
+from smke_jax.activations import ACTIVATIONS
 from smke_jax.convert.convert import convert
 from smke_jax.convert.export import pytorch
 from smke_jax.convert.export.thesis import state_dict
@@ -22,7 +23,6 @@ from smke_jax.convert.layouts import LAYOUTS
 from smke_jax.convert.rules import to_torch
 from smke_jax.convert.source import Source
 from smke_jax.errors import UserError
-from smke_jax.models.layers import ACTIVATIONS
 
 MODELING = pytorch.import_modeling()
 TINY = {"width": 32, "mlp": 48, "heads": 4, "depth": 2, "grid": 3, "patch": 4, "vocab": 50, "positions": 12}

@@ -1,6 +1,7 @@
 """A trained student leaves in every format, embeds there as here, and finds the same images and captions."""
 
 import functools
+import hashlib
 import json
 import re
 import resource
@@ -57,6 +58,7 @@ FILES = {
         "README.md",
         "config.json",
         "model.safetensors",
+        "SHA256SUMS",
         "modeling_smke.py",
         "preprocessor_config.json",
         *TOKENIZER,
@@ -330,6 +332,8 @@ def test_pytorch_alone_opens_it(exported, monkeypatch):
     assert text.norm().item() == pytest.approx(1)
     with safe_open(directory / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"} and set(file.keys()) == set(model.state_dict())
+    digest, name = (directory / "SHA256SUMS").read_text().split()
+    assert digest == hashlib.sha256((directory / name).read_bytes()).hexdigest()
 
 
 @pytest.mark.parametrize("format", sorted(FORMATS.keys() - {"onnx"}))

@@ -13,6 +13,7 @@ from smke_jax.data.decode import decode_image
 from smke_jax.data.mixture import open_mixture
 from smke_jax.data.pipeline import InMemorySource
 from smke_jax.data.prepare import build as build_module
+from smke_jax.data.prepare import check as check_module
 from smke_jax.data.prepare.build import build
 from smke_jax.data.prepare.items import Item, Skips
 from smke_jax.data.prepare.journal import Journal, Outcome
@@ -61,7 +62,7 @@ def test_whatever_one_picture_does_to_its_decoder(tmp_path, monkeypatch):
         if data == b"1":
             raise MemoryError
 
-    monkeypatch.setattr(build_module, "open_image", fail)
+    monkeypatch.setattr(check_module, "open_image", fail)
     items = [Item(name, ["A ."], name.encode(), name) for name in "012"]
     manifest = build({"train": items}, tmp_path / "out", dataset="x", skips=Skips())
     assert manifest["skip_reasons"] == {"cannot be read: MemoryError": 1}
@@ -257,9 +258,8 @@ def test_an_interrupted_build_goes_on_and_writes_the_same(stops, name, tmp_path,
     given = {"dataset": "x", "created_by": {"out": "out"}, "max_side": 20}
     whole = build({"train": items, "dev": tiny_items(2)}, tmp_path / "whole", skips=Skips(), **given)
     loads = []
-    load = build_module._load
-    monkeypatch.setattr(build_module, "_load", lambda item, side: loads.append(item.name) or load(item, side))
-    monkeypatch.setattr(build_module, "CHUNK", 1)
+    load = check_module._load
+    monkeypatch.setattr(check_module, "_load", lambda item, side: loads.append(item.name) or load(item, side))
     for stop in stops:
         with pytest.raises(KeyboardInterrupt):
             splits = {"train": stop_after(items, stop), "dev": tiny_items(2)}
@@ -275,7 +275,6 @@ def test_an_interrupted_build_goes_on_and_writes_the_same(stops, name, tmp_path,
 
 def test_what_changed_in_between_is_noticed(tmp_path, monkeypatch):
     monkeypatch.setattr(SplitWriter.__init__, "__kwdefaults__", {"shard_bytes": SMALL_SHARDS})
-    monkeypatch.setattr(build_module, "CHUNK", 1)
     files = tmp_path / "files"
     files.mkdir()
     items = mixed_items(files)

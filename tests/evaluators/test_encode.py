@@ -8,8 +8,10 @@ from two_matrices import ROWS, SIZES, two_matrices_config
 
 from smke_jax.errors import UserError
 from smke_jax.evaluators import EVALUATORS
+from smke_jax.evaluators import encode as encode_module
 from smke_jax.evaluators.base import Evaluator, Figures
 from smke_jax.evaluators.encode import Encoder
+from smke_jax.models.attention import best
 from smke_jax.parallel.mesh import divisible
 from smke_jax.parts import part
 from smke_jax.tasks.base import Column, Split, first_rows
@@ -98,18 +100,24 @@ def slow_norm(*, split: str = "dev") -> Evaluator:
 
 
 def test_a_restored_run_evaluates_as_it_did_while_it_was_trained(tmp_path, monkeypatch):
-    """With frozen and trained leaves of one network, and a moving average of another."""
+    """With frozen and trained leaves of one network, a moving average of another, and the run's choice of attention."""
+    asked = []
+    monkeypatch.setattr(encode_module, "best", lambda name, device: asked.append(name) or best(name, device))
     monkeypatch.setitem(EVALUATORS, "slow_norm", slow_norm)
     c = two_matrices_config()
+    c.attention = "products"
     c.networks.net.trained = ("text",)
     c.networks.slow = part("average", of="net", decay=0.5)
     c.total_steps, c.checkpoint.every = 2, 1
     c.evaluators.slow_norm = part("slow_norm")
     c.evaluators.train = part("retrieval", split="train", level="head")
     outcome = train_and_evaluate(c, tmp_path)
+    assert set(asked) == {"products"}
+    asked.clear()
     run = restore_run(tmp_path)
     for name, evaluator in run.experiment.recipe.evaluators.items():
         assert run.evaluate(evaluator).scalars == outcome.figures[name].scalars
+    assert set(asked) == {"products"}
     with pytest.raises(UserError, match="are read from its newest checkpoint alone: leave --step out"):
         restore_run(tmp_path, step=1).evaluate(run.experiment.recipe.evaluators["slow_norm"])
     train = run.experiment.task.split("train")

@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from smke_jax.errors import UserError
+from smke_jax.evaluators.accuracy import share_interval
 from smke_jax.evaluators.encode import Encoder
 from smke_jax.evaluators.label_metrics import (
     accuracy,
@@ -111,8 +112,9 @@ def test_rows_of_a_padded_last_batch_count_once(batch_size, devices):
     assert figures.record["rows"] == 97 and figures.record["confusion"] == counts.tolist()
     assert figures.scalars == {"accuracy": accuracy(counts), "f1": f1(counts), "matthews": matthews(counts)}
     assert evaluator.best == "accuracy" and evaluator.rank(figures) == accuracy(counts)
-    low, high = figures.record["ci95"]["accuracy"]
-    assert low < accuracy(counts) < high and json.dumps(figures.record)
+    assert figures.record["ci95"]["accuracy"] == share_interval(int((RIGHT == SAID).sum()), 97)
+    low, high = figures.record["ci95"]["f1"]
+    assert low < f1(counts) < high and json.dumps(figures.record)
 
 
 def test_scores_with_the_texts_of_the_best_and_the_worst():

@@ -26,9 +26,9 @@ from smke_jax.parallel.mesh import make_mesh
 from smke_jax.parts import part
 from smke_jax.passes.base import Pass
 from smke_jax.tasks.base import Column, Split
-from smke_jax.training.build import open_run
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.loop import train_and_evaluate
+from smke_jax.training.opening import open_run
 
 RNG, RNG_TABLE = np.random.default_rng(0).spawn(2)
 CLASSES = ("blue_cat", "green", "red_dog")

@@ -23,6 +23,7 @@ from smke_jax.selections.base import Selection
 from smke_jax.training import build
 from smke_jax.training.build import build_experiment, resolve
 from smke_jax.training.loop import train_and_evaluate
+from smke_jax.training.opening import open_run
 from smke_jax.training.recipe import in_order, shapes_of, sources
 from smke_jax.training.record import flatten
 from smke_jax.training.stages import MARK, with_stages
@@ -373,5 +374,5 @@ def test_a_target_that_the_predictor_does_not_have_is_refused_before_the_run(tmp
     config = override(load_config(f"{FOLDER / 'denoise.py'}:hog,smoke"), [flag])
     config.num_devices = 1
     with pytest.raises(UserError, match="target is pixel, and mim/target is hog: set target=hog, as the network patch"):
-        build.open_run(config, tmp_path / "run")
+        open_run(config, tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()

@@ -14,7 +14,7 @@ ROOT = Path(smke_jax.__file__).resolve().parent
 LAYERS = (
     (
         "errors", "atomic", "json_text", "limits", "lock", "config", "facts", "rungs", "paths", "cache_folder",
-        "descriptions", "efficientnet_blocks",
+        "descriptions", "efficientnet_blocks", "activations", "perceptron", "standardise",
     ),
     ("losses", "models", "parallel", "data.decode", "data.scenes"),
     ("objectives", "selections", "passes", "data"),
@@ -22,9 +22,12 @@ LAYERS = (
     ("networks", "evaluators", "assets"),
     ("training", "reporting", "search"),
     ("parts", "forms", "fused_forms", "compression_forms", "config_files"),
-    ("training.build", "training.report"),
+    ("training.build", "training.opening", "training.report"),
     ("training.loop", "training.restore"),
-    ("embedder_kinds", "embedder_passes", "embedder", "training.export", "training.stages", "flags"),
+    (
+        "embedder_kinds", "embedder_passes", "embedder_networks", "embedder", "training.export", "training.stages",
+        "flags",
+    ),
     ("studies", "__main__"),
     ("programs", "notebook"),
 )  # fmt: skip
@@ -174,7 +177,7 @@ def test_axis_names_are_known_to_parallel_and_the_step():
     axis = {m for m in MODULES if names(m) & {"DATA_AXES", "FSDP_AXIS", "PartitionSpec"}}
     assert axis <= {"parallel.mesh", "parallel.rules", "training.step", "studies.benchmarks.contrastive"}
     knows = {m for m in knows if not m.startswith(("parallel", "studies"))}
-    assert knows <= {"training.step", "training.build", "embedder"}
+    assert knows <= {"training.step", "training.build", "embedder_networks"}
 
 
 # Who holds a config: what makes one, reads one, keeps one in a file, or hands one on to training.build.
@@ -186,6 +189,7 @@ CONFIGS = (
     "compression_forms",
     "config_files",
     "training.build",
+    "training.opening",
     "programs",
     "studies",
 )
@@ -193,7 +197,7 @@ HAND_ON = ("training.record", "training.loop", "training.restore", "training.sta
 
 
 def test_configs_are_read_in_one_place():
-    """Everything past training.build gets records and plain values."""
+    """Everything past training.build and training.opening gets records and plain values."""
     holders = {m for m in MODULES if "ConfigDict" in names(m)}
     assert not [m for m in holders if not any(is_in(m, room) for room in (*CONFIGS, *HAND_ON))]
     for module in ("training.loop", "training.step"):  # `config` is an argument that is handed on, and nothing else

@@ -17,7 +17,8 @@ from smke_jax.networks.base import Network
 from smke_jax.objectives import TERMS
 from smke_jax.objectives.base import Term, no_state
 from smke_jax.parts import base, part
-from smke_jax.training.build import build_experiment, build_step, open_run, resolve
+from smke_jax.training.build import build_experiment, build_step, resolve
+from smke_jax.training.opening import open_run
 
 # ---- fields
 

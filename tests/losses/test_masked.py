@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from over_devices import DEVICES, assert_near, run_together, spread, tensors, unit_rows
 
-from smke_jax.losses.masked import masked_words, mean_at, spread_at, standardised
+from smke_jax.losses.masked import masked_words, mean_at, spread_at
 from smke_jax.losses.pairs import NOBODY
 from smke_jax.losses.soft_contrast import soft_contrast
+from smke_jax.standardise import standardised
 
 B, M, V, D, K = 16, 4, 11, 6, 10
 rng = np.random.default_rng(0)

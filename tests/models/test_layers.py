@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch_parts import assert_near, block, gradients, quick_jit, randomised, to_torch
 
+from smke_jax.activations import ACTIVATIONS
 from smke_jax.errors import UserError
-from smke_jax.models.layers import ACTIVATIONS, Attention, Block, LayerNorm, LayerScale
+from smke_jax.models.layers import Attention, Block, LayerNorm, LayerScale
 
 BATCH, LENGTH, WIDTH, HEADS, MLP = 3, 5, 8, 2, 12
 LENGTHS = np.array([5, 3, 1])

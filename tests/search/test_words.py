@@ -39,7 +39,7 @@ def test_what_sees_photos_is_left_out(index, embedder):
     from safetensors.numpy import load_file
 
     held = sum(x.size for x in load_file(index / "words/params.safetensors").values())
-    networks = embedder._networks["embedder"]
+    networks = embedder._networks.params["embedder"]
     assert held == sum(
         x.size
         for name in ("text_encoder", "shared", "type_embedding", "type_scale")

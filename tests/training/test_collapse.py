@@ -14,7 +14,7 @@ from smke_jax.objectives import TERMS
 from smke_jax.objectives.base import Term, no_state
 from smke_jax.parts import part
 from smke_jax.passes.base import Pass
-from smke_jax.training import build, loop
+from smke_jax.training import loop, opening
 from smke_jax.training.step import _embedding_std
 
 
@@ -58,7 +58,7 @@ def flat() -> Term:
 
 def test_a_run_without_negatives_collapses_and_says_so_once(tmp_path, monkeypatch, caplog):
     """The cosine loss of matching pairs alone: it falls to 0 as all images and texts come to one embedding."""
-    monkeypatch.setattr(build, "WATCHED_FROM", 0)
+    monkeypatch.setattr(opening, "WATCHED_FROM", 0)
     monkeypatch.setitem(NETWORKS, "with_bias", with_bias)
     monkeypatch.setitem(TERMS, "flat", flat)
     config = two_matrices_config("cosine")

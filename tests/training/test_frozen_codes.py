@@ -14,9 +14,10 @@ from smke_jax.forms import form_of
 from smke_jax.models.quantizer import Quantizer
 from smke_jax.models.teachers import build_teacher
 from smke_jax.parts import part
-from smke_jax.training.build import build_part, open_run
+from smke_jax.training.build import build_part
 from smke_jax.training.export import export_run
 from smke_jax.training.loop import train_and_evaluate
+from smke_jax.training.opening import open_run
 from smke_jax.training.restore import restore_run
 
 SIZES = {"width": 16, "depth": 1, "num_heads": 2, "mlp_dim": 16, "image_size": 32, "patch_size": 16}

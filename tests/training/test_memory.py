@@ -8,7 +8,7 @@ from two_matrices import two_matrices_config
 
 from smke_jax.errors import UserError
 from smke_jax.forms import form_of
-from smke_jax.training import build
+from smke_jax.training import opening
 from smke_jax.training.loop import train_and_evaluate
 from smke_jax.training.memory import memory_advice, remedies
 from smke_jax.training.record import flatten
@@ -46,8 +46,8 @@ def test_training_ends_with_the_advice(tmp_path, monkeypatch):
     def exhausted(state, frozen, batch):
         raise JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 9.30GiB.")
 
-    built = build.build_step
-    monkeypatch.setattr(build, "build_step", lambda *args: (*built(*args)[:3], exhausted))
+    built = opening.build_step
+    monkeypatch.setattr(opening, "build_step", lambda *args: (*built(*args)[:3], exhausted))
     with pytest.raises(UserError) as caught:
         train_and_evaluate(two_matrices_config("alike"), tmp_path)
     assert str(caught.value) == (

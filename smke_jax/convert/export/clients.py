@@ -55,7 +55,7 @@ Pictures are decoded as in training: the orientation that a camera notes is appl
 and greys of 16 bits keep their high byte. {WITHOUT}
 
 `logit_scale` in `config.json` is the natural logarithm of what cosines of the exported level are multiplied with;
-`logit_scales` has those of all losses and levels.
+`logit_scales` has those of all losses and levels. `sha256sum -c SHA256SUMS` says whether the weights arrived whole.
 """
 
 

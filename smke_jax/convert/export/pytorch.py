@@ -1,5 +1,6 @@
 """The student as a PyTorch module, from the file that is copied into exports, and what goes with it."""
 
+import hashlib
 import importlib.util
 import io
 import json
@@ -23,6 +24,7 @@ from smke_jax.errors import UserError
 from smke_jax.passes.base import statistics_of
 
 MODELING = "modeling_smke.py"
+WEIGHTS, SUMS = "model.safetensors", "SHA256SUMS"
 SOURCE = Path(__file__).parents[1] / MODELING
 ORIENTATION = 0x0112  # the tag of it in EXIF
 # What the PyTorch file wants to know of each part, by its type.
@@ -225,9 +227,11 @@ def write_tokenizer(directory: Path, network: Network) -> None:
 
 
 def write_weights(directory: Path, state: dict[str, np.ndarray]) -> None:
-    """model.safetensors."""
+    """The weights, and a checksum as `sha256sum` writes it: safetensors takes a flipped byte for a weight."""
     # Not save_file: it hides the system's reason for a failure and makes the file unreadable for others.
-    atomic.write_bytes(directory / "model.safetensors", safetensors.numpy.save(state, metadata={"format": "pt"}))
+    content = safetensors.numpy.save(state, metadata={"format": "pt"})
+    atomic.write_bytes(directory / WEIGHTS, content)
+    atomic.write_text(directory / SUMS, f"{hashlib.sha256(content).hexdigest()}  {WEIGHTS}\n")
 
 
 def write_json(path: Path, content: dict) -> None:

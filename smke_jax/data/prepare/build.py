@@ -3,11 +3,9 @@
 What an interrupted run has finished is kept beside the folder, and the same command goes on from there (journal.py).
 """
 
-import concurrent.futures
 import contextlib
 import errno
 import hashlib
-import io
 import itertools
 import json
 import logging
@@ -18,25 +16,21 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from PIL import Image
-
 from smke_jax import atomic
-from smke_jax.data.decode import BadImage, open_image, size_of
 from smke_jax.data.listing import Entry, ListingWriter
-from smke_jax.data.prepare.items import Item, Skips, clean_caption, existing
-from smke_jax.data.prepare.journal import Journal, Outcome, any_closed_shard, found, remove_journals
+from smke_jax.data.prepare.check import Checked
+from smke_jax.data.prepare.items import Item, Skips, clean_caption
+from smke_jax.data.prepare.journal import Journal, any_closed_shard, found, remove_journals
 from smke_jax.data.prepare.shards import SplitWriter, write_metadata
+from smke_jax.data.prepare.workers import Workers
 from smke_jax.data.progress import Progress
 from smke_jax.data.sources import FORMAT_VERSION
 from smke_jax.errors import UserError
 
 log = logging.getLogger("smke_jax")
 
-JPEG_SIDE = 65_500  # pixels, the most that libjpeg writes
 LONG_NAME = 200  # bytes; a longer one leaves no room for what the work folder's name has besides
 ABOUT = "about.json"  # in the work folder: what the work is
-MOST_BYTES = 1 << 30  # of one image file
-CHUNK = 256  # images decoded in parallel before they are written in order
 
 
 def build(
@@ -47,6 +41,7 @@ def build(
     skips: Skips,
     created_by: dict | None = None,
     max_side: int | None = None,
+    workers: int = 1,
 ) -> dict:
     """Writes `out`: array_record shards that tfds opens, listings, the manifest, and the list of what was skipped.
 
@@ -63,20 +58,22 @@ def build(
       max_side: None keeps the original file bytes. A number re-encodes each image whose shorter side has more pixels,
         as RGB JPEG of quality 90 with that many (bicubic, aspect kept), or as PNG where the longer side has more than a
         JPEG can. Images that need no shrinking keep their bytes.
+      workers: processes that decode and shrink. What is written does not depend on their number. With more than one,
+        a script that calls this must have its own work under `if __name__ == "__main__"`, which each of them imports.
 
     Returns:
       The manifest, as written to manifest.json.
 
     Raises:
       UserError: `out` is taken, the disk is full, not one image could be used, or the dataset is not the one that an
-        interrupted run began with.
+        interrupted run began with, or a worker process was killed.
     """
     check_free(out)
     about = {"format_version": FORMAT_VERSION, "dataset": dataset, "created_by": created_by, "max_side": max_side}
-    with _partial_sibling(out, json.dumps(about, default=str)) as partial:
+    with _partial_sibling(out, json.dumps(about, default=str)) as partial, Workers(workers, max_side) as checking:
         report, infos = {}, []
         for split, items in splits.items():
-            report[split], info = _write_split(partial, split, items, skips, max_side)
+            report[split], info = _write_split(partial, split, items, skips, checking)
             infos += [info] if info else []
         if not infos:
             reason, count, where = (skips.reasons() or [("the dataset lists no images", 0, out.name)])[0]
@@ -126,7 +123,7 @@ def check_free(out: Path) -> None:
 
 
 def _write_split(
-    directory: Path, split: str, items: Iterable[Item], skips: Skips, max_side: int | None
+    directory: Path, split: str, items: Iterable[Item], skips: Skips, checking: Workers
 ) -> tuple[dict, object]:
     """Writes one split; returns its part of the manifest and its tfds SplitInfo (None when empty)."""
     journal, listing = Journal(directory, split), ListingWriter(directory, split)
@@ -137,7 +134,7 @@ def _write_split(
     progress = Progress(split, length)
     digest = hashlib.sha256()
     num_captions = dropped = seen = reencoded = 0
-    for item, outcome, data in itertools.chain(_finished(journal, items, directory), _checked(items, max_side)):
+    for item, outcome, data in itertools.chain(_finished(journal, items, directory), checking.checked(items)):
         seen += 1
         progress.update(seen)
         captions = [text for text in map(clean_caption, item.captions) if text]  # '' for what is no text
@@ -171,9 +168,6 @@ def _write_split(
     return report, info
 
 
-Checked = tuple[Item, Outcome, bytes | None]  # and the bytes to store, None for a bad image
-
-
 def _finished(journal: Journal, items: Iterator[Item], directory: Path) -> Iterator[Checked]:
     """Yields the items that an interrupted run has finished, without bytes: closed shards have them."""
     for outcome in journal.done:
@@ -182,63 +176,6 @@ def _finished(journal: Journal, items: Iterator[Item], directory: Path) -> Itera
             where = "the end of the dataset" if item is None else item.where
             raise UserError(f"{where} is not what it was before an interruption: delete {directory} to begin anew")
         yield item, outcome, None
-
-
-def _checked(items: Iterator[Item], max_side: int | None) -> Iterator[Checked]:
-    """Yields each item in order with what became of it."""
-
-    def check(item: Item) -> Checked:
-        try:
-            data, is_new = _load(item, max_side)
-            return item, Outcome(found(item), hashlib.sha256(data).hexdigest(), is_new), data
-        except BadImage as error:
-            reason = error.reason
-        except Exception as error:  # whatever one picture does to its decoder, the others are sound
-            log.debug("%s", item.where, exc_info=True)
-            reason = f"cannot be read: {type(error).__name__}"
-        return item, Outcome(found(item), reason=reason), None
-
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        while chunk := list(itertools.islice(items, CHUNK)):
-            yield from pool.map(check, chunk)
-
-
-def _load(item: Item, max_side: int | None) -> tuple[bytes, bool]:
-    """(File bytes to store, whether they were encoded here).
-
-    The picture is decoded whole, so that a broken one is found now and not in training.
-    """
-    data = _read(item.image) if isinstance(item.image, Path) else item.image
-    if max_side is None:
-        open_image(data, min_side=1)  # the smallest scale of a JPEG reads all of its bytes, too
-        return data, False
-    image = open_image(data, min_side=max_side)
-    if size_of(data)[0] <= max_side:
-        return data, False
-    scale = min(1.0, max_side / min(image.size))
-    image = image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
-    buffer = io.BytesIO()
-    if max(image.size) > JPEG_SIDE:
-        image.save(buffer, "PNG")
-    else:
-        image.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue(), True
-
-
-def _read(path: Path) -> bytes:
-    try:
-        path = existing(path)
-        if not path.is_file():
-            raise BadImage("image file is missing" if not path.exists() else "is a folder or a device, no file")
-        if path.stat().st_size > MOST_BYTES:
-            raise BadImage("image file is larger than 1 GiB")
-        return path.read_bytes()
-    except OSError as error:
-        raise BadImage(f"image file cannot be read: {error.strerror}") from None
-    except ValueError as error:  # of a zero byte, or of half a surrogate pair
-        if isinstance(error, BadImage):
-            raise
-        raise BadImage("no file can have this name") from None
 
 
 @contextlib.contextmanager

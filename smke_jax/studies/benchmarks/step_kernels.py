@@ -18,8 +18,16 @@ import jax
 from smke_jax.__main__ import run_program
 from smke_jax.studies.benchmarks import record
 from smke_jax.studies.benchmarks.measure import say
-from smke_jax.studies.benchmarks.sizes import SIZES, flops_per_example, made_up_batch, step_config
-from smke_jax.studies.benchmarks.train_step import DEVICES, JAX, WARM_UP, jax_contender, start, warmed_up
+from smke_jax.studies.benchmarks.sizes import flops_per_example, made_up_batch, step_config
+from smke_jax.studies.benchmarks.train_step import (
+    DEVICES,
+    JAX,
+    WARM_UP,
+    jax_contender,
+    parser_of_one_size,
+    start,
+    warmed_up,
+)
 
 KINDS = {  # of a kernel, by a piece of its name; the first that fits
     "products": ("nvjet", "gemm", "cutlass", "dot", "ynn", "matmul"),
@@ -113,13 +121,9 @@ def report(found: list[Kernel], top: int) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("step_kernels", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--device", choices=list(DEVICES), default="cpu")
-    parser.add_argument("--size", choices=list(SIZES), default="base")
-    parser.add_argument("--batch_size", type=int, default=0, metavar="N", help="default: the size's own")
+    parser = parser_of_one_size("step_kernels", __doc__, Path(__file__).with_suffix(".md"), device="cpu")
     parser.add_argument("--steps", type=int, default=1 + WARM_UP, metavar="N", help="that are profiled")
     parser.add_argument("--top", type=int, default=40, metavar="N", help="kernels that are named")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"), metavar="FILE")
     return parser
 
 

@@ -16,8 +16,16 @@ from typing import Any, NamedTuple
 from smke_jax.__main__ import run_program
 from smke_jax.studies.benchmarks import record
 from smke_jax.studies.benchmarks.measure import in_turns, matmul_rate, reason_of, say, spread
-from smke_jax.studies.benchmarks.sizes import SIZES, flops_per_example, made_up_batch, step_config
-from smke_jax.studies.benchmarks.train_step import DEVICES, WARM_UP, Contender, jax_contender, start, warmed_up
+from smke_jax.studies.benchmarks.sizes import flops_per_example, made_up_batch, step_config
+from smke_jax.studies.benchmarks.train_step import (
+    DEVICES,
+    WARM_UP,
+    Contender,
+    jax_contender,
+    parser_of_one_size,
+    start,
+    warmed_up,
+)
 
 
 class Variant(NamedTuple):
@@ -107,14 +115,10 @@ def report(config, found, failed, speeds, peak: float) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("step_variants", description=__doc__.splitlines()[0], allow_abbrev=False)
-    parser.add_argument("--device", choices=list(DEVICES), default="gpu")
-    parser.add_argument("--size", choices=list(SIZES), default="base")
-    parser.add_argument("--batch_size", type=int, default=0, metavar="N", help="default: the size's own")
+    parser = parser_of_one_size("step_variants", __doc__, Path(__file__).with_suffix(".md"), device="gpu")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="times that all run in turns")
     parser.add_argument("--seconds", type=float, default=1.0, metavar="S", help="that each runs in a round")
     parser.add_argument("--compile_seconds", type=float, default=600.0, metavar="S", help="after which none is begun")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".md"), metavar="FILE")
     return parser
 
 

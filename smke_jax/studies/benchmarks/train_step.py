@@ -315,6 +315,19 @@ def main(argv: list[str]) -> int:
     return 0 if complete else 1
 
 
+def parser_of_one_size(name: str, about: str, out: Path, *, device: str) -> argparse.ArgumentParser:
+    """The flags of a program `name` that measures the step of one size; `device` and `out` are defaults.
+
+    The first line of `about` says what it does.
+    """
+    parser = argparse.ArgumentParser(name, description=about.splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--device", choices=list(DEVICES), default=device)
+    parser.add_argument("--size", choices=list(SIZES), default="base")
+    parser.add_argument("--batch_size", type=int, default=0, metavar="N", help="default: the size's own")
+    parser.add_argument("--out", type=Path, default=out, metavar="FILE")
+    return parser
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("train_step", description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--sizes", type=_sizes, default=list(SIZES), metavar="A,B", help=f"of {', '.join(SIZES)}")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from smke_jax.errors import UserError
 from smke_jax.studies.doctor.findings import Finding
 from smke_jax.tasks.base import BatchPlan
-from smke_jax.training.build import open_run
+from smke_jax.training.opening import open_run
 
 
 def check_config(stages: Mapping[str, ConfigDict]) -> list[Finding]:

@@ -76,6 +76,7 @@ def encoder_of(run: TrainedRun, network: Network, name: str) -> Encoder:
     return Encoder(
         lambda names, columns: passes, lambda p: {name: params}, run.experiment.mesh,
         batch_size=run.config["eval_batch_size"], threads=run.experiment.task.threads,
+        attention=run.config["attention"],
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ def export(tmp_path_factory):
     """What `smke export --format=hf` writes, without the checks."""
     model = smke_jax.load(save_model(tmp_path_factory.mktemp("model")))
     folder = tmp_path_factory.mktemp("export")
-    params = jax.device_get(model._networks["embedder"])
+    params = jax.device_get(model._networks.params["embedder"])
     image = {**model.description["image"], "type": "data2vec2"}
     description = {**model.description, "image": image, "logit_scales": {"itc": {"out": 1.0}}}
     network = Network(params, description, model.tokenizer, None)

@@ -167,7 +167,7 @@ def test_a_tower_of_images_that_is_cut_is_a_file_of_these_layers_alone(tmp_path)
         pixels = {"mean": [0.5] * 3, "std": [0.2] * 3}
         save_params(tmp_path / name / PARAMS, own, {"model": vit | pixels | {"depth": depth}})
     experiment = SimpleNamespace(mesh=make_mesh(1), task=SimpleNamespace(threads=0))
-    run = SimpleNamespace(experiment=experiment, config={"eval_batch_size": 8})
+    run = SimpleNamespace(experiment=experiment, config={"eval_batch_size": 8, "attention": "auto"})
     tasks = image_tasks(colours(tmp_path / "tasks", noise=249))
     predicted = [
         image_figures(run, Tower("x", str(tmp_path / name), depth=depth), tasks)[0].arrays["predicted"].tolist()
