@@ -4,7 +4,7 @@ from pathlib import Path
 
 from smke_jax.flags import Parser, program_parser
 
-SMALL_TEACHER_STEPS = 300
+SMALL_TEACHER_STEPS = 150
 
 
 def parser() -> Parser:

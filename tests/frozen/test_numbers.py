@@ -44,7 +44,7 @@ COVERING = {
     "image_vq": (),  # images alone, an autoencoder, and slots that a pass reads
     "mamo": ("momentum_itc",),  # towers with a fusion, masked views of both, an average that sees the same masks
     "mim_image": (),  # hidden patches: a selection that draws, and an evaluator that adds an array
-    "teacher_scenes": (),  # two views of an image, an encoder, Muon, and a probe as the evaluator
+    "teacher_scenes": ("vicreg", "reconstruct"),  # two views of an image, an encoder, Muon, a probe as the evaluator
 }
 # Of what is added.  The order of rows does not matter to `structure`, so that it can read the rows that `mixup` names.
 FIELDS = {"structure": {"before": ("image/fc1@mixup",), "after": ("image/out@mixup",)}}

@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from smke_jax.__main__ import main
+from smke_jax.config_files import load_config
 from smke_jax.convert.params_file import load_params, read_description
 from smke_jax.data import datasets
 from smke_jax.data.scenes import make_scenes
@@ -61,7 +62,9 @@ def test_shipped_teacher_is_small_and_knows_its_origin():
     assert teacher.stat().st_size <= 2_000_000
     description = read_description(teacher)
     assert description["model"]["type"] == "data2vec2"
-    assert description["source"]["config"]["config.passes"] == ["views"], "trained from images alone"
+    made_by = description["source"]["config"]
+    assert made_by["config.task.type"] == "images", "trained from images alone"
+    assert made_by["config.total_steps"] == load_config("configs/teacher_scenes.py").total_steps
     assert load_params(teacher)["cls_token"].shape == (1, 1, description["model"]["width"])
 
 
