@@ -16,9 +16,9 @@ batch of 2,048, peak learning rate 1e-4 for 512 images.  Its schedule is constan
 relative positions and stochastic depth; here the rate falls along a cosine.  MaskFeat hides 40 %.
 Other shares: `--config.networks.tower.mask_ratio=0.4`.
 
-`flickr8k` and `scenes` have the encoders of configs/teacher_flickr8k.py and configs/teacher_scenes.py, which learn by
-VICReg: the export of one can start what that of the other starts.  Masking does not train [CLS].  The feature of such
-an encoder is the mean over patches, 'image/mean' here, and pools=("mean",) of the network `frozen`.
+`flickr8k` and `scenes` have the encoders of configs/teacher_flickr8k.py and configs/teacher_scenes.py, which learn
+from two views: the export of one can start what that of the other starts.  Masking does not train [CLS].  The feature
+of such an encoder is the mean over patches, 'image/mean' here, and pools=("mean",) of the network `frozen`.
 
 The evaluator `reconstruction` measures hidden patches of photos that are not trained on; the report shows some of them.
 """

@@ -2,7 +2,7 @@
 
     smke train --config=configs/teacher_scenes.py --workdir=runs/teacher_scenes
 
-Of the views 30 % are gray.  Colours alone would tell most scenes apart; gray views leave shape, texture, size and place.
+Of the views 30 % are gray: they leave shape, texture, size and place, where colours alone would tell most scenes apart.
 Source: SimCLR (Chen et al. 2020), with a learned temperature.  The negatives of a first view are the second views of
 other scenes, and the other way about.
 
