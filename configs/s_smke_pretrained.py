@@ -10,7 +10,7 @@ alone.  Other captions of the same photo are positives.  The README says how to 
 `:lite0` `weights/lite0`.
 
 `configs/s_smke_pretrained.py:lite0` has EfficientNet-Lite0 as the teacher, `:bank` adds the thesis' memory bank, and
-`:no_teacher` is the same student without a teacher, in the same number of steps.  `:lite0_bank` is both of the first,
+`:no_teacher` is the same student without a teacher, in the same number of steps.  `:lite0_bank` has both.
 `:lite0_mse` has the squared distance of normalised features in place of the contrast with the teacher, and
 `:lite0_relational` the similarities within the batch.
 
@@ -21,26 +21,35 @@ MiniLM's text training saw the captions of COCO and of Flickr30k, to which Flick
 from smke_jax.forms import split_variant
 from smke_jax.parts import itc, regress, relational_kl, stored_features, target_itc
 
-VARIANTS = ("lite0", "bank", "no_teacher", "lite0_bank", "lite0_mse", "lite0_relational")
+# {variant: (teacher, how it is distilled)}
+VARIANTS = {
+    "lite0": ("lite0", "contrast"),
+    "bank": ("dinov2", "bank"),
+    "no_teacher": ("dinov2", ""),
+    "lite0_bank": ("lite0", "bank"),
+    "lite0_mse": ("lite0", "mse"),
+    "lite0_relational": ("lite0", "relational"),
+}
 
 
 def get_config(variant: str = ""):
-    kind, form = split_variant(variant, VARIANTS)
+    kind, form = split_variant(variant, tuple(VARIANTS))
+    name, how = VARIANTS.get(kind, ("dinov2", "contrast"))
     c = form.fine_tuning()
     c.task = form.captioned()
-    teacher, width = form.teachers()["lite0" if kind.startswith("lite0") else "dinov2"]
+    teacher, width = form.teachers()[name]
     c.networks.student = form.pretrained(head=width)
     c.terms.itc = itc(levels=("fc1", "out"), same_image="positive")
-    if kind != "no_teacher":
+    if how:
         c.networks.teacher = teacher
         c.assets.photos = stored_features(of=("target/cls",), augmentations=form.augmentations, half=True)
-        if kind == "lite0_mse":
+        terms = {
+            "contrast": {"target_itc": target_itc(same_image="masked")},
+            "bank": {"target_itc": target_itc(bank_size=form.bank(65_536), same_image="masked")},
             # The mean over the channels times half of their number: one minus the cosine.
-            c.terms.regress = regress(normalise=True, weight=width / 2)
-        elif kind == "lite0_relational":
-            c.terms.relational_kl = relational_kl(diagonal=False)
-        else:
-            bank = form.bank(65_536) if kind.endswith("bank") else 0
-            c.terms.target_itc = target_itc(bank_size=bank, same_image="masked")
+            "mse": {"regress": regress(normalise=True, weight=width / 2)},
+            "relational": {"relational_kl": relational_kl(diagonal=False)},
+        }
+        c.terms.update(terms[how])
     c.evaluators.retrieval = form.retrieval()
     return c
