@@ -135,7 +135,6 @@ def report(programs: Programs, per_device: int, utilisation: float, link_use: fl
             f"## {name}",
             _speeds(device),
             _predicted(times, per_device),
-            LEFT,
             _left(device, programs, times, link_use),
             _conclusion(device, programs, times),
         ]
