@@ -6,14 +6,15 @@ The image towers embed random views of every photo once, or the whole photo, and
 Training reads these features and runs the text tower alone.  `smke_jax/convert/README.md` says how to get the weights.
 Source: Zhai et al. 2022, on features as in FuseMix (Vouitsis et al. 2024).
 
-`configs/lit.py:frozen_text` keeps the text tower frozen too, `:mixup` also contrasts mixed features, `:shared` puts
-S-SMKE's shared block after the projections, and `:one_tower` leaves out all image towers but the first.
+`configs/lit.py:frozen_text` keeps the text tower frozen too, `:mixup` also contrasts mixed features, `:structure` keeps
+near each other what is so in the first image tower and in the text tower (STRUCTURE, its weight rising from 0 to 10),
+`:shared` puts S-SMKE's shared block after the projections, and `:one_tower` leaves out all image towers but the first.
 """
 
 from smke_jax.forms import split_variant
-from smke_jax.parts import itc, mixup, projections, stored_features, transformer
+from smke_jax.parts import itc, mixup, projections, stored_features, structure, transformer
 
-VARIANTS = ("frozen_text", "mixup", "shared", "one_tower")
+VARIANTS = ("frozen_text", "mixup", "structure", "shared", "one_tower")
 
 
 def get_config(variant: str = ""):
@@ -37,6 +38,9 @@ def get_config(variant: str = ""):
     if kind == "mixup":
         c.selections.mixup = mixup()
         c.terms.mixed = itc(levels=("out",), pair=("mixed_image", "mixed_text"))
+    if kind == "structure":
+        c.terms.structure = structure(before=(features[0], "words/feature"), after=("image/out", "text/out"))
+        c.terms.structure.weight, c.terms.structure.final_weight = 0.0, 10.0
     c.optimizer.lr_rules = (("^words/", 0.2), ("logit_scale", 10.0))
     c.evaluators.retrieval = form.retrieval()
     return c

@@ -135,12 +135,12 @@ class Thesis:
         }  # fmt: skip
         return part("two_towers", **given | fields)
 
-    def teachers(self) -> dict[str, tuple[ConfigDict, int]]:
-        """{name: (frozen teacher, channels of its [CLS])}: DINOv2, and an EfficientNet-Lite0 of ImageNet's classes."""
+    def teachers(self) -> dict[str, tuple[ConfigDict, int, int]]:
+        """{name: (frozen teacher, channels of its [CLS], classes or 0)}: DINOv2, and an EfficientNet-Lite0."""
         dinov2, lite0 = part("vit", patch_size=14, layer_scale=1.0), part("efficientnet_lite", num_classes=1000)
         return {
-            "dinov2": (part("frozen", start="weights/dinov2-base", model=dinov2, dtype="bfloat16"), 768),
-            "lite0": (part("frozen", start="weights/lite0", model=lite0, dtype="bfloat16"), 1280),
+            "dinov2": (part("frozen", start="weights/dinov2-base", model=dinov2, dtype="bfloat16"), 768, 0),
+            "lite0": (part("frozen", start="weights/lite0", model=lite0, dtype="bfloat16"), 1280, 1000),
         }
 
     def retrieval(self, **fields: Any) -> ConfigDict:
@@ -259,11 +259,11 @@ class Flickr8k(Thesis):
         }  # fmt: skip
         return part("two_towers", **given | fields)
 
-    def teachers(self) -> dict[str, tuple[ConfigDict, int]]:
+    def teachers(self) -> dict[str, tuple[ConfigDict, int, int]]:
         dinov2, lite0 = part("vit", **self.dinov2, image_size=182), part("efficientnet_lite", num_classes=1000)
         return {
-            "dinov2": (part("frozen", start="weights/dinov2", model=dinov2), 384),
-            "lite0": (part("frozen", start="weights/lite0", model=lite0), 1280),
+            "dinov2": (part("frozen", start="weights/dinov2", model=dinov2), 384, 0),
+            "lite0": (part("frozen", start="weights/lite0", model=lite0), 1280, 1000),
         }
 
     def retrieval(self, **fields: Any) -> ConfigDict:
@@ -291,9 +291,9 @@ class Drawn(Thesis):
     def pretrained(self, **fields: Any) -> ConfigDict:
         return self.student(**fields)
 
-    def teachers(self) -> dict[str, tuple[ConfigDict, int]]:
-        # Drawn scenes have one teacher.
-        return dict.fromkeys(("dinov2", "lite0"), (self.teacher(), self.width))
+    def teachers(self) -> dict[str, tuple[ConfigDict, int, int]]:
+        # Drawn scenes have one teacher, whose classes are stand-ins.
+        return {"dinov2": (self.teacher(), self.width, 0), "lite0": (self.classifier(), self.width, self.classes)}
 
     def retrieval(self, **fields: Any) -> ConfigDict:
         return part("retrieval", **fields | {"split": "gallery", "every": 0})
