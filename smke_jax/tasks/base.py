@@ -103,6 +103,17 @@ class Draft(NamedTuple):
     finish: Callable[[Mapping[str, int]], Task]
 
 
+def caption_lengths(task: Task, most: int = 2_048) -> np.ndarray:
+    """(n,) int: the tokens of at most so many captions of the split that is trained on, spread over all of it.
+
+    Empty where the task has no captions.
+    """
+    column = task.split(task.train).columns.get("text_mask") if task.tokenizer is not None else None
+    if column is None:
+        return np.zeros(0, int)
+    return column.read(np.linspace(0, column.rows - 1, min(most, column.rows)).astype(int)).sum(1)
+
+
 def columns_of(
     names: Sequence[str], rows: int, read: Callable[[Sequence[int]], Sequence[np.ndarray]], about: str
 ) -> dict[str, Column]:

@@ -1,7 +1,7 @@
 """From a config to records and plain values; beside opening.py the only place that reads a config."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -240,9 +240,12 @@ def read_starts(experiment: Experiment, names: Iterable[str] | None = None) -> d
 
 
 def build_step(
-    config: ConfigDict, experiment: Experiment
+    config: ConfigDict, experiment: Experiment, lengths: Sequence[int] = ()
 ) -> tuple[optax.GradientTransformation, Callable, Any, Callable]:
-    """(optimiser, schedule of the learning rate, abstract state, jitted train step) of `config` (resolved)."""
+    """(optimiser, schedule of the learning rate, abstract state, jitted train step) of `config` (resolved).
+
+    lengths: of captions, see `caption_lengths`; () runs all of them at their full width
+    """
     first = [f"{name}/{path}" for name, x in experiment.recipe.networks.items() for path in x.first_layer]
     tx, schedule = build_optimizer(
         batch_size=config.batch_size, total_steps=config.total_steps, first_layer=first, **config.optimizer.to_dict()
@@ -252,14 +255,15 @@ def build_step(
         shapes=experiment.shapes,
     )  # fmt: skip
     run = make_train_step(
-        experiment.recipe, tx, experiment.mesh, total_steps=config.total_steps, layout=abstract, **_computed(config)
+        experiment.recipe, tx, experiment.mesh, total_steps=config.total_steps, layout=abstract, lengths=lengths,
+        **_computed(config),
     )  # fmt: skip
     return tx, schedule, abstract, run
 
 
-def build_diagnosis(config: ConfigDict, experiment: Experiment) -> Callable:
-    """`make_diagnosis` of the step of `config` (resolved)."""
-    return make_diagnosis(experiment.recipe, experiment.mesh, **_computed(config))
+def build_diagnosis(config: ConfigDict, experiment: Experiment, lengths: Sequence[int] = ()) -> Callable:
+    """`make_diagnosis` of the step of `config` (resolved); lengths as of `build_step`."""
+    return make_diagnosis(experiment.recipe, experiment.mesh, lengths=lengths, **_computed(config))
 
 
 def _computed(config: ConfigDict) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from smke_jax.parallel.process import check_same, failing_together
 from smke_jax.parts import filled
 from smke_jax.reporting.run_file import read_run
 from smke_jax.selections.base import Selection
-from smke_jax.tasks.base import Task
+from smke_jax.tasks.base import Task, caption_lengths
 from smke_jax.training import record
 from smke_jax.training.build import (
     Experiment,
@@ -105,7 +105,8 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
             if isinstance(item, Selection):
                 item.check(experiment.task, experiment.numbers, experiment.recipe.assets)
     check_same(identity)
-    tx, schedule, abstract, run_step = build_step(config, experiment)
+    lengths = caption_lengths(experiment.task) if config.split_by_length else ()
+    tx, schedule, abstract, run_step = build_step(config, experiment, lengths)
     flat = record.flatten(config)
     networks = {name: dict(x.described) for name, x in experiment.recipe.networks.items() if x.described}
     facts = {"identity": identity, "facts": dict(experiment.task.facts), "networks": networks}
@@ -116,7 +117,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
         log.info("terms of weight 0 are neither computed nor logged: %s", ", ".join(left_out))
     return Plan(
         experiment, tx, schedule, abstract, run_step,
-        diagnose=build_diagnosis(config, experiment),
+        diagnose=build_diagnosis(config, experiment, lengths),
         starts=starts,
         identity=identity,
         flat=flat,

@@ -1,11 +1,12 @@
 """The train step: the only place with value_and_grad."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
@@ -15,6 +16,7 @@ from smke_jax.models.attention import attention_by, best
 from smke_jax.parallel.mesh import DATA_AXES, made_on_host, replicated, sharded
 from smke_jax.parallel.rules import shardings, specs
 from smke_jax.passes.base import Pass
+from smke_jax.passes.by_length import by_length
 from smke_jax.passes.micro_batch import in_micro_batches
 from smke_jax.training.recipe import (
     Recipe,
@@ -168,6 +170,7 @@ def make_train_step(
     loss_impl: str = "auto",
     exchange_dtype: str = FULL,
     attention: str = "auto",
+    lengths: Sequence[int] = (),
 ) -> Callable:
     """Jitted (state, frozen, batch) -> (state, metrics).  Donates the state, never `frozen`.
 
@@ -176,12 +179,14 @@ def make_train_step(
     its state can still be looked into (`make_diagnosis`).
     layout: the state's shardings, as arrays or `abstract_state` have them; None is a whole copy on every device.
     micro_batch: see `in_micro_batches`.  loss_impl, exchange_dtype: impl and dtype of the `Scope` of terms.
-    attention: of `models.attention.CHOICES`.
+    attention: of `models.attention.CHOICES`.  lengths: of captions, see `by_length`.
     metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', 'update_norm' (of the change of the trained
     parameters), 'collisions' (the share of examples whose id occurs more than once in the batch), and
     'embedding_std/<representation>' of those that passes have watched.
     """
-    forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl, attention=attention)
+    forward = make_forward(
+        recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl, attention=attention, lengths=lengths
+    )
     exchange = {"loss_impl": loss_impl, "exchange_dtype": exchange_dtype}
 
     def step(state: TrainState, frozen: Frozen, batch):
@@ -223,8 +228,9 @@ def make_train_step(
 
 
 def make_forward(
-    recipe: Recipe, mesh, *, micro_batch: int = 0, loss_impl: str = "auto", attention: str = "auto"
-) -> Callable:
+    recipe: Recipe, mesh, *, micro_batch: int = 0, loss_impl: str = "auto", attention: str = "auto",
+    lengths: Sequence[int] = (),
+) -> Callable:  # fmt: skip
     """(params, averages, frozen, slots, arrays, key, trained) -> `arrays` and what passes and selections make of them.
 
     `trained` False runs the items that no trained parameter influences.  `trained` True runs the others, which find the
@@ -238,17 +244,20 @@ def make_forward(
         reads_terms = any(name.startswith("terms/") for name in item.reads)
         depends = any(is_trained(recipe.networks[name]) for name in networks) or reads_terms
         depends = depends or any(x in in_gradient for need in item.needs for x in need.split("@"))
-        halves[depends].append(in_micro_batches(item, mesh, micro_batch) if isinstance(item, Pass) else item)
+        trains = any(is_trained(recipe.networks[name]) for name in networks)
+        if isinstance(item, Pass):
+            item = _attending(item, attention, trains)
+            item = in_micro_batches(by_length(item, mesh, np.asarray(lengths)), mesh, micro_batch)
+        halves[depends].append((item, trains))
         in_gradient |= set(item.provides) if depends else set()
 
     def forward(params, averages, frozen, slots, arrays, key, *, trained: bool):
         arrays = dict(arrays)
-        for item in halves[trained]:
+        for item, trains in halves[trained]:
             if isinstance(item, Pass):
                 rows = {need: take(arrays, need) for need in item.needs}
                 borrowed = borrow(recipe, item, params, averages, frozen, slots)
-                trains = any(is_trained(recipe.networks[name]) for name in item.networks)
-                with jax.named_scope(item.name), attention_by(attention, trained=trains):
+                with jax.named_scope(item.name):
                     arrays |= item.run(borrowed, rows, key_of(key, item.name), trains)
             else:
                 state = {"terms": params["terms"], "assets": frozen.get("assets", {})}
@@ -257,6 +266,16 @@ def make_forward(
         return arrays
 
     return forward
+
+
+def _attending(p: Pass, attention: str, trains: bool) -> Pass:
+    """`p` whose attention is computed as `attention` says, also where its backward pass traces it again."""
+
+    def run(*given):
+        with attention_by(attention, trained=trains):
+            return p.run(*given)
+
+    return p._replace(run=run)
 
 
 def borrow(recipe: Recipe, p: Pass, params, averages, frozen, slots) -> dict[str, Any]:
@@ -290,13 +309,16 @@ def make_diagnosis(
     loss_impl: str = "auto",
     exchange_dtype: str = FULL,
     attention: str = "auto",
+    lengths: Sequence[int] = (),
 ) -> Callable:
     """(state, frozen, batch, step) -> the name of the first tensor that is not finite in that step, '' if all are.
 
     It computes the step again with the parameters of `state` and looks at everything: parameters, representations,
     losses, gradients.  It is a program of its own, so that steps do not pay for it.
     """
-    forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl, attention=attention)
+    forward = make_forward(
+        recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl, attention=attention, lengths=lengths
+    )
     exchange = {"loss_impl": loss_impl, "exchange_dtype": exchange_dtype}
 
     @jax.jit
