@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from compiled import collectives
 from tiny import tiny_config
 
 from smke_jax.models.fields import build_from
@@ -94,6 +95,15 @@ def test_rows_and_gradients_are_those_of_all_at_full_width(tower, name, devices)
     assert largest > 1
     for (path, one), other in zip(jax.tree.leaves_with_path(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(other, one, rtol=2e-5, atol=2e-6 * largest, err_msg=jax.tree_util.keystr(path))
+
+
+def test_rows_stay_on_their_devices(tower):
+    p, params = tower
+    mesh = make_mesh(8)
+    cut = by_length(p, mesh, LENGTHS)
+    total = lambda params, arrays: cut.run(params, arrays, jax.random.key(0), True)["words/feature"].sum()  # noqa: E731
+    compiled = jax.jit(jax.grad(total)).lower(params, put_batch(BATCHES["fits"], mesh)).compile()
+    assert {kind for kind, _ in collectives(compiled)} == {"all-reduce"}
 
 
 def test_micro_batches_are_cut_too(tower):
