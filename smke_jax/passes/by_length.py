@@ -1,11 +1,12 @@
-"""A pass over captions in up to three parts, each as wide as its longest caption: little is computed for padding.
+"""A pass over captions in up to three parts, each as wide as its longest caption, so that less padding is computed.
 
 Most captions are far shorter than `max_length`: those of COCO have some 14 tokens, of 64.  The rows of every device are
-sorted by their number of tokens, and the shorter ones run without most of their padding.  A compiled step has fixed
-shapes, so that the parts are chosen beforehand, of a sample of the data.  In a batch that does not fit into them, which
-is very rare, all rows run at their full width: representations and gradients are the same, but for rounding.
+sorted by their length, and the shorter ones run without most of their padding.  A compiled step has fixed shapes, so
+the parts are chosen beforehand, from a sample of the data.  A batch that does not fit into them, which is rare, runs at
+its full width: representations and gradients are the same, but for rounding.
 """
 
+import math
 from functools import partial
 
 import jax
@@ -14,18 +15,21 @@ import numpy as np
 
 from smke_jax.parallel.mesh import sharded
 from smke_jax.passes.base import Pass
+from smke_jax.passes.micro_batch import in_micro_batches
 
 TEXT = ("text", "text_mask")
-FEWEST = 64  # rows of a device: of fewer the parts are too small to keep it busy
-SURE = 4.0  # standard deviations between what a part has room for and what it will get
-WORTH = 0.9  # of the tokens with padding: above that a second part costs more than it saves
+FEWEST = 64  # rows of a device: with fewer rows, the parts are too small to keep the device busy
+SURE = 4.0  # standard deviations between the captions that a part has room for and those it gets on average
+WORTH = 0.9  # of the tokens with padding: above that, a second part costs more than it saves
+PIECES = 4  # in which a batch that does not fit runs, so that it needs no more memory than one that does
 
 
-def parts_of(lengths: np.ndarray, rows: int, width: int) -> tuple[tuple[int, int], ...]:
+def parts_of(lengths: np.ndarray, rows: int, width: int, devices: int = 1) -> tuple[tuple[int, int], ...]:
     """((rows, width), …) of the parts, the narrowest first: as many `rows` in all, and the last as wide as `width`.
 
     lengths: (n,) of captions of the data set, in tokens
-    A part is no wider than nearly every batch of such captions allows, by `SURE`.  Widths are even.
+    devices: that each have so many rows
+    Every part has room for its captions in nearly every batch.  Widths are even.
     """
     whole = ((rows, width),)
     if rows < FEWEST or not len(lengths):
@@ -33,7 +37,9 @@ def parts_of(lengths: np.ndarray, rows: int, width: int) -> tuple[tuple[int, int
     widths = np.arange(2, width, 2)
     share = (np.searchsorted(np.sort(lengths), widths, side="right") + 0.5) / (len(lengths) + 1)
     spread = np.sqrt(share * (1 - share) * (1 / rows + 1 / len(lengths)))
-    fit = np.clip(np.floor(rows * (share - SURE * spread)), 0, rows).astype(int)  # rows that are no longer than that
+    # One device whose captions do not fit is enough: of more devices, each has to be surer.
+    sure = math.sqrt(SURE**2 + 2 * math.log(devices))
+    fit = np.clip(np.floor(rows * (share - sure * spread)), 0, rows).astype(int)  # rows that are no longer than that
     best, cost = whole, WORTH * rows * width
     for i, narrow in enumerate(widths):
         tokens = fit[i] * narrow + np.maximum(fit - fit[i], 0) * widths + (rows - np.maximum(fit, fit[i])) * width
@@ -42,31 +48,59 @@ def parts_of(lengths: np.ndarray, rows: int, width: int) -> tuple[tuple[int, int
         if tokens[j] < cost:
             cost = tokens[j]
             counts = (fit[i], fit[j] - fit[i], rows - fit[j])
-            best = tuple(
-                (int(n), int(w)) for n, w in zip(counts, (narrow, widths[j], width), strict=True) if n
-            )  # fmt: skip
+            best = tuple((int(n), int(w)) for n, w in zip(counts, (narrow, widths[j], width), strict=True) if n)
     return best
+
+
+def rows_at_once(batch_size: int, mesh, micro_batch: int = 0) -> int:
+    """Rows of a device in one run of a pass, of a global batch."""
+    rows = batch_size // mesh.size
+    return min(micro_batch or rows, rows)
+
+
+def of_captions(item) -> bool:
+    """Whether `item`, a pass or a selection, is a pass over captions alone."""
+    return isinstance(item, Pass) and set(item.needs) == set(TEXT)
+
+
+def fitting(lengths: np.ndarray, text_mask: jax.Array, mesh, micro_batch: int = 0) -> jax.Array | None:
+    """The share of a step's runs, one or one per micro-batch, that fit into their parts; None where none is cut.
+
+    text_mask (B, L) of a global batch.
+    """
+    rows = rows_at_once(len(text_mask), mesh, micro_batch)
+    parts = parts_of(lengths, rows, text_mask.shape[1], mesh.size)
+    if len(parts) == 1:
+        return None
+    fits = _fits(parts, _ends(text_mask).reshape(-1, rows)).reshape(mesh.size, -1)
+    return jnp.mean(jnp.all(fits, axis=0))
 
 
 def by_length(p: Pass, mesh, lengths: np.ndarray) -> Pass:
     """`p` in the parts that suit captions of these `lengths`; `p` itself where it is no pass over captions alone.
 
-    Nor is a pass cut that makes something of every token.  Dropout differs by part.
+    A pass that makes an output for every token is not cut either.  `text_mask` has to be ones and then zeros, and what
+    `p` makes of a row may not depend on how much padding follows.  Dropout differs by part.
     """
-    if set(p.needs) != set(TEXT) or not len(lengths):
+    if not of_captions(p) or not len(lengths):
         return p
 
     def run(params, arrays, key, train):
         ids, mask = (arrays[name] for name in TEXT)
-        parts = parts_of(lengths, len(ids) // mesh.size, ids.shape[1])
+        rows = len(ids) // mesh.size
+        parts = parts_of(lengths, rows, ids.shape[1], mesh.size)
+        in_pieces = in_micro_batches(p, mesh, 0 if rows % PIECES else rows // PIECES)
 
-        def whole(params, ids, mask, key):
-            return p.run(params, dict(zip(TEXT, (ids, mask), strict=True)), key, train)
+        def whole(params, ids, mask, key, run=p.run):
+            return run(params, dict(zip(TEXT, (ids, mask), strict=True)), key, train)
+
+        def possible(mask):
+            return jnp.all(_fits(parts, _ends(mask).reshape(mesh.size, -1)))
 
         given = (params, ids, mask, key)
         if len(parts) == 1 or not _of_rows(whole, *given):
             return whole(*given)
-        return _one_or_all(partial(_in_parts, whole, mesh, parts), whole, partial(_fits, mesh, parts))(*given)
+        return _one_or_all(partial(_in_parts, whole, mesh, parts), partial(whole, run=in_pieces.run), possible)(*given)
 
     return p._replace(run=run)
 
@@ -77,22 +111,21 @@ def _of_rows(whole, params, ids, mask, key) -> bool:
     return jax.tree.map(lambda x: x.shape, full) == jax.tree.map(lambda x: x.shape, cut)
 
 
-def _by_device(mask: jax.Array, devices: int) -> jax.Array:
-    """The numbers of tokens (devices, rows of each)."""
-    return mask.sum(1).reshape(devices, -1)
+def _ends(mask: jax.Array) -> jax.Array:
+    """(B,): the number of tokens up to the last one that is no padding, of `mask` (B, L)."""
+    return jnp.max(jnp.where(mask != 0, jnp.arange(1, mask.shape[1] + 1), 0), axis=1)
 
 
-def _fits(mesh, parts, mask) -> jax.Array:
-    """Whether on every device every part is as wide as its captions are long."""
-    lengths = jnp.sort(_by_device(mask, mesh.size), axis=1)
-    ends = np.cumsum([rows for rows, _ in parts]) - 1
-    return jnp.all(lengths[:, ends] <= np.array([width for _, width in parts]))
+def _fits(parts, ends: jax.Array) -> jax.Array:
+    """(groups,): whether every part is as wide as its captions are long, of their `ends` (groups, rows)."""
+    last = np.cumsum([rows for rows, _ in parts]) - 1
+    return jnp.all(jnp.sort(ends, axis=1)[:, last] <= np.array([width for _, width in parts]), axis=1)
 
 
 def _in_parts(whole, mesh, parts, params, ids, mask, key):
     """What `whole` makes of all rows; those of each device are sorted among themselves, so that nothing moves."""
     devices = mesh.size
-    order = jnp.argsort(_by_device(mask, devices), axis=1)
+    order = jnp.argsort(_ends(mask).reshape(devices, -1), axis=1)
     place = jnp.argsort(order, axis=1)
 
     def rows(x, index):
@@ -149,9 +182,7 @@ def _one_or_all(usual, always, possible):
         tree, at = static.value
         own, made = jax.tree.leaves(given), iter(leaves)
         back = jax.tree.unflatten(tree, [next(made) if i is None else own[i] for i in at])
-        grads = jax.lax.cond(
-            fit, lambda: back(cotangents)[0], lambda: pull(always, *given)[1](cotangents)[0]
-        )  # fmt: skip
+        grads = jax.lax.cond(fit, lambda: back(cotangents)[0], lambda: pull(always, *given)[1](cotangents)[0])
         return grads, None, None, None
 
     run.defvjp(forward, backward)

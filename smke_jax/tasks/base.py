@@ -104,14 +104,15 @@ class Draft(NamedTuple):
 
 
 def caption_lengths(task: Task, most: int = 2_048) -> np.ndarray:
-    """(n,) int: the tokens of at most so many captions of the split that is trained on, spread over all of it.
+    """(n,) int: the tokens of about `most` captions as a training draws them, the same ones in every process and run.
 
-    Empty where the task has no captions.
+    Empty where the rows of `task` have no captions.
     """
-    column = task.split(task.train).columns.get("text_mask") if task.tokenizer is not None else None
-    if column is None:
+    if "text_mask" not in task.example():
         return np.zeros(0, int)
-    return column.read(np.linspace(0, column.rows - 1, min(most, column.rows)).astype(int)).sum(1)
+    rows = min(512, task.length())
+    batches = task.batches(BatchPlan(rows, 0, arrays=frozenset({"text_mask"})))
+    return np.concatenate([next(batches)["text_mask"].sum(1) for _ in range(-(-most // rows))])
 
 
 def columns_of(

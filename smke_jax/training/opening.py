@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
@@ -13,6 +14,7 @@ from smke_jax.networks.base import Start
 from smke_jax.parallel.mesh import check_batch_size
 from smke_jax.parallel.process import check_same, failing_together
 from smke_jax.parts import filled
+from smke_jax.passes.by_length import FEWEST, of_captions, parts_of, rows_at_once
 from smke_jax.reporting.run_file import read_run
 from smke_jax.selections.base import Selection
 from smke_jax.tasks.base import Task, caption_lengths
@@ -104,8 +106,8 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
         for item in experiment.recipe.forward:
             if isinstance(item, Selection):
                 item.check(experiment.task, experiment.numbers, experiment.recipe.assets)
+        lengths = _lengths(config, experiment)
     check_same(identity)
-    lengths = caption_lengths(experiment.task) if config.split_by_length else ()
     tx, schedule, abstract, run_step = build_step(config, experiment, lengths)
     flat = record.flatten(config)
     networks = {name: dict(x.described) for name, x in experiment.recipe.networks.items() if x.described}
@@ -178,6 +180,23 @@ def _identity(experiment: Experiment, starts: Mapping[str, Start]) -> dict[str, 
                     f"{here} here): set {field} to the one that it was made with{running}"
                 )
     return identity
+
+
+def _lengths(config: ConfigDict, experiment: Experiment) -> np.ndarray:
+    """Of captions, where steps will run them in parts by length; empty elsewhere.  Says what the parts are."""
+    rows = rows_at_once(config.batch_size, experiment.mesh, config.micro_batch)
+    in_vectors = lambda p: all(experiment.shapes.arrays[name].ndim == 2 for name in p.provides)  # noqa: E731
+    can_be_cut = any(of_captions(p) and in_vectors(p) for p in experiment.recipe.forward)
+    if not config.split_by_length or rows < FEWEST or not can_be_cut:
+        return np.zeros(0, int)
+    lengths, width = caption_lengths(experiment.task), experiment.whole["text"].shape[1]
+    parts = parts_of(lengths, rows, width, experiment.mesh.size)
+    if len(parts) > 1:
+        share = sum(count * own for count, own in parts) / (rows * width)
+        said = ", ".join(f"{count} of {own}" for count, own in parts)
+        log.info("captions run in parts by length: rows of a device with tokens %s; %.0f %% of the tokens with padding",
+                 said, 100 * share)  # fmt: skip
+    return lengths
 
 
 def _warn_of_length(config: ConfigDict, task: Task) -> None:

@@ -24,8 +24,8 @@ from smke_jax.tasks.vocabulary import is_left_over
 # What may change when a run is continued: where and how it is computed, what is logged, saved and evaluated, and where
 # the files lie whose digests the record holds.
 MAY_CHANGE = re.compile(
-    r"config\.(num_devices|sharding|fsdp_size|loss_impl|exchange_dtype|attention|micro_batch|split_by_length|profile_steps"
-    r"|eval_batch_size|assets\.\w+\.folder|log\..*|checkpoint\..*|evaluators\..*"
+    r"config\.(num_devices|sharding|fsdp_size|loss_impl|exchange_dtype|attention|micro_batch|split_by_length"
+    r"|profile_steps|eval_batch_size|assets\.\w+\.folder|log\..*|checkpoint\..*|evaluators\..*"
     r"|task\.(threads|prefetch_mib|in_memory|data|tokenizer)"
     r"|networks\.\w+\.(remat|start|image_start|text_start))"
 )

@@ -16,7 +16,7 @@ from smke_jax.models.attention import attention_by, best
 from smke_jax.parallel.mesh import DATA_AXES, made_on_host, replicated, sharded
 from smke_jax.parallel.rules import shardings, specs
 from smke_jax.passes.base import Pass
-from smke_jax.passes.by_length import by_length
+from smke_jax.passes.by_length import by_length, fitting
 from smke_jax.passes.micro_batch import in_micro_batches
 from smke_jax.training.recipe import (
     Recipe,
@@ -182,7 +182,8 @@ def make_train_step(
     attention: of `models.attention.CHOICES`.  lengths: of captions, see `by_length`.
     metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', 'update_norm' (of the change of the trained
     parameters), 'collisions' (the share of examples whose id occurs more than once in the batch), and
-    'embedding_std/<representation>' of those that passes have watched.
+    'embedding_std/<representation>' of those that passes have watched; where captions run in parts, 'captions_fit', the
+    share of the runs whose captions fit into these parts.
     """
     forward = make_forward(
         recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl, attention=attention, lengths=lengths
@@ -213,6 +214,8 @@ def make_train_step(
         metrics |= {f"{name}/loss": value for name, value in losses.items()}
         metrics |= {"loss": total, "grad_norm": norm, "collisions": _collisions(batch["id"])}
         metrics["update_norm"] = optax.tree.norm(updates)
+        if len(lengths) and (share := fitting(np.asarray(lengths), batch["text_mask"], mesh, micro_batch)) is not None:
+            metrics["captions_fit"] = share
         watched = (name for p in recipe.forward if isinstance(p, Pass) for name in p.watched if name in p.provides)
         metrics |= {f"embedding_std/{name}": _embedding_std(arrays[name]) for name in watched}
         return TrainState(state.step + 1, params, opt_state, slots, state.rng, averages), metrics

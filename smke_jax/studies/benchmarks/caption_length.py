@@ -20,7 +20,7 @@ from smke_jax.__main__ import run_program
 from smke_jax.config_files import load_config, override
 from smke_jax.flags import names, positive, split_overrides
 from smke_jax.parallel.mesh import put_batch
-from smke_jax.passes.by_length import parts_of
+from smke_jax.passes.by_length import parts_of, rows_at_once
 from smke_jax.studies.benchmarks import record
 from smke_jax.studies.benchmarks.measure import in_turns, say, spread
 from smke_jax.tasks.base import caption_lengths
@@ -83,8 +83,8 @@ def measure(config, *, rounds: int, seconds: float) -> str:
     speeds = in_turns(runs, rounds=rounds, seconds=seconds)
     examples = {name: [steps * config.batch_size for steps in of] for name, of in speeds.items()}
     width = experiment.batch["text"].shape[1]
-    rows = config.micro_batch or config.batch_size // experiment.mesh.size
-    parts = parts_of(lengths, rows, width)
+    rows = rows_at_once(config.batch_size, experiment.mesh, config.micro_batch)
+    parts = parts_of(lengths, rows, width, experiment.mesh.size)
     cells = (
         f"{lengths.mean():.1f}",
         str(width),
