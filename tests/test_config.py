@@ -160,6 +160,13 @@ def test_a_recorded_config_gets_the_fields_that_have_been_added_since():
     assert filled(then).to_dict() == now.to_dict()
 
 
+def test_a_run_from_before_captions_were_cut_continues_without_it():
+    then = ConfigDict(tiny.tiny_config().to_dict())
+    assert then.split_by_length
+    del then["split_by_length"]
+    assert not filled(then).split_by_length
+
+
 @pytest.mark.parametrize("then,now", [(False, "negative"), (True, "masked")])
 def test_a_recorded_config_gets_the_names_that_fields_have_now(then, now):
     recorded = ConfigDict(tiny.tiny_config().to_dict())

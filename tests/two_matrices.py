@@ -196,10 +196,10 @@ def keep_programs(patch) -> None:
 
     made, build_step = {}, opening.build_step
 
-    def kept(config, experiment):
-        key = config.to_json()
+    def kept(config, experiment, lengths):
+        key = config.to_json(), tuple(lengths)
         if key not in made:
-            made[key] = build_step(config, experiment)
+            made[key] = build_step(config, experiment, lengths)
         return made[key]
 
     patch.setattr(opening, "build_step", kept)
