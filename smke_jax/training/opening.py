@@ -193,8 +193,8 @@ def _lengths(config: ConfigDict, experiment: Experiment) -> np.ndarray:
     parts = parts_of(lengths, rows, width, experiment.mesh.size)
     if len(parts) > 1:
         share = sum(count * own for count, own in parts) / (rows * width)
-        said = ", ".join(f"{count} of {own}" for count, own in parts)
-        log.info("captions run in parts by length: rows of a device with tokens %s; %.0f %% of the tokens with padding",
+        said = ", ".join(f"{count} at {own} tokens" for count, own in parts)
+        log.info("the captions of a device run in parts by length, %s: %.0f %% of the tokens at full width",
                  said, 100 * share)  # fmt: skip
     return lengths
 
