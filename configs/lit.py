@@ -6,9 +6,10 @@ The image towers embed random views of every photo once, or the whole photo, and
 Training reads these features and runs the text tower alone.  `smke_jax/convert/README.md` says how to get the weights.
 Source: Zhai et al. 2022, on features as in FuseMix (Vouitsis et al. 2024).
 
-`configs/lit.py:frozen_text` keeps the text tower frozen too, `:mixup` also contrasts mixed features, `:structure` keeps
-near each other what is so in the first image tower and in the text tower (STRUCTURE, its weight rising from 0 to 10),
-`:shared` puts S-SMKE's shared block after the projections, and `:one_tower` leaves out all image towers but the first.
+`configs/lit.py:frozen_text` keeps the text tower frozen too.  `:mixup` also contrasts mixed features.  `:structure`
+adds STRUCTURE, whose weight rises from 0 to 10: rows that are neighbours in the first image tower, or in the text
+tower, stay neighbours.  `:shared` puts S-SMKE's shared block after the projections.  `:one_tower` leaves out all image
+towers but the first.
 """
 
 from smke_jax.forms import split_variant

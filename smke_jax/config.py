@@ -23,7 +23,7 @@ def base() -> ConfigDict:
     c.loss_impl = "auto"  # how losses compare rows of different devices: gather | ring | auto (ring for large batches)
     c.exchange_dtype = "float32"  # of embeddings that losses send to other devices; bfloat16 rounds, and sends half
     c.attention = "auto"  # products | auto (by cuDNN on NVIDIA GPUs, in 16 bits)
-    c.split_by_length = True  # captions of a device in up to three parts by length: less padding; dropout differs
+    c.split_by_length = True  # captions run in up to three parts by length: less padding; dropout differs
     c.eval_batch_size = 256  # examples that evaluators and assets run at once, on all devices together
     c.profile_steps = ()  # (first, last): a profiler trace of these steps, in WORKDIR/profile
 

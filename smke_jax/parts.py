@@ -71,14 +71,15 @@ def part(type: str, /, **fields: Any) -> ConfigDict:
     return config.lock()
 
 
-BEFORE = {"split_by_length": False}  # of fields whose default computes otherwise than runs did without the field
+# Values at which a run is what it was before there was such a field, where the default of the field is another.
+BEFORE = {"split_by_length": False}
 
 
 def filled(config: ConfigDict) -> ConfigDict:
     """A copy of `config`, which an earlier version recorded, with the fields that have been added since.
 
-    They get their defaults, or their value in BEFORE, at which a run is what it was before there was such a field.  A
-    field whose name has changed gets its name of today, and the value that means the same.
+    They get their defaults, or their value in BEFORE: the run stays what it was before there was such a field.  A field
+    whose name has changed gets its name of today, and the value that means the same.
     """
     config, whole = ConfigDict(config.to_dict()), base()
     for key, value in whole.items():

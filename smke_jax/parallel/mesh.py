@@ -50,6 +50,12 @@ def check_batch_size(batch_size: int, mesh: jax.sharding.Mesh, micro_batch: int 
         )
 
 
+def rows_at_once(batch_size: int, devices: int, micro_batch: int = 0) -> int:
+    """Rows of a device whose activations are held at once, of a global batch; micro_batch 0 holds all of them."""
+    rows = batch_size // devices
+    return min(micro_batch or rows, rows)
+
+
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """The layout of what every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())

@@ -7,13 +7,14 @@ its full width: representations and gradients are the same, but for rounding.
 """
 
 import math
+from collections.abc import Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from smke_jax.parallel.mesh import sharded
+from smke_jax.parallel.mesh import rows_at_once, sharded
 from smke_jax.passes.base import Pass
 from smke_jax.passes.micro_batch import in_micro_batches
 
@@ -21,10 +22,10 @@ TEXT = ("text", "text_mask")
 FEWEST = 64  # rows of a device: with fewer rows, the parts are too small to keep the device busy
 SURE = 4.0  # standard deviations between the captions that a part has room for and those it gets on average
 WORTH = 0.9  # of the tokens with padding: above that, a second part costs more than it saves
-PIECES = 4  # in which a batch that does not fit runs, so that it needs no more memory than one that does
+PIECES = 4  # micro-batches of a batch that does not fit, so that it takes no more memory than without parts
 
 
-def parts_of(lengths: np.ndarray, rows: int, width: int, devices: int = 1) -> tuple[tuple[int, int], ...]:
+def parts_of(lengths: Sequence[int], rows: int, width: int, devices: int = 1) -> tuple[tuple[int, int], ...]:
     """((rows, width), …) of the parts, the narrowest first: as many `rows` in all, and the last as wide as `width`.
 
     lengths: (n,) of captions of the data set, in tokens
@@ -37,7 +38,7 @@ def parts_of(lengths: np.ndarray, rows: int, width: int, devices: int = 1) -> tu
     widths = np.arange(2, width, 2)
     share = (np.searchsorted(np.sort(lengths), widths, side="right") + 0.5) / (len(lengths) + 1)
     spread = np.sqrt(share * (1 - share) * (1 / rows + 1 / len(lengths)))
-    # One device whose captions do not fit is enough: of more devices, each has to be surer.
+    # One device whose captions do not fit sends all devices to the full width: with more devices, each has to be surer.
     sure = math.sqrt(SURE**2 + 2 * math.log(devices))
     fit = np.clip(np.floor(rows * (share - sure * spread)), 0, rows).astype(int)  # rows that are no longer than that
     best, cost = whole, WORTH * rows * width
@@ -52,10 +53,10 @@ def parts_of(lengths: np.ndarray, rows: int, width: int, devices: int = 1) -> tu
     return best
 
 
-def rows_at_once(batch_size: int, mesh, micro_batch: int = 0) -> int:
-    """Rows of a device in one run of a pass, of a global batch."""
-    rows = batch_size // mesh.size
-    return min(micro_batch or rows, rows)
+def share_of_tokens(parts: tuple[tuple[int, int], ...]) -> float:
+    """The tokens that `parts` compute, over those of all rows at full width."""
+    counts, widths = np.array(parts).T
+    return counts @ widths / (counts.sum() * widths[-1])
 
 
 def of_captions(item) -> bool:
@@ -63,12 +64,12 @@ def of_captions(item) -> bool:
     return isinstance(item, Pass) and set(item.needs) == set(TEXT)
 
 
-def fitting(lengths: np.ndarray, text_mask: jax.Array, mesh, micro_batch: int = 0) -> jax.Array | None:
-    """The share of a step's runs, one or one per micro-batch, that fit into their parts; None where none is cut.
+def fitting(lengths: Sequence[int], text_mask: jax.Array, mesh, micro_batch: int = 0) -> jax.Array | None:
+    """The share of micro-batches, or of the one batch, whose captions fit into their parts; None where nothing is cut.
 
     text_mask (B, L) of a global batch.
     """
-    rows = rows_at_once(len(text_mask), mesh, micro_batch)
+    rows = rows_at_once(len(text_mask), mesh.size, micro_batch)
     parts = parts_of(lengths, rows, text_mask.shape[1], mesh.size)
     if len(parts) == 1:
         return None
@@ -76,7 +77,7 @@ def fitting(lengths: np.ndarray, text_mask: jax.Array, mesh, micro_batch: int = 
     return jnp.mean(jnp.all(fits, axis=0))
 
 
-def by_length(p: Pass, mesh, lengths: np.ndarray) -> Pass:
+def by_length(p: Pass, mesh, lengths: Sequence[int]) -> Pass:
     """`p` in the parts that suit captions of these `lengths`; `p` itself where it is no pass over captions alone.
 
     A pass that makes an output for every token is not cut either.  `text_mask` has to be ones and then zeros, and what
@@ -89,18 +90,18 @@ def by_length(p: Pass, mesh, lengths: np.ndarray) -> Pass:
         ids, mask = (arrays[name] for name in TEXT)
         rows = len(ids) // mesh.size
         parts = parts_of(lengths, rows, ids.shape[1], mesh.size)
-        in_pieces = in_micro_batches(p, mesh, 0 if rows % PIECES else rows // PIECES)
 
-        def whole(params, ids, mask, key, run=p.run):
-            return run(params, dict(zip(TEXT, (ids, mask), strict=True)), key, train)
+        def running(p):
+            return lambda params, ids, mask, key: p.run(params, dict(zip(TEXT, (ids, mask), strict=True)), key, train)
 
         def possible(mask):
             return jnp.all(_fits(parts, _ends(mask).reshape(mesh.size, -1)))
 
-        given = (params, ids, mask, key)
+        whole, given = running(p), (params, ids, mask, key)
         if len(parts) == 1 or not _of_rows(whole, *given):
             return whole(*given)
-        return _one_or_all(partial(_in_parts, whole, mesh, parts), partial(whole, run=in_pieces.run), possible)(*given)
+        in_pieces = running(in_micro_batches(p, mesh, 0 if rows % PIECES else rows // PIECES))
+        return _one_or_all(partial(_in_parts, whole, mesh, parts), in_pieces, possible)(*given)
 
     return p._replace(run=run)
 

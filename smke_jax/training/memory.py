@@ -7,6 +7,7 @@ from typing import Any
 from jax.errors import JaxRuntimeError
 
 from smke_jax.errors import UserError
+from smke_jax.parallel.mesh import rows_at_once
 
 
 @contextlib.contextmanager
@@ -26,15 +27,14 @@ def memory_advice(remedies: Sequence[str]) -> Iterator[None]:
 
 def remedies(flat: Mapping[str, Any], devices: int) -> list[str]:
     """Fields of a flattened config that take less memory than they now do, those that cost the least time first."""
-    examples = flat["config.batch_size"] // devices
-    micro = flat["config.micro_batch"]
-    smaller = max(1, min(micro or examples, examples) // 2)
+    batch_size = flat["config.batch_size"]
+    smaller = max(1, rows_at_once(batch_size, devices, flat["config.micro_batch"]) // 2)
     parts = [key for key in flat if key.startswith("config.networks.")]
     return [
         *(f"{key}=bfloat16" for key in parts if key.endswith(".dtype") and flat[key] != "bfloat16"),
         *(["config.sharding=fsdp"] if flat["config.sharding"] != "fsdp" and devices > 1 else []),
         *(["config.loss_impl=ring"] if flat["config.loss_impl"] != "ring" else []),
         *(f"{key}=blocks" for key in parts if key.endswith(".remat") and flat[key] != "blocks"),
-        *([f"config.micro_batch={smaller}"] if smaller < examples else []),
+        *([f"config.micro_batch={smaller}"] if smaller < batch_size // devices else []),
         "a smaller config.batch_size",
     ]

@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 
 from smke_jax.errors import UserError
 from smke_jax.networks.base import Start
-from smke_jax.parallel.mesh import check_batch_size
+from smke_jax.parallel.mesh import check_batch_size, rows_at_once
 from smke_jax.parallel.process import check_same, failing_together
 from smke_jax.parts import filled
-from smke_jax.passes.by_length import FEWEST, of_captions, parts_of, rows_at_once
+from smke_jax.passes.by_length import FEWEST, of_captions, parts_of, share_of_tokens
 from smke_jax.reporting.run_file import read_run
 from smke_jax.selections.base import Selection
 from smke_jax.tasks.base import Task, caption_lengths
@@ -184,18 +184,17 @@ def _identity(experiment: Experiment, starts: Mapping[str, Start]) -> dict[str, 
 
 def _lengths(config: ConfigDict, experiment: Experiment) -> np.ndarray:
     """Of captions, where steps will run them in parts by length; empty elsewhere.  Says what the parts are."""
-    rows = rows_at_once(config.batch_size, experiment.mesh, config.micro_batch)
+    rows = rows_at_once(config.batch_size, experiment.mesh.size, config.micro_batch)
     in_vectors = lambda p: all(experiment.shapes.arrays[name].ndim == 2 for name in p.provides)  # noqa: E731
     can_be_cut = any(of_captions(p) and in_vectors(p) for p in experiment.recipe.forward)
     if not config.split_by_length or rows < FEWEST or not can_be_cut:
         return np.zeros(0, int)
-    lengths, width = caption_lengths(experiment.task), experiment.whole["text"].shape[1]
-    parts = parts_of(lengths, rows, width, experiment.mesh.size)
+    lengths = caption_lengths(experiment.task)
+    parts = parts_of(lengths, rows, experiment.whole["text"].shape[1], experiment.mesh.size)
     if len(parts) > 1:
-        share = sum(count * own for count, own in parts) / (rows * width)
         said = ", ".join(f"{count} at {own} tokens" for count, own in parts)
         log.info("the captions of a device run in parts by length, %s: %.0f %% of the tokens at full width",
-                 said, 100 * share)  # fmt: skip
+                 said, 100 * share_of_tokens(parts))  # fmt: skip
     return lengths
 
 

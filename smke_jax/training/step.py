@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
@@ -214,7 +213,7 @@ def make_train_step(
         metrics |= {f"{name}/loss": value for name, value in losses.items()}
         metrics |= {"loss": total, "grad_norm": norm, "collisions": _collisions(batch["id"])}
         metrics["update_norm"] = optax.tree.norm(updates)
-        if len(lengths) and (share := fitting(np.asarray(lengths), batch["text_mask"], mesh, micro_batch)) is not None:
+        if len(lengths) and (share := fitting(lengths, batch["text_mask"], mesh, micro_batch)) is not None:
             metrics["captions_fit"] = share
         watched = (name for p in recipe.forward if isinstance(p, Pass) for name in p.watched if name in p.provides)
         metrics |= {f"embedding_std/{name}": _embedding_std(arrays[name]) for name in watched}
@@ -245,12 +244,11 @@ def make_forward(
     for item in recipe.forward:
         networks = item.networks if isinstance(item, Pass) else ()
         reads_terms = any(name.startswith("terms/") for name in item.reads)
-        depends = any(is_trained(recipe.networks[name]) for name in networks) or reads_terms
-        depends = depends or any(x in in_gradient for need in item.needs for x in need.split("@"))
         trains = any(is_trained(recipe.networks[name]) for name in networks)
+        depends = trains or reads_terms or any(x in in_gradient for need in item.needs for x in need.split("@"))
         if isinstance(item, Pass):
             item = _attending(item, attention, trains)
-            item = in_micro_batches(by_length(item, mesh, np.asarray(lengths)), mesh, micro_batch)
+            item = in_micro_batches(by_length(item, mesh, lengths), mesh, micro_batch)
         halves[depends].append((item, trains))
         in_gradient |= set(item.provides) if depends else set()
 

@@ -154,7 +154,7 @@ def test_what_is_made_of_every_token_is_not_cut():
 
 
 def test_lengths_are_those_of_the_rows_that_are_trained_on():
-    """They are read as a training reads its batches, by every process all of them."""
+    """Every process reads all of them, as a training reads its batches."""
     drawn = iter([{"text_mask": np.eye(8, dtype=np.int32)[:4].cumsum(1)}] * 3)
     seen = []
     task = SimpleNamespace(

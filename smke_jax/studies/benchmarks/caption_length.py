@@ -10,23 +10,21 @@ import argparse
 import shlex
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from smke_jax.__main__ import run_program
 from smke_jax.config_files import load_config, override
 from smke_jax.flags import names, positive, split_overrides
-from smke_jax.parallel.mesh import put_batch
-from smke_jax.passes.by_length import parts_of, rows_at_once
+from smke_jax.parallel.mesh import rows_at_once
+from smke_jax.passes.by_length import parts_of, share_of_tokens
 from smke_jax.studies.benchmarks import record
 from smke_jax.studies.benchmarks.measure import in_turns, say, spread
+from smke_jax.studies.benchmarks.sizes import made_up_captions
+from smke_jax.studies.benchmarks.train_step import step_from_random, stepper
 from smke_jax.tasks.base import caption_lengths
-from smke_jax.training.build import Experiment, build_experiment, build_step, resolve
-from smke_jax.training.frozen import load_frozen, networks_of
-from smke_jax.training.step import init_state
+from smke_jax.training.build import Experiment, build_experiment, resolve
 
 WHOLE, PARTS = "all at full width", "in parts by length"
 TABLE = """\
@@ -45,30 +43,8 @@ def noise(experiment: Experiment, lengths: np.ndarray, seed: int = 0) -> dict[st
             found[name] = np.arange(like.shape[0], dtype=like.dtype)
         else:
             found[name] = rng.normal(size=like.shape).astype(like.dtype)
-    mask = (
-        np.arange(experiment.batch["text"].shape[1]) < rng.choice(lengths, experiment.batch["text"].shape[0])[:, None]
-    )
-    words = rng.integers(1, experiment.task.facts["vocab_size"], mask.shape)
-    return found | {"text": (words * mask).astype(np.int32), "text_mask": mask.astype(np.int32)}
-
-
-def stepper(config, experiment: Experiment, batch, lengths) -> Callable[[int], float]:
-    """(steps) -> the loss before the last of them, when they are done; from random weights."""
-    recipe, mesh = experiment.recipe, experiment.mesh
-    tx, _, _, train_step = build_step(config, experiment, lengths)
-    state = init_state(recipe, tx, mesh, experiment.batch, seed=config.seed, shapes=experiment.shapes)
-    running = networks_of(recipe, recipe.forward)
-    frozen = load_frozen(recipe, experiment.shapes, {}, mesh, seed=config.seed, names=running)
-    on_device = put_batch(batch, mesh)
-
-    def run(steps: int) -> float:
-        nonlocal state
-        for _ in range(steps):
-            state, metrics = train_step(state, frozen, on_device)
-        jax.block_until_ready(state)
-        return float(metrics["loss"])
-
-    return run
+    rows, width = experiment.batch["text"].shape
+    return found | made_up_captions(rng, rng.choice(lengths, rows), width, experiment.task.facts["vocab_size"])
 
 
 def measure(config, *, rounds: int, seconds: float) -> str:
@@ -77,19 +53,20 @@ def measure(config, *, rounds: int, seconds: float) -> str:
         experiment = build_experiment(config, Path(temporary))
         lengths = caption_lengths(experiment.task)
     batch = noise(experiment, lengths)
-    runs = {PARTS: stepper(config, experiment, batch, lengths), WHOLE: stepper(config, experiment, batch, ())}
+    forms = {PARTS: lengths, WHOLE: ()}
+    runs = {name: stepper(*step_from_random(config, experiment, batch, of)) for name, of in forms.items()}
     for name, run in runs.items():
         say(f"{name}: the loss before the first step is {run(1):.5g}")
     speeds = in_turns(runs, rounds=rounds, seconds=seconds)
     examples = {name: [steps * config.batch_size for steps in of] for name, of in speeds.items()}
     width = experiment.batch["text"].shape[1]
-    rows = rows_at_once(config.batch_size, experiment.mesh, config.micro_batch)
+    rows = rows_at_once(config.batch_size, experiment.mesh.size, config.micro_batch)
     parts = parts_of(lengths, rows, width, experiment.mesh.size)
     cells = (
         f"{lengths.mean():.1f}",
         str(width),
         ", ".join(f"{count} of {own}" for count, own in parts),
-        f"{sum(count * own for count, own in parts) / rows / width:.0%}",
+        f"{share_of_tokens(parts):.0%}",
         spread(examples[PARTS]),
         spread(examples[WHOLE]),
         spread([a / b for a, b in zip(examples[PARTS], examples[WHOLE], strict=True)]),

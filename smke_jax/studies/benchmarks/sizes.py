@@ -63,13 +63,17 @@ def made_up_batch(config: ConfigDict, seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     count, length, size = config.batch_size, config.task.max_length, config.networks.student.image.image_size
     words = rng.integers(length // 3, length + 1, count)
-    mask = (np.arange(length) < words[:, None]).astype(np.int32)
-    return {
-        "image": rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8),
-        "text": mask * rng.integers(1, config.task.vocab_size, (count, length), dtype=np.int32),
-        "text_mask": mask,
-        "id": np.arange(count, dtype=np.int32),
-    }
+    image = rng.integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+    captions = made_up_captions(rng, words, length, config.task.vocab_size)
+    return {"image": image, "id": np.arange(count, dtype=np.int32), **captions}
+
+
+def made_up_captions(
+    rng: np.random.Generator, lengths: np.ndarray, width: int, vocab_size: int
+) -> dict[str, np.ndarray]:
+    """Noise as 'text' and 'text_mask' (B, width) int32, of as many tokens as `lengths` (B,) says."""
+    mask = (np.arange(width) < lengths[:, None]).astype(np.int32)
+    return {"text": mask * rng.integers(1, vocab_size, mask.shape, dtype=np.int32), "text_mask": mask}
 
 
 def _layers(depth: int, tokens: int, width: int, mlp_dim: int) -> int:

@@ -12,7 +12,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,7 @@ from smke_jax.studies.benchmarks.measure import (
 )
 from smke_jax.studies.benchmarks.sizes import SIZES, flops_per_example, made_up_batch, step_config
 from smke_jax.studies.plan.assumed import shapes_only
-from smke_jax.training.build import build_step
+from smke_jax.training.build import Experiment, build_step
 from smke_jax.training.frozen import load_frozen, networks_of
 from smke_jax.training.optimizer import build_optimizer
 from smke_jax.training.state import count_parameters
@@ -85,28 +85,38 @@ class Contender(NamedTuple):
 
 def jax_contender(config, batch, options: dict[str, Any] | None = None) -> Contender:
     """smke_jax's own step, as `smke train` runs it; `options` {name of an XLA flag: value} are for its compiler."""
-    experiment = shapes_only(config)
-    recipe, mesh = experiment.recipe, experiment.mesh
-    tx, _, _, train_step = build_step(config, experiment)
-    state = init_state(recipe, tx, mesh, experiment.batch, seed=config.seed, shapes=experiment.shapes)
-    names = networks_of(recipe, recipe.forward)
-    frozen = load_frozen(recipe, experiment.shapes, {}, mesh, seed=config.seed, names=names)
-    on_device = put_batch(batch, mesh)
-    jax.block_until_ready((state, frozen, on_device))
+    train_step, state, frozen, on_device = step_from_random(config, shapes_only(config), batch)
     say("networks are initialised, the step compiles")
     begun = time.perf_counter()
     step = train_step.lower(state, frozen, on_device).compile(compiler_options=options)
     compiled_s = time.perf_counter() - begun
     initial = jax.device_get((state.params, frozen["teacher"], state.slots))
+    return Contender(stepper(step, state, frozen, on_device), initial, compiled_s, program_gib(step))
+
+
+def step_from_random(
+    config, experiment: Experiment, batch, lengths: Sequence[int] = ()
+) -> tuple[Callable, Any, Any, Any]:
+    """(the jitted step of `build_step`, state, what is frozen, the batch on the devices), all from random weights."""
+    recipe, mesh = experiment.recipe, experiment.mesh
+    tx, _, _, train_step = build_step(config, experiment, lengths)
+    state = init_state(recipe, tx, mesh, experiment.batch, seed=config.seed, shapes=experiment.shapes)
+    names = networks_of(recipe, recipe.forward)
+    frozen = load_frozen(recipe, experiment.shapes, {}, mesh, seed=config.seed, names=names)
+    return train_step, *jax.block_until_ready((state, frozen, put_batch(batch, mesh)))
+
+
+def stepper(step: Callable, state, frozen, batch) -> Callable[[int], float]:
+    """(steps) -> the loss before the last of them, when they are done; it goes on where the call before ended."""
 
     def run(steps: int) -> float:
         nonlocal state
         for _ in range(steps):
-            state, metrics = step(state, frozen, on_device)
+            state, metrics = step(state, frozen, batch)
         jax.block_until_ready(state)
         return float(metrics["loss"])
 
-    return Contender(run, initial, compiled_s, program_gib(step))
+    return run
 
 
 def program_gib(compiled) -> float:
