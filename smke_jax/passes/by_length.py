@@ -7,8 +7,9 @@ its full width: representations and gradients are the same, but for rounding.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,31 @@ FEWEST = 64  # rows of a device: with fewer rows, the parts are too small to kee
 SURE = 4.0  # standard deviations between the captions that a part has room for and those it gets on average
 WORTH = 0.9  # of the tokens with padding: above that, a second part costs more than it saves
 PIECES = 4  # micro-batches of a batch that does not fit, so that it takes no more memory than without parts
+
+
+class Split(NamedTuple):
+    """How a step runs its passes in parts."""
+
+    cut: Callable[[Pass], Pass]  # a pass -> the same pass in parts, or as it is
+    metrics: Callable[[Mapping[str, jax.Array]], dict[str, jax.Array]]  # of a global batch: what the step reports
+
+
+UNCUT = Split(lambda p: p, lambda batch: {})
+
+
+def split_by_length(lengths: Sequence[int], mesh, micro_batch: int = 0) -> Split:
+    """`by_length` for the passes of a step; its metric 'captions_fit' is what `fitting` says, where it says something.
+
+    lengths: (n,) of captions of the data set, in tokens; `UNCUT` where there are none
+    """
+    if not len(lengths):
+        return UNCUT
+
+    def metrics(batch):
+        share = fitting(lengths, batch["text_mask"], mesh, micro_batch)
+        return {} if share is None else {"captions_fit": share}
+
+    return Split(lambda p: by_length(p, mesh, lengths), metrics)
 
 
 def parts_of(lengths: Sequence[int], rows: int, width: int, devices: int = 1) -> tuple[tuple[int, int], ...]:
@@ -83,7 +109,7 @@ def by_length(p: Pass, mesh, lengths: Sequence[int]) -> Pass:
     A pass that makes an output for every token is not cut either.  `text_mask` has to be ones and then zeros, and what
     `p` makes of a row may not depend on how much padding follows.  Dropout differs by part.
     """
-    if not of_captions(p) or not len(lengths):
+    if not of_captions(p):
         return p
 
     def run(params, arrays, key, train):

@@ -17,6 +17,7 @@ from smke_jax.parallel.process import failing_together
 from smke_jax.parts import ROOMS
 from smke_jax.passes.averaged import averaged
 from smke_jax.passes.base import Pass
+from smke_jax.passes.by_length import Split, split_by_length
 from smke_jax.selections.base import Selection
 from smke_jax.tasks.base import Draft, Task
 from smke_jax.training import record
@@ -255,15 +256,21 @@ def build_step(
         shapes=experiment.shapes,
     )  # fmt: skip
     run = make_train_step(
-        experiment.recipe, tx, experiment.mesh, total_steps=config.total_steps, layout=abstract, lengths=lengths,
-        **_computed(config),
+        experiment.recipe, tx, experiment.mesh, total_steps=config.total_steps, layout=abstract,
+        split=_split(config, experiment, lengths), **_computed(config),
     )  # fmt: skip
     return tx, schedule, abstract, run
 
 
 def build_diagnosis(config: ConfigDict, experiment: Experiment, lengths: Sequence[int] = ()) -> Callable:
     """`make_diagnosis` of the step of `config` (resolved); lengths as of `build_step`."""
-    return make_diagnosis(experiment.recipe, experiment.mesh, lengths=lengths, **_computed(config))
+    return make_diagnosis(
+        experiment.recipe, experiment.mesh, split=_split(config, experiment, lengths), **_computed(config)
+    )
+
+
+def _split(config: ConfigDict, experiment: Experiment, lengths: Sequence[int]) -> Split:
+    return split_by_length(lengths, experiment.mesh, config.micro_batch)
 
 
 def _computed(config: ConfigDict) -> dict[str, Any]:

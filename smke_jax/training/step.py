@@ -1,7 +1,7 @@
 """The train step: the only place with value_and_grad."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,7 +15,7 @@ from smke_jax.models.attention import attention_by, best
 from smke_jax.parallel.mesh import DATA_AXES, made_on_host, replicated, sharded
 from smke_jax.parallel.rules import shardings, specs
 from smke_jax.passes.base import Pass
-from smke_jax.passes.by_length import by_length, fitting
+from smke_jax.passes.by_length import UNCUT, Split
 from smke_jax.passes.micro_batch import in_micro_batches
 from smke_jax.training.recipe import (
     Recipe,
@@ -169,7 +169,7 @@ def make_train_step(
     loss_impl: str = "auto",
     exchange_dtype: str = FULL,
     attention: str = "auto",
-    lengths: Sequence[int] = (),
+    split: Split = UNCUT,
 ) -> Callable:
     """Jitted (state, frozen, batch) -> (state, metrics).  Donates the state, never `frozen`.
 
@@ -178,15 +178,12 @@ def make_train_step(
     its state can still be looked into (`make_diagnosis`).
     layout: the state's shardings, as arrays or `abstract_state` have them; None is a whole copy on every device.
     micro_batch: see `in_micro_batches`.  loss_impl, exchange_dtype: impl and dtype of the `Scope` of terms.
-    attention: of `models.attention.CHOICES`.  lengths: of captions, see `by_length`.
+    attention: of `models.attention.CHOICES`.  split: which passes run in parts.
     metrics: 'loss', '<term>/loss', every term's own, 'grad_norm', 'update_norm' (of the change of the trained
     parameters), 'collisions' (the share of examples whose id occurs more than once in the batch), and
-    'embedding_std/<representation>' of those that passes have watched; where captions run in parts, 'captions_fit', the
-    share of the runs whose captions fit into these parts.
+    'embedding_std/<representation>' of those that passes have watched, and those of `split`.
     """
-    forward = make_forward(
-        recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl, attention=attention, lengths=lengths
-    )
+    forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl, attention=attention, split=split)
     exchange = {"loss_impl": loss_impl, "exchange_dtype": exchange_dtype}
 
     def step(state: TrainState, frozen: Frozen, batch):
@@ -213,8 +210,7 @@ def make_train_step(
         metrics |= {f"{name}/loss": value for name, value in losses.items()}
         metrics |= {"loss": total, "grad_norm": norm, "collisions": _collisions(batch["id"])}
         metrics["update_norm"] = optax.tree.norm(updates)
-        if len(lengths) and (share := fitting(lengths, batch["text_mask"], mesh, micro_batch)) is not None:
-            metrics["captions_fit"] = share
+        metrics |= split.metrics(batch)
         watched = (name for p in recipe.forward if isinstance(p, Pass) for name in p.watched if name in p.provides)
         metrics |= {f"embedding_std/{name}": _embedding_std(arrays[name]) for name in watched}
         return TrainState(state.step + 1, params, opt_state, slots, state.rng, averages), metrics
@@ -231,7 +227,7 @@ def make_train_step(
 
 def make_forward(
     recipe: Recipe, mesh, *, micro_batch: int = 0, loss_impl: str = "auto", attention: str = "auto",
-    lengths: Sequence[int] = (),
+    split: Split = UNCUT,
 ) -> Callable:  # fmt: skip
     """(params, averages, frozen, slots, arrays, key, trained) -> `arrays` and what passes and selections make of them.
 
@@ -248,7 +244,7 @@ def make_forward(
         depends = trains or reads_terms or any(x in in_gradient for need in item.needs for x in need.split("@"))
         if isinstance(item, Pass):
             item = _attending(item, attention, trains)
-            item = in_micro_batches(by_length(item, mesh, lengths), mesh, micro_batch)
+            item = in_micro_batches(split.cut(item), mesh, micro_batch)
         halves[depends].append((item, trains))
         in_gradient |= set(item.provides) if depends else set()
 
@@ -310,16 +306,14 @@ def make_diagnosis(
     loss_impl: str = "auto",
     exchange_dtype: str = FULL,
     attention: str = "auto",
-    lengths: Sequence[int] = (),
+    split: Split = UNCUT,
 ) -> Callable:
     """(state, frozen, batch, step) -> the name of the first tensor that is not finite in that step, '' if all are.
 
     It computes the step again with the parameters of `state` and looks at everything: parameters, representations,
     losses, gradients.  It is a program of its own, so that steps do not pay for it.
     """
-    forward = make_forward(
-        recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl, attention=attention, lengths=lengths
-    )
+    forward = make_forward(recipe, mesh, micro_batch=micro_batch, loss_impl=loss_impl, attention=attention, split=split)
     exchange = {"loss_impl": loss_impl, "exchange_dtype": exchange_dtype}
 
     @jax.jit
