@@ -38,7 +38,7 @@ class Range(NamedTuple):
 
 
 ANY, AT_LEAST_0, AT_LEAST_1, ABOVE_0 = Range(), Range(0), Range(1), Range(0, open_below=True)
-SHARE, BELOW_1 = Range(0, 1), Range(0, 1, closed=False)
+SHARE, BELOW_1, ABOVE_0_TO_1 = Range(0, 1), Range(0, 1, closed=False), Range(0, 1, open_below=True)
 LAYERS = Range(1, 1000)
 
 

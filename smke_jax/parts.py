@@ -112,6 +112,18 @@ def _fill(given: ConfigDict, name: str) -> None:
             _fill(given[field], field)
 
 
+def at_defaults(given: ConfigDict, name: str) -> ConfigDict:
+    """The part `given` with its fields at their defaults, also in the parts within it; those without one are left out.
+
+    name: what it is called, which is its type where it names none
+    """
+    within = {field: x for field, x in given.items() if isinstance(x, ConfigDict) and "type" in x}
+    bare = ConfigDict({field: at_defaults(x, field) for field, x in within.items()})
+    bare.type = given.get("type", name)
+    _fill(bare, name)
+    return bare
+
+
 def departures(config: ConfigDict) -> dict[str, tuple[Any, Any]]:
     """{'config.a.b': (value, default)} where `config` departs from `base()` and from the defaults of its parts.
 

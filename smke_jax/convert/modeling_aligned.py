@@ -304,6 +304,7 @@ class AlignedModel(EmbeddingModel):
         inputs = {side: sum(self.networks[name].channels for name in names) for side, names in self.readers.items()}
         self.networks[self.last] = Projections(networks[self.last], inputs)
         fields = (networks[name] for name in self.readers["image"])
+        self.close_ups = [networks[name].get("close_up", 1.0) for name in self.readers["image"]]
         self.views = [{"size": own["image_size"], "mean": own["mean"], "std": own["std"]} for own in fields]
         self.post_init()
 
@@ -319,8 +320,8 @@ class AlignedModel(EmbeddingModel):
         dtype = next(self.parameters()).dtype
         rows = pixel_values.flatten(1).to(dtype).split([3 * view["size"] ** 2 for view in self.views], dim=1)
         features = [
-            self.networks[name](row.unflatten(1, (3, view["size"], view["size"])))
-            for name, row, view in zip(self.readers["image"], rows, self.views, strict=True)
+            seen_closer(self.networks[name], row.unflatten(1, (3, view["size"], view["size"])), share)
+            for name, row, view, share in zip(self.readers["image"], rows, self.views, self.close_ups, strict=True)
         ]
         return self.networks[self.last]("image", torch.cat(features, dim=1).to(dtype))
 
@@ -329,6 +330,18 @@ class AlignedModel(EmbeddingModel):
         dtype = next(self.parameters()).dtype
         features = [self.networks[name](input_ids, attention_mask) for name in self.readers["text"]]
         return self.networks[self.last]("text", torch.cat(features, dim=1).to(dtype))
+
+
+def seen_closer(tower, pixels, share):
+    """What `tower` makes of pixels (B, 3, S, S); with a share below 1 the mean with their middle, mirrored."""
+    if share == 1:
+        return tower(pixels)
+    size = pixels.shape[3]
+    side = max(round(size * share), 1)
+    first = (size - side) // 2
+    middle = pixels[:, :, first : first + side, first : first + side].flip(3)
+    middle = F.interpolate(middle.float(), size=(size, size), mode="bilinear", align_corners=False).to(pixels.dtype)
+    return (tower(pixels) + tower(middle)) / 2
 
 
 def unit(x):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from smke_jax.convert.params_file import digests, fit
 from smke_jax.errors import UserError
 from smke_jax.facts import Described
+from smke_jax.limits import ABOVE_0_TO_1
 from smke_jax.models.teachers import TEACHERS, build_teacher, stand_in_head
 from smke_jax.networks.base import Network, Start
 from smke_jax.networks.description import check_depth, described_by
@@ -31,6 +32,7 @@ def frozen(
     image: str = ROLE,
     pools: tuple[str, ...] = ("cls",),
     layers: tuple[int, ...] = (),
+    close_up: float = 1.0,
     dtype: str = "float32",
     stand_in_classes: int = 0,
     stand_in_temperature: float = 0.1,
@@ -46,11 +48,14 @@ def frozen(
     image:       the array of the task that it reads, a view of its own size; 'image' where the task makes no other view
     pools:       what a feature is made of: 'cls', 'mean' or both
     layers:      the layers, counted from 1, that a feature is made of; () is the encoder's output
+    close_up:    below 1, a feature is the mean over that of the image and that of its mirrored middle, of this share of
+                 the sides: twice the time, and features that hardly depend on how a photo was framed
     dtype:       of matrix products and of the stored matrices
     stand_in_classes: logits for a teacher without a classifier, to try recipes that learn a classifier's: the cosines
                  of its [CLS] with so many fixed random directions, over `stand_in_temperature`
     described:   what the file said when the run began: a run is evaluated where the file is not
     """
+    ABOVE_0_TO_1.check("close_up", close_up)
     said = dict(
         described
         or described_by(
@@ -77,6 +82,7 @@ def frozen(
     if stand_in_classes and getattr(module, "num_classes", 0):
         raise UserError(f"{start} has a classifier of its own: set stand_in_classes=0")
     check_pools(module, tuple(pools), tuple(layers))
+    chosen = {"pools": tuple(pools), "layers": tuple(layers), "close_up": close_up}
     head = stand_in_head(stand_in_classes, stand_in_temperature) if stand_in_classes else None
     size = description.get("image_size", 224)
 
@@ -92,13 +98,11 @@ def frozen(
 
     def forward(name, specs):
         read = image if image in specs else "image"
-        chosen = {"pools": tuple(pools), "layers": tuple(layers)}
         return (features(module, name, makes=makes, image=read, head=head, **chosen, **statistics_of(description)),)
 
-    use = {"makes": makes, "image": image, "pools": tuple(pools), "layers": tuple(layers)}
     return Network(
         init, forward, begin, trained=False, sizes={image: size}, described=said if start != RANDOM else {},
-        export=lambda params, slots: (params, {**description, **use}),
+        export=lambda params, slots: (params, {**description, "makes": makes, "image": image, **chosen}),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from smke_jax.convert.params_file import digests, fit, load_params, read_descrip
 from smke_jax.convert.temperatures import by_level
 from smke_jax.errors import UserError
 from smke_jax.facts import Described, FromTask, NumbersFromTask
-from smke_jax.limits import AT_LEAST_1, SHARE
+from smke_jax.limits import ABOVE_0_TO_1, AT_LEAST_1, SHARE
 from smke_jax.models.fields import check_fields
 from smke_jax.models.fused_towers import POOLS, build_fused_towers
 from smke_jax.models.fusion import FUSIONS
@@ -29,7 +29,6 @@ from smke_jax.passes.text_masks import UNITS
 
 TYPE = "fused_towers"
 PARTS = ("image", "text", "fusion")
-ABOVE_0_TO_1 = SHARE._replace(open_below=True)
 
 
 def fused_towers(

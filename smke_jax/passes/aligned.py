@@ -79,7 +79,8 @@ def _tower_shapes(own: Description) -> Any:
 
 def _image_tower(name: str, own: Description) -> tuple[Pass, ...]:
     chosen = {key: own[key] for key in ("makes", "image")} | {key: tuple(own[key]) for key in ("pools", "layers")}
-    return (features(build_teacher(own), name, **statistics_of(own), **chosen),)
+    close_up = own.get("close_up", 1.0)  # exports of old do not say it
+    return (features(build_teacher(own), name, close_up=close_up, **statistics_of(own), **chosen),)
 
 
 def _text_tower(name: str, own: Description) -> tuple[Pass, ...]:

@@ -23,6 +23,7 @@ def features(
     head: Callable[[jax.Array], jax.Array] | None = None,
     pools: tuple[str, ...] = ("cls",),
     layers: tuple[int, ...] = (),
+    close_up: float = 1.0,
     trains: bool = False,
 ) -> Pass:
     """'<makes>/cls' (B, D) of the array `image`, and '<makes>/feature' (B, F).
@@ -34,6 +35,7 @@ def features(
     '<makes>/patches' (B, N, D), what it begins with: the embedded patches, without positions.  One that ends in a grid
     of cells also makes '<makes>/tokens', one of every cell.
     Of a model that classifies also '<makes>/logits' (B, classes); `head` makes them of [CLS] for one that does not.
+    close_up: below 1, a feature is the mean over that of the image and that of its middle, mirrored: `middle`.
     `mean` and `std` (3,) are those of the pixels in [0, 1] that the encoder was trained with.
     `pools` and `layers` are checked by `check_pools`.
     trains: whether the model drops out some of its numbers while its network is trained.
@@ -62,11 +64,24 @@ def features(
 
     def run(params, arrays, key, train):
         options = mode(key, train) if trains else {}
-        cls, sown = apply_with_tokens(model, params[network], to_network(arrays[image], mean, std), **options)
+        pixels = to_network(arrays[image], mean, std)
+        cls, sown = apply_with_tokens(model, params[network], pixels, **options)
         found = {"cls": cls, "feature": feature(cls, sown), **sown} | ({} if head is None else {"logits": head(cls)})
+        if close_up < 1:
+            closer = apply_with_tokens(model, params[network], middle(pixels, close_up), **options)
+            found["feature"] = (found["feature"] + feature(*closer)) / 2
         return {name: found[name.rpartition("/")[2]] for name in provides}
 
     return Pass(network, (network,), (image,), provides, run)
+
+
+def middle(pixels: jax.Array, share: float) -> jax.Array:
+    """The middle of `pixels` (B, S, S, 3), `share` of their sides, mirrored and enlarged to S × S (bilinear)."""
+    size = pixels.shape[1]
+    side = max(round(size * share), 1)
+    first = (size - side) // 2
+    cut = pixels[:, first : first + side, first : first + side][:, :, ::-1]
+    return jax.image.resize(cut, pixels.shape, "bilinear", antialias=False)
 
 
 def check_pools(model: nn.Module, pools: tuple[str, ...], layers: tuple[int, ...]) -> None:

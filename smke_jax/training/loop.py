@@ -122,6 +122,7 @@ class _Loop:
                 (Path(asset.folder) if asset.folder else self.workdir / "assets") / name,
                 widths={what: plan.experiment.shapes.arrays[what].shape[-1] for what in asset.provides},
                 made_with=_made_with(plan, making[name]),
+                before={k: str(x) for k, x in plan.defaults.items()},
                 numbers=plan.experiment.numbers[name],
                 seed=plan.seed,
                 batch_size=plan.batch_size,

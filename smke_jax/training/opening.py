@@ -13,7 +13,7 @@ from smke_jax.errors import UserError
 from smke_jax.networks.base import Start
 from smke_jax.parallel.mesh import check_batch_size, rows_at_once
 from smke_jax.parallel.process import check_same, failing_together
-from smke_jax.parts import filled
+from smke_jax.parts import at_defaults, filled
 from smke_jax.passes.by_length import FEWEST, of_captions, parts_of, share_of_tokens
 from smke_jax.reporting.run_file import read_run
 from smke_jax.selections.base import Selection
@@ -48,6 +48,7 @@ class Plan(NamedTuple):
     starts:        {network: what it begins with}
     identity:      digests of what a config only names: data, vocabulary, weights
     flat, text:    the config, flattened and as JSON
+    defaults:      of the fields of networks, flattened
     watched_from:  the step from which on collapsed embeddings are reported
     """
 
@@ -61,6 +62,7 @@ class Plan(NamedTuple):
     identity: dict[str, str]
     flat: dict[str, Any]
     text: str
+    defaults: dict[str, Any]
     seed: int
     batch_size: int
     total_steps: int
@@ -124,6 +126,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
         identity=identity,
         flat=flat,
         text=config.to_json(indent=2),
+        defaults=record.flatten({k: at_defaults(x, k) for k, x in config.networks.items()}, "config.networks"),
         seed=config.seed,
         batch_size=config.batch_size,
         total_steps=config.total_steps,

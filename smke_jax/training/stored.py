@@ -36,6 +36,7 @@ class StoredAsset:
     directory: of the asset
     widths:    {representation: its channels}
     made_with: {what: digest or setting} of all that the arrays depend on besides the split
+    before:    {what: setting} that a record means which does not say it, as it is older than the setting
     numbers:   the array of a batch that says which rows it gets: 'id' of images, 'text_id' of captions
     seed, batch_size: of the run; they decide which random view a row gets
     Raises UserError for arrays that are damaged or made otherwise, and where there is no room.
@@ -43,10 +44,11 @@ class StoredAsset:
 
     def __init__(
         self, name: str, asset: Asset, encode: Encode, task: Task, directory: Path, *, widths: Mapping[str, int],
-        made_with: Mapping[str, str], numbers: str, seed: int, batch_size: int,
+        made_with: Mapping[str, str], before: Mapping[str, str], numbers: str, seed: int, batch_size: int,
     ):  # fmt: skip
         self.asset, self._seed, self._batch_size = asset, seed, batch_size
         self._name, self._encode, self._directory, self._made_with = name, encode, directory, dict(made_with)
+        self._before = before
         self._numbers = numbers
         if asset.normalised:
             self._made_with["rows"] = "divided by their length"
@@ -134,7 +136,7 @@ class StoredAsset:
                 multihost_utils.sync_global_devices(f"asset {self._name}{suffix}")
         with failing_together():
             for path in paths.values():
-                _check_record(path, about)
+                _check_record(path, about, self._before)
             return {what: _open(path, count, self._numbers) for what, path in paths.items()}
 
 
@@ -154,12 +156,13 @@ def _write(path: Path, array: np.ndarray, about: Mapping[str, str]) -> None:
         np.save(file, array)
 
 
-def _check_record(path: Path, about: Mapping[str, str]) -> None:
+def _check_record(path: Path, about: Mapping[str, str], before: Mapping[str, str]) -> None:
     record = path.with_suffix(".json")
     try:
         found = parse_json(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{record} is missing or damaged: delete {path.name}, and it is computed again") from None
+    found = {what: before[what] for what in about if what in before} | found
     for what in sorted({*about, *found}):
         if found.get(what) != about.get(what):
             there, here = (str(x.get(what, "none"))[:60] for x in (found, about))

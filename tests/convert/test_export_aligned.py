@@ -53,7 +53,7 @@ def run(tmp_path_factory):
     c.batch_size, c.num_devices, c.log.report = 8, 1, False
     c.task = form_of("smoke").pairs(unit="images")
     c.networks.cells = tower(folder, "cells", layers=(3, 9))
-    c.networks.patches = tower(folder, "patches", pools=("cls", "mean"), layers=(1, 3))
+    c.networks.patches = tower(folder, "patches", pools=("cls", "mean"), layers=(1, 3), close_up=0.8)
     c.networks.words = text_tower(start="random", model=bert(depth=1, max_positions=12, word_width=6, **SIZES))
     c.networks.student = projections(
         image=("cells/feature", "patches/feature"),

@@ -55,6 +55,29 @@ def test_it_is_pytorchs(both, pools, layers):
     assert set(found) == set(run.provides) == {f"photo/{x}" for x in ("cls", "feature", "tokens", "patches")}
 
 
+def test_a_close_up_is_the_mean_with_the_mirrored_middle(both):
+    """The middle is cut and enlarged by PyTorch here, and its feature is that of an image of its own."""
+    model, params, *_ = both
+    given = {"makes": "photo", "pools": ("cls", "mean"), "layers": (1, 3), "mean": (0.0,) * 3, "std": (1 / 255,) * 3}
+
+    def feature(pixels, **fields):
+        run = features(model, "net", **given, **fields)
+        return run.run({"net": params}, {"image": pixels}, None, False)["photo/feature"]
+
+    middle = torch.tensor(PIXELS, dtype=torch.float32).permute(0, 3, 1, 2)[:, :, 3:25, 3:25].flip(3)
+    middle = torch.nn.functional.interpolate(middle, size=(28, 28), mode="bilinear").permute(0, 2, 3, 1).numpy()
+    with jax.default_matmul_precision("highest"):
+        alone = [feature(x) for x in (PIXELS, middle)]
+        np.testing.assert_allclose(feature(PIXELS, close_up=0.8), (alone[0] + alone[1]) / 2, atol=2e-5)
+    assert np.abs(alone[0] - alone[1]).max() > 0.01
+
+
+@pytest.mark.parametrize("share", [0.0, 1.1, float("nan")])
+def test_a_close_up_is_a_share_of_the_image(share):
+    with pytest.raises(UserError, match="close_up is"):
+        frozen(start="random", model={"type": "vit", "image_size": 28}, close_up=share)
+
+
 @pytest.mark.parametrize(
     "pools, layers, said",
     [

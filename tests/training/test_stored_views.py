@@ -133,6 +133,23 @@ def test_half_precision_takes_half_the_room(tmp_path):
     assert array.dtype == np.float16 and array.shape == (24, 16)
 
 
+@pytest.mark.parametrize("field", ["close_up", "model.norm_eps"])
+def test_a_record_that_is_older_than_a_field_holds_for_its_default(tmp_path, field):
+    """`field` stands for one that a later version adds to networks, or to the parts within them."""
+    folder, name = tmp_path / "features", f"config.networks.tower.{field}"
+    train_and_evaluate(config(folder), tmp_path / "run")
+    for path in (folder / "photos").glob("*.json"):
+        said = json.loads(path.read_text())
+        default = said.pop(name)
+        path.write_text(json.dumps(said))
+    train_and_evaluate(config(folder), tmp_path / "again")
+    other = config(folder)
+    with other.unlocked():
+        other.networks.tower.update_from_flattened_dict({field: 0.5})
+    with pytest.raises(UserError, match=rf"made with another {name} \({default} there, 0.5 here\)"):
+        train_and_evaluate(other, tmp_path / "other")
+
+
 def test_features_of_something_else_are_refused(tmp_path):
     folder = tmp_path / "features"
     train_and_evaluate(config(folder), tmp_path / "run")
@@ -148,6 +165,10 @@ def test_features_of_something_else_are_refused(tmp_path):
     other.networks.tower.model.image_size = 42
     with pytest.raises(UserError, match="view0.npy was made with another config.networks.tower.model.image_size"):
         train_and_evaluate(other, tmp_path / "size")
+    other = config(folder)
+    other.networks.tower.close_up = 0.5
+    with pytest.raises(UserError, match=r"made with another config.networks.tower.close_up \(1.0 there, 0.5 here\)"):
+        train_and_evaluate(other, tmp_path / "close_up")
     record = folder / "photos" / "photo-feature.view0.json"
     record.write_text("{")
     with pytest.raises(UserError, match="view0.json is missing or damaged: delete photo-feature.view0.npy"):
