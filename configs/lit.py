@@ -9,13 +9,13 @@ Source: Zhai et al. 2022, on features as in FuseMix (Vouitsis et al. 2024).
 `configs/lit.py:frozen_text` keeps the text tower frozen too.  `:mixup` also contrasts mixed features.  `:structure`
 adds STRUCTURE, whose weight rises from 0 to 10: rows that are neighbours in the first image tower, or in the text
 tower, stay neighbours.  `:shared` puts S-SMKE's shared block after the projections.  `:one_tower` leaves out all image
-towers but the first.
+towers but the first.  `:new_text` begins with a text tower of random weights, which has seen no captions.
 """
 
 from smke_jax.forms import split_variant
 from smke_jax.parts import itc, mixup, projections, stored_features, structure, transformer
 
-VARIANTS = ("frozen_text", "mixup", "structure", "shared", "one_tower")
+VARIANTS = ("frozen_text", "mixup", "structure", "shared", "one_tower", "new_text")
 
 
 def get_config(variant: str = ""):
@@ -29,7 +29,7 @@ def get_config(variant: str = ""):
         towers = dict(list(towers.items())[:1])
     c.networks.update(towers)
     kept = {"trained": False} if kind == "frozen_text" else {"frozen_layers": form.frozen_words}
-    c.networks.words = form.text_tower(**kept)
+    c.networks.words = form.new_text_tower() if kind == "new_text" else form.text_tower(**kept)
     features = tuple(f"{name}/feature" for name in towers)
     shared = transformer(num_heads=8, mlp_dim=1024) if kind == "shared" else None
     c.networks.student = projections(image=features, dropout=0.3, shared=shared)
@@ -42,6 +42,6 @@ def get_config(variant: str = ""):
     if kind == "structure":
         c.terms.structure = structure(before=(features[0], "words/feature"), after=("image/out", "text/out"))
         c.terms.structure.weight, c.terms.structure.final_weight = 0.0, 10.0
-    c.optimizer.lr_rules = (("^words/", 0.2), ("logit_scale", 10.0))
+    c.optimizer.lr_rules = (("logit_scale", 10.0),) if kind == "new_text" else (("^words/", 0.2), ("logit_scale", 10.0))
     c.evaluators.retrieval = form.retrieval()
     return c

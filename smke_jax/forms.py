@@ -120,6 +120,10 @@ class Thesis:
         given = {"start": "weights/bert-base-uncased", "dropout": 0.1, "dtype": "bfloat16"}
         return part("text_tower", **given | fields)
 
+    def new_text_tower(self) -> ConfigDict:
+        """A text tower of random weights, which has seen no captions."""
+        return part("text_tower", start="random", model=part("bert"), dropout=0.1, dtype="bfloat16")
+
     def fine_tuning(self) -> ConfigDict:
         """A config without parts for a student of pretrained towers of which all is trained."""
         c = self.run()
@@ -243,6 +247,10 @@ class Flickr8k(Thesis):
     def text_tower(self, **fields: Any) -> ConfigDict:
         return part("text_tower", **{"start": "weights/minilm", "dropout": 0.1} | fields)
 
+    def new_text_tower(self) -> ConfigDict:
+        sizes = {"width": 256, "depth": 3, "num_heads": 4, "mlp_dim": 1024, "norm_order": "pre", "max_positions": 64}
+        return part("text_tower", start="random", model=part("bert", **sizes), dropout=0.2)
+
     def fine_tuning(self) -> ConfigDict:
         c = self.tuning()
         c.batch_size, c.total_steps = 128, 420
@@ -284,6 +292,9 @@ class Drawn(Thesis):
 
     def image_towers(self) -> dict[str, ConfigDict]:
         return {"scenes": self.teacher(makes="scenes", pools=("cls", "mean"))}
+
+    def new_text_tower(self) -> ConfigDict:
+        return self.text_tower()  # it is one
 
     def fine_tuning(self) -> ConfigDict:
         return self.run()

@@ -30,6 +30,8 @@ class Start(NamedTuple):
     terms:    {term: parameters} that come along, such as temperatures
     expects:  {what: digest} that the identity of the run has to hold: what the file was made with
     expects_of: {array: {what: digest}}, the same of the network of the run that makes the array, whatever its name
+    made_by:  {array: {field: value}} that the config of the network which makes the array has to hold, where it has
+              such a field: those that the array was made with when the file was trained
     """
 
     params: Params
@@ -38,6 +40,7 @@ class Start(NamedTuple):
     terms: Mapping[str, Params] = {}
     expects: Mapping[str, str] = {}
     expects_of: Mapping[str, Mapping[str, str]] = {}
+    made_by: Mapping[str, Mapping[str, Any]] = {}
 
 
 class Network(NamedTuple):

@@ -11,6 +11,7 @@ from smke_jax.networks.encoders import CLIP
 
 # The term whose temperature comes along.  Where others learn theirs, their field `temperature` says where it starts.
 CONTRAST = "itc"
+MADE_BY = ("pool", "pools", "layers", "close_up")  # what a feature is, besides the weights of its network
 
 
 def projection_start(path: str, side: str, shapes: Any, description: Mapping[str, Any]) -> Start:
@@ -43,7 +44,21 @@ def projection_start(path: str, side: str, shapes: Any, description: Mapping[str
         )
     loaded = fit(shapes, params, source=f"the projection of {side} in {path}")
     origin = f"the projection of {side} in {path}"
-    return Start(loaded, {"": origin}, {"weights": digests(path)["weights"]}, scales)
+    return Start(
+        loaded, {"": origin}, {"weights": digests(path)["weights"]}, scales, made_by=_made_by(model, side, description)
+    )
+
+
+def _made_by(model: Mapping[str, Any], side: str, description: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """{feature that `description` reads: fields of the network that made the one in its place in an export}."""
+    networks = model.get("networks", {}).values()
+    theirs = next((own[side] for own in networks if own["type"] == "projections"), ())
+    makers = {f"{own['makes']}/feature": {"close_up": 1.0} | dict(own) for own in networks if "makes" in own}
+    plain = lambda x: tuple(x) if isinstance(x, list) else x  # noqa: E731  JSON has no tuples
+    return {
+        ours: {field: plain(makers[their][field]) for field in MADE_BY if field in makers[their]}
+        for ours, their in zip(description[side], theirs, strict=False)
+    }
 
 
 def _of_aligned(params, model, side, path):

@@ -155,6 +155,7 @@ def together(found: Mapping[str, Start]) -> Start:
         {f"{name} {what}": digest for name, part in found.items() for what, digest in part.digests.items()},
         {term: scales for part in found.values() for term, scales in part.terms.items()},
         {what: digest for part in found.values() for what, digest in part.expects.items()},
+        made_by={array: fields for part in found.values() for array, fields in part.made_by.items()},
     )
 
 

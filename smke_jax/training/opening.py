@@ -101,6 +101,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
             raise UserError(f"an epoch has {rows} rows, fewer than one batch of {config.batch_size}: lower batch_size")
         starts = read_starts(experiment)
         identity = _identity(experiment, starts)
+        _check_makers(config, experiment, starts)
         for evaluator in experiment.recipe.evaluators.values():  # what is not there must not be found out after hours
             split = experiment.task.split(evaluator.split)
             evaluator.check_passes(experiment.chosen(evaluator.needs, {*split.columns, *evaluator.adds}))
@@ -171,7 +172,7 @@ def _identity(experiment: Experiment, starts: Mapping[str, Start]) -> dict[str, 
     for name, start in starts.items():
         expects = dict(start.expects)
         for array, digests in start.expects_of.items():
-            maker = next(p for p in experiment.recipe.passes if array in p.provides).networks[0]
+            maker = _maker(experiment, array)
             expects |= {f"{maker} {what}": digest for what, digest in digests.items()}
         for what, digest in expects.items():
             if identity.get(what) != digest:
@@ -183,6 +184,24 @@ def _identity(experiment: Experiment, starts: Mapping[str, Start]) -> dict[str, 
                     f"{here} here): set {field} to the one that it was made with{running}"
                 )
     return identity
+
+
+def _maker(experiment: Experiment, array: str) -> str:
+    """The network that makes `array`."""
+    return next(p for p in experiment.recipe.passes if array in p.provides).networks[0]
+
+
+def _check_makers(config: ConfigDict, experiment: Experiment, starts: Mapping[str, Start]) -> None:
+    """Raises UserError where a network starts from a file that was trained with features made in another way."""
+    for name, start in starts.items():
+        for array, fields in start.made_by.items():
+            maker = _maker(experiment, array)
+            for field, theirs in fields.items():
+                if (own := config.networks[maker].get(field, theirs)) != theirs:
+                    raise UserError(
+                        f"config.networks.{name} starts from a file that was trained on features of {field}={theirs}, "
+                        f"and {array} has {own}: set config.networks.{maker}.{field}={theirs}"
+                    )
 
 
 def _lengths(config: ConfigDict, experiment: Experiment) -> np.ndarray:

@@ -33,6 +33,7 @@ from smke_jax.training.build import build_experiment, build_step, resolve
 from smke_jax.training.export import export_run
 from smke_jax.training.frozen import frozen_shapes
 from smke_jax.training.loop import train_and_evaluate
+from smke_jax.training.opening import open_run
 from smke_jax.training.optimizer import learning_rate_schedule
 from smke_jax.training.recipe import split_params
 from smke_jax.training.stages import EXPORT, train_stages
@@ -479,6 +480,24 @@ def test_all_stages_of_the_smallest_form(few_scenes, tmp_path, variant, own, tea
     images, texts = model.encode_images(SCENES.train.images[:2]), model.encode_texts(SCENES.train.captions[0])
     np.testing.assert_allclose(np.linalg.norm(images, axis=1), 1, atol=1e-5)
     assert images.shape[1] == texts.shape[1] == width
+
+
+def test_a_projection_begins_with_features_like_those_it_was_trained_on(few_scenes, tmp_path):
+    """Features of as many channels that are made in another way would fit, and mean nothing to it."""
+    config = load_config(f"{CONFIG.with_name('lit.py')}:smoke")
+    config.total_steps, config.num_devices, config.log.report = 1, 1, False
+    tower = next(name for name in config.networks if name not in ("words", "student"))
+    config.networks[tower].close_up = 0.5
+    train_and_evaluate(config.copy_and_resolve_references(), tmp_path / "run")
+    export_run(tmp_path / "run", tmp_path / "export")
+    config.networks.student.update(image_start=str(tmp_path / "export"), text_start=str(tmp_path / "export"))
+    open_run(config.copy_and_resolve_references(), tmp_path / "alike")
+    for network, field, other, said in ((tower, "close_up", 1.0, "0.5"), ("words", "pool", "cls", "mean")):
+        changed = config.copy_and_resolve_references()
+        changed.networks[network][field] = other
+        made = f"trained on features of {field}={said}, and .*/feature has {other}: set config.networks.{network}"
+        with pytest.raises(UserError, match=made):
+            open_run(changed, tmp_path / field)
 
 
 @pytest.mark.parametrize("stage, sees", [("image1", "image"), ("text1", "text")])
