@@ -13,7 +13,19 @@ from smke_jax.data.datasets import SOURCES
 from smke_jax.data.labelled import LAYOUTS
 from smke_jax.data.transforms import TEACHER_VIEWS
 from smke_jax.errors import UserError
-from smke_jax.limits import ABOVE_0, ANY, AT_LEAST_0, AT_LEAST_1, BELOW_1, LAYERS, SHARE, Entries, OneOrMore, Range
+from smke_jax.limits import (
+    ABOVE_0,
+    ABOVE_0_TO_1,
+    ANY,
+    AT_LEAST_0,
+    AT_LEAST_1,
+    BELOW_1,
+    LAYERS,
+    SHARE,
+    Entries,
+    OneOrMore,
+    Range,
+)
 from smke_jax.losses.collective import IMPLEMENTATIONS
 from smke_jax.losses.same_image import SAME_IMAGE
 from smke_jax.models.attention import CHOICES as ATTENTION
@@ -65,6 +77,7 @@ RANGES = {
     **dict.fromkeys(("flip", "jitter", "grayscale", "masked", "erasing", "cutmix_share", "mix_probability"), SHARE),
     **dict.fromkeys(("decay", "warmup_fraction", "head_dropout", "held_back", "smoothing"), BELOW_1),
     **dict.fromkeys(("eps", "layer_decay", "prefetch_mib", "memory_mib"), ABOVE_0),
+    "close_up": ABOVE_0_TO_1,
     **dict.fromkeys(("margin", "weight"), ANY),
     **dict.fromkeys(("temperature", "teacher_temperature", "target_temperature"), Range(1e-3)),
     "max_length": Range(3),
