@@ -32,7 +32,7 @@ def get_config(variant: str = ""):
     c.networks.words = form.new_text_tower() if kind == "new_text" else form.text_tower(**kept)
     features = tuple(f"{name}/feature" for name in towers)
     shared = transformer(num_heads=8, mlp_dim=1024) if kind == "shared" else None
-    c.networks.student = projections(image=features, dropout=0.3, shared=shared)
+    c.networks.student = projections(image=features, dropout=form.feature_dropout, shared=shared)
     views = 0 if form.whole_photos else form.augmentations
     c.assets.photos = stored_features(of=features, augmentations=views, evaluated=(form.held_out,), half=True)
     c.terms.itc = itc(levels=("out",), same_image="positive")
