@@ -2,7 +2,8 @@
 
     smke train --config=configs/lit.py --workdir=runs/lit --config.task.data=data/coco
 
-The image towers embed random views of every photo once, or the whole photo, and the photos of the dev split.
+The image towers embed random views of every photo once, or the whole photo and a close-up of it (flickr8k), and the
+photos of the dev split.
 Training reads these features and runs the text tower alone.  `smke_jax/convert/README.md` says how to get the weights.
 Source: Zhai et al. 2022, on features as in FuseMix (Vouitsis et al. 2024).
 

@@ -30,7 +30,7 @@ from smke_jax.training.profiling import Profiler
 from smke_jax.training.report import Reporter
 from smke_jax.training.state import TrainState, count_parameters
 from smke_jax.training.step import borrow, init_state, spread
-from smke_jax.training.stored import StoredAsset, words_read
+from smke_jax.training.stored import StoredAsset, asset_folder, words_read
 from smke_jax.training.writers import MetricWriter, Progress, peak_memory_gib
 
 log = logging.getLogger("smke_jax")
@@ -119,7 +119,7 @@ class _Loop:
                 asset,
                 encode,
                 self.task,
-                (Path(asset.folder) if asset.folder else self.workdir / "assets") / name,
+                asset_folder(name, asset, self.workdir),
                 widths={what: plan.experiment.shapes.arrays[what].shape[-1] for what in asset.provides},
                 made_with=_made_with(plan, making[name]),
                 before={k: str(x) for k, x in plan.defaults.items()},

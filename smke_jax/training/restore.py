@@ -1,5 +1,6 @@
 """What a run directory holds after training: enough to evaluate and export, without its data and optimiser."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -13,13 +14,16 @@ from smke_jax.evaluators.encode import Encoder
 from smke_jax.networks.base import Network
 from smke_jax.parts import filled
 from smke_jax.reporting.run_file import read_run
-from smke_jax.tasks.base import Split
+from smke_jax.tasks.base import Column, Split
 from smke_jax.training import record
 from smke_jax.training.build import Experiment, build_experiment, build_step, read_starts
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.frozen import load_frozen, networks_of
 from smke_jax.training.recipe import merge
 from smke_jax.training.step import abstract_state, borrow
+from smke_jax.training.stored import asset_folder, kept_columns
+
+log = logging.getLogger("smke_jax")
 
 IMAGE_TEXT = ("student", "fused_towers")  # models that embed images and captions by themselves
 
@@ -65,9 +69,23 @@ class TrainedRun(NamedTuple):
         )  # fmt: skip
 
     def evaluate(self, evaluator: Evaluator, split: Split | None = None) -> Figures:
-        """What `evaluator` finds, on its own split or another one."""
+        """What `evaluator` finds, on its own split or another one; of its own it reads what training has kept."""
         task = self.experiment.task
-        return evaluator.run(self.encoder(), task, split or task.split(evaluator.split))
+        if split is None:
+            split = task.split(evaluator.split)
+            if evaluator.stored:
+                split = split._replace(columns={**split.columns, **self._kept(evaluator.split, split)})
+        return evaluator.run(self.encoder(), task, split)
+
+    def _kept(self, name: str, split: Split) -> dict[str, Column]:
+        made_with = self.record["identity"] | {k: str(x) for k, x in record.flatten(self.config).items()}
+        found = {}
+        for asset_name, asset in self.experiment.recipe.assets.items():
+            directory = asset_folder(asset_name, asset, self.workdir)
+            found |= kept_columns(directory, asset, name, split, made_with)
+        if found:
+            log.info("%s of %s: as training has kept them", ", ".join(found), split.name)
+        return found
 
 
 def restore_run(workdir: str | Path, step: int | Literal["best"] | None = None) -> TrainedRun:

@@ -87,10 +87,7 @@ class StoredAsset:
 
     def columns(self, split: str) -> dict[str, Column]:
         """What is kept of an evaluated split, as columns of it."""
-        return {
-            what: Column(len(array), lambda rows, array=array: np.asarray(array[rows], np.float32))
-            for what, array in self._evaluated.get(split, {}).items()
-        }
+        return {what: _column(array) for what, array in self._evaluated.get(split, {}).items()}
 
     def _split(self, task: Task, number: int | None) -> Split:
         return task.split(task.train) if number is None else task.augmented(number)
@@ -116,7 +113,7 @@ class StoredAsset:
         kind: in the names of the files: the number of a random view, the name of an evaluated split, or None
         """
         suffix = "" if kind is None else f".view{kind}" if isinstance(kind, int) else f".{kind}"
-        paths = {what: self._directory / f"{what.replace('/', '-')}{suffix}.npy" for what in self.asset.provides}
+        paths = {what: self._directory / _file_name(what, suffix) for what in self.asset.provides}
         views = str(split.facts.get("views", ""))
         about = {**self._made_with, "data": split.digest, "dtype": self.asset.dtype, "views": views}
         # Process 0 decides for all: elsewhere a shared folder may show an older state.
@@ -138,6 +135,41 @@ class StoredAsset:
             for path in paths.values():
                 _check_record(path, about, self._before)
             return {what: _open(path, count, self._numbers) for what, path in paths.items()}
+
+
+def asset_folder(name: str, asset: Asset, workdir: Path) -> Path:
+    """Where the asset `name` of the run in `workdir` lies."""
+    return (Path(asset.folder) if asset.folder else workdir / "assets") / name
+
+
+def kept_columns(
+    directory: Path, asset: Asset, name: str, split: Split, made_with: Mapping[str, str]
+) -> dict[str, Column]:
+    """What training has kept in `directory` of the evaluated split `name`, as columns of `split`.
+
+    made_with: {what: digest or setting} of the run, of all that arrays may depend on.  An array that was made otherwise
+    or is damaged is left out: it is then made again.
+    """
+    known = {**made_with, "data": split.digest, "views": str(split.facts.get("views", "")), "dtype": asset.dtype}
+    found = {}
+    for what in asset.provides if name in asset.evaluated else ():
+        path = directory / _file_name(what, f".{name}")
+        try:
+            about = parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))
+            array = np.load(path, mmap_mode="r")
+        except (OSError, ValueError):
+            continue
+        if isinstance(about, dict) and all(x == known.get(k, x) for k, x in about.items()):
+            found[what] = _column(array)
+    return found
+
+
+def _file_name(what: str, suffix: str) -> str:
+    return f"{what.replace('/', '-')}{suffix}.npy"
+
+
+def _column(array: np.ndarray) -> Column:
+    return Column(len(array), lambda rows: np.asarray(array[rows], np.float32))
 
 
 def words_read(task: Task, whole: Specs, needs: Collection[str]) -> dict[str, str]:

@@ -133,6 +133,31 @@ def test_half_precision_takes_half_the_room(tmp_path):
     assert array.dtype == np.float16 and array.shape == (24, 16)
 
 
+def test_a_finished_run_is_evaluated_on_what_it_has_kept(tmp_path, monkeypatch):
+    """The frozen tower runs again where what was kept is of other data, of other settings or damaged."""
+    folder = tmp_path / "features"
+    trained = train_and_evaluate(config(folder, half=True), tmp_path / "run").figures["retrieval"]
+    run = restore_run(tmp_path / "run")
+    evaluator, ran = run.experiment.recipe.evaluators["retrieval"], []
+    frozen = type(run).frozen
+    monkeypatch.setattr(type(run), "frozen", lambda self, names: ran.extend(names) or frozen(self, names))
+
+    def evaluated():
+        ran.clear()
+        return run.evaluate(evaluator).record, "tower" in ran
+
+    assert evaluated() == (trained.record, False)
+    rows = np.load(folder / "photos" / "photo-feature.gallery.npy", mmap_mode="r+")
+    rows[:] = rows[::-1]
+    assert evaluated()[0] != trained.record, "it does read them"
+    path = folder / "photos" / "photo-feature.gallery.json"
+    sound = json.loads(path.read_text())
+    others = ({"data": "others"}, {"config.networks.tower.pools": "['mean']"}, {"tower weights": "others"})
+    for bad in (*(json.dumps(sound | other) for other in others), "{"):
+        path.write_text(bad)
+        assert evaluated()[1], bad
+
+
 @pytest.mark.parametrize("field", ["close_up", "model.norm_eps"])
 def test_a_record_that_is_older_than_a_field_holds_for_its_default(tmp_path, field):
     """`field` stands for one that a later version adds to networks, or to the parts within them."""
