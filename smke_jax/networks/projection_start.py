@@ -58,6 +58,7 @@ def _made_by(model: Mapping[str, Any], side: str, description: Mapping[str, Any]
     return {
         ours: {field: plain(makers[their][field]) for field in MADE_BY if field in makers[their]}
         for ours, their in zip(description[side], theirs, strict=False)
+        if their in makers
     }
 
 

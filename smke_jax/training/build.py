@@ -14,16 +14,18 @@ from smke_jax.evaluators.base import Asset
 from smke_jax.networks.base import Network, Specs, Start, check_alike
 from smke_jax.parallel.mesh import make_mesh
 from smke_jax.parallel.process import failing_together
-from smke_jax.parts import ROOMS
+from smke_jax.parts import ROOMS, at_defaults
 from smke_jax.passes.averaged import averaged
 from smke_jax.passes.base import Pass
 from smke_jax.passes.by_length import Split, split_by_length
 from smke_jax.selections.base import Selection
 from smke_jax.tasks.base import Draft, Task
 from smke_jax.training import record
+from smke_jax.training.frozen import networks_of
 from smke_jax.training.optimizer import build_optimizer
 from smke_jax.training.recipe import Recipe, Shapes, in_order, make_recipe, shapes_of
 from smke_jax.training.step import abstract_state, make_diagnosis, make_train_step
+from smke_jax.training.stored import words_read
 from smke_jax.training.validation import validate
 
 
@@ -47,6 +49,17 @@ class Experiment(NamedTuple):
     def chosen(self, names: Iterable[str], columns: Iterable[str]) -> tuple[Pass, ...]:
         """The passes that make the representations `names` of the arrays `columns`, in order."""
         return in_order(self.recipe.passes, columns, {"the evaluation": names})
+
+    def made_with(self, passes: Iterable[Pass], identity: Mapping[str, str], flat: Mapping[str, Any]) -> dict[str, str]:
+        """What representations depend on that `passes` make: digests and fields of frozen networks, and of words.
+
+        identity, flat: digests and the flattened config of the run
+        """
+        networks = networks_of(self.recipe, passes)
+        digests = {k: x for k, x in identity.items() if k.partition(" ")[0] in networks}
+        fields = {k: str(x) for k, x in flat.items() for n in networks if k.startswith(f"config.networks.{n}.")}
+        words = words_read(self.task, self.whole, {need for p in passes for need in p.needs})
+        return {**digests, **{k: x for k, x in fields.items() if not k.endswith("start")}, **words}
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
@@ -238,6 +251,11 @@ def read_starts(experiment: Experiment, names: Iterable[str] | None = None) -> d
         if start is not None:
             starts[name] = start
     return starts
+
+
+def network_defaults(config: ConfigDict) -> dict[str, Any]:
+    """{'config.networks.NAME.FIELD': its default}, also of the parts within networks."""
+    return record.flatten({name: at_defaults(x, name) for name, x in config.networks.items()}, "config.networks")
 
 
 def build_step(

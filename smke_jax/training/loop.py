@@ -30,7 +30,7 @@ from smke_jax.training.profiling import Profiler
 from smke_jax.training.report import Reporter
 from smke_jax.training.state import TrainState, count_parameters
 from smke_jax.training.step import borrow, init_state, spread
-from smke_jax.training.stored import StoredAsset, asset_folder, words_read
+from smke_jax.training.stored import StoredAsset, asset_folder
 from smke_jax.training.writers import MetricWriter, Progress, peak_memory_gib
 
 log = logging.getLogger("smke_jax")
@@ -121,7 +121,7 @@ class _Loop:
                 self.task,
                 asset_folder(name, asset, self.workdir),
                 widths={what: plan.experiment.shapes.arrays[what].shape[-1] for what in asset.provides},
-                made_with=_made_with(plan, making[name]),
+                made_with=plan.experiment.made_with(making[name], plan.identity, plan.flat),
                 before={k: str(x) for k, x in plan.defaults.items()},
                 numbers=plan.experiment.numbers[name],
                 seed=plan.seed,
@@ -270,15 +270,6 @@ class _Loop:
             step, state.params, state.without_params(), self.batches.get_state(), {"identity": self.plan.identity},
             metric=metric,
         )  # fmt: skip
-
-
-def _made_with(plan: Plan, passes) -> dict[str, str]:
-    """What representations depend on that these passes make: digests and fields of frozen networks, and of words."""
-    networks = networks_of(plan.experiment.recipe, passes)
-    digests = {k: x for k, x in plan.identity.items() if k.partition(" ")[0] in networks}
-    fields = {k: str(x) for k, x in plan.flat.items() for n in networks if k.startswith(f"config.networks.{n}.")}
-    words = words_read(plan.experiment.task, plan.experiment.whole, {need for p in passes for need in p.needs})
-    return {**digests, **{k: x for k, x in fields.items() if not k.endswith("start")}, **words}
 
 
 def with_starts(params: Any, starts) -> Any:

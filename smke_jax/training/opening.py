@@ -24,6 +24,7 @@ from smke_jax.training.build import (
     build_diagnosis,
     build_experiment,
     build_step,
+    network_defaults,
     read_starts,
     resolve,
 )
@@ -127,7 +128,7 @@ def open_run(config: ConfigDict, workdir: Path) -> Plan:
         identity=identity,
         flat=flat,
         text=config.to_json(indent=2),
-        defaults=record.flatten({k: at_defaults(x, k) for k, x in config.networks.items()}, "config.networks"),
+        defaults=network_defaults(config),
         seed=config.seed,
         batch_size=config.batch_size,
         total_steps=config.total_steps,
@@ -196,11 +197,14 @@ def _check_makers(config: ConfigDict, experiment: Experiment, starts: Mapping[st
     for name, start in starts.items():
         for array, fields in start.made_by.items():
             maker = _maker(experiment, array)
+            known = at_defaults(config.networks[maker], maker).to_dict() | config.networks[maker].to_dict()
+            own = {"close_up": 1.0} | known  # what has no such field makes none
             for field, theirs in fields.items():
-                if (own := config.networks[maker].get(field, theirs)) != theirs:
+                if own.get(field, theirs) != theirs:
+                    remedy = f"set config.networks.{maker}.{field}={theirs}"
                     raise UserError(
                         f"config.networks.{name} starts from a file that was trained on features of {field}={theirs}, "
-                        f"and {array} has {own}: set config.networks.{maker}.{field}={theirs}"
+                        f"and {array} has {own[field]}: {remedy if field in known else 'give another file'}"
                     )
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import optax
+from ml_collections import ConfigDict
 
 from smke_jax.errors import UserError
 from smke_jax.evaluators.base import Evaluator, Figures
@@ -16,7 +17,7 @@ from smke_jax.parts import filled
 from smke_jax.reporting.run_file import read_run
 from smke_jax.tasks.base import Column, Split
 from smke_jax.training import record
-from smke_jax.training.build import Experiment, build_experiment, build_step, read_starts
+from smke_jax.training.build import Experiment, build_experiment, build_step, network_defaults, read_starts
 from smke_jax.training.checkpoint import Checkpointer
 from smke_jax.training.frozen import load_frozen, networks_of
 from smke_jax.training.recipe import merge
@@ -78,11 +79,13 @@ class TrainedRun(NamedTuple):
         return evaluator.run(self.encoder(), task, split)
 
     def _kept(self, name: str, split: Split) -> dict[str, Column]:
-        made_with = self.record["identity"] | {k: str(x) for k, x in record.flatten(self.config).items()}
+        before = {k: str(x) for k, x in network_defaults(ConfigDict(self.config)).items()}
         found = {}
         for asset_name, asset in self.experiment.recipe.assets.items():
+            passes = self.experiment.chosen(asset.provides, split.columns) if name in asset.evaluated else ()
+            made_with = self.experiment.made_with(passes, self.record["identity"], record.flatten(self.config))
             directory = asset_folder(asset_name, asset, self.workdir)
-            found |= kept_columns(directory, asset, name, split, made_with)
+            found |= kept_columns(directory, asset, name, split, made_with=made_with, before=before)
         if found:
             log.info("%s of %s: as training has kept them", ", ".join(found), split.name)
         return found

@@ -50,8 +50,6 @@ class StoredAsset:
         self._name, self._encode, self._directory, self._made_with = name, encode, directory, dict(made_with)
         self._before = before
         self._numbers = numbers
-        if asset.normalised:
-            self._made_with["rows"] = "divided by their length"
         views = range(asset.views) if asset.views else (None,)
         self._owners = task.split(task.train).facts["caption_image"] if numbers == TEXT_NUMBER else None
         count = task.facts.get("num_images", task.length()) if self._owners is None else len(self._owners)
@@ -114,8 +112,7 @@ class StoredAsset:
         """
         suffix = "" if kind is None else f".view{kind}" if isinstance(kind, int) else f".{kind}"
         paths = {what: self._directory / _file_name(what, suffix) for what in self.asset.provides}
-        views = str(split.facts.get("views", ""))
-        about = {**self._made_with, "data": split.digest, "dtype": self.asset.dtype, "views": views}
+        about = _about(self.asset, split, self._made_with)
         # Process 0 decides for all: elsewhere a shared folder may show an older state.
         there = multihost_utils.broadcast_one_to_all(np.array([path.exists() for path in paths.values()]))
         missing = tuple(what for what, found in zip(paths, there, strict=True) if not found)
@@ -143,25 +140,30 @@ def asset_folder(name: str, asset: Asset, workdir: Path) -> Path:
 
 
 def kept_columns(
-    directory: Path, asset: Asset, name: str, split: Split, made_with: Mapping[str, str]
+    directory: Path, asset: Asset, name: str, split: Split, *, made_with: Mapping[str, str], before: Mapping[str, str]
 ) -> dict[str, Column]:
     """What training has kept in `directory` of the evaluated split `name`, as columns of `split`.
 
-    made_with: {what: digest or setting} of the run, of all that arrays may depend on.  An array that was made otherwise
-    or is damaged is left out: it is then made again.
+    Arguments as of `StoredAsset`.  An array that was made otherwise or is damaged is left out: it is then made again.
     """
-    known = {**made_with, "data": split.digest, "views": str(split.facts.get("views", "")), "dtype": asset.dtype}
-    found = {}
+    found, about = {}, _about(asset, split, made_with)
     for what in asset.provides if name in asset.evaluated else ():
         path = directory / _file_name(what, f".{name}")
-        try:
-            about = parse_json(path.with_suffix(".json").read_text(encoding="utf-8"))
-            array = np.load(path, mmap_mode="r")
-        except (OSError, ValueError):
+        if not path.exists():
             continue
-        if isinstance(about, dict) and all(x == known.get(k, x) for k, x in about.items()):
-            found[what] = _column(array)
+        try:
+            _check_record(path, about, before)
+            found[what] = _column(_open(path, None, ""))
+        except UserError as error:
+            log.warning("%s is made again: %s", what, error)
     return found
+
+
+def _about(asset: Asset, split: Split, made_with: Mapping[str, str]) -> dict[str, str]:
+    """The record of an array of `split`."""
+    rows = {"rows": "divided by their length"} if asset.normalised else {}
+    views = str(split.facts.get("views", ""))
+    return {**made_with, **rows, "data": split.digest, "dtype": asset.dtype, "views": views}
 
 
 def _file_name(what: str, suffix: str) -> str:
@@ -194,7 +196,7 @@ def _check_record(path: Path, about: Mapping[str, str], before: Mapping[str, str
         found = parse_json(record.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         raise UserError(f"{record} is missing or damaged: delete {path.name}, and it is computed again") from None
-    found = {what: before[what] for what in about if what in before} | found
+    found = {what: before[what] for what in about if what in before} | dict(found)
     for what in sorted({*about, *found}):
         if found.get(what) != about.get(what):
             there, here = (str(x.get(what, "none"))[:60] for x in (found, about))
@@ -204,7 +206,7 @@ def _check_record(path: Path, about: Mapping[str, str], before: Mapping[str, str
 def _open(path: Path, count: int | None, numbers: str) -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} is damaged ({error}): delete it, and it is computed again") from None
     if count is not None and len(array) != count:
         what = "captions" if numbers == TEXT_NUMBER else "images"
