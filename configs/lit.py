@@ -10,7 +10,8 @@ Source: Zhai et al. 2022, on features as in FuseMix (Vouitsis et al. 2024).
 `configs/lit.py:frozen_text` keeps the text tower frozen too.  `:mixup` also contrasts mixed features.  `:structure`
 adds STRUCTURE, whose weight rises from 0 to 10: rows that are neighbours in the first image tower, or in the text
 tower, stay neighbours.  `:shared` puts S-SMKE's shared block after the projections.  `:one_tower` leaves out all image
-towers but the first.  `:new_text` begins with a text tower of random weights, which has seen no captions.
+towers but the first.  `:new_text` begins with a text tower of random weights, which has seen no captions; of its
+formats, `smke export` writes `flax` for it.
 """
 
 from smke_jax.forms import split_variant

@@ -149,7 +149,7 @@ class Compression:
 
 
 class OnPhotos(Compression):
-    """Flickr8k's photos; the teacher is configs/lit.py's, whose frozen towers see every photo once.
+    """Flickr8k's photos; the teacher is configs/lit.py's, whose frozen towers see every photo and a close-up of it.
 
     The image student is the first 4 layers of DINOv2 at 98 px, the text student the first 3 of the teacher's 6, with a
     third of the channels in its table of words, which is half of the teacher's text tower.
