@@ -3,15 +3,15 @@
     smke train --config=configs/lit.py --workdir=runs/lit --config.task.data=data/coco
 
 The image towers embed random views of every photo once, or the whole photo and a close-up of it (flickr8k), and the
-photos of the dev split.
-Training reads these features and runs the text tower alone.  `smke_jax/convert/README.md` says how to get the weights.
+photos of the dev split.  Training reads these features and runs the text tower alone.  `smke_jax/convert/README.md`
+says how to get the weights.
 Source: Zhai et al. 2022, on features as in FuseMix (Vouitsis et al. 2024).
 
 `configs/lit.py:frozen_text` keeps the text tower frozen too.  `:mixup` also contrasts mixed features.  `:structure`
 adds STRUCTURE, whose weight rises from 0 to 10: rows that are neighbours in the first image tower, or in the text
 tower, stay neighbours.  `:shared` puts S-SMKE's shared block after the projections.  `:one_tower` leaves out all image
-towers but the first.  `:new_text` begins with a text tower of random weights, which has seen no captions; of its
-formats, `smke export` writes `flax` for it.
+towers but the first.  `:new_text` begins with a text tower of random weights, which has seen no captions;
+`smke export` writes such a model as `flax` only.
 """
 
 from smke_jax.forms import split_variant
@@ -44,6 +44,7 @@ def get_config(variant: str = ""):
     if kind == "structure":
         c.terms.structure = structure(before=(features[0], "words/feature"), after=("image/out", "text/out"))
         c.terms.structure.weight, c.terms.structure.final_weight = 0.0, 10.0
-    c.optimizer.lr_rules = (("logit_scale", 10.0),) if kind == "new_text" else (("^words/", 0.2), ("logit_scale", 10.0))
+    pretrained = () if kind == "new_text" else (("^words/", 0.2),)
+    c.optimizer.lr_rules = (*pretrained, ("logit_scale", 10.0))
     c.evaluators.retrieval = form.retrieval()
     return c

@@ -304,8 +304,10 @@ class AlignedModel(EmbeddingModel):
         inputs = {side: sum(self.networks[name].channels for name in names) for side, names in self.readers.items()}
         self.networks[self.last] = Projections(networks[self.last], inputs)
         fields = (networks[name] for name in self.readers["image"])
-        self.close_ups = [networks[name].get("close_up", 1.0) for name in self.readers["image"]]
-        self.views = [{"size": own["image_size"], "mean": own["mean"], "std": own["std"]} for own in fields]
+        self.views = [
+            {"size": own["image_size"], "mean": own["mean"], "std": own["std"], "close_up": own.get("close_up", 1.0)}
+            for own in fields
+        ]
         self.post_init()
 
     def preprocess(self, images):
@@ -320,8 +322,8 @@ class AlignedModel(EmbeddingModel):
         dtype = next(self.parameters()).dtype
         rows = pixel_values.flatten(1).to(dtype).split([3 * view["size"] ** 2 for view in self.views], dim=1)
         features = [
-            seen_closer(self.networks[name], row.unflatten(1, (3, view["size"], view["size"])), share)
-            for name, row, view, share in zip(self.readers["image"], rows, self.views, self.close_ups, strict=True)
+            seen_closer(self.networks[name], row.unflatten(1, (3, view["size"], view["size"])), view["close_up"])
+            for name, row, view in zip(self.readers["image"], rows, self.views, strict=True)
         ]
         return self.networks[self.last]("image", torch.cat(features, dim=1).to(dtype))
 
@@ -333,7 +335,8 @@ class AlignedModel(EmbeddingModel):
 
 
 def seen_closer(tower, pixels, share):
-    """What `tower` makes of pixels (B, 3, S, S); with a share below 1 the mean with their middle, mirrored."""
+    """What `tower` makes of pixels (B, 3, S, S); with a share below 1, the mean of that and of what it makes of
+    their mirrored middle."""
     if share == 1:
         return tower(pixels)
     size = pixels.shape[3]

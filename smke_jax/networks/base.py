@@ -30,8 +30,8 @@ class Start(NamedTuple):
     terms:    {term: parameters} that come along, such as temperatures
     expects:  {what: digest} that the identity of the run has to hold: what the file was made with
     expects_of: {array: {what: digest}}, the same of the network of the run that makes the array, whatever its name
-    made_by:  {array: {field: value}} that the config of the network which makes the array has to hold, where it has
-              such a field: those that the array was made with when the file was trained
+    made_by:  {array: {field: value}}: how the array was made when the file was trained.  The network of the run that
+              makes the array has to have the same values, as far as it has such fields
     """
 
     params: Params

@@ -13,7 +13,8 @@ CLIP = "clip"
 IMAGENETS = ("data2vec2",)  # families whose files need not say it: all were trained with ImageNet's statistics
 BESIDE = {"image": ("mean", "std"), "text": ("vocab_size",)}  # what a student's export says of both towers at once
 WORD_HEAD = "word_head"  # of a BERT: no part of the encoder
-USE = ("makes", "image", "pool", "pools", "layers", "close_up")  # how an aligned export runs an encoder
+FEATURE = ("pool", "pools", "layers", "close_up")  # what a feature is, besides the weights of its encoder
+USE = ("makes", "image", *FEATURE)  # how an aligned export runs an encoder
 
 
 def describe_encoder(path: str, tower: str) -> dict[str, Any]:

@@ -48,8 +48,8 @@ def frozen(
     image:       the array of the task that it reads, a view of its own size; 'image' where the task makes no other view
     pools:       what a feature is made of: 'cls', 'mean' or both
     layers:      the layers, counted from 1, that a feature is made of; () is the encoder's output
-    close_up:    below 1, a feature is the mean over that of the image and that of its mirrored middle, of this share of
-                 the sides: twice the time, and features that hardly depend on how a photo was framed
+    close_up:    the share of the sides that a close-up has: the middle of the image, mirrored.  Below 1, a feature is
+                 the mean of that of the image and that of its close-up, and takes twice the time
     dtype:       of matrix products and of the stored matrices
     stand_in_classes: logits for a teacher without a classifier, to try recipes that learn a classifier's: the cosines
                  of its [CLS] with so many fixed random directions, over `stand_in_temperature`

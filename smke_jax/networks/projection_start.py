@@ -7,11 +7,10 @@ from smke_jax.convert.params_file import digests, fit, load_params, read_descrip
 from smke_jax.convert.temperatures import by_level
 from smke_jax.errors import UserError
 from smke_jax.networks.base import Start
-from smke_jax.networks.encoders import CLIP
+from smke_jax.networks.encoders import CLIP, FEATURE
 
 # The term whose temperature comes along.  Where others learn theirs, their field `temperature` says where it starts.
 CONTRAST = "itc"
-MADE_BY = ("pool", "pools", "layers", "close_up")  # what a feature is, besides the weights of its network
 
 
 def projection_start(path: str, side: str, shapes: Any, description: Mapping[str, Any]) -> Start:
@@ -56,7 +55,7 @@ def _made_by(model: Mapping[str, Any], side: str, description: Mapping[str, Any]
     makers = {f"{own['makes']}/feature": {"close_up": 1.0} | dict(own) for own in networks if "makes" in own}
     plain = lambda x: tuple(x) if isinstance(x, list) else x  # noqa: E731  JSON has no tuples
     return {
-        ours: {field: plain(makers[their][field]) for field in MADE_BY if field in makers[their]}
+        ours: {field: plain(makers[their][field]) for field in FEATURE if field in makers[their]}
         for ours, their in zip(description[side], theirs, strict=False)
         if their in makers
     }

@@ -79,7 +79,7 @@ def _tower_shapes(own: Description) -> Any:
 
 def _image_tower(name: str, own: Description) -> tuple[Pass, ...]:
     chosen = {key: own[key] for key in ("makes", "image")} | {key: tuple(own[key]) for key in ("pools", "layers")}
-    close_up = own.get("close_up", 1.0)  # exports of old do not say it
+    close_up = own.get("close_up", 1.0)  # older exports do not say it
     return (features(build_teacher(own), name, close_up=close_up, **statistics_of(own), **chosen),)
 
 

@@ -35,7 +35,7 @@ def features(
     '<makes>/patches' (B, N, D), what it begins with: the embedded patches, without positions.  One that ends in a grid
     of cells also makes '<makes>/tokens', one of every cell.
     Of a model that classifies also '<makes>/logits' (B, classes); `head` makes them of [CLS] for one that does not.
-    close_up: below 1, a feature is the mean over that of the image and that of its middle, mirrored: `middle`.
+    close_up: below 1, a feature is the mean of that of the image and that of its `middle` of this share.
     `mean` and `std` (3,) are those of the pixels in [0, 1] that the encoder was trained with.
     `pools` and `layers` are checked by `check_pools`.
     trains: whether the model drops out some of its numbers while its network is trained.

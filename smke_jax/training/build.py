@@ -17,7 +17,7 @@ from smke_jax.parallel.process import failing_together
 from smke_jax.parts import ROOMS, at_defaults
 from smke_jax.passes.averaged import averaged
 from smke_jax.passes.base import Pass
-from smke_jax.passes.by_length import Split, split_by_length
+from smke_jax.passes.by_length import split_by_length
 from smke_jax.selections.base import Selection
 from smke_jax.tasks.base import Draft, Task
 from smke_jax.training import record
@@ -253,9 +253,10 @@ def read_starts(experiment: Experiment, names: Iterable[str] | None = None) -> d
     return starts
 
 
-def network_defaults(config: ConfigDict) -> dict[str, Any]:
-    """{'config.networks.NAME.FIELD': its default}, also of the parts within networks."""
-    return record.flatten({name: at_defaults(x, name) for name, x in config.networks.items()}, "config.networks")
+def network_defaults(config: ConfigDict) -> dict[str, str]:
+    """{'config.networks.NAME.FIELD': its default, as text}, also of the parts within networks."""
+    found = record.flatten({name: at_defaults(x, name) for name, x in config.networks.items()}, "config.networks")
+    return {field: str(default) for field, default in found.items()}
 
 
 def build_step(
@@ -275,22 +276,17 @@ def build_step(
     )  # fmt: skip
     run = make_train_step(
         experiment.recipe, tx, experiment.mesh, total_steps=config.total_steps, layout=abstract,
-        split=_split(config, experiment, lengths), **_computed(config),
+        **_computed(config, experiment, lengths),
     )  # fmt: skip
     return tx, schedule, abstract, run
 
 
 def build_diagnosis(config: ConfigDict, experiment: Experiment, lengths: Sequence[int] = ()) -> Callable:
     """`make_diagnosis` of the step of `config` (resolved); lengths as of `build_step`."""
-    return make_diagnosis(
-        experiment.recipe, experiment.mesh, split=_split(config, experiment, lengths), **_computed(config)
-    )
+    return make_diagnosis(experiment.recipe, experiment.mesh, **_computed(config, experiment, lengths))
 
 
-def _split(config: ConfigDict, experiment: Experiment, lengths: Sequence[int]) -> Split:
-    return split_by_length(lengths, experiment.mesh, config.micro_batch)
-
-
-def _computed(config: ConfigDict) -> dict[str, Any]:
+def _computed(config: ConfigDict, experiment: Experiment, lengths: Sequence[int]) -> dict[str, Any]:
     """How a step and its diagnosis are computed, which changes results by rounding alone."""
-    return {name: config[name] for name in ("micro_batch", "loss_impl", "exchange_dtype", "attention")}
+    same = {name: config[name] for name in ("micro_batch", "loss_impl", "exchange_dtype", "attention")}
+    return same | {"split": split_by_length(lengths, experiment.mesh, config.micro_batch)}

@@ -122,7 +122,7 @@ class _Loop:
                 asset_folder(name, asset, self.workdir),
                 widths={what: plan.experiment.shapes.arrays[what].shape[-1] for what in asset.provides},
                 made_with=plan.experiment.made_with(making[name], plan.identity, plan.flat),
-                before={k: str(x) for k, x in plan.defaults.items()},
+                before=plan.defaults,
                 numbers=plan.experiment.numbers[name],
                 seed=plan.seed,
                 batch_size=plan.batch_size,

@@ -49,7 +49,7 @@ class Plan(NamedTuple):
     starts:        {network: what it begins with}
     identity:      digests of what a config only names: data, vocabulary, weights
     flat, text:    the config, flattened and as JSON
-    defaults:      of the fields of networks, flattened
+    defaults:      of the fields of networks, see `network_defaults`
     watched_from:  the step from which on collapsed embeddings are reported
     """
 
@@ -63,7 +63,7 @@ class Plan(NamedTuple):
     identity: dict[str, str]
     flat: dict[str, Any]
     text: str
-    defaults: dict[str, Any]
+    defaults: dict[str, str]
     seed: int
     batch_size: int
     total_steps: int
@@ -198,7 +198,7 @@ def _check_makers(config: ConfigDict, experiment: Experiment, starts: Mapping[st
         for array, fields in start.made_by.items():
             maker = _maker(experiment, array)
             known = at_defaults(config.networks[maker], maker).to_dict() | config.networks[maker].to_dict()
-            own = {"close_up": 1.0} | known  # what has no such field makes none
+            own = {"close_up": 1.0} | known  # a network without the field makes no close-ups
             for field, theirs in fields.items():
                 if own.get(field, theirs) != theirs:
                     remedy = f"set config.networks.{maker}.{field}={theirs}"

@@ -79,11 +79,12 @@ class TrainedRun(NamedTuple):
         return evaluator.run(self.encoder(), task, split)
 
     def _kept(self, name: str, split: Split) -> dict[str, Column]:
-        before = {k: str(x) for k, x in network_defaults(ConfigDict(self.config)).items()}
-        found = {}
-        for asset_name, asset in self.experiment.recipe.assets.items():
-            passes = self.experiment.chosen(asset.provides, split.columns) if name in asset.evaluated else ()
-            made_with = self.experiment.made_with(passes, self.record["identity"], record.flatten(self.config))
+        """What the assets of the run hold of the split called `name`."""
+        before, flat, found = network_defaults(ConfigDict(self.config)), record.flatten(self.config), {}
+        assets = {x: asset for x, asset in self.experiment.recipe.assets.items() if name in asset.evaluated}
+        for asset_name, asset in assets.items():
+            passes = self.experiment.chosen(asset.provides, split.columns)
+            made_with = self.experiment.made_with(passes, self.record["identity"], flat)
             directory = asset_folder(asset_name, asset, self.workdir)
             found |= kept_columns(directory, asset, name, split, made_with=made_with, before=before)
         if found:

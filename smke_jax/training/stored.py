@@ -36,7 +36,7 @@ class StoredAsset:
     directory: of the asset
     widths:    {representation: its channels}
     made_with: {what: digest or setting} of all that the arrays depend on besides the split
-    before:    {what: setting} that a record means which does not say it, as it is older than the setting
+    before:    {what: setting} for records that are older than a setting and do not say it
     numbers:   the array of a batch that says which rows it gets: 'id' of images, 'text_id' of captions
     seed, batch_size: of the run; they decide which random view a row gets
     Raises UserError for arrays that are damaged or made otherwise, and where there is no room.
@@ -48,8 +48,7 @@ class StoredAsset:
     ):  # fmt: skip
         self.asset, self._seed, self._batch_size = asset, seed, batch_size
         self._name, self._encode, self._directory, self._made_with = name, encode, directory, dict(made_with)
-        self._before = before
-        self._numbers = numbers
+        self._before, self._numbers = before, numbers
         views = range(asset.views) if asset.views else (None,)
         self._owners = task.split(task.train).facts["caption_image"] if numbers == TEXT_NUMBER else None
         count = task.facts.get("num_images", task.length()) if self._owners is None else len(self._owners)
@@ -147,13 +146,13 @@ def kept_columns(
     Arguments as of `StoredAsset`.  An array that was made otherwise or is damaged is left out: it is then made again.
     """
     found, about = {}, _about(asset, split, made_with)
-    for what in asset.provides if name in asset.evaluated else ():
+    for what in asset.provides:
         path = directory / _file_name(what, f".{name}")
         if not path.exists():
             continue
         try:
             _check_record(path, about, before)
-            found[what] = _column(_open(path, None, ""))
+            found[what] = _column(_open(path))
         except UserError as error:
             log.warning("%s is made again: %s", what, error)
     return found
@@ -193,17 +192,17 @@ def _write(path: Path, array: np.ndarray, about: Mapping[str, str]) -> None:
 def _check_record(path: Path, about: Mapping[str, str], before: Mapping[str, str]) -> None:
     record = path.with_suffix(".json")
     try:
-        found = parse_json(record.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        found = dict(parse_json(record.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
         raise UserError(f"{record} is missing or damaged: delete {path.name}, and it is computed again") from None
-    found = {what: before[what] for what in about if what in before} | dict(found)
+    found = {what: before[what] for what in about if what in before} | found
     for what in sorted({*about, *found}):
         if found.get(what) != about.get(what):
             there, here = (str(x.get(what, "none"))[:60] for x in (found, about))
             raise UserError(f"{path} was made with another {what} ({there} there, {here} here): give another folder")
 
 
-def _open(path: Path, count: int | None, numbers: str) -> np.ndarray:
+def _open(path: Path, count: int | None = None, numbers: str = "") -> np.ndarray:
     try:
         array = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
